@@ -1,0 +1,103 @@
+"""Noise schedule and samplers of Stable Diffusion 1.x.
+
+Sources
+ [1] Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239: abar, add_noise
+ [2] Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502: the DDIM step, eta = 0
+ [3] Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778: PLMS, the multistep rule
+ [4] the published SD 1.4 file `scheduler/scheduler_config.json`
+ [5] DDIMScheduler and PNDMScheduler of diffusers, against which tests/oracle/ compares trajectories
+
+Axes: B rows, 4 x H x W latents. Time steps are integers 0..T-1, T = 1000; N is the number of sampling steps.
+"""
+import torch
+
+T = 1000
+STEPS_OFFSET = 1            # [4]; time steps are i * (T // N) + 1, "leading" spacing
+
+
+class Schedule:
+    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2 ("scaled linear", float32) [4]."""
+
+    def __init__(self, beta_start=0.00085, beta_end=0.012, num_train_timesteps=T, device="cpu"):
+        betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, num_train_timesteps, dtype=torch.float32) ** 2
+        self.alphas_cumprod = torch.cumprod(1 - betas, dim=0).to(device)                        # (T,)
+
+    def __len__(self):
+        return len(self.alphas_cumprod)
+
+    def abar(self, t):
+        """abar at time steps t (B,) as (B, 1, 1, 1)."""
+        return self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+
+    def add_noise(self, z, eps, t):
+        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps [1], a time step for each row: (B, 4, H, W), the same, (B,)."""
+        abar = self.abar(t).to(z.dtype)
+        return abar.sqrt() * z + (1 - abar).sqrt() * eps
+
+    def timesteps(self, steps):
+        """The N sampling time steps, descending: 981, 961, ..., 21, 1 for N = 50 [5]."""
+        if not 1 <= steps <= len(self):
+            raise ValueError(f"sampling steps must be between 1 and {len(self)}, got {steps}")
+        stride = len(self) // steps
+        return [i * stride + STEPS_OFFSET for i in reversed(range(steps))]
+
+    def step(self, x, eps, t, t_next):
+        """One DDIM step without noise (eta 0) [2], from t to t_next; below 0 it ends at abar_0, not at 1 [4: set_alpha_to_one].
+
+        x' = sqrt(abar') x0 + sqrt(1 - abar') eps   with   x0 = (x - sqrt(1 - abar) eps) / sqrt(abar)
+        """
+        now, after = self.alphas_cumprod[t], self.alphas_cumprod[max(t_next, 0)]
+        x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
+        return after.sqrt() * x0 + (1 - after).sqrt() * eps
+
+
+def guided(model, context, null=None, guidance=1.0):
+    """(x, t) -> eps by classifier-free guidance: e_null + g (e_text - e_null); without `null` or at g = 1 the plain prediction.
+
+    `model(x, t, context)` predicts noise; context and null are (B, 77, Dc) or (1, 77, Dc).
+    """
+    def predict(x, t):
+        B = len(x)
+        t = torch.full((B,), t, dtype=torch.int64, device=x.device)
+        text = context.expand(B, -1, -1)
+        if null is None or guidance == 1.0:
+            return model(x, t, text)
+        e_null, e_text = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([null.expand(B, -1, -1), text])).chunk(2)
+        return e_null + guidance * (e_text - e_null)
+    return predict
+
+
+def ddim(schedule, predict, x, steps=50):
+    """DDIM sampling [2]: from x (B, 4, H, W) ~ N(0, I), yields (t, x after the step), N times. predict(x, t) -> noise."""
+    stride = len(schedule) // steps
+    for t in schedule.timesteps(steps):
+        x = schedule.step(x, predict(x, t), t, t - stride)
+        yield t, x
+
+
+def pndm(schedule, predict, x, steps=50):
+    """PLMS sampling [3], SD 1.x's own (skip_prk_steps): yields (t, x after the step), N + 1 times; the second t comes twice.
+
+    The multistep rule extrapolates the noise from the last four predictions; the step itself is DDIM's, to which [3]'s
+    transfer function is algebraically equal. The first step is done again with the mean of both its ends, which takes the
+    place of a history.
+    """
+    stride, times = len(schedule) // steps, schedule.timesteps(steps)
+    past, start = [], x                                         # predictions of the last steps, newest last
+    for i, t in enumerate(times[:2] + times[1:]):
+        e = predict(x, t)
+        if i == 1:
+            t_from, x, e = times[0], start, (e + past[-1]) / 2
+        else:
+            t_from, past = t, [*past[-3:], e]
+            if len(past) == 2:
+                e = (3 * past[-1] - past[-2]) / 2
+            elif len(past) == 3:
+                e = (23 * past[-1] - 16 * past[-2] + 5 * past[-3]) / 12
+            elif len(past) == 4:
+                e = (55 * past[-1] - 59 * past[-2] + 37 * past[-3] - 9 * past[-4]) / 24
+        x = schedule.step(x, e, t_from, t_from - stride)
+        yield t, x
+
+
+SAMPLERS = {"ddim": ddim, "pndm": pndm}

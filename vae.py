@@ -1,0 +1,179 @@
+"""The autoencoder of Stable Diffusion 1.x: images <-> latents.
+
+Scope: encoder and decoder with the checkpoint's own module names, so that a strict `load_state_dict` is the whole loader.
+Sources
+ [1] Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752 (the architecture)
+ [2] the published SD 1.4 file `vae/config.json` and its 248 tensors (names, shapes, sizes)
+ [3] the AutoencoderKL of diffusers, against which tests/oracle/ compares values and gradients
+
+Axes: B images, C channels, H W latent height and width. With n levels the image is 2^(n-1) times larger: 8 for SD,
+4 for the toy. Every GroupNorm here has eps 1e-6 [3]; the UNet's are 1e-5.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EPS = 1e-6
+
+
+class Resnet(nn.Module):
+    """x + conv2(silu(norm2(conv1(silu(norm1 x))))), with a 1x1 shortcut where the width changes."""
+
+    def __init__(self, c_in, c_out, groups):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=EPS)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        if c_in != c_out:
+            self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x):                                       # (B, c_in, h, w)
+        h = self.conv1(F.silu(self.norm1(x)))                   # (B, c_out, h, w)
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+class Attention(nn.Module):
+    """Self-attention over positions with one head of the full width: x + out(softmax(q k^T / sqrt(c)) v)."""
+
+    def __init__(self, c, groups):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, c, eps=EPS)
+        self.to_q, self.to_k, self.to_v = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
+        self.to_out = nn.ModuleList([nn.Linear(c, c)])
+
+    def forward(self, x):
+        B, C, h, w = x.shape
+        n = self.group_norm(x).flatten(2).transpose(1, 2)                                       # (B, h*w, C)
+        a = F.scaled_dot_product_attention(self.to_q(n), self.to_k(n), self.to_v(n))            # (B, h*w, C)
+        return x + self.to_out[0](a).transpose(1, 2).reshape(B, C, h, w)
+
+
+class Mid(nn.Module):
+    def __init__(self, c, groups):
+        super().__init__()
+        self.resnets = nn.ModuleList([Resnet(c, c, groups), Resnet(c, c, groups)])
+        self.attentions = nn.ModuleList([Attention(c, groups)])
+
+    def forward(self, h):
+        return self.resnets[1](self.attentions[0](self.resnets[0](h)))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution, padded on the right and below only [3]: (B, c, h, w) -> (B, c, h/2, w/2)."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, stride=2)
+
+    def forward(self, h):
+        return self.conv(F.pad(h, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a convolution: (B, c, h, w) -> (B, c, 2h, 2w)."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, h):
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Resnets at one resolution, then the change to the next one. `resample` names the checkpoint's list for it."""
+
+    def __init__(self, c_in, c_out, layers, groups, resample=None):
+        super().__init__()
+        self.resnets = nn.ModuleList(Resnet(c_in if i == 0 else c_out, c_out, groups) for i in range(layers))
+        if resample == "down":
+            self.downsamplers = nn.ModuleList([Downsample(c_out)])
+        if resample == "up":
+            self.upsamplers = nn.ModuleList([Upsample(c_out)])
+
+    def forward(self, h):
+        for resnet in self.resnets:
+            h = resnet(h)
+        for resample in [*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())]:
+            h = resample(h)
+        return h
+
+
+class Encoder(nn.Module):
+    """Images in [-1, 1] (B, 3, 8H, 8W) -> mean and log variance of the latent, stacked (B, 2*latent, H, W)."""
+
+    def __init__(self, widths, layers, latent, groups):
+        super().__init__()
+        pairs = list(zip((widths[0], *widths), widths))         # SD: (128, 128) (128, 256) (256, 512) (512, 512)
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList([Level(a, b, layers, groups, "down") for a, b in pairs[:-1]]
+                                         + [Level(*pairs[-1], layers, groups)])
+        self.mid_block = Mid(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * latent, 3, padding=1)
+
+    def forward(self, x):
+        h = self.conv_in(x)
+        for block in self.down_blocks:
+            h = block(h)
+        h = self.mid_block(h)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latent, H, W) -> images in about [-1, 1] (B, 3, 8H, 8W); one resnet a level more than the encoder."""
+
+    def __init__(self, widths, layers, latent, groups):
+        super().__init__()
+        widths = widths[::-1]                                   # SD: 512 512 256 128
+        pairs = list(zip((widths[0], *widths), widths))
+        self.conv_in = nn.Conv2d(latent, widths[0], 3, padding=1)
+        self.mid_block = Mid(widths[0], groups)
+        self.up_blocks = nn.ModuleList([Level(a, b, layers + 1, groups, "up") for a, b in pairs[:-1]]
+                                       + [Level(*pairs[-1], layers + 1, groups)])
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, z):
+        h = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            h = block(h)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+
+class VAE(nn.Module):
+    """The autoencoder; argument names are those of `vae/config.json`, defaults are SD 1.x [2].
+
+    `scaling_factor` brings the latents to about unit variance. SD's original config files leave it out; 0.18215 is the
+    number of [1].
+    """
+
+    def __init__(self, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+                 norm_num_groups=32, scaling_factor=0.18215):
+        super().__init__()
+        widths = tuple(block_out_channels)
+        self.scaling_factor = scaling_factor
+        self.factor = 2 ** (len(widths) - 1)                    # pixels an edge of one latent position
+        self.encoder = Encoder(widths, layers_per_block, latent_channels, norm_num_groups)
+        self.decoder = Decoder(widths, layers_per_block, latent_channels, norm_num_groups)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+    def moments(self, images):
+        """Images (B, 3, 8H, 8W) in [0, 1] -> mean and log variance of the unscaled latent, each (B, 4, H, W)."""
+        mean, logvar = self.quant_conv(self.encoder(2 * images - 1)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+    def encode(self, images):
+        """Images (B, 3, 8H, 8W) in [0, 1] -> scaled latents (B, 4, H, W): the mean, without sampling noise."""
+        return self.moments(images)[0] * self.scaling_factor
+
+    def decode_raw(self, z):
+        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in about [-1, 1], unclamped: what has a gradient everywhere."""
+        return self.decoder(self.post_quant_conv(z / self.scaling_factor))
+
+    def decode(self, z):
+        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) = clamp(decode_raw(z) / 2 + 0.5, 0, 1)."""
+        return (self.decode_raw(z) / 2 + 0.5).clamp(0.0, 1.0)
