@@ -1,0 +1,460 @@
+"""Latent visualization by optimization: see what one feature inside a latent diffusion model responds to.
+
+Gradient ascent on the clean latent z until the feature lights up at the hook point, for one time step t:
+
+    x_t = sqrt(abar_t) transform(z) + sqrt(1 - abar_t) eps,  eps fresh at every step
+    a   = mean over the hook's positions of relu(W_enc[f] . (h - b_dec) + b_enc[f]),  h = UNet(x_t, t, "") at the hook
+    loss = -a + w_tv TV(z) + w_range R(z) + w_moment M(z);  the gradient is filtered and blurred;  AdamW moves z
+
+Sources
+ [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This: Visualizing Monosemantic Features in Diffusion Models",
+     arXiv 2605.08218, and its implementation: the method and every default below that is not marked as ours
+ [2] Cywinski & Deja, "SAeUron", arXiv 2501.18052: the sparse autoencoder
+Deliberate differences from [1] are listed in README.md.
+
+Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width, F features. Read `ascend` first.
+"""
+import argparse
+import dataclasses
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import regularizers as reg
+import results
+from checkpoint import WeightsError, load
+from report import write_sheet
+from steering import steered_prior
+
+SEEDS = (1024, 1111, 4359, 3248, 1026)          # [1]
+SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over (ours)
+SCORE_SEED = 2 ** 40                            # added to a job's seed: scores draw from a generator of their own (ours)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of a batch: a feature (or, with feature None, a raw channel), a time step 0..999, a seed."""
+    feature: int | None = None
+    timestep: int = 0
+    seed: int = SEEDS[0]
+    channel: int | None = None
+
+    @property
+    def kind(self):
+        return "channel" if self.feature is None else "feature"
+
+    @property
+    def target(self):
+        return self.channel if self.feature is None else self.feature
+
+
+def setting(default, help):
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number of the method. The defaults are the SAE preset of [1]; lengths are in latent pixels of a 64-wide latent."""
+    num_steps: int = setting(100, "steps of the ascent")
+    learning_rate: float = setting(0.05, "AdamW's step")
+    beta1: float = setting(0.9, "AdamW's decay of the mean gradient")
+    beta2: float = setting(0.999, "AdamW's decay of the mean squared gradient")
+    epsilon: float = setting(1e-8, "AdamW's term against division by zero")
+    weight_decay: float = setting(0.01, "AdamW's pull of the latent towards 0, the eighth regularizer")
+    total_variation_weight: float = setting(0.0, "weight of the neighbour differences")
+    range_weight: float = setting(0.5, "weight of the range penalty")
+    range_threshold: float = setting(3.0, "latent value beyond which the range penalty begins")
+    moment_weight: float = setting(0.5, "weight of |mean| + |std - 1|")
+    gradient_smoothing_sigma_start: float = setting(0.0, "blur of the gradient at the first step; 0 is off")
+    gradient_smoothing_sigma_end: float = setting(0.0, "blur of the gradient at the last step")
+    gradient_smoothing_kernel_size: int = setting(9, "taps of the blur, odd")
+    jitter_max: int = setting(1, "largest roll in both axes")
+    rotate_max: float = setting(5.0, "largest turn in degrees")
+    scale_max: float = setting(1.1, "largest zoom")
+    spectral_filter: bool = setting(True, "divide the gradient's spectrum by frequency + 1")
+    noise: bool = setting(True, "see through fresh noise of the time step; off: the UNet sees the clean latent")
+    silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere; off: [1]'s zero gradient")
+    prior: str = setting("steer", "start: a sample steered towards the feature, or noise")
+    prior_steps: int = setting(50, "sampling steps of the prior")
+    prior_sampler: str = setting("pndm", "sampler of the prior, pndm or ddim")
+    steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
+
+
+RAW = dict(total_variation_weight=0.5, moment_weight=0.0, gradient_smoothing_sigma_start=0.5, steer_scale=50.0)
+NONE = dict(weight_decay=0.0, range_weight=0.0, moment_weight=0.0, jitter_max=0, rotate_max=0.0, scale_max=1.0,
+            spectral_filter=False, prior="noise")
+PRESETS = {"sae": Config(), "raw": Config(**RAW), "none": Config(**NONE)}
+
+
+def configure(model, preset="sae", **changes):
+    """A preset, then what the weights' own featviz.json sets for it, then `changes`; unknown names raise TypeError."""
+    own = model.settings.get("presets", {}).get(preset, {})
+    return dataclasses.replace(PRESETS[preset], **(own | changes))
+
+
+@dataclass
+class Step:
+    """One step of the ascent as data; tensors have a row a job and are never written to again."""
+    index: int
+    before: torch.Tensor            # (B, 4, H, W) the latent that this step started from
+    transformed: torch.Tensor       # (B, 4, H, W) after roll, turn and zoom
+    noised: torch.Tensor            # (B, 4, H, W) what the UNet saw
+    hook: torch.Tensor              # (B, D, h, w) what it made of it
+    activation: torch.Tensor        # (B,)
+    silent: torch.Tensor            # (B,) bool: the feature was 0 at every position
+    penalties: dict                 # name -> (B,) weighted
+    gradient: torch.Tensor          # (B, 4, H, W) of the loss
+    filtered: torch.Tensor          # (B, 4, H, W) after the spectral filter
+    smoothed: torch.Tensor          # (B, 4, H, W) after the blur: what AdamW got
+    after: torch.Tensor             # (B, 4, H, W) the updated latent
+    alive: torch.Tensor             # (B,) bool: finite so far; a row that is not stays as it was
+
+
+def readout(model, h, jobs):
+    """What the jobs' relu is applied to, at each position: h (B, D, h, w) -> (B, S). A raw channel's is the channel itself.
+
+    Only the jobs' own rows of W_enc are used.
+    """
+    h = h.float().flatten(2)                                                                    # (B, D, S)
+    targets = [job.target for job in jobs]
+    if jobs[0].kind == "channel":
+        return h[torch.arange(len(jobs)), targets]
+    return model.sae.linear(h.transpose(1, 2), targets)
+
+
+def activation(values, kind):
+    """Mean over positions, behind a relu for a feature: (B, S) -> (B,)."""
+    return (values.relu() if kind == "feature" else values).mean(dim=1)
+
+
+def draw(generator, shape, config):
+    """One step's random numbers of one job: shift (2,), angle (), zoom (), noise (4, H, W). Always drawn, used or not, so that
+    settings can be compared at equal noise."""
+    whole = torch.randint(-config.jitter_max, config.jitter_max + 1, (2,), generator=generator)
+    turn = torch.rand(2, generator=generator)
+    return (whole * shape[-1] / reg.REFERENCE_WIDTH, config.rotate_max * (2 * turn[0] - 1),
+            1 + (config.scale_max - 1) * turn[1], torch.randn(shape, generator=generator))
+
+
+def start(model, jobs, config):
+    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or the sample steered from that noise."""
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
+    if config.prior == "steer":
+        z = steered_prior(model, jobs, jobs[0].kind, z, config.steer_scale, config.prior_sampler, config.prior_steps)
+    return generators, z
+
+
+def ascend(model, jobs, config, begin=None):
+    """The ascent of all jobs side by side, each on its own; yields every step as data, see `Step`. `begin`: what start() gave."""
+    generators, z = begin or start(model, jobs, config)
+    z = z.clone().requires_grad_(True)                              # the only leaf: weights are frozen
+    optimizer = torch.optim.AdamW([z], config.learning_rate, (config.beta1, config.beta2), config.epsilon, config.weight_decay)
+    context = model.embed([""]).expand(len(jobs), -1, -1)                                       # (B, 77, Dc)
+    t = torch.tensor([job.timestep for job in jobs], device=model.device)                       # (B,)
+    alive = torch.ones(len(jobs), dtype=torch.bool, device=model.device)
+    unit = reg.pitch(z)
+
+    for index in range(config.num_steps):
+        before = z.detach().clone()
+        shift, angle, zoom, eps = (torch.stack(d).to(z) for d in zip(*(draw(g, z.shape[1:], config) for g in generators)))
+
+        # the feature must survive small moves and fresh noise, so it cannot be a trick of single latent pixels
+        transformed = reg.transform(z, shift, angle, zoom)
+        noised = model.schedule.add_noise(transformed, eps, t) if config.noise else transformed
+        hook = model.unet(noised.to(model.dtype), t, context, until=model.hook_point)           # (B, D, h, w)
+
+        values = readout(model, hook, jobs)                                                     # (B, S)
+        a = activation(values, jobs[0].kind)                                                    # (B,)
+        silent = (values <= 0).all(dim=1) if jobs[0].kind == "feature" else torch.zeros_like(alive)
+        climb = torch.where(silent, values.mean(dim=1), a) if config.silent_gradient else a
+
+        # penalties act on the latent itself, not on its moved copy
+        penalties = {"total_variation": config.total_variation_weight * unit * reg.total_variation(z),
+                     "range": config.range_weight * reg.range_penalty(z, config.range_threshold),
+                     "moment": config.moment_weight * reg.moment_penalty(z)}
+        loss = -climb + sum(penalties.values())                                                 # (B,)
+        (gradient,) = torch.autograd.grad(loss.sum(), z)                                        # rows do not mix
+
+        filtered = reg.spectral_filter(gradient) if config.spectral_filter else gradient
+        sigma = unit * reg.smoothing_sigma(index, config.num_steps, config.gradient_smoothing_sigma_start,
+                                           config.gradient_smoothing_sigma_end)
+        smoothed = reg.blur(filtered, sigma, config.gradient_smoothing_kernel_size)
+
+        alive = alive & loss.isfinite() & smoothed.flatten(1).isfinite().all(dim=1)
+        z.grad = torch.where(alive[:, None, None, None], smoothed, 0)
+        optimizer.step()
+        with torch.no_grad():
+            z.copy_(torch.where(alive[:, None, None, None], z, before))
+        yield Step(index, before, transformed.detach(), noised.detach(), hook.detach(), a.detach(), silent,
+                   {k: v.detach() for k, v in penalties.items()}, gradient, filtered, smoothed, z.detach().clone(), alive)
+
+
+@dataclass
+class Result:
+    """What one job gave."""
+    job: Job
+    latent: torch.Tensor            # (4, H, W) float32, scaled
+    image: torch.Tensor             # (3, 8H, 8W) in [0, 1]
+    activation: float               # at the end, mean over SCORE_DRAWS fresh noises
+    verdict: str                    # see `judge_result`
+    scores: dict                    # name -> number
+    history: dict                   # name -> one number a step
+
+
+@torch.no_grad()
+def measure(model, z, jobs, noise=True):
+    """Mean activation of the jobs' own targets (B,) and of all features or channels (B, F or D) at latents z (B, 4, H, W).
+
+    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so that two latents of a job compare.
+    """
+    context = model.embed([""]).expand(len(jobs), -1, -1)
+    t = torch.tensor([job.timestep for job in jobs], device=model.device)
+    generators = [torch.Generator().manual_seed(SCORE_SEED + job.seed) for job in jobs]
+    everything = 0
+    for _ in range(SCORE_DRAWS if noise else 1):
+        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
+        x = model.schedule.add_noise(z, eps, t) if noise else z
+        h = model.unet(x.to(model.dtype), t, context, until=model.hook_point).float().flatten(2).transpose(1, 2)
+        per_position = model.sae.pre_acts(h) if jobs[0].kind == "feature" else h                # (B, S, F)
+        everything = everything + per_position.mean(dim=1) / (SCORE_DRAWS if noise else 1)
+    own = everything[torch.arange(len(jobs)), [job.target for job in jobs]]
+    return own, everything
+
+
+def judge_result(scores, alive, stopped):
+    """One word for a result, and its reason.
+
+    non-finite  the loss or the gradient was NaN or infinite; the latent is the last finite one
+    silent      at the end the feature is 0 under every fresh noise
+    weak        it ended no higher than it started
+    fragile     it loses more than half of its activation when the picture is decoded and encoded again
+    excited     none of these
+    """
+    if not alive:
+        return f"non-finite at step {stopped}"
+    if scores["activation"] == 0:
+        return "silent"
+    if scores["activation"] <= scores["activation_start"]:
+        return "weak"
+    if scores["activation_reencoded"] < 0.5 * scores["activation"]:
+        return "fragile"
+    return "excited"
+
+
+def run_batch(model, jobs, config, on_step=None):
+    """The whole course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for each."""
+    begin = start(model, jobs, config)
+    first, _ = measure(model, begin[1], jobs)
+    history = []
+    for step in ascend(model, jobs, config, begin):
+        norms = {"gradient_norm": step.gradient.flatten(1).norm(dim=1), "update_norm": (step.after - step.before).flatten(1).norm(dim=1)}
+        history.append({"activation": step.activation, **step.penalties, **norms, "alive": step.alive})
+        if on_step:
+            on_step(step)
+    z = step.after
+    with torch.no_grad():
+        images = model.decode(z)
+        last, everything = measure(model, z, jobs)
+        clean, _ = measure(model, z, jobs, noise=False)
+        again, _ = measure(model, model.encode(images), jobs)
+    results = []
+    for i, job in enumerate(jobs):
+        scores = {"activation_start": first[i], "activation": last[i], "activation_no_noise": clean[i],
+                  "activation_reencoded": again[i], "rank": 1 + (everything[i] > last[i]).sum(),
+                  "latent_mean": z[i].mean(), "latent_std": z[i].std(), "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
+        scores = {k: v.item() for k, v in scores.items()}
+        curves = {k: torch.stack([row[k][i] for row in history]).tolist() for k in history[0] if k != "alive"}
+        steps_alive = sum(bool(row["alive"][i]) for row in history)
+        verdict = judge_result(scores, steps_alive == len(history), steps_alive)
+        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves))
+    return results
+
+
+def stream(model, jobs, config, batch_size=None, on_step=None):
+    """A Result a job, in order, as they are finished. Jobs are computed `batch_size` at a time; the last batch is filled up with
+    copies, because kernels of another shape round differently: so a job gives the same result alone and among others."""
+    check_jobs(model, jobs)
+    size = batch_size or default_batch_size(model)
+    for i in range(0, len(jobs), size):
+        batch = jobs[i:i + size]
+        yield from run_batch(model, [*batch, *batch[-1:] * (size - len(batch))], config, on_step)[:len(batch)]
+
+
+def visualize(model, jobs, config, batch_size=None, on_step=None):
+    """All Results of `stream` in a list."""
+    return list(stream(model, jobs, config, batch_size, on_step))
+
+
+def default_batch_size(model):
+    """Small latents (the toy) leave cores idle unless several rows go together; SD's fill them alone. A GPU takes 8."""
+    return 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1
+
+
+def check_jobs(model, jobs):
+    """ValueError for a feature, channel or time step that the model does not have."""
+    if len({job.kind for job in jobs}) != 1:
+        raise ValueError("jobs must be all features or all channels, and at least one")
+    count = model.sae.features if jobs[0].kind == "feature" else model.unet.width(model.hook_point)
+    for job in jobs:
+        if not 0 <= job.target < count:
+            raise ValueError(f"--{job.kind} {job.target} is out of range: {model.folder} has {count} {job.kind}s, 0..{count - 1}")
+        if not 0 <= job.timestep < len(model.schedule):
+            raise ValueError(f"--timestep {job.timestep} is out of range: time steps are 0..{len(model.schedule) - 1}")
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent
+SD_FOLDERS = ("weights/style50", "weights/sd14", "weights/sd15")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message):
+        self.exit(2, f"featviz: {message} (python featviz.py --help lists all flags)\n")
+
+
+def parse(argv):
+    parser = Parser(prog="featviz.py", description="See what one feature inside a latent diffusion model responds to.",
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--feature", type=int, nargs="+", metavar="F", help="features of the sparse autoencoder")
+    what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point, without the SAE")
+    parser.add_argument("--timestep", type=int, nargs="+", metavar="T", help="time steps 0..999 (default: the weights' own)")
+    parser.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), help="one result each")
+    parser.add_argument("--weights", type=Path, help="model folder (default: Stable Diffusion's where it is, else weights/toy)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the networks (default: float32, bfloat16 on cuda)")
+    parser.add_argument("--preset", choices=PRESETS, help="all settings below at once (default: sae, or raw with --channel)")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results")
+    parser.add_argument("--check", action="store_true", help="say what would run, where, how long and in how much memory; then stop")
+    settings = parser.add_argument_group("settings of the method (defaults: the preset's)")
+    for field in dataclasses.fields(Config):
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type, "metavar": "X"}
+        if field.name in CHOICES:
+            kind = {"choices": CHOICES[field.name]}
+        settings.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, help=field.metadata["help"], **kind)
+    return parser.parse_args(argv)
+
+
+CHOICES = {"prior": ("steer", "noise"), "prior_sampler": ("pndm", "ddim")}
+
+
+def default_weights(args):
+    """The first folder of Stable Diffusion that is there, if a feature or channel was asked for; otherwise the toy."""
+    found = [ROOT / f for f in SD_FOLDERS if (ROOT / f / "unet").exists()]
+    return found[0] if found and (args.feature or args.channel) else ROOT / "weights/toy"
+
+
+def plan(args):
+    """Flags -> (model, jobs, config, batch size); ValueError or WeightsError with one line for what cannot be."""
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: no CUDA device is visible to torch {torch.__version__}; use --device cpu")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    folder = args.weights or default_weights(args)
+    dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
+    model = load(folder, args.device, dtype)
+    preset = args.preset or ("raw" if args.channel else "sae")
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
+    config = configure(model, preset, **given)
+    check_config(config)
+    if model.hook_point is None:
+        model.part("sae", "a folder named after its hook point with cfg.json and sae.safetensors")
+    timesteps = args.timestep or [model.settings.get("timestep", 0)]
+    targets = [dict(channel=c) for c in args.channel or ()] or [dict(feature=f) for f in args.feature or [model.settings.get("feature", 0)]]
+    jobs = [Job(**target, timestep=t, seed=seed) for target in targets for t in timesteps for seed in args.seed]
+    try:
+        check_jobs(model, jobs)
+    except ValueError as e:
+        hint = "" if args.weights else "; Stable Diffusion's 20480 features need its weights: see weights/README.md, then --weights"
+        raise ValueError(f"{e}{hint}") from e
+    return model, jobs, config, args.batch_size or default_batch_size(model)
+
+
+def check_config(config):
+    """ValueError for a setting outside its range."""
+    size = config.gradient_smoothing_kernel_size
+    for bad, text in ((config.num_steps < 1, "--num-steps must be at least 1"), (config.jitter_max < 0, "--jitter-max must be at least 0"),
+                      (not config.scale_max > 0, "--scale-max must be above 0"), (size < 1 or size % 2 == 0, "--gradient-smoothing-kernel-size must be odd"),
+                      (not config.learning_rate > 0, "--learning-rate must be above 0"), (config.prior_steps < 1, "--prior-steps must be at least 1")):
+        if bad:
+            raise ValueError(text)
+
+
+class Progress:
+    """Steps done, rate and time left, on stderr."""
+
+    def __init__(self, total):
+        self.total, self.done, self.began = total, 0, None
+
+    def __call__(self, step):
+        self.began = self.began or time.time()
+        self.done += 1
+        left = (time.time() - self.began) / max(self.done - 1, 1) * (self.total - self.done)
+        end = "\n" if self.done == self.total else ""
+        print(f"\rstep {self.done}/{self.total}, mean activation {step.activation.mean():.4f}, {left:.0f} s left   ", end=end,
+              file=sys.stderr, flush=True)
+
+
+def check(model, jobs, config, size):
+    """What --check prints: measured on one gradient of one batch, nothing written."""
+    batches = -(-len(jobs) // size)
+    began = time.time()
+    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
+    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
+    peak = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a time: about "
+          f"{seconds:.0f} s, {peak / 2**30:.1f} GiB; {len(model.fingerprints)} files read, all names, shapes and values are sound")
+
+
+def run(args):
+    """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
+    model, jobs, config, size = plan(args)
+    if args.check:
+        check(model, jobs, config, size)
+        return 0
+    recipes = {job: results.recipe(model, job, config) for job in jobs}
+    todo = [job for job in jobs if not results.finished(args.out, recipes[job])]
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} results are there already, made with the same settings", file=sys.stderr)
+    results.prepare(args.out)
+    failed = []
+    if todo:
+        print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
+              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior == "steer" else ""), file=sys.stderr)
+    for result in stream(model, todo, config, size, Progress(-(-len(todo) // size) * config.num_steps)) if todo else ():
+        path = results.save(args.out, result, recipes[result.job])
+        print(f"{path}: {result.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}, "
+              f"rank {result.scores['rank']}")
+        if result.verdict.startswith("non-finite"):
+            failed.append(path)
+    for folder in sorted({results.path_of(args.out, recipes[job]).parent.parent for job in jobs}):
+        print(f"look at {write_sheet(folder)}")
+    if failed:
+        print(f"featviz: {len(failed)} of {len(jobs)} ascents met NaN or infinite values, first {failed[0]}; its latent is the last "
+              "finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def main(argv=None):
+    args = parse(argv)
+    try:
+        return run(args)
+    except (WeightsError, ValueError, OSError, torch.OutOfMemoryError) as e:
+        print("featviz: " + " ".join(str(e).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfeatviz: interrupted; finished results stay, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
