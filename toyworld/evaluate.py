@@ -1,0 +1,236 @@
+"""Measure the toy: autoencoder, samples, sparse autoencoder, concept features, and the legibility of the ascent.
+
+    python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two sheets
+    python -m toyworld.evaluate --legibility    the default settings on every concept feature, judged; next to noise and chance
+
+All drawings here come from another world seed than those that were learnt from.
+"""
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import checkpoint
+from featviz import Job, configure, visualize
+from results import to_uint8
+from sae import fvu
+from toyworld import drawings
+from toyworld.drawings import OBJECTS, STYLES
+from toyworld.judge import load_judge
+from toyworld.train import GUIDANCE, capture, encode_all, make_drawings, write_json
+
+UNSEEN = 1                  # world seed of the drawings that nothing was trained on
+TOP = 50                    # strongest images of a feature
+SHARE = 0.9                 # of them that must share an object, a style or both
+SEED = 1024                 # of the ascent; one a feature
+
+
+def wilson(right, n, z=1.96):
+    """95% interval of a share: (low, high)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, d = right / n, 1 + z * z / n
+    middle, half = (p + z * z / (2 * n)) / d, z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share(right):
+    """Of a bool tensor: {"share", "interval", "n"}."""
+    n, k = len(right), int(right.sum())
+    return {"share": round(k / max(n, 1), 4), "interval": [round(v, 3) for v in wilson(k, n)], "n": n}
+
+
+def tell(name, value):
+    print(f"{name:34} {json.dumps(value)}", flush=True)
+    return value
+
+
+def pairs(n, device):
+    """Object and style of drawings 0..n-1: (n,), (n,)."""
+    return torch.tensor([drawings.labels(i) for i in range(n)], device=device).T
+
+
+def grid(images, columns, path, scale=2):
+    """Pictures (n, 3, 64, 64) in rows of `columns`, enlarged."""
+    rows = [torch.cat(list(images[i:i + columns]), dim=2) for i in range(0, len(images), columns)]
+    picture = Image.fromarray(to_uint8(torch.cat(rows, dim=1).cpu()))
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC).save(path)
+
+
+@torch.no_grad()
+def evaluate_vae(model, judge, args):
+    images = make_drawings(args.runs, 1600, UNSEEN).to(model.device)
+    objects, styles = pairs(len(images), model.device)
+    x = images.float() / 255
+    y = torch.cat([model.decode(z) for z in encode_all(model.vae, images).split(100)])
+    error = (x - y).square().mean((1, 2, 3))
+    out = {"psnr_db": tell("VAE reconstruction PSNR, dB", round((-10 * error.log10()).mean().item(), 2))}
+    for name, pictures in (("drawings", x), ("reconstructions", y)):
+        o, s, *_ = judge.verdict(pictures)
+        out[f"judge_{name}"] = tell(f"judge on unseen {name}", {"object": share(o == objects), "style": share(s == styles)})
+    show = [o + 10 * s for s in range(8) for o in range(10)]
+    grid(torch.cat([torch.cat([x[show[i:i + 10]], y[show[i:i + 10]]]) for i in range(0, 80, 10)]), 20, args.out / "reconstructions.png")
+    return out
+
+
+@torch.no_grad()
+def evaluate_samples(model, judge, args, each=5):
+    """Images sampled from all 80 captions, and the hook's outputs along the way."""
+    prompts = [drawings.caption(OBJECTS[o], STYLES[s]) for s in range(8) for o in range(10)] * each
+    images, hooks = [], []
+    for i in range(0, len(prompts), 80):
+        generator = torch.Generator(model.device).manual_seed(10_000 + i)
+        z, h = capture(model, prompts[i:i + 80], generator, args.guidance)
+        images.append(model.decode(z))
+        hooks.append(h.flatten(0, 2) if i == 0 else h[::5].flatten(0, 2))
+    images = torch.cat(images)
+    objects, styles = pairs(len(images), model.device)
+    o, s, *_ = judge.verdict(images)
+    grid(images[:80], 10, args.out / "samples.png")
+    tell(f"samples, guidance {args.guidance}: by object", {OBJECTS[k]: round((o == objects)[objects == k].float().mean().item(), 2) for k in range(10)})
+    tell("by style", {STYLES[k]: round((s == styles)[styles == k].float().mean().item(), 2) for k in range(8)})
+    out = {"guidance": args.guidance, "object": share(o == objects), "style": share(s == styles)}
+    return tell("samples the judge names right", out), torch.cat(hooks)
+
+
+@torch.no_grad()
+def evaluate_sae(model, h):
+    """FVU at the SAE's k, active features, and the share of features that fire at least once: h (n, D)."""
+    h = h.to(model.device).float()
+    acts = torch.zeros(model.sae.features, device=model.device)
+    h_hat = []
+    for part in h.split(4096):
+        code = model.sae.encode(part)
+        acts += (code > 0).sum(0)
+        h_hat.append(model.sae.decode(code))
+    out = {"fvu": round(fvu(h, torch.cat(h_hat)).item(), 4), "k": model.sae.k, "features": model.sae.features,
+           "alive": round((acts > 0).float().mean().item(), 4), "vectors": len(h)}
+    return tell("SAE", out)
+
+
+@torch.no_grad()
+def feature_activations(model, images, captions, t):
+    """Mean activation of every feature on drawings noised to time step t: (n, F). `captions`: one a drawing, or None for ""."""
+    z, out = encode_all(model.vae, images), []
+    generator = torch.Generator(model.device).manual_seed(77)
+    for i in range(0, len(z), 80):
+        part = z[i:i + 80]
+        text = model.embed(captions[i:i + 80] if captions else [""]).expand(len(part), -1, -1)
+        steps = torch.full((len(part),), t, device=model.device)
+        x = model.schedule.add_noise(part, torch.randn(part.shape, generator=generator, device=model.device), steps)
+        h = model.unet(x, steps, text, until=model.hook_point)
+        out.append(model.sae.pre_acts(h.flatten(2).transpose(1, 2)).mean(1))
+    return torch.cat(out)
+
+
+def find_concepts(acts, objects, styles):
+    """Features whose TOP strongest images share an object, a style or a pair in SHARE of the cases: a list, strongest first.
+
+    The most specific claim that holds is kept. A feature that is silent on one of its TOP images has no list to judge by.
+    """
+    top = acts.topk(TOP, dim=0)                                                                 # (TOP, F)
+    concepts = []
+    for f in range(acts.shape[1]):
+        if top.values[-1, f] <= 0:
+            continue
+        o, s = objects[top.indices[:, f]].tolist(), styles[top.indices[:, f]].tolist()
+        for kind, values in (("pair", list(zip(o, s))), ("object", o), ("style", s)):
+            value, n = Counter(values).most_common(1)[0]
+            if n >= SHARE * TOP:
+                concepts.append({"feature": f, "kind": kind, "object": OBJECTS[value[0] if kind == "pair" else value] if kind != "style" else None,
+                                 "style": STYLES[value[1] if kind == "pair" else value] if kind != "object" else None,
+                                 "share": n / TOP, "activation": round(top.values[:, f].mean().item(), 5)})
+                break
+    return sorted(concepts, key=lambda c: -c["activation"])
+
+
+def evaluate_concepts(model, args, n=4800):
+    images = make_drawings(args.runs, n, UNSEEN).to(model.device)
+    objects, styles = pairs(n, model.device)
+    captions = [drawings.caption(OBJECTS[o], STYLES[s]) for o, s in zip(objects.tolist(), styles.tolist())]
+    t = model.settings.get("timestep", args.timestep)
+    out = {"timestep": t}
+    for name, texts in (("empty prompt", None), ("captions", captions)):
+        found = find_concepts(feature_activations(model, images, texts, t), objects, styles)
+        count = {"all": len(found), **Counter(c["kind"] for c in found),
+                 "objects covered": len({c["object"] for c in found} - {None}), "styles covered": len({c["style"] for c in found} - {None})}
+        out[name] = tell(f"concept features, {name}, t {t}", count)
+        if texts is None:
+            write_json(args.out / "concepts.json", {"timestep": t, "prompt": "", "features": found})
+    return out
+
+
+def right(concepts, o, s):
+    """Whether the judge's object and style indices agree with each concept: (n,) bool."""
+    return torch.tensor([(c["object"] in (None, OBJECTS[a])) and (c["style"] in (None, STYLES[b])) for c, a, b in zip(concepts, o, s)],
+                        dtype=torch.bool)
+
+
+def legibility(model, judge, concepts, config, t, batch_size=32):
+    """Visualise each concept feature once and let the judge name the picture: shares right, by kind."""
+    jobs = [Job(feature=c["feature"], timestep=t, seed=SEED) for c in concepts]
+    began = time.time()
+    results = []
+    for i in range(0, len(jobs), batch_size):
+        results += visualize(model, jobs[i:i + batch_size], config, batch_size)
+        done = len(results)
+        print(f"\r{done}/{len(jobs)} features, {(time.time() - began) / done * (len(jobs) - done):.0f} s left  ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    images = torch.stack([r.image for r in results]).to(model.device)
+    o, s, *_ = judge.verdict(F.interpolate(images, (drawings.SIZE, drawings.SIZE)))
+    agree = right(concepts, o.tolist(), s.tolist())
+    out = {"all": share(agree)}
+    for kind in ("object", "style", "pair"):
+        chosen = torch.tensor([c["kind"] == kind for c in concepts])
+        if chosen.any():
+            out[kind] = share(agree[chosen])
+    out["activation"] = round(sum(r.activation for r in results) / len(results), 4)
+    out["verdicts"] = dict(Counter(r.verdict for r in results))
+    return out, results, agree
+
+
+def run_legibility(model, judge, args):
+    stored = json.loads((args.out / "concepts.json").read_text())
+    concepts, t = stored["features"], stored["timestep"]
+    config = configure(model)
+    chance = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
+    out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]] for c in concepts) / len(concepts), 4)}}
+    tell("chance", out["chance"])
+    for name, changed in (("default settings", {}), ("from noise", {"prior": "noise"})):
+        numbers, *_ = legibility(model, judge, concepts, dataclasses.replace(config, **changed), t)
+        out[name] = tell(name, numbers)
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--legibility", action="store_true")
+    parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--out", type=Path, default=Path("weights/toy"))
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--timestep", type=int, default=300, help="where concepts are looked for, if featviz.json does not say")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    model, judge = checkpoint.load(args.out, args.device), load_judge(args.out, args.device)
+    path = args.out / "evaluation.json"
+    numbers = json.loads(path.read_text()) if path.exists() else {}
+    if args.legibility:
+        numbers["legibility"] = run_legibility(model, judge, args)
+    else:
+        numbers["vae"] = evaluate_vae(model, judge, args)
+        numbers["samples"], hooks = evaluate_samples(model, judge, args)
+        numbers["sae"] = evaluate_sae(model, hooks)
+        numbers["concepts"] = evaluate_concepts(model, args)
+    write_json(path, numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""Make `weights/toy` from nothing: drawings -> autoencoder -> text encoder and UNet -> sparse autoencoder -> judge.
+
+    python -m toyworld.train [--stage NAME ...] [--runs FOLDER] [--out weights/toy] [--device cuda]
+
+Every stage resumes where it was killed (its state is kept in --runs) and writes its part of --out when it is done. Each is
+one function below, from its data to its loss; the loop that they share is toyworld/fit.py.
+"""
+import argparse
+import json
+import time
+from collections import Counter
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import checkpoint
+from clip import END, START, TextEncoder, Tokenizer, byte_symbols, split_words
+from sae import SAE, training_loss
+from schedule import Schedule, ddim, guided
+from toyworld import drawings
+from toyworld.fit import atomic_save, fit
+from toyworld.judge import Judge, lesson
+from unet import UNet
+from vae import VAE
+
+COUNT = 16_000              # drawings to learn from, 200 of each of the 80 pairs
+HOOK_POINT = "up_blocks.1.attentions.1"
+GUIDANCE = 3.0              # of the images from which the SAE learns
+VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16, sample_size=drawings.SIZE)
+UNET_CONFIG = dict(block_out_channels=[32, 64, 112, 112], layers_per_block=2, cross_attention_dim=64, attention_head_dim=2,
+                   norm_num_groups=16, in_channels=4, out_channels=4, sample_size=drawings.SIZE // 4)
+TEXT_CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, hidden_act="quick_gelu",
+                   max_position_embeddings=77)
+SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=16, k=8, input_unit_norm=False)
+STEPS = {"vae": 13_000, "unet": 10_000, "sae": 5_000, "judge": 1_500}
+BATCH = {"vae": 8, "unet": 32, "sae": 2_048, "judge": 64}
+
+
+def sizes(config, part):
+    """The entries of a config that its network takes."""
+    return {key: config[key] for key in checkpoint.SIZES[part] if key in config}
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.rename(path)
+
+
+def export(args, part, net, config):
+    """One part of the weights folder, as fp16 and in the layout that checkpoint.py reads."""
+    folder = args.out / part
+    write_json(folder / "config.json", config)
+    atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / checkpoint.WEIGHTS_FILE[part])
+
+
+def make_drawings(runs, count=COUNT, seed=0):
+    """(count, 3, 64, 64) uint8, cached in the runs folder."""
+    path = runs / f"drawings_{seed}_{count}.npy"
+    if not path.exists():
+        runs.mkdir(parents=True, exist_ok=True)
+        with Pool() as pool:
+            images = np.stack(pool.starmap(drawings.drawing, [(i, seed) for i in range(count)], chunksize=100))
+        np.save(path.with_suffix(".partial.npy"), images.transpose(0, 3, 1, 2))
+        path.with_suffix(".partial.npy").rename(path)
+    return torch.from_numpy(np.load(path))
+
+
+# --- the autoencoder --------------------------------------------------------------------------------------------------
+
+def train_vae(args):
+    """L1 + 2 L1 of 4x4 averages + 0.25 L1 of neighbour differences + 3e-4 KL, each a mean over its values.
+
+    The averages bring the colours, the differences the texture; the weak KL term keeps the latents near unit scale. The
+    scaling factor then makes the deviation of all latents 1.
+    """
+    images = make_drawings(args.runs).to(args.device)
+    torch.manual_seed(0)
+    vae = VAE(**sizes(VAE_CONFIG, "vae"), scaling_factor=1.0).to(args.device)
+
+    def loss(step, generator):
+        batch = torch.randint(len(images), (BATCH["vae"],), generator=generator, device=args.device)
+        x = images[batch].float() / 255
+        mean, logvar = vae.moments(x)
+        noise = torch.randn(mean.shape, generator=generator, device=args.device)
+        y = vae.decode_raw(mean + noise * (0.5 * logvar).exp()).float()
+        d = y - (2 * x - 1)
+        pixel, colour = d.abs().mean(), F.avg_pool2d(d, 4).abs().mean()
+        edges = d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
+        kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).float().mean()
+        return pixel + 2 * colour + 0.25 * edges + 3e-4 * kl, {"pixel": pixel, "colour": colour, "kl": kl}
+
+    fit("vae", vae, loss, steps=args.steps["vae"], lr=1e-3, folder=args.runs, device=args.device, amp=True)
+    z = encode_all(vae, images[:2000])
+    export(args, "vae", vae, VAE_CONFIG | {"scaling_factor": round(1 / z.std().item(), 5)})
+
+
+@torch.no_grad()
+def encode_all(vae, images):
+    """uint8 images (N, 3, 64, 64) -> scaled latents (N, 4, 16, 16), a hundred at a time."""
+    return torch.cat([vae.encode(part.float() / 255) for part in images.split(100)])
+
+
+# --- the text encoder and the UNet ------------------------------------------------------------------------------------
+
+def learn_bpe(words):
+    """Byte-pair merges until each of `words` is one token, the most frequent pair first (ties: alphabetical)."""
+    spelled = {w: [*(byte_symbols()[b] for b in w.encode())] for w in words}
+    spelled = {w: [*s[:-1], s[-1] + "</w>"] for w, s in spelled.items()}
+    merges = []
+    while any(len(s) > 1 for s in spelled.values()):
+        pairs = Counter((w, *pair) for w, s in spelled.items() for pair in zip(s, s[1:]))
+        totals = Counter()
+        for (w, a, b), n in pairs.items():
+            totals[a, b] += n * words[w]
+        merges.append(max(sorted(totals), key=totals.get))
+        joined = Tokenizer({}, merges)
+        spelled = {w: joined.bpe(w) for w in words}
+    return merges
+
+
+def make_tokenizer(args):
+    """vocab.json and merges.txt in CLIP's format, small: the byte symbols, the merges that the captions need, start and end."""
+    texts = [drawings.caption(o, s).lower() for o in drawings.OBJECTS for s in drawings.STYLES]
+    merges = learn_bpe(Counter(word for text in texts for word in split_words(text)))
+    symbols = list(byte_symbols().values())
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
+    write_json(args.out / "tokenizer/vocab.json", {token: i for i, token in enumerate(tokens)})
+    (args.out / "tokenizer/merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges)
+
+
+class Denoiser(nn.Module):
+    """Text encoder and UNet, trained together."""
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.text_encoder = TextEncoder(**sizes(TEXT_CONFIG, "text_encoder") | {"vocab_size": vocab_size})
+        self.unet = UNet(**sizes(UNET_CONFIG, "unet"))
+
+    def forward(self, x, t, ids):
+        return self.unet(x, t, self.text_encoder(ids))
+
+
+def train_unet(args):
+    """min(SNR, 5) / SNR times the squared error of the predicted noise, t uniform (Hang et al., arXiv 2303.09556).
+
+    12% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose their
+    object or their style, so that the model learns each of them alone.
+    """
+    tokenizer = make_tokenizer(args)
+    images = make_drawings(args.runs)
+    vae = checkpoint.build("vae", VAE, *(args.out / "vae" / f for f in ("config.json", checkpoint.WEIGHTS_FILE["vae"])),
+                           torch.float32, args.device)
+    path = args.runs / "latents.safetensors"
+    if not path.exists():
+        atomic_save({"z": encode_all(vae, images.to(args.device))}, path)
+    z = checkpoint.read_tensors(path, {"z": (len(images), 4, 16, 16)}, device=args.device)["z"]
+    objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
+    n_objects, n_styles = len(drawings.OBJECTS), len(drawings.STYLES)
+    text = lambda o, s: " ".join((["A", o] if o else ["A"]) + (["image in", s, "style"] if s else ["image"]))
+    table = [text(o, s) if o or s else "" for o in (*drawings.OBJECTS, None) for s in (*drawings.STYLES, None)]
+    ids = tokenizer(table).to(args.device)                                                      # (11 * 9, 77)
+    schedule = Schedule(device=args.device)
+    torch.manual_seed(1)
+    net = Denoiser(len(tokenizer.vocab)).to(args.device)
+
+    def loss(step, generator):
+        B = BATCH["unet"]
+        rows = torch.randint(len(z), (B,), generator=generator, device=args.device)
+        t = torch.randint(len(schedule), (B,), generator=generator, device=args.device)
+        eps = torch.randn(z[:B].shape, generator=generator, device=args.device)
+        fate = torch.rand(B, generator=generator, device=args.device)
+        o = torch.where((fate < 0.12) | ((fate >= 0.12) & (fate < 0.17)), n_objects, objects[rows])
+        s = torch.where((fate < 0.12) | ((fate >= 0.17) & (fate < 0.22)), n_styles, styles[rows])
+        guess = net(schedule.add_noise(z[rows], eps, t), t, ids[o * (n_styles + 1) + s])
+        error = (guess - eps).square().mean((1, 2, 3))
+        abar = schedule.alphas_cumprod[t]
+        snr = abar / (1 - abar)
+        return (error * snr.clamp(max=5.0) / snr).mean(), {"eps": error.mean()}
+
+    fit("unet", net, loss, steps=args.steps["unet"], lr=1e-3, folder=args.runs, device=args.device, ema=0.9993)
+    export(args, "unet", net.unet, UNET_CONFIG)
+    export(args, "text_encoder", net.text_encoder, TEXT_CONFIG | {"vocab_size": len(tokenizer.vocab)})
+    write_json(args.out / "scheduler/scheduler_config.json", dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+               num_train_timesteps=1000, prediction_type="epsilon", steps_offset=1, set_alpha_to_one=False, clip_sample=False))
+
+
+# --- the sparse autoencoder -------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def capture(model, prompts, generator, guidance=GUIDANCE, steps=50):
+    """Sample one image a prompt; return its latents (B, 4, H, W) and the hook's output at all steps (steps, B, S, D).
+
+    Only the half that saw the caption is kept, as in SAeUron's training.
+    """
+    seen, B = [], len(prompts)
+    handle = model.unet.get_submodule(HOOK_POINT).register_forward_hook(
+        lambda module, inputs, h: seen.append(h[-B:].flatten(2).transpose(1, 2).half().cpu()))
+    try:
+        x = torch.randn(B, *model.latent_shape, generator=generator, device=model.device)
+        predict = guided(model.unet, model.embed(prompts), model.embed([""]), guidance)
+        for _, x in ddim(model.schedule, predict, x, steps):
+            pass
+    finally:
+        handle.remove()
+    return x, torch.stack(seen)
+
+
+def sae_data(args, model, images_per_pair=7, batch=40):
+    """Hook outputs of sampled images, one file a batch so that a killed capture goes on: (n, D) in one tensor."""
+    pairs = [drawings.caption(o, s) for o in drawings.OBJECTS for s in drawings.STYLES]
+    prompts, width, parts = pairs * images_per_pair, SAE_CONFIG["d_in"], []
+    began = time.time()
+    for i in range(0, len(prompts), batch):
+        path = args.runs / f"hook_{i:05d}.safetensors"
+        if not path.exists():
+            _, h = capture(model, prompts[i:i + batch], torch.Generator(args.device).manual_seed(i))
+            atomic_save({"h": h.reshape(-1, width)}, path)
+            print(f"\rcapture: {i + batch} of {len(prompts)} images, {time.time() - began:.0f} s", end="", flush=True)
+        positions = 50 * batch * (UNET_CONFIG["sample_size"] // 4) ** 2
+        parts.append(checkpoint.read_tensors(path, {"h": (positions, width)}, device=args.device)["h"])
+    return torch.cat(parts)
+
+
+def train_sae(args):
+    """Batch top-k reconstruction and the auxiliary loss of sae.py; a feature is dead when 100 batches did not wake it."""
+    model = checkpoint.load(args.out, args.device)
+    h = sae_data(args, model)
+    latents = SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"]
+    sae = SAE(SAE_CONFIG["d_in"], latents, SAE_CONFIG["k"]).to(args.device)
+    sae.init(torch.Generator(args.device).manual_seed(2), h[::97].float().mean(0))
+    asleep = torch.zeros(latents, device=args.device)
+
+    def loss(step, generator):
+        rows = torch.randint(len(h), (BATCH["sae"],), generator=generator, device=args.device)
+        value, fired, main = training_loss(sae, h[rows].float(), asleep > 100)
+        asleep.add_(1).masked_fill_(fired, 0)
+        return value, {"fvu": main, "dead": (asleep > 100).float().mean()}
+
+    fit("sae", sae, loss, steps=args.steps["sae"], lr=1e-3, folder=args.runs, device=args.device, ema=0.99,
+        after=SAE.normalize_decoder, weight_decay=0.0)
+    sae.normalize_decoder()
+    folder = args.out / "sae" / f"unet.{HOOK_POINT}"
+    write_json(folder / "cfg.json", SAE_CONFIG | {"num_latents": latents, "normalize_decoder": True, "batch_topk": True})
+    atomic_save({k: v.half() for k, v in sae.state_dict().items()}, folder / "sae.safetensors")
+
+
+# --- the judge --------------------------------------------------------------------------------------------------------
+
+def train_judge(args):
+    """Cross-entropy of object and style, on drawings of which half are blurred or noisy."""
+    images = make_drawings(args.runs).to(args.device)
+    objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
+    torch.manual_seed(3)
+    judge = Judge().to(args.device)
+
+    def loss(step, generator):
+        rows = torch.randint(len(images), (BATCH["judge"],), generator=generator, device=args.device)
+        o, s = judge(lesson(images[rows].float() / 255, generator))
+        both = F.cross_entropy(o, objects[rows]) + F.cross_entropy(s, styles[rows])
+        return both, {"object": (o.argmax(1) == objects[rows]).float().mean(), "style": (s.argmax(1) == styles[rows]).float().mean()}
+
+    fit("judge", judge, loss, steps=args.steps["judge"], lr=1e-3, folder=args.runs, device=args.device, ema=0.99)
+    (args.out / "judge").mkdir(parents=True, exist_ok=True)
+    atomic_save({k: v.half() for k, v in judge.state_dict().items()}, args.out / "judge/model.safetensors")
+
+
+STAGES = {"vae": train_vae, "unet": train_unet, "sae": train_sae, "judge": train_judge}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--out", type=Path, default=Path("weights/toy"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for stage, steps in STEPS.items():
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps)
+    args = parser.parse_args()
+    args.steps = {stage: getattr(args, f"{stage}_steps") for stage in STEPS}
+    for stage in args.stage:
+        STAGES[stage](args)
+
+
+if __name__ == "__main__":
+    main()
