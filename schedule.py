@@ -36,8 +36,8 @@ class Schedule:
 
     def timesteps(self, steps):
         """The N sampling time steps, descending: 981, 961, ..., 21, 1 for N = 50 [5]."""
-        if not 1 <= steps <= len(self):
-            raise ValueError(f"sampling steps must be between 1 and {len(self)}, got {steps}")
+        if not 1 <= steps < len(self):                          # N = T would begin at t = T, which does not exist
+            raise ValueError(f"sampling steps must be between 1 and {len(self) - 1}, got {steps}")
         stride = len(self) // steps
         return [i * stride + STEPS_OFFSET for i in reversed(range(steps))]
 

@@ -1,0 +1,156 @@
+"""The networks against diffusers and transformers: values and gradients, at toy size and at Stable Diffusion's size.
+
+Both sides get the same seeded weights, every tensor random (tests/seeded.py). The last tests show that the comparison sees
+every single tensor.
+"""
+import pytest
+import torch
+from torch import nn
+
+from tests import seeded
+from tests.oracle import record
+from tests.seeded import HOOK, TOLERANCE, TOY, TOY_HOOKS, compare, filled, randn, relative_error
+
+PARTS = list(TOY)
+COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_toy(part):
+    """Two rows: noise, hook outputs on the way down, in the middle and up, decode, encode, text, and gradients of them."""
+    compare(seeded.toy_outputs(part), record.toy_outputs(part), f"toy {part}")
+
+
+def test_full_unet():
+    """One latent 4x64x64: noise, two hook points, the gradient that the ascent uses."""
+    tensors = seeded.weights(seeded.shapes(seeded.on_meta("unet")))
+    inputs, hooks = seeded.unet_inputs(1, 64, 768), ("mid_block.attentions.0", HOOK)
+    theirs = record.unet_outputs(record.official("unet", tensors=tensors), *inputs, hooks, (HOOK,))
+    compare(seeded.unet_outputs(filled("unet", tensors=tensors), *inputs, hooks, (HOOK,)), theirs, "full unet")
+
+
+def test_full_vae():
+    """One latent 4x64x64 and one 512 px image, values; the toy covers the gradients."""
+    tensors = seeded.weights(seeded.shapes(seeded.on_meta("vae")))
+    inputs = seeded.vae_inputs(1, 64, 8)
+    with torch.no_grad():
+        theirs = record.vae_outputs(record.official("vae", tensors=tensors), *inputs, gradients=False)
+        compare(seeded.vae_outputs(filled("vae", tensors=tensors), *inputs, gradients=False), theirs, "full vae")
+
+
+def test_full_text():
+    """Two prompts of random tokens, all 77 positions."""
+    tensors = seeded.weights(seeded.shapes(seeded.on_meta("clip_text")))
+    ids = seeded.text_inputs(vocab=49408)
+    theirs = record.text_outputs(record.official("clip_text", tensors=tensors), ids)
+    compare(seeded.text_outputs(filled("clip_text", tensors=tensors), ids), theirs, "full text")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_same_tensors_and_sizes(part):
+    """At SD's size: the same names and shapes as the official network, and as many parameters as the published files."""
+    ours, theirs = seeded.on_meta(part), record.on_meta(part, record.SD[part])
+    assert seeded.shapes(ours) == record.shapes(theirs)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == COUNTS[part]
+
+
+def settings(net):
+    """Numbers that no tensor shows: {module: (its kind, what it is set to)} of all norms and convolutions."""
+    out = {}
+    for name, m in net.named_modules():
+        name = name.removeprefix("text_model.")
+        if isinstance(m, nn.GroupNorm):
+            out[name] = ("GroupNorm", m.num_groups, m.eps)
+        elif isinstance(m, nn.LayerNorm):
+            out[name] = ("LayerNorm", m.normalized_shape, m.eps)
+        elif isinstance(m, nn.Conv2d):
+            out[name] = ("Conv2d", m.kernel_size, m.stride, m.padding, m.dilation, m.groups)
+    return out
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_same_settings(part):
+    """Every eps, group count, stride and padding equals the official module's of the same name: an eps is too small to measure."""
+    assert settings(seeded.on_meta(part)) == settings(record.on_meta(part, record.SD[part]))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_stored_outputs_are_the_official_ones(part):
+    """The fixtures of the fast tests are what the libraries give today."""
+    tensors, metadata = seeded.stored(part)
+    assert metadata["seed"] == str(seeded.SEED)
+    assert torch.allclose(tensors.pop("fingerprint"), seeded.fingerprint(part), rtol=1e-6)
+    compare(record.toy_outputs(part), tensors, f"stored {part}")
+
+
+def changes(net, run):
+    """{tensor: relative change of each output when that tensor alone is set to zero}."""
+    with torch.no_grad():
+        before, out = run(), {}
+        for name, p in net.named_parameters():
+            kept = p.clone()
+            p.zero_()
+            out[name] = {key: relative_error(y, before[key]) for key, y in run().items()}
+            p.copy_(kept)
+        assert all(torch.equal(y, before[key]) for key, y in run().items())
+    return out
+
+
+def test_sensitive_to_every_unet_tensor():
+    """Each of 686 tensors moves the noise by more than the tolerance, and the hook's output if and only if it comes before."""
+    net, (z, t, context) = filled("unet", TOY["unet"]), seeded.unet_inputs(batch=1)
+    visited, captured = [], {}
+    handles = [m.register_forward_hook(lambda *_, name=name: visited.append(name)) for name, m in net.named_modules()
+               if next(m.parameters(recurse=False), None) is not None]
+    net(z, t, context, until=HOOK)
+    for handle in handles:
+        handle.remove()
+    net.get_submodule(HOOK).register_forward_hook(lambda module, args, y: captured.__setitem__("hook", y))
+
+    seen = changes(net, lambda: {"noise": net(z, t, context), "hook": captured["hook"]})
+    assert len(seen) == 686
+    assert [name for name, change in seen.items() if change["noise"] < 10 * TOLERANCE] == []
+    before = {name for name in seen if name.rpartition(".")[0] in visited}
+    assert {name for name, change in seen.items() if change["hook"] > 10 * TOLERANCE} == before
+    assert {name for name, change in seen.items() if change["hook"] == 0} == seen.keys() - before
+
+
+def no_effect(name):
+    """A key's bias adds the same to all scores of a query, and the softmax takes it out again: no output can show it."""
+    return name.endswith(("to_k.bias", "k_proj.bias"))
+
+
+def test_sensitive_to_every_vae_tensor():
+    """Each tensor moves the decoded image or the encoder's moments by more than the tolerance."""
+    net, (z, images) = filled("vae", TOY["vae"]), seeded.vae_inputs(batch=1)
+    seen = changes(net, lambda: seeded.vae_outputs(net, z, images, gradients=False))
+    missed = [name for name, change in seen.items() if max(change.values()) < 10 * TOLERANCE]
+    assert missed == [name for name in seen if no_effect(name)] and len(missed) == 2
+    crossed = [name for name, c in seen.items() if (c["decode"] > 0) == (c["mean"] > 0) and not no_effect(name)]
+    assert crossed == []                                        # no tensor serves both directions
+
+
+def test_sensitive_to_every_text_tensor():
+    net, ids = filled("clip_text", TOY["clip_text"]), seeded.text_inputs()
+    seen = changes(net, lambda: seeded.text_outputs(net, ids))
+    missed = [name for name, change in seen.items() if change["embedding"] < 10 * TOLERANCE]
+    assert missed == [name for name in seen if no_effect(name)] and len(missed) == 2
+
+
+def test_addition_at_a_hook():
+    """Steering: `add` gives what the official network gives when a forward hook adds the vector to the block's output."""
+    (z, t, context), v = seeded.unet_inputs(), randn(2, 112, seed=8)
+    theirs = record.official("unet", TOY["unet"])
+    theirs.get_submodule(HOOK).register_forward_hook(lambda module, args, y: (y[0] + v[:, :, None, None],))
+    with torch.no_grad():
+        expected = theirs(z, t, encoder_hidden_states=context).sample
+        ours = filled("unet", TOY["unet"])(z, t, context, add={HOOK: v})
+    compare({"steered": ours}, {"steered": expected}, "toy unet")
+
+
+def test_rows_are_independent():
+    """A row alone gives what it gives beside another: nothing is normalised over the batch."""
+    net, (z, t, context) = filled("unet", TOY["unet"]), seeded.unet_inputs()
+    both = seeded.unet_outputs(net, z, t, context, TOY_HOOKS, ())
+    alone = seeded.unet_outputs(net, z[1:], t[1:], context[1:], TOY_HOOKS, ())
+    compare(alone, {key: y[1:] for key, y in both.items()}, "toy row")

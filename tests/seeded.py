@@ -1,0 +1,154 @@
+"""Seeded weights and inputs, the same for our networks and for the official libraries, and what is compared on them.
+
+No weights are stored anywhere: a seed and a sorted list of tensor names give the same numbers on both sides. Every tensor is
+random, biases and norms included, because official initialisations leave many of them at 0 or 1, where a missing one would
+not show.
+"""
+import math
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from clip import TextEncoder
+from unet import UNet
+from vae import VAE
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SEED = 20
+TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4                      # max abs difference / max abs reference, float32
+NETWORKS = {"unet": UNet, "vae": VAE, "clip_text": TextEncoder}
+TOY = {     # the proportions of SD, small; widths that differ from level to level where that tells two of them apart
+    "unet": dict(block_out_channels=(32, 64, 112, 112), cross_attention_dim=64, attention_head_dim=2, norm_num_groups=16),
+    "vae": dict(block_out_channels=(32, 48, 64), layers_per_block=1, norm_num_groups=16),
+    "clip_text": dict(vocab_size=1000, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2),
+}
+HOOK = "up_blocks.1.attentions.1"
+TOY_HOOKS = ("down_blocks.1.attentions.0", "mid_block.attentions.0", HOOK, "up_blocks.3.attentions.2")
+
+
+def randn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(shapes, seed=SEED):
+    """{name: shape} -> {name: tensor}, filled in sorted order: norms about 1, biases about 0, the rest by 1 / sqrt(fan in)."""
+    g, out = torch.Generator().manual_seed(seed), {}
+    for name in sorted(shapes):
+        w = torch.randn(shapes[name], generator=g)
+        if w.ndim == 1:
+            w = w.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            w = w.div_(math.sqrt(w[0].numel()))
+        out[name] = w
+    return out
+
+
+def on_meta(part, sizes=None):
+    """One of our networks without any memory behind it; SD 1.x's sizes unless told otherwise."""
+    with torch.device("meta"):
+        return NETWORKS[part](**(sizes or {}))
+
+
+def shapes(net):
+    return {name: tuple(p.shape) for name, p in net.state_dict().items()}
+
+
+def filled(part, sizes=None, tensors=None):
+    """One of our networks with seeded weights (or with `tensors`), frozen."""
+    net = on_meta(part, sizes)
+    net.load_state_dict(tensors or weights(shapes(net)), strict=True, assign=True)
+    return net.requires_grad_(False).eval()
+
+
+def unet_inputs(batch=2, size=16, width=64):
+    """z, t, context; rows differ in everything, so that a row that reads another one shows."""
+    t = torch.tensor([981, 41])[:batch]
+    return randn(batch, 4, size, size, seed=1), t, randn(batch, 77, width, seed=2)
+
+
+def vae_inputs(batch=2, size=8, factor=4):
+    """Latents, and images in [0, 1]."""
+    g = torch.Generator().manual_seed(4)
+    return randn(batch, 4, size, size, seed=3), torch.rand(batch, 3, size * factor, size * factor, generator=g)
+
+
+def text_inputs(batch=2, vocab=1000):
+    return torch.randint(0, vocab, (batch, 77), generator=torch.Generator().manual_seed(5))
+
+
+def gradient(y, x, retain_graph=False):
+    """Of a fixed random projection of y, with respect to x."""
+    return torch.autograd.grad((y * randn(*y.shape, seed=6)).sum(), x, retain_graph=retain_graph)[0]
+
+
+def unet_outputs(net, z, t, context, hooks, gradients):
+    """Ours: the noise prediction, the output at each of `hooks`, and its gradient at those that are in `gradients`."""
+    out = {}
+    with torch.no_grad():
+        out["noise"] = net(z, t, context)
+    for hook in hooks:
+        leaf = z.clone().requires_grad_(hook in gradients)
+        y = net(leaf, t, context, until=hook)
+        out[hook] = y.detach()
+        if hook in gradients:
+            out[f"gradient {hook}"] = gradient(y, leaf)
+    return out
+
+
+def vae_outputs(net, z, images, gradients=True):
+    """Ours: decoded images before the clamp, mean and log variance of encoded ones, gradients with respect to the input."""
+    z, images = z.clone().requires_grad_(gradients), images.clone().requires_grad_(gradients)
+    out = {}
+    decoded = net.decode_raw(z)
+    out["decode"] = decoded.detach()
+    mean, logvar = net.moments(images)
+    out["mean"], out["logvar"] = mean.detach(), logvar.detach()
+    if gradients:
+        out["gradient decode"], out["gradient mean"] = gradient(decoded, z), gradient(mean, images)
+    return out
+
+
+def text_outputs(net, ids):
+    with torch.no_grad():
+        return {"embedding": net(ids)}
+
+
+def toy_outputs(part):
+    """All that is compared at toy size, from our network with seeded weights."""
+    net = filled(part, TOY[part])
+    if part == "unet":
+        return unet_outputs(net, *unet_inputs(), TOY_HOOKS, TOY_HOOKS)
+    return vae_outputs(net, *vae_inputs()) if part == "vae" else text_outputs(net, text_inputs())
+
+
+def toy_eps(x, t):
+    """A stand-in for a network in trajectories: depends on the sample and on the time step."""
+    return x / 2 + t / 2000
+
+
+def relative_error(ours, reference):
+    assert ours.shape == reference.shape, (ours.shape, reference.shape)
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
+
+
+def compare(ours, reference, label):
+    """Assert that two dicts of tensors agree within the tolerances; the errors are printed (pytest -s shows them)."""
+    assert ours.keys() == reference.keys()
+    for key in reference:
+        assert reference[key].isfinite().all() and reference[key].abs().max() > 1e-2, f"{label} {key}: nothing to compare"
+        error = relative_error(ours[key], reference[key])
+        print(f"{label:14s} {key:40s} {error:.1e}")
+        assert error <= (GRADIENT_TOLERANCE if key.startswith("gradient") else TOLERANCE), (label, key, error)
+
+
+def fingerprint(part):
+    """A few sums over the seeded weights and inputs, stored beside the outputs: tells a changed generator from a wrong network."""
+    parts = [*weights(shapes(on_meta(part, TOY[part]))).values(), *unet_inputs(), *vae_inputs(), text_inputs()]
+    return torch.stack([p.double().abs().sum() for p in parts])
+
+
+def stored(part):
+    """A fixture that tests/oracle/record.py wrote: ({name: tensor}, {metadata})."""
+    with safe_open(str(FIXTURES / f"parity_{part}.safetensors"), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()

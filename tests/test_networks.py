@@ -1,0 +1,249 @@
+"""UNet, VAE and SAE without the official libraries: their recorded outputs, the published sizes, and the doors of each network."""
+import pytest
+import torch
+from torch import nn
+
+from sae import SAE
+from tests.seeded import (FIXTURES, HOOK, TOY, TOY_HOOKS, compare, filled, fingerprint, on_meta, randn, relative_error, shapes, stored,
+                          toy_outputs, unet_inputs, vae_inputs)
+from unet import EPS, TRANSFORMER_EPS, Transformer, time_embedding
+
+COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480}
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return filled("unet", TOY["unet"])
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return filled("vae", TOY["vae"])
+
+
+# ---- the same as the official networks -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("part", ("unet", "vae"))
+def test_toy_outputs_are_the_official_ones(part):
+    """Noise, four hook outputs, decode, encode, and gradients, against what diffusers gave on the same seeded weights."""
+    tensors, _ = stored(part)
+    assert torch.allclose(tensors.pop("fingerprint"), fingerprint(part), rtol=1e-6), "the seeded weights are not those recorded"
+    compare(toy_outputs(part), tensors, f"toy {part}")
+
+
+@pytest.mark.parametrize("part", COUNTS)
+def test_published_names_and_shapes(part):
+    """All tensors of SD 1.4's files and no other, by name and shape, and their number of parameters."""
+    published = {}
+    for line in (FIXTURES / "keys_sd14.txt").read_text().splitlines():
+        owner, name, shape = line.split()
+        if owner == part:
+            published[name.removeprefix("text_model.")] = tuple(int(n) for n in shape.split("x"))
+    net = on_meta(part)
+    assert shapes(net) == published
+    assert sum(p.numel() for p in net.parameters()) == COUNTS[part]
+
+
+@pytest.mark.parametrize("part", COUNTS)
+def test_eps_of_every_norm(part):
+    """1e-5 in the UNet but 1e-6 in the norm at the entry of its 16 transformers; 1e-6 in the VAE; LayerNorm 1e-5 everywhere."""
+    found, net = [], on_meta(part)
+    for name, m in net.named_modules():
+        if isinstance(m, nn.LayerNorm):
+            found.append(("layer", m.eps))
+        elif isinstance(m, nn.GroupNorm):
+            entry = name.endswith(".norm") and isinstance(net.get_submodule(name.removesuffix(".norm")), Transformer)
+            found.append(("transformer" if entry else "group", m.eps))
+            assert m.num_groups == 32
+    expected = {"unet": {("group", 1e-5): 45, ("transformer", 1e-6): 16, ("layer", 1e-5): 48}, "vae": {("group", 1e-6): 52},
+                "clip_text": {("layer", 1e-5): 25}}
+    assert {kind: found.count(kind) for kind in set(found)} == expected[part]
+    assert (EPS, TRANSFORMER_EPS) == (1e-5, 1e-6)
+
+
+def test_golden_time_embedding():
+    """For t = 981: cosines first, then sines, the fastest frequency first."""
+    e = time_embedding(torch.tensor([981, 0]), 320)
+    assert e.shape == (2, 320) and e.dtype == torch.float32
+    golden = {0: 0.679957, 1: -0.798429, 159: 0.994606, 160: 0.733252, 161: 0.602089, 319: 0.103726}
+    for i, value in golden.items():
+        assert e[0, i].item() == pytest.approx(value, abs=1e-4)     # float32 angles near 981 are 6e-5 apart
+    assert e[1].tolist() == [1.0] * 160 + [0.0] * 160
+
+
+# ---- the UNet's hook points ------------------------------------------------------------------------------------------
+
+def ran(net, **kwargs):
+    """Names of the modules that ran, in order of their end, and the output of a run on the seeded inputs."""
+    names = []
+    handles = [m.register_forward_hook(lambda *_, name=name: names.append(name)) for name, m in net.named_modules() if name]
+    out = net(*unet_inputs(), **kwargs)
+    for handle in handles:
+        handle.remove()
+    return names, out
+
+
+def captured(net, hook, **kwargs):
+    """The output of module `hook` in a full run."""
+    caught = []
+    handle = net.get_submodule(hook).register_forward_hook(lambda module, args, y: caught.append(y))
+    net(*unet_inputs(), **kwargs)
+    handle.remove()
+    return caught[0]
+
+
+def test_hook_points(unet):
+    """All 16 transformers, in running order, with their widths."""
+    names, _ = ran(unet)
+    assert unet.hook_points == [name for name in names if isinstance(unet.get_submodule(name), Transformer)]
+    assert len(unet.hook_points) == 16
+    assert [unet.width(name) for name in TOY_HOOKS] == [64, 112, 112, 32]
+    assert on_meta("unet").width(HOOK) == 1280
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_stops_at_the_hook(unet, number):
+    """The last module that runs is the hook point itself, and its output is the one that a full run has there."""
+    hook = unet.hook_points[number]
+    full, _ = ran(unet)
+    names, y = ran(unet, until=hook)
+    assert names[-1] == hook and names == full[:full.index(hook) + 1]
+    assert torch.equal(y, captured(unet, hook))
+
+
+def test_leading_unet_is_accepted(unet):
+    z, t, context = unet_inputs()
+    assert torch.equal(unet(z, t, context, until="unet." + HOOK), unet(z, t, context, until=HOOK))
+    assert torch.equal(unet(z, t, context, add={"unet." + HOOK: torch.ones(112)}), unet(z, t, context, add={HOOK: torch.ones(112)}))
+    assert unet.width("unet." + HOOK) == 112
+
+
+@pytest.mark.parametrize("wrong, near", (
+    ("up_blocks.1.attention.1", HOOK), ("unet.up_blocks.1.attentions.7", "up_blocks.1.attentions."),
+    ("mid_block", "mid_block.attentions.0"), ("up_blocks.1.resnets.1", "up_blocks.1"),
+))
+def test_unknown_hook_point(unet, wrong, near):
+    """ValueError that names what was asked for and the nearest that exist, for both ways to name one."""
+    for kwargs in (dict(until=wrong), dict(add={wrong: torch.ones(112)})):
+        with pytest.raises(ValueError) as e:
+            unet(*unet_inputs(), **kwargs)
+        assert wrong in str(e.value) and near in str(e.value)
+
+
+@pytest.mark.parametrize("rows", (False, True))
+@pytest.mark.parametrize("hook", TOY_HOOKS)
+def test_add_at_a_hook(unet, hook, rows):
+    """Equals a forward hook that adds the vector to the block's output, for one vector and for one a row; 0 changes nothing."""
+    v = randn(*(2, unet.width(hook)) if rows else (unet.width(hook),), seed=8)
+    handle = unet.get_submodule(hook).register_forward_hook(lambda module, args, y: y + v.reshape(-1, y.shape[1], 1, 1))
+    expected = unet(*unet_inputs())
+    handle.remove()
+    plain, steered = unet(*unet_inputs()), unet(*unet_inputs(), add={hook: v})
+    assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3
+    assert torch.equal(unet(*unet_inputs(), add={hook: 0 * v}), plain)
+
+
+def test_add_at_several_hooks_and_stop(unet):
+    """An addition is in the output of its own hook point, and in all that follow."""
+    v = randn(112, seed=8)
+    first, second = "mid_block.attentions.0", HOOK
+    z, t, context = unet_inputs()
+    plain = unet(z, t, context, until=second)
+    assert torch.allclose(unet(z, t, context, until=second, add={second: v}), plain + v[:, None, None])
+    both = unet(z, t, context, until=second, add={first: v, second: v})
+    assert torch.allclose(both, unet(z, t, context, until=second, add={first: v}) + v[:, None, None])
+    assert relative_error(both, plain + v[:, None, None]) > 1e-3
+
+
+def test_forward_owns_nothing(unet):
+    """Inputs are left as they were, and frozen weights collect no gradient."""
+    z, t, context = unet_inputs()
+    kept, v = (z.clone(), t.clone(), context.clone()), torch.ones(112)
+    z.requires_grad_()
+    unet(z, t, context, until=HOOK, add={HOOK: v}).sum().backward()
+    assert z.grad.abs().max() > 0 and torch.equal(v, torch.ones(112))
+    assert all(torch.equal(a, b) for a, b in zip((z.detach(), t, context), kept))
+    assert all(p.grad is None for p in unet.parameters())
+
+
+# ---- the VAE's doors -------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_vae_scales_and_clamps(vae):
+    """decode = clamp(raw / 2 + 0.5) of z / 0.18215; encode = the mean times 0.18215; the log variance stays in -30..20."""
+    z, images = vae_inputs()
+    raw = vae.decoder(vae.post_quant_conv(z / 0.18215))
+    assert vae.factor == 4 and raw.shape == (2, 3, 32, 32)
+    assert torch.equal(vae.decode_raw(z), raw)
+    assert torch.equal(vae.decode(z), (raw / 2 + 0.5).clamp(0, 1)) and raw.abs().max() > 1
+    mean, logvar = vae.moments(images)
+    assert torch.equal(vae.encode(images), mean * 0.18215) and mean.shape == (2, 4, 8, 8)
+    assert torch.equal(torch.cat([mean, logvar], dim=1), vae.quant_conv(vae.encoder(2 * images - 1)))
+    assert vae.moments(1e6 * images)[1].abs().max() <= 30
+    extreme = filled("vae", TOY["vae"])
+    extreme.quant_conv.bias[4:] = torch.tensor([-1e3, -1e3, 1e3, 1e3])
+    assert extreme.moments(images)[1].amin(dim=(0, 2, 3)).tolist() == [-30, -30, 20, 20]
+
+
+# ---- the SAE, stated again without it --------------------------------------------------------------------------------
+
+def toy_sae(k=4, **kwargs):
+    sae = SAE(24, 96, k, **kwargs)
+    with torch.no_grad():
+        for i, p in enumerate(sae.parameters()):
+            p.copy_(0.3 * randn(*p.shape, seed=30 + i))
+    return sae.requires_grad_(False)
+
+
+def restated(sae, h, k):
+    """SAeUron's forward for one position h (D,), a feature at a time, float64: pre-activations, those kept, reconstruction."""
+    W, b, W_dec, b_dec = (p.double() for p in (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec))
+    pre = [max(0.0, sum(W[f] * (h.double() - b_dec)).item() + b[f].item()) for f in range(len(W))]
+    kept = sorted(range(len(pre)), key=lambda f: pre[f], reverse=True)[:k]
+    acts = [pre[f] if f in kept else 0.0 for f in range(len(pre))]
+    return pre, acts, b_dec + sum(acts[f] * W_dec[f] for f in kept)
+
+
+def test_sae_values():
+    """pre_acts, encode and decode at each position against the restatement; k a position, none across positions."""
+    sae, h = toy_sae(), randn(2, 3, 24, seed=40)
+    pre, acts, out = sae.pre_acts(h), sae.encode(h), sae.decode(sae.encode(h))
+    for i in range(2):
+        for j in range(3):
+            expected = restated(sae, h[i, j], 4)
+            for ours, theirs in zip((pre, acts, out), expected):
+                theirs = torch.as_tensor(theirs, dtype=torch.float64).float()
+                assert relative_error(ours[i, j], theirs) < 1e-5
+    assert ((acts > 0).sum(dim=-1) == 4).all()
+
+
+def test_sae_gradients():
+    """Of a feature's mean pre-activation, and of a projection of the reconstruction, against the derivatives worked out by hand."""
+    sae, h = toy_sae(), randn(5, 24, seed=41).requires_grad_()
+    f, S, direction = 7, 5, randn(24, seed=42)
+    on = (sae.pre_acts(h)[:, f] > 0).float().detach()
+    assert 0 < on.sum() < S                                     # both sides of the relu
+    ours = torch.autograd.grad(sae.pre_acts(h)[:, f].mean(), h)[0]
+    assert relative_error(ours, on[:, None] * sae.encoder.weight[f] / S) < 1e-5
+    ours = torch.autograd.grad((sae.decode(sae.encode(h)) * direction).sum(), h)[0]
+    kept = (sae.encode(h) > 0).float().detach()                 # (S, F)
+    assert relative_error(ours, (kept * (sae.W_dec @ direction)) @ sae.encoder.weight) < 1e-5
+
+
+def test_sae_one_feature_a_row():
+    """linear(h, feature) picks for each row its own feature out of all of them, values and gradients."""
+    sae, h, feature = toy_sae(), randn(3, 5, 24, seed=43).requires_grad_(), torch.tensor([7, 0, 95])
+    few = sae.linear(h, feature)
+    every = sae.linear(h)[torch.arange(3), :, feature]
+    assert few.shape == (3, 5) and torch.allclose(few, every, atol=1e-5)
+    weight = randn(3, 5, seed=44)
+    gradients = [torch.autograd.grad((y * weight).sum(), h)[0] for y in (few, every)]
+    assert relative_error(*gradients) < 1e-5
+
+
+def test_sae_unit_norm():
+    """`input_unit_norm`: each position to mean 0 and (unbiased) deviation 1 first."""
+    plain, unit, h = toy_sae(), toy_sae(input_unit_norm=True), 3 + 2 * randn(4, 24, seed=45)
+    normal = torch.stack([(x - x.mean()) / ((x - x.mean()).square().sum().div(23).sqrt() + 1e-5) for x in h])
+    assert torch.equal(plain.preprocess(h), h)
+    assert relative_error(unit.pre_acts(h), plain.pre_acts(normal)) < 1e-5

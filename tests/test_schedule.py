@@ -1,0 +1,126 @@
+"""Noise schedule and samplers: published numbers, stored trajectories of the official samplers, and what holds by definition."""
+import pytest
+import torch
+
+from schedule import SAMPLERS, Schedule, ddim, guided, pndm
+from tests.seeded import TOY, filled, fingerprint, randn, relative_error, stored, toy_eps, unet_inputs
+
+BETAS = {0: 0.000850000, 1: 0.000854699, 500: 0.004814954, 999: 0.011999999}
+ABAR = {0: 0.999149978, 1: 0.998296022, 21: 0.980380654, 41: 0.960872650, 500: 0.276332468, 941: 0.009117302, 961: 0.007281722,
+        981: 0.005775496, 999: 0.004660095}
+# One number from x = 1 through toy_eps: (sampler, steps) -> where in the trajectory, values there.
+GOLDEN = {
+    ("ddim", 50): (slice(0, 4), [1.0007706, 1.0026579, 1.0056345, 1.0096664]),
+    ("pndm", 50): (slice(0, 5), [1.0007706, 1.0013632, 1.0038421, 1.0073667, 1.0119333]),
+    ("ddim", 4): (slice(0, 4), [1.0770133, 1.0852534, 0.8839552, 0.8789607]),
+    ("pndm", 4): (slice(0, 5), [1.0770135, 1.1335516, 1.1742843, 1.0102742, 1.0065963]),
+}
+LAST = {("ddim", 50): 1.0963283, ("pndm", 50): 1.1144717}
+
+
+@pytest.fixture(scope="module")
+def official():
+    return stored("schedule")[0]
+
+
+def test_golden_betas_and_abar():
+    abar = Schedule().alphas_cumprod
+    assert abar.dtype == torch.float32 and len(Schedule()) == len(abar) == 1000
+    before = torch.cat([torch.ones(1), abar]).double()
+    for t, value in ABAR.items():
+        assert abar[t].item() == pytest.approx(value, abs=1e-9 + 1e-7 * value)
+    for t, value in BETAS.items():                              # the two roundings of abar leave 1.2e-7 of doubt
+        assert (1 - before[t + 1] / before[t]).item() == pytest.approx(value, abs=2e-7)
+
+
+def test_abar_is_the_official_one(official):
+    """To the last bit where it was recorded; another processor may round the last one differently."""
+    assert torch.allclose(Schedule().alphas_cumprod, official["alphas_cumprod"], rtol=1e-6, atol=0)
+    assert torch.allclose(torch.cumprod(1 - official["betas"], dim=0), official["alphas_cumprod"], rtol=1e-6, atol=0)
+
+
+def test_add_noise():
+    """Golden values for sample = noise = 1, a time step for each row, and the definition in both its limits."""
+    ones = torch.ones(3, 4, 2, 2)
+    noised = Schedule().add_noise(ones, ones, torch.tensor([0, 1, 981]))
+    for row, value in zip(noised, (1.0287300, 1.0404270, 1.0731047)):
+        assert torch.allclose(row, torch.full_like(row, value), atol=1e-6)
+    z, eps, t = randn(2, 4, 2, 2, seed=1), randn(2, 4, 2, 2, seed=2), torch.tensor([3, 700])
+    abar = Schedule().abar(t)
+    assert abar.shape == (2, 1, 1, 1)
+    assert torch.equal(Schedule().add_noise(z, 0 * z, t), abar.sqrt() * z)
+    assert torch.equal(Schedule().add_noise(0 * z, eps, t), (1 - abar).sqrt() * eps)
+    assert Schedule().add_noise(z.half(), eps.half(), t).dtype == torch.float16
+
+
+def test_timesteps():
+    """"Leading" spacing: from below 1,000 down to 1, with a stride of 1000 // N."""
+    s = Schedule()
+    assert s.timesteps(50) == list(range(981, 0, -20))
+    assert s.timesteps(3) == [667, 334, 1]
+    assert s.timesteps(30) == list(range(958, 0, -33))
+    assert s.timesteps(1) == [1]
+    for steps in (0, -1, 1001):
+        with pytest.raises(ValueError, match="between 1 and"):
+            s.timesteps(steps)
+
+
+def test_pndm_runs_the_second_step_twice():
+    times = lambda n: [t for t, _ in pndm(Schedule(), toy_eps, torch.ones(1, 1, 1, 1), n)]
+    assert times(4) == [751, 501, 501, 251, 1]
+    assert times(50) == [981, 961, *range(961, 0, -20)] and len(times(50)) == 51
+
+
+@pytest.mark.parametrize("kind, steps", GOLDEN)
+def test_golden_trajectories(kind, steps):
+    where, values = GOLDEN[kind, steps]
+    xs = [x.item() for _, x in SAMPLERS[kind](Schedule(), toy_eps, torch.ones(1, 1, 1, 1), steps)]
+    assert xs[where] == pytest.approx(values, abs=1e-6)
+    assert xs[-1] == pytest.approx(LAST.get((kind, steps), values[-1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", (1, 2, 3, 4, 20, 50))
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_trajectory_of_a_stand_in_network(official, kind, steps):
+    """Every sample along the way is the official sampler's."""
+    ours = torch.stack([x for _, x in SAMPLERS[kind](Schedule(), toy_eps, randn(2, 4, 4, 4, seed=7), steps)])
+    assert relative_error(ours, official[f"{kind} {steps}"]) < 1e-6
+
+
+@pytest.mark.parametrize("steps", (3, 20))
+@pytest.mark.parametrize("kind", SAMPLERS)
+@torch.no_grad()
+def test_guided_sampling_with_the_toy_unet(official, kind, steps):
+    """Network, guidance 7.5 and sampler together: first, middle and last sample are those of the official three."""
+    assert torch.allclose(fingerprint("unet"), official["fingerprint"], rtol=1e-6), "the seeded weights are not those recorded"
+    z, _, contexts = unet_inputs()
+    predict = guided(filled("unet", TOY["unet"]), contexts[:1], contexts[1:], 7.5)
+    xs = [x for _, x in SAMPLERS[kind](Schedule(), predict, z[:1], steps)]
+    assert relative_error(torch.stack([xs[0], xs[steps // 2], xs[-1]]), official[f"{kind} unet {steps}"]) < 1e-5
+
+
+def test_guidance_formula():
+    """e_null + g (e_text - e_null); null rows first, every row with its own sample, and one run only where g is 1."""
+    calls = []
+
+    def model(x, t, context):
+        calls.append((len(x), t.tolist()))
+        return x * context.mean(dim=(1, 2))[:, None, None, None] + t[:, None, None, None] / 1000
+
+    x, text, null = randn(2, 4, 2, 2, seed=1), torch.full((1, 77, 3), 2.0), torch.full((1, 77, 3), 0.5)
+    e_null, e_text = 0.5 * x + 0.361, 2.0 * x + 0.361
+    assert torch.allclose(guided(model, text, null, 7.5)(x, 361), e_null + 7.5 * (e_text - e_null), atol=1e-5)
+    assert torch.allclose(guided(model, text, null, 0.0)(x, 361), e_null)
+    assert calls == [(4, [361] * 4)] * 2
+    assert torch.allclose(guided(model, text, null, 1.0)(x, 361), e_text)
+    assert torch.allclose(guided(model, text)(x, 361), e_text)
+    assert calls[2:] == [(2, [361] * 2)] * 2
+
+
+def test_exact_noise_is_undone():
+    """If the network knows the noise, a step lands where the same sample with less of the same noise lies; the end is abar_0."""
+    s, z, eps = Schedule(), randn(1, 4, 2, 2, seed=1), randn(1, 4, 2, 2, seed=2)
+    x = s.add_noise(z, eps, torch.tensor([981]))
+    for t, x in ddim(s, lambda x, t: eps, x, 50):
+        expected = s.add_noise(z, eps, torch.tensor([max(t - 20, 0)]))
+        assert torch.allclose(x, expected, atol=1e-4)
