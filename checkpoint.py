@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from clip import TextEncoder, Tokenizer
+from clip import END, START, TextEncoder, Tokenizer
 from sae import SAE
 from schedule import Schedule
 from unet import UNet
@@ -48,6 +48,10 @@ SIZES = {   # config key -> what a usable value looks like; these are passed on 
     "scheduler": ("beta_start", "beta_end", "num_train_timesteps"),
     "sae": ("d_in", "num_latents", "k", "input_unit_norm"),
 }
+LARGEST = {"layers_per_block": 16, "num_hidden_layers": 64, "block_out_channels": 2 ** 14}     # of other sizes: 2^24
+HEADS_OF = {"attention_head_dim": "block_out_channels", "num_attention_heads": "hidden_size"}   # number of heads -> what it divides
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+AGAIN = "fetch or copy this file again"
 WEIGHTS_FILE = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
                 "text_encoder": "model.safetensors"}
 LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # VAE files before 2023
@@ -68,12 +72,35 @@ def read_json(path):
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror}); expected a JSON file there") from e
-    except ValueError as e:
-        raise WeightsError(f"{path}: is not valid JSON ({e}); fetch or copy this file again") from e
+        raise WeightsError(f"{path}: cannot be read ({e.strerror}); expected a JSON file there, {AGAIN}") from e
+    except (ValueError, RecursionError) as e:
+        raise WeightsError(f"{path}: is not valid JSON ({e}); {AGAIN}") from e
     if not isinstance(value, dict):
-        raise WeightsError(f"{path}: expected a JSON object, found {type(value).__name__}; fetch or copy this file again")
+        raise WeightsError(f"{path}: expected a JSON object, found {type(value).__name__}; {AGAIN}")
     return value
+
+
+def listed(value):
+    return value if isinstance(value, list) else [value]
+
+
+def check_sizes(path, sizes):
+    """WeightsError for a value that cannot be what its key names, before it turns into a crash or an endless construction."""
+    for key, value in sizes.items():
+        if key == "input_unit_norm":
+            kind, sound = "true or false", isinstance(value, bool)
+        elif key in ("scaling_factor", "beta_start", "beta_end"):
+            limit = 1 if key.startswith("beta") else float("inf")
+            kind, sound = f"a number between 0 and {limit}", type(value) in (int, float) and 0 < value < limit
+        else:
+            limit = LARGEST.get(key, 2 ** 24)
+            values = listed(value) if key == "block_out_channels" else [value]
+            kind, sound = f"whole numbers from 1 to {limit}", values and all(type(v) is int and 1 <= v <= limit for v in values)
+        if not sound:
+            raise WeightsError(f"{path}: {key} is {value!r}, expected {kind}; {AGAIN}")
+    for heads, width in HEADS_OF.items():
+        if heads in sizes and any(w % sizes[heads] for w in listed(sizes.get(width, 0))):
+            raise WeightsError(f"{path}: {heads} is {sizes[heads]}, which does not divide {width} {sizes[width]}; {AGAIN}")
 
 
 def read_config(part, path):
@@ -81,8 +108,10 @@ def read_config(part, path):
     config = read_json(path)
     for key, value in FIXED[part].items():
         if config.get(key, value) != value:
-            raise WeightsError(f"{path}: {key} is {config[key]!r}, only {value!r} is implemented; these are not SD 1.x weights")
-    return {key: config[key] for key in SIZES[part] if key in config}
+            raise WeightsError(f"{path}: {key} is {config[key]!r}, only {value!r} is implemented; give SD 1.x weights")
+    sizes = {key: config[key] for key in SIZES[part] if key in config}
+    check_sizes(path, sizes)
+    return sizes
 
 
 def read_tensors(path, expected, rename=lambda name: name, dtype=None, device="cpu"):
@@ -94,22 +123,24 @@ def read_tensors(path, expected, rename=lambda name: name, dtype=None, device="c
             if missing or extra:
                 kind, first = ("lacks", missing) if missing else ("has an unexpected", extra)
                 more = f" and {len(missing) + len(extra) - 1} more mismatches" if len(missing) + len(extra) > 1 else ""
-                raise WeightsError(f"{path}: {kind} tensor {first[0]!r}{more}; the file does not belong to its config.json")
+                raise WeightsError(f"{path}: {kind} tensor {first[0]!r}{more}; the file does not belong to its config, "
+                                   "fetch or copy both again")
             tensors = {}
             for name, shape in expected.items():
                 found = tuple(file.get_slice(names[name]).get_shape())
                 if found != shape:
                     raise WeightsError(f"{path}: {name} has shape {list(found)}, expected {list(shape)}; the file does not belong to "
-                                       "its config.json")
+                                       "its config, fetch or copy both again")
                 tensor = file.get_tensor(names[name])
-                if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-                    raise WeightsError(f"{path}: {name} holds {tensor.dtype} with NaN or infinite values or no numbers; "
-                                       "fetch or copy this file again")
+                if tensor.dtype not in FLOATS:
+                    raise WeightsError(f"{path}: {name} holds {tensor.dtype}, expected 16-, 32- or 64-bit floats; {AGAIN}")
                 tensors[name] = tensor.to(dtype)
+                if not tensors[name].isfinite().all():
+                    raise WeightsError(f"{path}: {name} holds NaN or infinite values as {tensors[name].dtype}; {AGAIN}")
     except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a safetensors file there") from e
+        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a safetensors file there, {AGAIN}") from e
     except SafetensorError as e:
-        raise WeightsError(f"{path}: is not a whole safetensors file ({e}); fetch or copy this file again") from e
+        raise WeightsError(f"{path}: is not a whole safetensors file ({e}); {AGAIN}") from e
     return tensors
 
 
@@ -121,7 +152,7 @@ def build(part, network, config_path, weights_path, dtype, device):
             net = network(**sizes)
     except (TypeError, ValueError, RuntimeError) as e:
         raise WeightsError(f"{config_path}: gives sizes of which no network can be built ({str(e).splitlines()[0]}); "
-                           "fetch or copy this file again") from e
+                           f"{AGAIN}") from e
     expected = {name: tuple(p.shape) for name, p in net.state_dict().items()}
     tensors = read_tensors(weights_path, expected, lambda name: modern_name(part, name), dtype, device)
     net.load_state_dict(tensors, strict=True, assign=True)
@@ -133,20 +164,69 @@ def read_sae_config(path):
     config = read_json(path)
     try:
         config["num_latents"] = config.get("num_latents") or config["expansion_factor"] * config["d_in"]
-        return {key: config[key] for key in SIZES["sae"] if key in config}
+        sizes = {key: config[key] for key in ("d_in", "num_latents", "k")}
     except (KeyError, TypeError) as e:
-        raise WeightsError(f"{path}: lacks {e} of SAeUron's format; fetch or copy this file again") from e
+        raise WeightsError(f"{path}: lacks {e} of SAeUron's format; {AGAIN}") from e
+    sizes["input_unit_norm"] = config.get("input_unit_norm", False)
+    check_sizes(path, sizes)
+    if sizes["k"] > sizes["num_latents"]:
+        raise WeightsError(f"{path}: k is {sizes['k']}, more than the {sizes['num_latents']} features; {AGAIN}")
+    return sizes
 
 
 def read_activity(path, sizes, device):
     """{"timesteps": (N,), "max_feature": (N, F), "max_channel": (N, D)}: the largest mean activation seen at each of N steps."""
     try:
         with safe_open(path, framework="pt") as file:
-            n = file.get_slice("timesteps").get_shape()[0]
+            n = sum(file.get_slice("timesteps").get_shape()[:1])
     except (OSError, SafetensorError) as e:
-        raise WeightsError(f"{path}: is not a whole safetensors file with `timesteps` ({e}); fetch or copy this file again") from e
+        raise WeightsError(f"{path}: is not a whole safetensors file with `timesteps` ({e}); {AGAIN}") from e
+    if n == 0:
+        raise WeightsError(f"{path}: `timesteps` holds no list of time steps; {AGAIN}")
     expected = {"timesteps": (n,), "max_feature": (n, sizes["num_latents"]), "max_channel": (n, sizes["d_in"])}
     return read_tensors(path, expected, dtype=torch.float32, device=device)
+
+
+def read_tokenizer(folder):
+    """The tokenizer of `folder`; WeightsError where its two files are not what CLIP's are: bytes, merges, start, end."""
+    try:
+        tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+    except (OSError, ValueError, RecursionError) as e:
+        raise WeightsError(f"{folder}: vocab.json or merges.txt cannot be used ({e}); fetch or copy both again") from e
+    vocab, merges = tokenizer.vocab, tokenizer.ranks
+    if not isinstance(vocab, dict) or not {START, END} <= vocab.keys() \
+            or not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise WeightsError(f"{folder / 'vocab.json'}: is no map from tokens to ids with {START} and {END}; {AGAIN}")
+    if any(len(pair) != 2 for pair in merges) or len(vocab) > 2 * 256 + len(merges) + 2:
+        raise WeightsError(f"{folder / 'merges.txt'}: is no list of pairs as long as vocab.json asks for; {AGAIN}")
+    return tokenizer
+
+
+def read_settings(path):
+    """featviz.json: {"timestep": 361, "feature": 12, "presets": {name: {setting: value}}}, every entry optional."""
+    settings = read_json(path)
+    presets = settings.get("presets", {})
+    if not all(type(settings.get(key, 0)) is int for key in ("timestep", "feature")) or not isinstance(presets, dict) \
+            or not all(isinstance(changes, dict) for changes in presets.values()):
+        raise WeightsError(f"{path}: expected whole numbers for timestep and feature, and an object of objects for presets; {AGAIN}")
+    return settings
+
+
+def check_fit(folder, parts):
+    """WeightsError where two parts that work together differ in a width."""
+    unet, vae, text, tokenizer = (parts.get(part) for part in ("unet", "vae", "text_encoder", "tokenizer"))
+    latent = unet.conv_in.in_channels
+    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    fits = [("unet", "latent channels out", unet.conv_out.out_channels, latent)]
+    if vae:
+        fits.append(("vae", "latent channels", vae.post_quant_conv.in_channels, latent))
+    if text:
+        fits.append(("text_encoder", "wide text", text.final_layer_norm.normalized_shape[0], context))
+    for part, what, found, expected in fits:
+        if found != expected:
+            raise WeightsError(f"{folder / part}: has {found} {what}, the UNet takes {expected}; give parts of one model")
+    if text and tokenizer and max(tokenizer.vocab.values()) >= text.embeddings.token_embedding.num_embeddings:
+        raise WeightsError(f"{folder / 'tokenizer'}: has larger ids than the text encoder knows; give parts of one model")
 
 
 class Model:
@@ -194,8 +274,12 @@ class Model:
     @cached_property
     def latent_shape(self):
         """(4, H, W) of the size that the UNet was trained at (`sample_size` of its config)."""
-        size = read_json(self.folder / "unet/config.json").get("sample_size", 64)
-        return (self.unet.conv_in.in_channels, *(size if isinstance(size, list) else (size, size)))
+        path = self.folder / "unet/config.json"
+        size = read_json(path).get("sample_size", 64)
+        sizes = size if isinstance(size, list) else [size, size]
+        if len(sizes) != 2 or not all(type(n) is int and n % 8 == 0 and 8 <= n <= 1024 for n in sizes):
+            raise WeightsError(f"{path}: sample_size is {size!r}, expected a multiple of 8 up to 1024; {AGAIN}")
+        return (self.unet.conv_in.in_channels, *sizes)
 
     @cached_property
     def fingerprints(self):
@@ -208,7 +292,7 @@ class Model:
 
 
 def load(folder, device="cpu", dtype=torch.float32):
-    """Load a weights folder (layout above). The UNet, text encoder and SAE take `dtype`; the VAE stays float32.
+    """Load a weights folder (layout above). The UNet and the text encoder take `dtype`; the VAE and the SAE stay float32.
 
     Raises WeightsError, whose text is one line: the file, what was expected, what to do.
     """
@@ -221,10 +305,8 @@ def load(folder, device="cpu", dtype=torch.float32):
         if (folder / part).exists():
             parts[part] = build(part, network, folder / part / "config.json", folder / part / WEIGHTS_FILE[part], kind, device)
     if (folder / "tokenizer").exists():
-        try:
-            parts["tokenizer"] = Tokenizer.from_files(folder / "tokenizer/vocab.json", folder / "tokenizer/merges.txt")
-        except (OSError, ValueError) as e:
-            raise WeightsError(f"{folder / 'tokenizer'}: vocab.json or merges.txt cannot be used ({e}); fetch them again") from e
+        parts["tokenizer"] = read_tokenizer(folder / "tokenizer")
+    check_fit(folder, parts)
     scheduler = folder / "scheduler/scheduler_config.json"
     schedule = Schedule(**(read_config("scheduler", scheduler) if scheduler.exists() else {}), device=device)
     hook_point = None
@@ -238,11 +320,13 @@ def load(folder, device="cpu", dtype=torch.float32):
             sae = SAE(**sizes)
         if sizes["d_in"] != parts["unet"].width(hook_point):
             raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of {folder / 'unet'} has "
-                               f"{parts['unet'].width(hook_point)} channels; this SAE belongs to another UNet")
+                               f"{parts['unet'].width(hook_point)} channels; give the SAE of this UNet")
         expected = {name: tuple(p.shape) for name, p in sae.state_dict().items()}
         sae.load_state_dict(read_tensors(cfg.with_name("sae.safetensors"), expected, dtype=torch.float32, device=device), assign=True)
-        parts["sae"] = sae.requires_grad_(False)
+        parts["sae"] = sae.requires_grad_(False).eval()
         if (path := cfg.with_name("activity.safetensors")).exists():
             parts["sae/*/activity.safetensors"] = read_activity(path, sizes, device)
-    settings = read_json(folder / "featviz.json") if (folder / "featviz.json").exists() else {}
-    return Model(folder, device, dtype, parts, schedule, hook_point, settings)
+    settings = read_settings(folder / "featviz.json") if (folder / "featviz.json").exists() else {}
+    model = Model(folder, device, dtype, parts, schedule, hook_point, settings)
+    model.latent_shape                                          # read now, so that a bad size shows here
+    return model

@@ -16,6 +16,7 @@ Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width, F f
 """
 import argparse
 import dataclasses
+import math
 import resource
 import sys
 import time
@@ -93,6 +94,9 @@ PRESETS = {"sae": Config(), "raw": Config(**RAW), "none": Config(**NONE)}
 def configure(model, preset="sae", **changes):
     """A preset, then what the weights' own featviz.json sets for it, then `changes`; unknown names raise TypeError."""
     own = model.settings.get("presets", {}).get(preset, {})
+    if unknown := own.keys() - {field.name for field in dataclasses.fields(Config)}:
+        raise WeightsError(f"{model.folder / 'featviz.json'}: preset {preset!r} sets {sorted(unknown)[0]!r}, which is no setting; "
+                           "--help lists them all")
     return dataclasses.replace(PRESETS[preset], **(own | changes))
 
 
@@ -189,6 +193,7 @@ def ascend(model, jobs, config, begin=None):
         z.grad = torch.where(alive[:, None, None, None], smoothed, 0)
         optimizer.step()
         with torch.no_grad():
+            alive = alive & z.flatten(1).isfinite().all(dim=1)
             z.copy_(torch.where(alive[:, None, None, None], z, before))
         yield Step(index, before, transformed.detach(), noised.detach(), hook.detach(), a.detach(), silent,
                    {k: v.detach() for k, v in penalties.items()}, gradient, filtered, smoothed, z.detach().clone(), alive)
@@ -229,13 +234,13 @@ def measure(model, z, jobs, noise=True):
 def judge_result(scores, alive, stopped):
     """One word for a result, and its reason.
 
-    non-finite  the loss or the gradient was NaN or infinite; the latent is the last finite one
+    non-finite  the loss, the gradient, the latent or its score was NaN or infinite; the latent is the last finite one
     silent      at the end the feature is 0 under every fresh noise
     weak        it ended no higher than it started
     fragile     it loses more than half of its activation when the picture is decoded and encoded again
     excited     none of these
     """
-    if not alive:
+    if not alive or not math.isfinite(scores["activation"]):
         return f"non-finite at step {stopped}"
     if scores["activation"] == 0:
         return "silent"
@@ -305,6 +310,8 @@ def check_jobs(model, jobs):
             raise ValueError(f"--{job.kind} {job.target} is out of range: {model.folder} has {count} {job.kind}s, 0..{count - 1}")
         if not 0 <= job.timestep < len(model.schedule):
             raise ValueError(f"--timestep {job.timestep} is out of range: time steps are 0..{len(model.schedule) - 1}")
+        if not 0 <= job.seed < 2 ** 62:
+            raise ValueError(f"--seed {job.seed} is out of range: seeds are 0..2^62 - 1")
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -344,6 +351,7 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+LARGEST = 1e6               # of a setting; the optimiser's own arithmetic overflows far above it
 CHOICES = {"prior": ("steer", "noise"), "prior_sampler": ("pndm", "ddim")}
 
 
@@ -357,6 +365,10 @@ def plan(args):
     """Flags -> (model, jobs, config, batch size); ValueError or WeightsError with one line for what cannot be."""
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {args.device}: no CUDA device is visible to torch {torch.__version__}; use --device cpu")
+    try:
+        torch.zeros(1, device=args.device).item()
+    except (RuntimeError, NotImplementedError) as e:
+        raise ValueError(f"--device {args.device}: {str(e).splitlines()[0]}; use --device cpu") from e
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     folder = args.weights or default_weights(args)
@@ -365,7 +377,7 @@ def plan(args):
     preset = args.preset or ("raw" if args.channel else "sae")
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     config = configure(model, preset, **given)
-    check_config(config)
+    check_config(config, model)
     if model.hook_point is None:
         model.part("sae", "a folder named after its hook point with cfg.json and sae.safetensors")
     timesteps = args.timestep or [model.settings.get("timestep", 0)]
@@ -379,27 +391,44 @@ def plan(args):
     return model, jobs, config, args.batch_size or default_batch_size(model)
 
 
-def check_config(config):
-    """ValueError for a setting outside its range."""
-    size = config.gradient_smoothing_kernel_size
-    for bad, text in ((config.num_steps < 1, "--num-steps must be at least 1"), (config.jitter_max < 0, "--jitter-max must be at least 0"),
-                      (not config.scale_max > 0, "--scale-max must be above 0"), (size < 1 or size % 2 == 0, "--gradient-smoothing-kernel-size must be odd"),
-                      (not config.learning_rate > 0, "--learning-rate must be above 0"), (config.prior_steps < 1, "--prior-steps must be at least 1")):
+def check_config(config, model):
+    """ValueError for a setting of the wrong kind or outside its range."""
+    for field in dataclasses.fields(Config):
+        value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
+        whole = type(value) is int and field.type is float
+        if type(value) is not field.type and not whole or field.type is float and not abs(value) <= LARGEST:
+            kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false",
+                    str: "a name"}[field.type]
+            raise ValueError(f"{flag} must be {kind}, got {value!r}")
+        if value not in CHOICES.get(field.name, (value,)):
+            raise ValueError(f"{flag} must be one of {', '.join(CHOICES[field.name])}, got {value!r}")
+    size, least = config.gradient_smoothing_kernel_size, min(model.latent_shape[1:])
+    for bad, text in (
+            (config.num_steps < 1, "--num-steps must be at least 1"),
+            (not 1 <= config.prior_steps <= len(model.schedule), f"--prior-steps must be between 1 and {len(model.schedule)}"),
+            (config.learning_rate <= 0, "--learning-rate must be above 0"),
+            (not 0 <= config.beta1 < 1, "--beta1 must be between 0 and 1"),
+            (not 0 <= config.beta2 < 1, "--beta2 must be between 0 and 1"),
+            (config.epsilon <= 0, "--epsilon must be above 0"),
+            (config.weight_decay < 0, "--weight-decay must be at least 0"),
+            (size % 2 == 0 or not 1 <= size < 2 * least, f"--gradient-smoothing-kernel-size must be odd and below {2 * least}"),
+            (not 0 <= config.jitter_max <= reg.REFERENCE_WIDTH, f"--jitter-max must be between 0 and {reg.REFERENCE_WIDTH}"),
+            (config.scale_max <= 0, "--scale-max must be above 0")):
         if bad:
             raise ValueError(text)
 
 
 class Progress:
-    """Steps done, rate and time left, on stderr."""
+    """Steps done and time left, on stderr: one line a batch, rewritten at each of its steps."""
 
-    def __init__(self, total):
-        self.total, self.done, self.began = total, 0, None
+    def __init__(self, total, steps):
+        self.total, self.steps, self.done, self.began = total, steps, 0, None
 
     def __call__(self, step):
         self.began = self.began or time.time()
         self.done += 1
         left = (time.time() - self.began) / max(self.done - 1, 1) * (self.total - self.done)
-        end = "\n" if self.done == self.total else ""
+        end = "\n" if step.index + 1 == self.steps else ""
         print(f"\rstep {self.done}/{self.total}, mean activation {step.activation.mean():.4f}, {left:.0f} s left   ", end=end,
               file=sys.stderr, flush=True)
 
@@ -430,7 +459,8 @@ def run(args):
     if todo:
         print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
               + (f", after {config.prior_steps} sampling steps of the prior" if config.prior == "steer" else ""), file=sys.stderr)
-    for result in stream(model, todo, config, size, Progress(-(-len(todo) // size) * config.num_steps)) if todo else ():
+    progress = Progress(-(-len(todo) // size) * config.num_steps, config.num_steps)
+    for result in stream(model, todo, config, size, progress) if todo else ():
         path = results.save(args.out, result, recipes[result.job])
         print(f"{path}: {result.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}, "
               f"rank {result.scores['rank']}")
@@ -449,7 +479,8 @@ def main(argv=None):
     try:
         return run(args)
     except (WeightsError, ValueError, OSError, torch.OutOfMemoryError) as e:
-        print("featviz: " + " ".join(str(e).split()), file=sys.stderr)
+        hint = "; make room or give another --out, finished results stay" if isinstance(e, OSError) else ""
+        print("featviz: " + " ".join(str(e).split()) + hint, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nfeatviz: interrupted; finished results stay, the same command goes on from there", file=sys.stderr)

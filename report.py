@@ -17,9 +17,13 @@ def read_results(folder):
     """{(time step, seed): (record, picture's path)} below a feature's folder; files that are no finished result are skipped."""
     found = {}
     for path in sorted(Path(folder).glob("t*/seed_*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        job = record["recipe"]["job"]
-        found[job["timestep"], job["seed"]] = (record, path.with_suffix(".png"))
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            job = record["recipe"]["job"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if path.with_suffix(".png").exists():
+            found[job["timestep"], job["seed"]] = (record, path.with_suffix(".png"))
     return found
 
 

@@ -39,7 +39,7 @@ def finished(out, recipe):
     path = path_of(out, recipe)
     try:
         stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return stored == recipe and all(path.with_suffix(s).exists() for s in (".png", ".safetensors"))
 
@@ -62,14 +62,16 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as e:
         partial.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno and not e.filename:   # a full disk does not say which file
+            raise OSError(e.errno, e.strerror, str(path)) from e
         raise
 
 
 def to_uint8(image):
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded."""
-    return (image.permute(1, 2, 0).clamp(0, 1) * 255).round().numpy().astype(np.uint8)
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded; NaN, which only a non-finite result has, is black."""
+    return (image.permute(1, 2, 0).nan_to_num(0).clamp(0, 1) * 255).round().numpy().astype(np.uint8)
 
 
 def save(out, result, recipe):

@@ -96,7 +96,7 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
             state.step += 1
             count += 1
             for k, v in ({"loss": value} | numbers).items():
-                sums[k] = sums.get(k, 0.0) + float(v)
+                sums[k] = sums.get(k, 0.0) + v.item()
             if state.step % 50 == 0 or state.step == steps:
                 left = (time.time() - began) / (state.step - first) * (steps - state.step)
                 means = {k: round(v / count, 6) for k, v in sums.items()}

@@ -36,8 +36,8 @@ UNET_CONFIG = dict(block_out_channels=[32, 64, 112, 112], layers_per_block=2, cr
 TEXT_CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, hidden_act="quick_gelu",
                    max_position_embeddings=77)
 SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=16, k=8, input_unit_norm=False)
-STEPS = {"vae": 13_000, "unet": 10_000, "sae": 5_000, "judge": 1_500}
-BATCH = {"vae": 8, "unet": 32, "sae": 2_048, "judge": 64}
+STEPS = {"vae": 10_500, "unet": 7_200, "sae": 4_000, "judge": 1_500}
+BATCH = {"vae": 8, "unet": 32, "sae": 1_024, "judge": 64}
 
 
 def sizes(config, part):
@@ -212,8 +212,17 @@ def capture(model, prompts, generator, guidance=GUIDANCE, steps=50):
     return x, torch.stack(seen)
 
 
-def sae_data(args, model, images_per_pair=7, batch=40):
-    """Hook outputs of sampled images, one file a batch so that a killed capture goes on: (n, D) in one tensor."""
+CAPTURE_BATCH = 40
+
+
+def h_positions():
+    """S: at up1.1 the latent's edge has been halved twice."""
+    return (UNET_CONFIG["sample_size"] // 4) ** 2
+
+
+def sae_data(args, model, images_per_pair=7, batch=CAPTURE_BATCH):
+    """Hook outputs of sampled images, one file a batch so that a killed capture goes on: (n, D) in one tensor, in the order
+    batch, step, image, position."""
     pairs = [drawings.caption(o, s) for o in drawings.OBJECTS for s in drawings.STYLES]
     prompts, width, parts = pairs * images_per_pair, SAE_CONFIG["d_in"], []
     began = time.time()
@@ -223,8 +232,7 @@ def sae_data(args, model, images_per_pair=7, batch=40):
             _, h = capture(model, prompts[i:i + batch], torch.Generator(args.device).manual_seed(i))
             atomic_save({"h": h.reshape(-1, width)}, path)
             print(f"\rcapture: {i + batch} of {len(prompts)} images, {time.time() - began:.0f} s", end="", flush=True)
-        positions = 50 * batch * (UNET_CONFIG["sample_size"] // 4) ** 2
-        parts.append(checkpoint.read_tensors(path, {"h": (positions, width)}, device=args.device)["h"])
+        parts.append(checkpoint.read_tensors(path, {"h": (50 * batch * h_positions(), width)}, device=args.device)["h"])
     return torch.cat(parts)
 
 
@@ -249,6 +257,15 @@ def train_sae(args):
     folder = args.out / "sae" / f"unet.{HOOK_POINT}"
     write_json(folder / "cfg.json", SAE_CONFIG | {"num_latents": latents, "normalize_decoder": True, "batch_topk": True})
     atomic_save({k: v.half() for k, v in sae.state_dict().items()}, folder / "sae.safetensors")
+    times = torch.tensor(model.schedule.timesteps(50), dtype=torch.float32)
+    atomic_save({"timesteps": times} | largest_means(sae, h.unflatten(0, (-1, 50, CAPTURE_BATCH, h_positions()))), folder / "activity.safetensors")
+
+
+@torch.no_grad()
+def largest_means(sae, h):
+    """Largest mean activation over positions, at each step, of every feature and channel: h (batches, N, B, S, D) -> (N, F), (N, D)."""
+    feature = torch.stack([torch.stack([sae.pre_acts(x.float()).mean(1).amax(0) for x in batch]) for batch in h]).amax(0)
+    return {"max_feature": feature.half(), "max_channel": h.float().mean(3).amax((0, 2)).half()}
 
 
 # --- the judge --------------------------------------------------------------------------------------------------------
@@ -271,6 +288,31 @@ def train_judge(args):
     atomic_save({k: v.half() for k, v in judge.state_dict().items()}, args.out / "judge/model.safetensors")
 
 
+def estimate(args):
+    """Print how long every stage will take here: its forward and backward pass timed on random input, times its steps."""
+    dev = args.device
+    image, z, t = torch.rand(BATCH["vae"], 3, 64, 64, device=dev), torch.randn(BATCH["unet"], 4, 16, 16, device=dev), torch.zeros(BATCH["unet"], device=dev)
+    vae, net, judge = VAE(**sizes(VAE_CONFIG, "vae")).to(dev), Denoiser(600).to(dev), Judge().to(dev)
+    sae, h = SAE(SAE_CONFIG["d_in"], 16 * SAE_CONFIG["d_in"], SAE_CONFIG["k"]).to(dev), torch.randn(BATCH["sae"], SAE_CONFIG["d_in"], device=dev)
+    sae.init(torch.Generator(dev).manual_seed(0), h.mean(0))
+    asleep = torch.ones(sae.features, dtype=torch.bool, device=dev)
+    ids = torch.zeros(BATCH["unet"], 77, dtype=torch.int64, device=dev)
+    work = {"vae": lambda: vae.decode_raw(vae.moments(image)[0]).sum(), "unet": lambda: net(z, t, ids).sum(),
+            "sae": lambda: training_loss(sae, h, asleep)[0],
+            "judge": lambda: sum(y.sum() for y in judge(torch.rand(BATCH["judge"], 3, 64, 64, device=dev)))}
+    total = 0.0
+    for stage in args.stage:
+        work[stage]().backward()                                # the first pass also pays for allocation
+        began = time.time()
+        for _ in range(3):
+            work[stage]().backward()
+        work[stage]().item()                                    # waits for a GPU
+        minutes = (time.time() - began) / 3 * args.steps[stage] / 60
+        total += minutes
+        print(f"{stage}: {args.steps[stage]} steps of {BATCH[stage]}, about {minutes:.0f} min")
+    print(f"about {total:.0f} min in all on {dev}; a killed run goes on where it was", flush=True)
+
+
 STAGES = {"vae": train_vae, "unet": train_unet, "sae": train_sae, "judge": train_judge}
 
 
@@ -284,8 +326,18 @@ def main():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
     args = parser.parse_args()
     args.steps = {stage: getattr(args, f"{stage}_steps") for stage in STEPS}
+    estimate(args)
     for stage in args.stage:
         STAGES[stage](args)
+        record(args)
+
+
+def record(args):
+    """Settings and the last logged numbers of every stage that has run, stored with the weights."""
+    logs = {stage: args.runs / f"{stage}.jsonl" for stage in STAGES}
+    write_json(args.out / "training.json", {
+        "drawings": COUNT, "batch": BATCH, "vae": VAE_CONFIG, "unet": UNET_CONFIG, "text_encoder": TEXT_CONFIG, "sae": SAE_CONFIG,
+        "guidance": GUIDANCE, "last": {stage: json.loads(log.read_text().splitlines()[-1]) for stage, log in logs.items() if log.exists()}})
 
 
 if __name__ == "__main__":

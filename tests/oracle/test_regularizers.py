@@ -1,0 +1,98 @@
+"""Blur, turn, zoom and spectral filter against scipy and numpy in float64: values, and gradients where the method needs them."""
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+import regularizers as reg
+from tests.seeded import randn
+
+SHAPES = ((8, 8), (16, 16), (9, 14))
+
+
+def double(*shape, seed=1):
+    return randn(*shape, seed=seed).double()
+
+
+def near(ours, theirs, atol=1e-10):
+    assert ours.shape == theirs.shape and np.abs(theirs).max() > 1e-2, "nothing to compare"
+    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=atol)
+
+
+def correlate(g, sigma, size):
+    """scipy's separable correlation with the kernel written out; its "mirror" is our reflection: the edge is not repeated."""
+    x = np.arange(size) - size // 2
+    kernel = np.exp(-x ** 2 / (2 * sigma ** 2))
+    kernel /= kernel.sum()
+    for axis in (-2, -1):
+        g = ndimage.correlate1d(g, kernel, axis=axis, mode="mirror")
+    return g
+
+
+@pytest.mark.parametrize("sigma, size", [(0.125, 9), (0.5, 9), (2.0, 9), (1.0, 3)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blur(shape, sigma, size):
+    g = double(2, 4, *shape)
+    near(reg.blur(g, sigma, size), correlate(g.numpy(), sigma, size))
+
+
+def test_blur_is_scipy_s_gaussian_filter():
+    """The same by scipy's own name for it: radius 4 of 9 taps."""
+    g = double(2, 4, 12, 12)
+    near(reg.blur(g, 1.3), ndimage.gaussian_filter(g.numpy(), 1.3, axes=(2, 3), mode="mirror", radius=4))
+
+
+def test_blur_gradient():
+    """Blur is linear, blur(g) = A g: so the gradient of <w, blur(g)> is A^T w, with A's columns from scipy on unit impulses."""
+    g, w = double(1, 1, 6, 7).requires_grad_(True), double(1, 1, 6, 7, seed=2)
+    (gradient,) = torch.autograd.grad((reg.blur(g, 0.8) * w).sum(), g)
+    columns = [correlate(e.reshape(6, 7), 0.8, 9).ravel() for e in np.eye(42)]
+    near(gradient.flatten(), np.stack(columns) @ w.numpy().ravel())
+
+
+def affine(z, angle, zoom):
+    """scipy's map from output to input pixels, both (y, x) about the centre (size - 1) / 2, for a clockwise turn by `angle`.
+
+    With y down, a point (dy, dx) is turned to (dy cos + dx sin, dx cos - dy sin), then zoomed; scipy asks for the way back.
+    """
+    a, centre = np.deg2rad(angle), (np.array(z.shape) - 1) / 2
+    back = np.linalg.inv(zoom * np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]))
+    return ndimage.affine_transform(z, back, centre - back @ centre, order=1, mode="grid-constant", cval=0.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_turn_and_zoom(shape):
+    """Random angles and zooms, wider than any level of the method, different in each row."""
+    rng = np.random.default_rng(0)
+    angle, zoom = rng.uniform(-180, 180, 12), rng.uniform(0.5, 2.0, 12)
+    z = double(12, 2, *shape)
+    ours = reg.transform(z, torch.zeros(12, 2), torch.from_numpy(angle), torch.from_numpy(zoom))
+    near(ours, np.stack([[affine(c, a, s) for c in row] for row, a, s in zip(z.numpy(), angle, zoom)]))
+
+
+def test_turn_and_zoom_gradient():
+    """The resampling is linear in z too, so its gradient is the transpose of scipy's map."""
+    z, w = double(1, 1, 6, 7).requires_grad_(True), double(1, 1, 6, 7, seed=2)
+    ours = reg.transform(z, torch.zeros(1, 2), *torch.tensor([[23.0], [1.3]], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad((ours * w).sum(), z)
+    columns = [affine(e.reshape(6, 7), 23.0, 1.3).ravel() for e in np.eye(42)]
+    near(gradient.flatten(), np.stack(columns) @ w.numpy().ravel())
+
+
+@pytest.mark.parametrize("shift", [0.25, -0.75, 2.5])
+def test_roll(shift):
+    """A wrapping shift with linear interpolation."""
+    z = double(1, 3, 8, 10)
+    amount = torch.tensor([[shift, -shift]]).double()
+    near(reg.roll(z, amount)[0], ndimage.shift(z[0].numpy(), (0, shift, -shift), order=1, mode="grid-wrap"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_spectral_filter(shape):
+    g = double(3, 4, *shape)
+    g[1] += 3.0
+    H, W = shape
+    r = np.hypot(np.fft.fftfreq(H, 1 / H)[:, None], np.fft.fftfreq(W, 1 / W)[None])
+    low = np.fft.ifft2(np.fft.fft2(g.numpy()) / (r + 1)).real
+    gain = g.numpy().reshape(3, -1).std(axis=1, ddof=1) / low.reshape(3, -1).std(axis=1, ddof=1)
+    near(reg.spectral_filter(g), low * gain[:, None, None, None], atol=1e-5)    # its frequencies are float32

@@ -1,0 +1,394 @@
+"""Weights folders: what fits is loaded exactly and frozen; what does not fit is refused in one line that says what to do.
+
+Every damaged folder here is something that happens: a download that stopped, a page saved in place of a file, a pointer that
+git left behind, parts of two models mixed up. None may be loaded silently and none may end in a traceback.
+"""
+import functools
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoint
+from checkpoint import LEGACY_ATTENTION, WeightsError, load
+from clip import END
+from tests.tiny import ACTIVITY, CONFIGS, HOOK, PATHS, TIMES, VOCAB, edit_json, edit_tensors, write_model
+
+SAE_FOLDER = f"sae/unet.{HOOK}"
+UNET, VAE, TEXT, SAE = (PATHS[part][1] for part in ("unet", "vae", "text_encoder", "sae"))
+UNET_CONFIG, CFG, NAME = "unet/config.json", f"{SAE_FOLDER}/cfg.json", "conv_in.weight"
+AGAIN = "fetch or copy this file again"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only lose time to threads that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(whole, tmp_path / "tiny")
+
+
+# --- what fits -------------------------------------------------------------------------------------------------------------
+
+def networks(model):
+    return {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder, "sae": model.sae}
+
+
+def test_all_parts_hold_the_files_numbers_frozen(whole):
+    model = load(whole)
+    for part, net in networks(model).items():
+        stored = load_file(whole / PATHS[part][1])
+        assert net.state_dict().keys() == stored.keys()
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(tensor, stored[name]), name
+        assert not any(p.requires_grad for p in net.parameters()) and not any(m.training for m in net.modules())
+    assert model.tokenizer.vocab == VOCAB and model.hook_point == HOOK and model.settings == CONFIGS["featviz"]
+    assert torch.equal(model.activity["max_feature"], load_file(whole / ACTIVITY)["max_feature"])
+    assert torch.equal(model.activity["timesteps"], TIMES)
+    assert len(model.schedule) == 1000 and model.latent_shape == (4, 8, 8) and model.name == "tiny"
+
+
+def test_configs_reach_the_networks(whole):
+    model = load(whole)
+    assert model.unet.conv_norm_out.num_groups == 8 and model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 2
+    assert model.vae.scaling_factor == 0.5 and model.vae.factor == 4 and model.sae.k == 4 and not model.sae.input_unit_norm
+    assert model.text_encoder.encoder.layers[0].self_attn.heads == 2
+
+
+def test_the_parts_work_together_and_stay_about_one(whole):
+    """The tiny model itself is sound: everything is finite, of the promised shape, and most features are active somewhere."""
+    model = load(whole)
+    text, z = model.embed(["", "A tree"]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([300, 20])
+    h, noise = model.unet(z, t, text, until=model.hook_point), model.unet(z, t, text)
+    assert text.shape == (2, 77, 16) and h.shape == (2, 32, 2, 2) and noise.shape == z.shape
+    images = model.decode(z)
+    assert images.shape == (2, 3, 32, 32) and model.encode(images).shape == z.shape
+    assert all(0.1 < x.std() < 10 for x in (text, h, noise, images, model.encode(images)))
+    assert (model.sae.pre_acts(h.flatten(2).mT) > 0).any(dim=1).any(dim=0).float().mean() > 0.8
+
+
+def test_fingerprints_are_of_every_file_and_see_one_changed_byte(folder):
+    first = load(folder).fingerprints
+    assert first.keys() == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    edit_json(folder / "featviz.json", timestep=301)
+    second = load(folder).fingerprints
+    assert {name for name in first if first[name] != second[name]} == {"featviz.json"}
+
+
+def test_half_precision_files_load_as_float32(folder, whole):
+    for path in (UNET, VAE, TEXT, SAE, ACTIVITY):
+        edit_tensors(folder / path, lambda tensors: {k: v.half() for k, v in tensors.items()})
+    half, full = load(folder), load(whole)
+    for part, net in networks(half).items():
+        for name, p in net.state_dict().items():
+            assert p.dtype == torch.float32 and torch.equal(p, networks(full)[part].state_dict()[name].half().float()), name
+    assert half.activity["max_feature"].dtype == torch.float32
+
+
+def test_dtype_is_that_of_unet_and_text_encoder_alone(whole):
+    model = load(whole, dtype=torch.bfloat16)
+    assert {part: next(net.parameters()).dtype for part, net in networks(model).items()} == {
+        "unet": torch.bfloat16, "text_encoder": torch.bfloat16, "vae": torch.float32, "sae": torch.float32}
+
+
+def test_older_names_give_identical_tensors(folder, whole):
+    """SD's published files: VAE attention by its names before 2023, the text encoder below `text_model.` with position_ids."""
+    modern = {new: old for old, new in LEGACY_ATTENTION.items()}
+
+    def older(name):
+        head, _, kind = name.rpartition(".")
+        for new, old in modern.items():
+            if ".mid_block.attentions.0." in name and head.endswith("." + new):
+                return f"{head.removesuffix(new)}{old}.{kind}"
+        return name
+
+    edit_tensors(folder / VAE, lambda tensors: {older(k): v for k, v in tensors.items()})
+    edit_tensors(folder / TEXT, lambda tensors: {"text_model." + k: v for k, v in tensors.items()}
+                 | {"text_model.embeddings.position_ids": torch.arange(77)[None]})
+    assert sum(".proj_attn." in k or ".query." in k or ".key." in k or ".value." in k for k in load_file(folder / VAE)) == 16
+    ours, reference = networks(load(folder)), networks(load(whole))
+    for part in ("vae", "text_encoder"):
+        for name, tensor in reference[part].state_dict().items():
+            assert torch.equal(ours[part].state_dict()[name], tensor), name
+
+
+MISSING_PARTS = {   # left out -> (what needs it, what the message names)
+    "sae": (lambda m: m.sae, "sae"),
+    "tokenizer": (lambda m: m.embed([""]), "tokenizer"),
+    "text_encoder": (lambda m: m.embed([""]), "text_encoder"),
+    "vae": (lambda m: m.decode(torch.zeros(1, 4, 8, 8)), "vae"),
+    "activity": (lambda m: m.activity, "activity.safetensors"),
+}
+
+
+@pytest.mark.parametrize("part", MISSING_PARTS)
+def test_a_missing_part_is_named_when_it_is_used(part, tmp_path):
+    use, name = MISSING_PARTS[part]
+    model = load(write_model(tmp_path / "m", **{part: None}))
+    assert model.unet(torch.zeros(1, 4, 8, 8), torch.tensor([1]), torch.zeros(1, 77, 16)).isfinite().all()
+    with pytest.raises(WeightsError) as caught:
+        use(model)
+    check_message(caught.value, model.folder, f"{name}: not there", "expected")
+
+
+def test_without_scheduler_and_settings_there_are_sd_s_numbers(tmp_path):
+    model = load(write_model(tmp_path / "m", scheduler=None, featviz=None))
+    assert model.settings == {} and abs(model.schedule.alphas_cumprod[0].item() - (1 - 0.00085)) < 1e-6
+
+
+def test_published_configs_may_hold_more_keys_and_lack_those_with_a_default(folder):
+    edit_json(folder / UNET_CONFIG, _class_name="UNet2DConditionModel", norm_eps=1e-5, sample_size=[8, 16])
+    edit_json(folder / CFG, num_latents=0, expansion_factor=2, batch_topk=True, time_embedding_type="positional")
+    model = load(folder)
+    assert model.latent_shape == (4, 8, 16) and model.sae.features == 64
+
+
+# --- what does not ---------------------------------------------------------------------------------------------------------
+
+def check_message(error, folder, *fragments):
+    text = str(error)
+    assert "\n" not in text and str(folder) in text, text
+    for fragment in fragments:
+        assert fragment in text, (fragment, text)
+
+
+def write(path, data):
+    return lambda folder: (folder / path).write_bytes(data)
+
+
+def config(path, **entries):
+    return lambda folder: edit_json(folder / path, **entries)
+
+
+def tensors(path, change):
+    return lambda folder: edit_tensors(folder / path, change)
+
+
+def unlink(path):
+    return lambda folder: (folder / path).unlink()
+
+
+def directory_at(path):
+    return lambda folder: ((folder / path).unlink(), (folder / path).mkdir())
+
+
+def cut(path, keep):
+    """Keep the first `keep` bytes; a number below 0 counts from the end."""
+    return lambda folder: (folder / path).write_bytes((folder / path).read_bytes()[:keep])
+
+
+def cut_header(folder):
+    """Stop in the middle of the list of tensors, which the file's first 8 bytes say is longer."""
+    data = (folder / UNET).read_bytes()
+    (folder / UNET).write_bytes(data[:8 + int.from_bytes(data[:8], "little") // 2])
+
+
+def without(name):
+    return lambda found: {k: v for k, v in found.items() if k != name}
+
+
+def with_tensor(name, change):
+    return lambda found: found | {name: change(found[name])}
+
+
+def poison(value):
+    """One bad number among many good ones."""
+    return lambda tensor: tensor.flatten().index_fill(0, torch.tensor([5]), value).reshape(tensor.shape)
+
+
+HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head>\n<body>Not found</body></html>\n" * 20
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3438167536\n"
+NOT_WHOLE, MISMATCH = ("is not a whole safetensors file", AGAIN), "does not belong to its config, fetch or copy both again"
+
+BAD = {     # name: (damage, fragments of the message)
+    "folder without a model": (lambda f: shutil.rmtree(f / "unet"), ("is no model folder", "give --weights")),
+    "no config": (unlink("vae/config.json"), ("vae/config.json: cannot be read (No such file", AGAIN)),
+    "config is a directory": (directory_at(UNET_CONFIG), (f"{UNET_CONFIG}: cannot be read", AGAIN)),
+    "config is empty": (write(UNET_CONFIG, b""), (f"{UNET_CONFIG}: is not valid JSON", AGAIN)),
+    "config is a page": (write(UNET_CONFIG, HTML), (f"{UNET_CONFIG}: is not valid JSON", AGAIN)),
+    "config is cut": (cut(UNET_CONFIG, -3), (f"{UNET_CONFIG}: is not valid JSON", AGAIN)),
+    "config is no text": (write(UNET_CONFIG, b"\xff\xfe\x00"), (f"{UNET_CONFIG}: is not valid JSON", AGAIN)),
+    "config is endless": (write(UNET_CONFIG, b"[" * 100_000), (f"{UNET_CONFIG}: is not valid JSON", AGAIN)),
+    "config is a list": (write(UNET_CONFIG, b"[1]"), (f"{UNET_CONFIG}: expected a JSON object, found list", AGAIN)),
+    "another activation": (config(UNET_CONFIG, act_fn="gelu"),
+                           ("act_fn is 'gelu', only 'silu' is implemented", "give SD 1.x weights")),
+    "another eps": (config(UNET_CONFIG, norm_eps=1e-6), ("norm_eps is 1e-06, only 1e-05 is implemented",)),
+    "another text activation": (config("text_encoder/config.json", hidden_act="gelu"), ("hidden_act is 'gelu'",)),
+    "another prediction": (config("scheduler/scheduler_config.json", prediction_type="v_prediction"),
+                           ("'v_prediction'", "'epsilon'")),
+    "three levels": (config(UNET_CONFIG, block_out_channels=[16, 16, 32]),
+                     (f"{UNET_CONFIG}: gives sizes of which no network", AGAIN)),
+    "one width": (config(UNET_CONFIG, block_out_channels=16), (UNET_CONFIG, AGAIN)),
+    "no widths": (config("vae/config.json", block_out_channels=[]), ("block_out_channels is []", AGAIN)),
+    "width 0": (config(UNET_CONFIG, block_out_channels=[0] * 4),
+                ("block_out_channels is [0, 0, 0, 0], expected whole", AGAIN)),
+    "width of billions": (config(UNET_CONFIG, block_out_channels=[10 ** 9] * 4),
+                          ("block_out_channels is [1000000000,", AGAIN)),
+    "negative width": (config(UNET_CONFIG, cross_attention_dim=-1), ("cross_attention_dim is -1, expected whole", AGAIN)),
+    "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("cross_attention_dim is '16', expected whole", AGAIN)),
+    "broken width": (config(UNET_CONFIG, in_channels=4.5), ("in_channels is 4.5, expected whole", AGAIN)),
+    "no groups": (config(UNET_CONFIG, norm_num_groups=0), ("norm_num_groups is 0, expected whole", AGAIN)),
+    "groups that do not divide": (config(UNET_CONFIG, norm_num_groups=7), ("must be divisible by num_groups", AGAIN)),
+    "heads that do not divide": (config(UNET_CONFIG, attention_head_dim=3),
+                                 ("attention_head_dim is 3, which does not divide", AGAIN)),
+    "text heads that do not divide": (config("text_encoder/config.json", num_attention_heads=3),
+                                      ("which does not divide", AGAIN)),
+    "endless layers": (config("text_encoder/config.json", num_hidden_layers=10 ** 9),
+                       ("num_hidden_layers is 1000000000", AGAIN)),
+    "latent size 9": (config(UNET_CONFIG, sample_size=9), ("sample_size is 9, expected a multiple of 8", AGAIN)),
+    "latent size of billions": (config(UNET_CONFIG, sample_size=8 * 10 ** 9), ("sample_size is 8000000000", AGAIN)),
+    "latent size as text": (config(UNET_CONFIG, sample_size="8"), ("sample_size is '8'", AGAIN)),
+    "scaling factor 0": (config("vae/config.json", scaling_factor=0), ("scaling_factor is 0, expected a number", AGAIN)),
+    "negative beta": (config("scheduler/scheduler_config.json", beta_start=-0.1),
+                      ("beta_start is -0.1, expected a number", AGAIN)),
+    "no time steps": (config("scheduler/scheduler_config.json", num_train_timesteps=0), ("num_train_timesteps is 0", AGAIN)),
+
+    "no weights file": (unlink(UNET), (f"{UNET}: cannot be read", "No such file", AGAIN)),
+    "weights are a directory": (directory_at(UNET), (f"{UNET}: cannot be read", AGAIN)),
+    "weights are empty": (write(UNET, b""), (UNET, *NOT_WHOLE)),
+    "weights are a page": (write(UNET, HTML), (UNET, *NOT_WHOLE)),
+    "weights are a git-lfs pointer": (write(UNET, POINTER), (UNET, *NOT_WHOLE)),
+    "header cut in its length": (cut(UNET, 5), (UNET, *NOT_WHOLE)),
+    "header cut at its start": (cut(UNET, 8), (UNET, *NOT_WHOLE)),
+    "header cut in the middle": (cut_header, (UNET, *NOT_WHOLE)),
+    "a byte short": (cut(UNET, -1), (UNET, *NOT_WHOLE)),
+    "half a file": (cut(UNET, -150_000), (UNET, *NOT_WHOLE)),
+    "a byte too many": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes() + b"\0"), (UNET, *NOT_WHOLE)),
+    "missing tensor": (tensors(UNET, without(NAME)), (f"{UNET}: lacks tensor '{NAME}'", MISMATCH)),
+    "unexpected tensor": (tensors(UNET, lambda x: x | {"up.extra": torch.ones(2)}),
+                          ("has an unexpected tensor 'up.extra'", MISMATCH)),
+    "several mismatches": (tensors(UNET, lambda x: {"a." + k: v for k, v in x.items()}),
+                           ("and 1367 more mismatches", MISMATCH)),
+    "transposed tensor": (tensors(UNET, with_tensor(NAME, lambda x: x.transpose(0, 1))),
+                          (f"{NAME} has shape [4, 16, 3, 3], expected [16, 4, 3, 3]", MISMATCH)),
+    "NaN": (tensors(UNET, with_tensor(NAME, poison(float("nan")))), (f"{NAME} holds NaN or infinite values", AGAIN)),
+    "infinity": (tensors(VAE, with_tensor("quant_conv.weight", poison(float("inf")))),
+                 ("quant_conv.weight holds NaN or inf", AGAIN)),
+    "too large for float32": (tensors(UNET, with_tensor(NAME, lambda x: x.double() * 1e300)),
+                              ("infinite values as torch.float32", AGAIN)),
+    "integers": (tensors(UNET, with_tensor(NAME, lambda x: x.long())), (f"{NAME} holds torch.int64, expected", AGAIN)),
+    "8-bit floats": (tensors(UNET, with_tensor(NAME, lambda x: x.to(torch.float8_e4m3fn))),
+                     ("holds torch.float8_e4m3fn", AGAIN)),
+
+    "text of another width": (lambda f: transplant(f, TEXT, text_encoder=dict(hidden_size=24)),
+                              ("text_encoder: has 24 wide text, the UNet takes 16", "give parts of one model")),
+    "VAE of another latent": (lambda f: transplant(f, VAE, vae=dict(latent_channels=8)),
+                              ("vae: has 8 latent channels, the UNet takes 4", "give parts of one model")),
+    "larger vocabulary than text": (lambda f: write_vocab(f, VOCAB | {END: 5000}),
+                                    ("tokenizer: has larger ids", "give parts of one model")),
+
+    "SAE of another width": (lambda f: transplant(f, SAE, sae=dict(d_in=16)),
+                             (f"d_in is 16, but {HOOK}", "has 32 channels", "give the SAE of this UNet")),
+    "SAE with another number of features": (config(CFG, num_latents=128), ("shape [64, 32], expected [128, 32]", MISMATCH)),
+    "SAE at an unknown hook": (lambda f: (f / SAE_FOLDER).rename(f / "sae/unet.up_blocks.9.attentions.1"),
+                               ("up_blocks.9.attentions.1", "nearest: up_blocks", "must be named after")),
+    "no d_in": (config(CFG, d_in=None), (f"{CFG}: lacks 'd_in'", AGAIN)),
+    "no d_in and no num_latents": (config(CFG, d_in=None, num_latents=0, expansion_factor=2), ("lacks 'd_in'", AGAIN)),
+    "no number of features": (config(CFG, num_latents=0), ("lacks 'expansion_factor'", AGAIN)),
+    "d_in as text": (config(CFG, d_in="32"), ("d_in is '32', expected whole", AGAIN)),
+    "negative number of features": (config(CFG, num_latents=-1), ("num_latents is -1, expected whole", AGAIN)),
+    "k 0": (config(CFG, k=0), ("k is 0, expected whole", AGAIN)),
+    "k above the number of features": (config(CFG, k=65), ("k is 65, more than the 64 features", AGAIN)),
+    "cfg is broken": (write(CFG, b"{"), (f"{CFG}: is not valid JSON", AGAIN)),
+    "no SAE weights": (unlink(SAE), (f"{SAE}: cannot be read", AGAIN)),
+
+    "activity is empty": (write(ACTIVITY, b""), (ACTIVITY, *NOT_WHOLE)),
+    "activity is cut": (cut(ACTIVITY, -9), (ACTIVITY, *NOT_WHOLE)),
+    "activity is a directory": (directory_at(ACTIVITY), (ACTIVITY, *NOT_WHOLE)),
+    "activity lacks its time steps": (tensors(ACTIVITY, without("timesteps")), (ACTIVITY, "`timesteps`", AGAIN)),
+    "activity lacks its channels": (tensors(ACTIVITY, without("max_channel")),
+                                    (f"{ACTIVITY}: lacks tensor 'max_channel'", MISMATCH)),
+    "activity of no time step": (tensors(ACTIVITY, lambda x: {k: v[:0] for k, v in x.items()}),
+                                 ("no list of time steps", AGAIN)),
+    "activity of a single number": (tensors(ACTIVITY, with_tensor("timesteps", lambda x: x[0])),
+                                    ("no list of time steps", AGAIN)),
+    "activity of other features": (tensors(ACTIVITY, with_tensor("max_feature", lambda x: x[:, :9])),
+                                   ("max_feature has shape", MISMATCH)),
+
+    "vocabulary is broken": (cut("tokenizer/vocab.json", 100),
+                             ("tokenizer: vocab.json or merges.txt cannot be used", "fetch or copy both")),
+    "vocabulary is a list": (write("tokenizer/vocab.json", b"[]"), ("vocab.json: is no map from tokens to ids", AGAIN)),
+    "vocabulary lacks its end": (lambda f: write_vocab(f, without(END)(VOCAB)), (f"with <|startoftext|> and {END}", AGAIN)),
+    "no vocabulary": (unlink("tokenizer/vocab.json"),
+                      ("tokenizer: vocab.json or merges.txt cannot be used", "fetch or copy both")),
+    "no merges": (unlink("tokenizer/merges.txt"),
+                  ("tokenizer: vocab.json or merges.txt cannot be used", "fetch or copy both")),
+    "merges are a page": (write("tokenizer/merges.txt", HTML), ("merges.txt: is no list of pairs", AGAIN)),
+    "merges are cut": (lambda f: write_vocab(f, VOCAB | {"th": 513, "the</w>": 512}),
+                       ("merges.txt: is no list of pairs as long", AGAIN)),
+
+    "settings are a list": (write("featviz.json", b"[]"), ("featviz.json: expected a JSON object", AGAIN)),
+    "settings with a text as time step": (config("featviz.json", timestep="300"),
+                                          ("expected whole numbers for timestep", AGAIN)),
+    "settings with a list of presets": (config("featviz.json", presets=[]), ("an object of objects for presets", AGAIN)),
+}
+
+
+def transplant(folder, path, **change):
+    """Config and tensors of one part come from another tiny model."""
+    other = write_model(folder.parent / "other", **change)
+    (part,) = change
+    for file in PATHS[part]:
+        shutil.copy(other / file, folder / file)
+
+
+def write_vocab(folder, vocab):
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+
+
+@functools.cache
+def built(network, sizes):
+    return network(**json.loads(sizes))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refused_in_one_line(name, folder, monkeypatch):
+    """Networks are built once for all of these: no model is ever returned that could share them, and building is the slow part."""
+    damage, fragments = BAD[name]
+    for network in ("UNet", "VAE", "TextEncoder"):
+        monkeypatch.setattr(checkpoint, network, lambda _n=getattr(checkpoint, network), **sizes: built(_n, json.dumps(sizes)))
+    damage(folder)
+    with pytest.raises(WeightsError) as caught:
+        load(folder)
+    check_message(caught.value, folder, *fragments)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "a file"])
+def test_no_such_folder(path, tmp_path):
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(WeightsError) as caught:
+        load(tmp_path / path)
+    check_message(caught.value, tmp_path / path, "is no model folder", "give --weights")
+
+
+def test_a_file_cut_anywhere_is_refused(folder):
+    """Not only at the places of the table: at 12 evenly spaced ones of a part, header and body."""
+    data = (folder / UNET).read_bytes()
+    for i in range(12):
+        (folder / UNET).write_bytes(data[:len(data) * i // 12])
+        with pytest.raises(WeightsError) as caught:
+            load(folder)
+        check_message(caught.value, folder / UNET, *NOT_WHOLE)
+
+
+def test_what_half_precision_cannot_hold_is_refused(folder):
+    edit_tensors(folder / UNET, with_tensor(NAME, lambda x: x * 1e9))
+    assert load(folder)
+    with pytest.raises(WeightsError) as caught:
+        load(folder, dtype=torch.float16)
+    check_message(caught.value, folder / UNET, "infinite values as torch.float16", AGAIN)

@@ -1,0 +1,386 @@
+"""The command line, run in this process on the tiny model: files out, exit codes, and one line for whatever is wrong."""
+import dataclasses
+import errno
+import functools
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import featviz
+import results
+from featviz import SEEDS, Config
+from tests.tiny import HOOK, PATHS, edit_json, write_model
+
+FLAGS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only lose time to threads that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once():
+    """Nothing below changes a folder that was loaded before, and loading is most of what a run of two steps costs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(featviz, "load", functools.cache(featviz.load))
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def run(weights, out, *flags):
+    """Exit code of `python featviz.py` with two steps of everything."""
+    short = ["--num-steps", 2, "--prior-steps", 2, "--batch-size", 2]
+    argv = ["--weights", weights, "--out", out, "--device", "cpu", *short, *flags]
+    try:
+        return featviz.main([str(a) for a in argv])
+    except SystemExit as e:                                     # argparse's own way out
+        return e.code
+
+
+def files(folder):
+    """{path below the folder: bytes}."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} if folder.exists() else {}
+
+
+def record(out, path="tiny/feature_00003/t0300/seed_5"):
+    return json.loads((out / f"{path}.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def refused(capsys, code, *fragments):
+    """Exit code 2 and exactly one line on stderr, which holds the fragments."""
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == ""
+    assert captured.err.startswith("featviz: ") and captured.err.count("\n") == 1 and captured.err.endswith("\n"), captured.err
+    for fragment in fragments:
+        assert fragment in captured.err, (fragment, captured.err)
+
+
+# --- success ---------------------------------------------------------------------------------------------------------------
+
+def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(weights, out, capsys):
+    assert run(weights, out) == 0
+    stems = [f"tiny/feature_00003/t0300/seed_{seed}" for seed in SEEDS]
+    expected = {f"{stem}.{kind}" for stem in stems for kind in ("png", "safetensors", "json")}
+    assert files(out).keys() == expected | {"tiny/feature_00003/sheet.png"}
+    stdout = capsys.readouterr().out
+    assert all(f"{out / stem}.png: " in stdout for stem in stems) and f"look at {out}/tiny/feature_00003/sheet.png" in stdout
+    latent = load_file(out / f"{stems[0]}.safetensors")
+    assert latent.keys() == {"latent"} and latent["latent"].shape == (4, 8, 8) and latent["latent"].dtype == torch.float32
+    with Image.open(out / f"{stems[0]}.png") as picture:
+        assert picture.size == (32, 32) and picture.mode == "RGB"
+
+
+def test_several_features_time_steps_and_seeds(weights, out):
+    assert run(weights, out, "--feature", 0, 63, "--timestep", 0, 999, "--seed", 1, 2, "--prior", "noise", "--batch-size", 3) == 0
+    expected = {f"tiny/feature_{f:05d}/t{t:04d}/seed_{s}.json" for f in (0, 63) for t in (0, 999) for s in (1, 2)}
+    assert {name for name in files(out) if name.endswith(".json")} == expected
+    assert {name for name in files(out) if name.endswith("sheet.png")} == {f"tiny/feature_{f:05d}/sheet.png" for f in (0, 63)}
+
+
+def test_raw_channels_take_the_raw_preset(weights, out):
+    assert run(weights, out, "--channel", 31, "--seed", 5) == 0
+    made = record(out, "tiny/channel_0031/t0300/seed_5")["recipe"]
+    assert made["job"] == {"feature": None, "channel": 31, "timestep": 300, "seed": 5}
+    assert made["config"]["total_variation_weight"] == 0.5 and made["config"]["moment_weight"] == 0.0
+    assert made["config"]["steer_scale"] == 2.0                 # featviz.json's word over the preset's
+
+
+def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
+    """Every setting by name, also those nobody gave; the PNG carries the same recipe; no date anywhere."""
+    assert run(weights, out, "--seed", 5, "--learning-rate", 0.125, "--no-noise") == 0
+    made = record(out)
+    assert made.keys() == {"recipe", "verdict", "scores", "history"}
+    recipe = made["recipe"]
+    assert recipe["job"] == {"feature": 3, "channel": None, "timestep": 300, "seed": 5}
+    given = dict(num_steps=2, prior_steps=2, learning_rate=0.125, noise=False, steer_scale=2.0)
+    assert recipe["config"] == dataclasses.asdict(Config(**given))
+    assert recipe["hook_point"] == HOOK and recipe["weights"] == "tiny" and recipe["torch"] == torch.__version__
+    assert (recipe["device"], recipe["dtype"]) == ("cpu", "float32")
+    assert recipe["fingerprints"].keys() == files(weights).keys() and all(len(h) == 64 for h in recipe["fingerprints"].values())
+    assert made["verdict"] in ("silent", "weak", "fragile", "excited")
+    assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank"} <= made["scores"].keys()
+    assert all(len(curve) == 2 for curve in made["history"].values())
+    assert {"activation", "range", "moment", "gradient_norm"} <= made["history"].keys()
+    with Image.open(out / "tiny/feature_00003/t0300/seed_5.png") as picture:
+        assert json.loads(picture.text["featviz"]) == recipe
+
+
+def test_a_second_run_computes_nothing_and_changes_nothing(weights, out, capsys, monkeypatch):
+    assert run(weights, out) == 0
+    before = files(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(featviz, "run_batch", lambda *_: pytest.fail("an existing result was computed again"))
+        capsys.readouterr()
+        assert run(weights, out) == 0
+    assert files(out) == before and "5 of 5 results are there already" in capsys.readouterr().err
+
+
+def test_the_same_settings_give_the_same_bytes_elsewhere(weights, out, tmp_path):
+    assert run(weights, out, "--seed", 1, 5) == run(weights, tmp_path / "b", "--seed", 1, 5) == 0
+    assert files(out) == files(tmp_path / "b")
+
+
+def test_only_what_changed_is_computed_again(weights, out):
+    assert run(weights, out, "--seed", 1) == 0
+    first = files(out)
+    assert run(weights, out, "--seed", 1, 5) == 0               # one seed more
+    second = files(out)
+    assert all(second[name] == data for name, data in first.items() if "seed_1." in name) and len(second) == len(first) + 3
+    assert run(weights, out, "--seed", 5, "--num-steps", 3) == 0
+    third = files(out)
+    assert record(out)["recipe"]["config"]["num_steps"] == 3 and len(record(out)["history"]["activation"]) == 3
+    assert {name for name in third if third[name] != second[name]} == {
+        "tiny/feature_00003/sheet.png", *(f"tiny/feature_00003/t0300/seed_5.{kind}" for kind in ("png", "safetensors", "json"))}
+
+
+def test_other_weights_under_the_same_name_are_computed_again(weights, out, tmp_path):
+    assert run(weights, out, "--seed", 5) == 0
+    first = record(out)
+    assert run(write_model(tmp_path / "tiny", seed=1), out, "--seed", 5) == 0
+    assert record(out)["recipe"]["fingerprints"] != first["recipe"]["fingerprints"]
+    assert record(out)["scores"] != first["scores"]
+
+
+@pytest.mark.parametrize("kind", ["png", "safetensors", "json"])
+def test_a_result_that_lost_a_file_is_computed_again(kind, weights, out):
+    assert run(weights, out, "--seed", 5) == 0
+    before = files(out)
+    (out / f"tiny/feature_00003/t0300/seed_5.{kind}").unlink()
+    assert run(weights, out, "--seed", 5) == 0
+    assert files(out) == before
+
+
+def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
+    """Each file is renamed into place; when the JSON is, the other two lie there."""
+    order, replace = [], os.replace
+
+    def watch(source, target):
+        order.append(os.path.basename(target))
+        assert str(source) == f"{target}.partial"
+        replace(source, target)
+
+    monkeypatch.setattr(results.os, "replace", watch)
+    assert run(weights, out, "--seed", 5) == 0
+    assert [name for name in order if "seed" in name] == ["seed_5.png", "seed_5.safetensors", "seed_5.json"]
+
+
+def test_foreign_files_among_the_results_do_no_harm(weights, out):
+    """Neither a record that is no JSON nor one whose picture is gone keeps the sheet from being drawn."""
+    assert run(weights, out, "--seed", 1) == 0
+    (out / "tiny/feature_00003/t0300/seed_1.png").unlink()
+    (out / "tiny/feature_00003/t0300/seed_9.json").write_text("{")
+    (out / "tiny/feature_00003/t0300/seed_5.json").write_text("[]")
+    assert run(weights, out, "--seed", 5) == 0
+
+
+def test_check_measures_and_writes_nothing(weights, out, capsys):
+    assert run(weights, out, "--check", "--seed", 5) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("1 results at ") and str(weights) in captured.out and captured.err == ""
+    assert not out.exists()
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        featviz.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "SUPPRESS" not in text
+    for flag in (*FLAGS, "--feature", "--channel", "--timestep", "--seed", "--weights", "--device", "--preset", "--out", "--check"):
+        assert f"  {flag} " in text or f"  {flag}," in text, flag
+
+
+# --- what is wrong with the call -------------------------------------------------------------------------------------------
+
+BAD_FLAGS = {
+    "--feature 64": "--feature 64 is out of range: ",
+    "--feature -1": "--feature -1 is out of range: ",
+    "--feature 3 64": "has 64 features, 0..63",
+    "--feature x": "argument --feature: invalid int value: 'x'",
+    "--channel 32": "--channel 32 is out of range: ",
+    "--channel -1": "has 32 channels, 0..31",
+    "--feature 1 --channel 1": "not allowed with argument",
+    "--timestep 1000": "--timestep 1000 is out of range: time steps are 0..999",
+    "--timestep -1": "--timestep -1 is out of range",
+    "--seed -1": "--seed -1 is out of range",
+    f"--seed {2 ** 63}": "is out of range: seeds are 0..",
+    "--batch-size 0": "--batch-size must be at least 1, got 0",
+    "--colour red": "unrecognized arguments: --colour red",
+    "--preset best": "argument --preset: invalid choice: 'best'",
+    "--dtype float8": "argument --dtype: invalid choice",
+    "--device tpu": "--device tpu: ",
+    "--num-steps 0": "--num-steps must be at least 1",
+    "--num-steps 1.5": "argument --num-steps: invalid int value",
+    "--learning-rate 0": "--learning-rate must be above 0",
+    "--learning-rate nan": "--learning-rate must be a number of size 1e+06 at most",
+    "--learning-rate 1e38": "--learning-rate must be a number of size 1e+06 at most",
+    "--beta1 1": "--beta1 must be between 0 and 1",
+    "--beta2 -0.5": "--beta2 must be between 0 and 1",
+    "--epsilon 0": "--epsilon must be above 0",
+    "--weight-decay -1": "--weight-decay must be at least 0",
+    "--range-weight inf": "--range-weight must be a number of size 1e+06 at most",
+    "--gradient-smoothing-kernel-size 8": "--gradient-smoothing-kernel-size must be odd and below 16",
+    "--gradient-smoothing-kernel-size 17": "--gradient-smoothing-kernel-size must be odd and below 16",
+    "--gradient-smoothing-kernel-size -1": "--gradient-smoothing-kernel-size must be odd",
+    "--jitter-max -1": "--jitter-max must be between 0 and 64",
+    "--scale-max 0": "--scale-max must be above 0",
+    "--prior dream": "argument --prior: invalid choice: 'dream'",
+    "--prior-sampler euler": "argument --prior-sampler: invalid choice: 'euler'",
+    "--prior-steps 0": "--prior-steps must be between 1 and 1000",
+    "--prior-steps 1001": "--prior-steps must be between 1 and 1000",
+    "--steer-scale nan": "--steer-scale must be a number of size 1e+06 at most",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_bad_flags(flags, weights, out, capsys):
+    refused(capsys, run(weights, out, *flags.split()), BAD_FLAGS[flags])
+    assert files(out) == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(weights, out, capsys):
+    refused(capsys, run(weights, out, "--device", "cuda"), "--device cuda: no CUDA device", "use --device cpu")
+    assert files(out) == {}
+
+
+def test_every_other_flag_is_accepted(weights, out):
+    """Every setting at once with values of its own, and they arrive in the recipe."""
+    given = dict(num_steps=1, learning_rate=0.02, beta1=0.5, beta2=0.9, epsilon=1e-6, weight_decay=0.1, total_variation_weight=0.3,
+                 range_weight=0.2, range_threshold=2.0, moment_weight=0.1, gradient_smoothing_sigma_start=0.8,
+                 gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0, scale_max=1.2,
+                 spectral_filter=False, noise=False, silent_gradient=False, prior="noise", prior_steps=3, prior_sampler="ddim",
+                 steer_scale=7.0)
+    assert given.keys() == {field.name for field in dataclasses.fields(Config)}
+    flags = [part for name, value in given.items() for part in (
+        ["--no-" + name.replace("_", "-")] if value is False else ["--" + name.replace("_", "-"), value])]
+    assert run(weights, out, "--seed", 5, *flags) == 0
+    assert record(out)["recipe"]["config"] == given
+
+
+# --- what is wrong with the weights ----------------------------------------------------------------------------------------
+
+def cut(folder):
+    path = folder / PATHS["unet"][1]
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+BAD_WEIGHTS = {     # name: (damage, flags, fragment)
+    "no folder": (shutil.rmtree, [], "is no model folder"),
+    "truncated": (cut, [], "is not a whole safetensors file"),
+    "no SAE": (lambda f: shutil.rmtree(f / "sae"), ["--feature", "3"], "sae: not there, and this needs it"),
+    "no SAE for a channel": (lambda f: shutil.rmtree(f / "sae"), ["--channel", "3"], "sae: not there, and this needs it"),
+    "a setting that does not exist": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer": 1}}),
+                                      [], "sets 'steer', which"),
+    "a setting of the wrong kind": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer_scale": "1"}}), [],
+                                    "--steer-scale must be a number of size 1e+06 at most, got '1'"),
+    "a default feature that does not exist": (lambda f: edit_json(f / "featviz.json", feature=99),
+                                              [], "--feature 99 is out of range"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WEIGHTS)
+def test_bad_weights(name, weights, out, tmp_path, capsys):
+    damage, flags, fragment = BAD_WEIGHTS[name]
+    folder = shutil.copytree(weights, tmp_path / "tiny")
+    damage(folder)
+    refused(capsys, run(folder, out, *flags), fragment)
+    assert files(out) == {}
+
+
+# --- what is wrong with the disk -------------------------------------------------------------------------------------------
+
+def test_a_file_in_the_way_of_out(weights, out, capsys):
+    out.write_text("mine")
+    refused(capsys, run(weights, out), str(out), "give another --out")
+    assert out.read_text() == "mine"
+
+
+def full_disk_after(monkeypatch, writes):
+    """The disk takes so many files, then no more."""
+    left, fsync = [writes], os.fsync
+
+    def limited(descriptor):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(results.os, "fsync", limited)
+
+
+def test_full_disk_before_the_start(weights, out, capsys, monkeypatch):
+    """Noticed before anything is computed."""
+    full_disk_after(monkeypatch, 0)
+    monkeypatch.setattr(featviz, "run_batch", lambda *_: pytest.fail("computed for nothing"))
+    refused(capsys, run(weights, out), "No space left on device", str(out))
+    assert files(out) == {}
+
+
+@pytest.mark.parametrize("writes", [1, 2, 4, 6])
+def test_full_disk_on_the_way(writes, weights, out, capsys, monkeypatch):
+    """One file is the probe at the start, three are a result; whole results stay, the rest is as if it had not begun."""
+    assert run(weights, out, "--seed", 1) == 0
+    before = {name: data for name, data in files(out).items() if "seed_1." in name}
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        full_disk_after(patch, writes)
+        assert run(weights, out, "--seed", 1, 5, 6, "--batch-size", 1) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("featviz: ")]
+    assert len(errors) == 1 and "No space left on device" in errors[0] and "finished results stay" in errors[0]
+    left = files(out)
+    assert not any(name.endswith(".partial") for name in left) and before.items() <= left.items()
+    assert sum("seed_5" in name or "seed_6" in name for name in left) == writes - 1
+    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 4) and not any("seed_6.json" in name for name in left)
+
+
+def test_after_room_was_made_the_same_command_finishes(weights, out, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        full_disk_after(patch, 5)
+        assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 2
+    assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 0
+    assert run(weights, tmp_path / "b", "--seed", 1, 5, "--batch-size", 1) == 0
+    assert files(out) == files(tmp_path / "b")
+
+
+# --- what goes wrong on the way --------------------------------------------------------------------------------------------
+
+def test_an_ascent_that_leaves_the_numbers_says_so(weights, out, capsys):
+    """A decay of 1e12 a step ends in infinities: the record says so, is still JSON, the latent is finite, the exit code is 2."""
+    assert run(weights, out, "--seed", 5, "--learning-rate", 1e6, "--weight-decay", 1e6, "--num-steps", 4, "--prior", "noise") == 2
+    assert record(out)["verdict"] == "non-finite at step 2"
+    assert load_file(out / "tiny/feature_00003/t0300/seed_5.safetensors")["latent"].isfinite().all()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("featviz: 1 of 1 ascents met NaN or infinite values")
+
+
+def test_an_interruption_leaves_finished_results_and_exit_code_130(weights, out, capsys, monkeypatch):
+    save, saved = results.save, []
+
+    def interrupt(*args):
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(save(*args))
+        return saved[0]
+
+    monkeypatch.setattr(results, "save", interrupt)
+    assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 130
+    assert sorted(files(out)) == [f"tiny/feature_00003/t0300/seed_1.{kind}" for kind in ("json", "png", "safetensors")]
+    assert "finished results stay" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""A complete model folder with random weights, so small that a whole run takes about a second; ways to damage such a folder.
+
+It lies in the layout of checkpoint.py and has all parts. The weights mean nothing: tests that use it are about the path from
+files to files, not about pictures.
+"""
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from clip import END, START, TextEncoder, byte_symbols
+from sae import SAE
+from tests.seeded import shapes, weights
+from unet import UNet
+from vae import VAE
+
+HOOK = "up_blocks.1.attentions.1"
+SYMBOLS = list(byte_symbols().values())
+VOCAB = {token: i for i, token in enumerate([*SYMBOLS, *(s + "</w>" for s in SYMBOLS), START, END])}
+TIMES = torch.arange(981.0, 0.0, -140.0)                        # measured time steps of the activity table
+
+CONFIGS = {
+    "unet": dict(block_out_channels=[16, 16, 32, 32], cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8,
+                 in_channels=4, out_channels=4, sample_size=8),
+    "vae": dict(block_out_channels=[8, 8, 16], layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=0.5),
+    "text_encoder": dict(vocab_size=len(VOCAB), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
+    "scheduler": dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000),
+    "sae": dict(d_in=32, num_latents=64, k=4, input_unit_norm=False),
+    "featviz": dict(timestep=300, feature=3, presets={"sae": {"steer_scale": 2.0}, "raw": {"steer_scale": 2.0}}),
+}
+PATHS = {   # part -> (its JSON file, its tensors)
+    "unet": ("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+    "vae": ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+    "text_encoder": ("text_encoder/config.json", "text_encoder/model.safetensors"),
+    "scheduler": ("scheduler/scheduler_config.json", None),
+    "sae": (f"sae/unet.{HOOK}/cfg.json", f"sae/unet.{HOOK}/sae.safetensors"),
+    "featviz": ("featviz.json", None),
+}
+ACTIVITY = f"sae/unet.{HOOK}/activity.safetensors"
+BUILD = {   # the same config keys that checkpoint.py hands on
+    "unet": lambda c: UNet(**{k: v for k, v in c.items() if k != "sample_size"}),
+    "vae": lambda c: VAE(**c), "text_encoder": lambda c: TextEncoder(**c), "sae": lambda c: SAE(**c),
+}
+
+
+def tensors(part, config, seed=0):
+    """Seeded tensors of one part; activations stay about 1, because every matrix is divided by sqrt(fan in)."""
+    with torch.device("meta"):
+        net = BUILD[part](config)
+    out = weights(shapes(net), seed)
+    if part == "sae":
+        out["W_dec"] /= out["W_dec"].norm(dim=1, keepdim=True)
+        out["encoder.weight"] *= 0.5
+        out["encoder.bias"] += 2.0                              # nearly every feature is active at some position of any input
+    return out
+
+
+def activity(config, seed=0):
+    """Largest mean activations in [0.5, 1.5], a row for each measured time step."""
+    g = torch.Generator().manual_seed(seed)
+    table = lambda width: 0.5 + torch.rand(len(TIMES), width, generator=g)
+    return {"timesteps": TIMES.clone(), "max_feature": table(config["num_latents"]), "max_channel": table(config["d_in"])}
+
+
+def write_model(folder, seed=0, **changes):
+    """Write the folder and return its path. `changes`: part=dict(...) replaces entries of that part's config (its tensors
+    follow), part=None leaves the part out; parts are the keys of CONFIGS and "tokenizer", "activity"."""
+    folder = Path(folder)
+    for part, (config_path, tensors_path) in PATHS.items():
+        if (change := changes.get(part, {})) is None:
+            continue
+        config = CONFIGS[part] | change
+        (folder / config_path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / config_path).write_text(json.dumps(config))
+        if tensors_path:
+            save_file(tensors(part, config, seed), folder / tensors_path)
+        if part == "sae" and changes.get("activity", {}) is not None:
+            save_file(activity(config, seed), folder / ACTIVITY)
+    if changes.get("tokenizer", {}) is not None:
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer/vocab.json").write_text(json.dumps(VOCAB), encoding="utf-8")
+        (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    return folder
+
+
+def edit_json(path, **entries):
+    """Replace entries of a JSON object; None removes one."""
+    value = json.loads(path.read_text()) | entries
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+def edit_tensors(path, change):
+    """Rewrite a safetensors file with change({name: tensor})."""
+    save_file({k: v.contiguous() for k, v in change(load_file(path)).items()}, path)
