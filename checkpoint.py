@@ -51,6 +51,7 @@ SIZES = {   # config key -> what a usable value looks like; these are passed on 
 LARGEST = {"layers_per_block": 16, "num_hidden_layers": 64, "block_out_channels": 2 ** 14}     # of other sizes: 2^24
 HEADS_OF = {"attention_head_dim": "block_out_channels", "num_attention_heads": "hidden_size"}   # number of heads -> what it divides
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+HOOK_POINT = "up_blocks.1.attentions.1"                         # of the method; an SAE's folder says otherwise
 AGAIN = "fetch or copy this file again"
 WEIGHTS_FILE = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
                 "text_encoder": "model.safetensors"}
@@ -232,7 +233,7 @@ def check_fit(folder, parts):
 class Model:
     """The parts of one weights folder, loaded; axes as in unet.py and sae.py.
 
-    unet, vae, sae, text_encoder, tokenizer, schedule; `hook_point` is the SAE's; `settings` is featviz.json. A part that the
+    unet, vae, sae, text_encoder, tokenizer, schedule; `hook_point` is the SAE's, or up1.1; `settings` is featviz.json. A part that the
     folder lacks raises WeightsError when it is used.
     """
 
@@ -309,7 +310,7 @@ def load(folder, device="cpu", dtype=torch.float32):
     check_fit(folder, parts)
     scheduler = folder / "scheduler/scheduler_config.json"
     schedule = Schedule(**(read_config("scheduler", scheduler) if scheduler.exists() else {}), device=device)
-    hook_point = None
+    hook_point = parts["unet"].hook_name(HOOK_POINT)
     for cfg in sorted(folder.glob("sae/*/cfg.json"))[:1]:
         sizes = read_sae_config(cfg)
         try:

@@ -14,21 +14,15 @@ Deliberate differences from [1] are listed in README.md.
 
 Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width, F features. Read `ascend` first.
 """
-import argparse
 import dataclasses
 import math
-import resource
 import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import regularizers as reg
-import results
-from checkpoint import WeightsError, load
-from report import write_sheet
+from checkpoint import WeightsError
 from steering import steered_prior
 
 SEEDS = (1024, 1111, 4359, 3248, 1026)          # [1]
@@ -314,178 +308,6 @@ def check_jobs(model, jobs):
             raise ValueError(f"--seed {job.seed} is out of range: seeds are 0..2^62 - 1")
 
 
-# --- command line -----------------------------------------------------------------------------------------------------
-
-ROOT = Path(__file__).parent
-SD_FOLDERS = ("weights/style50", "weights/sd14", "weights/sd15")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line."""
-
-    def error(self, message):
-        self.exit(2, f"featviz: {message} (python featviz.py --help lists all flags)\n")
-
-
-def parse(argv):
-    parser = Parser(prog="featviz.py", description="See what one feature inside a latent diffusion model responds to.",
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--feature", type=int, nargs="+", metavar="F", help="features of the sparse autoencoder")
-    what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point, without the SAE")
-    parser.add_argument("--timestep", type=int, nargs="+", metavar="T", help="time steps 0..999 (default: the weights' own)")
-    parser.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), help="one result each")
-    parser.add_argument("--weights", type=Path, help="model folder (default: Stable Diffusion's where it is, else weights/toy)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the networks (default: float32, bfloat16 on cuda)")
-    parser.add_argument("--preset", choices=PRESETS, help="all settings below at once (default: sae, or raw with --channel)")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results")
-    parser.add_argument("--check", action="store_true", help="say what would run, where, how long and in how much memory; then stop")
-    settings = parser.add_argument_group("settings of the method (defaults: the preset's)")
-    for field in dataclasses.fields(Config):
-        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type, "metavar": "X"}
-        if field.name in CHOICES:
-            kind = {"choices": CHOICES[field.name]}
-        settings.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, help=field.metadata["help"], **kind)
-    return parser.parse_args(argv)
-
-
-LARGEST = 1e6               # of a setting; the optimiser's own arithmetic overflows far above it
-CHOICES = {"prior": ("steer", "noise"), "prior_sampler": ("pndm", "ddim")}
-
-
-def default_weights(args):
-    """The first folder of Stable Diffusion that is there, if a feature or channel was asked for; otherwise the toy."""
-    found = [ROOT / f for f in SD_FOLDERS if (ROOT / f / "unet").exists()]
-    return found[0] if found and (args.feature or args.channel) else ROOT / "weights/toy"
-
-
-def plan(args):
-    """Flags -> (model, jobs, config, batch size); ValueError or WeightsError with one line for what cannot be."""
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: no CUDA device is visible to torch {torch.__version__}; use --device cpu")
-    try:
-        torch.zeros(1, device=args.device).item()
-    except (RuntimeError, NotImplementedError) as e:
-        raise ValueError(f"--device {args.device}: {str(e).splitlines()[0]}; use --device cpu") from e
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    folder = args.weights or default_weights(args)
-    dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
-    model = load(folder, args.device, dtype)
-    preset = args.preset or ("raw" if args.channel else "sae")
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
-    config = configure(model, preset, **given)
-    check_config(config, model)
-    if model.hook_point is None:
-        model.part("sae", "a folder named after its hook point with cfg.json and sae.safetensors")
-    timesteps = args.timestep or [model.settings.get("timestep", 0)]
-    targets = [dict(channel=c) for c in args.channel or ()] or [dict(feature=f) for f in args.feature or [model.settings.get("feature", 0)]]
-    jobs = [Job(**target, timestep=t, seed=seed) for target in targets for t in timesteps for seed in args.seed]
-    try:
-        check_jobs(model, jobs)
-    except ValueError as e:
-        hint = "" if args.weights else "; Stable Diffusion's 20480 features need its weights: see weights/README.md, then --weights"
-        raise ValueError(f"{e}{hint}") from e
-    return model, jobs, config, args.batch_size or default_batch_size(model)
-
-
-def check_config(config, model):
-    """ValueError for a setting of the wrong kind or outside its range."""
-    for field in dataclasses.fields(Config):
-        value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
-        whole = type(value) is int and field.type is float
-        if type(value) is not field.type and not whole or field.type is float and not abs(value) <= LARGEST:
-            kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false",
-                    str: "a name"}[field.type]
-            raise ValueError(f"{flag} must be {kind}, got {value!r}")
-        if value not in CHOICES.get(field.name, (value,)):
-            raise ValueError(f"{flag} must be one of {', '.join(CHOICES[field.name])}, got {value!r}")
-    size, least = config.gradient_smoothing_kernel_size, min(model.latent_shape[1:])
-    for bad, text in (
-            (config.num_steps < 1, "--num-steps must be at least 1"),
-            (not 1 <= config.prior_steps <= len(model.schedule), f"--prior-steps must be between 1 and {len(model.schedule)}"),
-            (config.learning_rate <= 0, "--learning-rate must be above 0"),
-            (not 0 <= config.beta1 < 1, "--beta1 must be between 0 and 1"),
-            (not 0 <= config.beta2 < 1, "--beta2 must be between 0 and 1"),
-            (config.epsilon <= 0, "--epsilon must be above 0"),
-            (config.weight_decay < 0, "--weight-decay must be at least 0"),
-            (size % 2 == 0 or not 1 <= size < 2 * least, f"--gradient-smoothing-kernel-size must be odd and below {2 * least}"),
-            (not 0 <= config.jitter_max <= reg.REFERENCE_WIDTH, f"--jitter-max must be between 0 and {reg.REFERENCE_WIDTH}"),
-            (config.scale_max <= 0, "--scale-max must be above 0")):
-        if bad:
-            raise ValueError(text)
-
-
-class Progress:
-    """Steps done and time left, on stderr: one line a batch, rewritten at each of its steps."""
-
-    def __init__(self, total, steps):
-        self.total, self.steps, self.done, self.began = total, steps, 0, None
-
-    def __call__(self, step):
-        self.began = self.began or time.time()
-        self.done += 1
-        left = (time.time() - self.began) / max(self.done - 1, 1) * (self.total - self.done)
-        end = "\n" if step.index + 1 == self.steps else ""
-        print(f"\rstep {self.done}/{self.total}, mean activation {step.activation.mean():.4f}, {left:.0f} s left   ", end=end,
-              file=sys.stderr, flush=True)
-
-
-def check(model, jobs, config, size):
-    """What --check prints: measured on one gradient of one batch, nothing written."""
-    batches = -(-len(jobs) // size)
-    began = time.time()
-    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
-    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
-    peak = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a time: about "
-          f"{seconds:.0f} s, {peak / 2**30:.1f} GiB; {len(model.fingerprints)} files read, all names, shapes and values are sound")
-
-
-def run(args):
-    """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
-    model, jobs, config, size = plan(args)
-    if args.check:
-        check(model, jobs, config, size)
-        return 0
-    recipes = {job: results.recipe(model, job, config) for job in jobs}
-    todo = [job for job in jobs if not results.finished(args.out, recipes[job])]
-    if len(todo) < len(jobs):
-        print(f"{len(jobs) - len(todo)} of {len(jobs)} results are there already, made with the same settings", file=sys.stderr)
-    results.prepare(args.out)
-    failed = []
-    if todo:
-        print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
-              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior == "steer" else ""), file=sys.stderr)
-    progress = Progress(-(-len(todo) // size) * config.num_steps, config.num_steps)
-    for result in stream(model, todo, config, size, progress) if todo else ():
-        path = results.save(args.out, result, recipes[result.job])
-        print(f"{path}: {result.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}, "
-              f"rank {result.scores['rank']}")
-        if result.verdict.startswith("non-finite"):
-            failed.append(path)
-    for folder in sorted({results.path_of(args.out, recipes[job]).parent.parent for job in jobs}):
-        print(f"look at {write_sheet(folder)}")
-    if failed:
-        print(f"featviz: {len(failed)} of {len(jobs)} ascents met NaN or infinite values, first {failed[0]}; its latent is the last "
-              "finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
-    return 2 if failed else 0
-
-
-def main(argv=None):
-    args = parse(argv)
-    try:
-        return run(args)
-    except (WeightsError, ValueError, OSError, torch.OutOfMemoryError) as e:
-        hint = "; make room or give another --out, finished results stay" if isinstance(e, OSError) else ""
-        print("featviz: " + " ".join(str(e).split()) + hint, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nfeatviz: interrupted; finished results stay, the same command goes on from there", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    import cli
+    sys.exit(cli.main())

@@ -19,6 +19,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save as save_tensors
 
+from checkpoint import HOOK_POINT
+
 
 def recipe(model, job, config):
     """Everything that decides the result, as JSON values."""
@@ -31,6 +33,8 @@ def path_of(out, recipe):
     """The result's path without suffix."""
     job = recipe["job"]
     target = f"feature_{job['feature']:05d}" if job["feature"] is not None else f"channel_{job['channel']:04d}"
+    if recipe["hook_point"] != HOOK_POINT:
+        target = f"{recipe['hook_point']}_{target}"
     return Path(out) / recipe["weights"] / target / f"t{job['timestep']:04d}" / f"seed_{job['seed']}"
 
 
@@ -62,11 +66,12 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException as e:
-        partial.unlink(missing_ok=True)
-        if isinstance(e, OSError) and e.errno and not e.filename:   # a full disk does not say which file
+    except OSError as e:
+        if e.errno and not e.filename:                          # a full disk does not say which file
             raise OSError(e.errno, e.strerror, str(path)) from e
         raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_uint8(image):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import cli
 import featviz
 import results
 from featviz import SEEDS, Config
@@ -32,7 +33,7 @@ def one_thread():
 def loaded_once():
     """Nothing below changes a folder that was loaded before, and loading is most of what a run of two steps costs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(featviz, "load", functools.cache(featviz.load))
+        patch.setattr(cli, "load", functools.cache(cli.load))
         yield
 
 
@@ -51,7 +52,7 @@ def run(weights, out, *flags):
     short = ["--num-steps", 2, "--prior-steps", 2, "--batch-size", 2]
     argv = ["--weights", weights, "--out", out, "--device", "cpu", *short, *flags]
     try:
-        return featviz.main([str(a) for a in argv])
+        return cli.main([str(a) for a in argv])
     except SystemExit as e:                                     # argparse's own way out
         return e.code
 
@@ -201,7 +202,7 @@ def test_check_measures_and_writes_nothing(weights, out, capsys):
 
 def test_help_names_every_setting(capsys):
     with pytest.raises(SystemExit) as stop:
-        featviz.main(["--help"])
+        cli.main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "SUPPRESS" not in text
     for flag in (*FLAGS, "--feature", "--channel", "--timestep", "--seed", "--weights", "--device", "--preset", "--out", "--check"):
@@ -244,8 +245,8 @@ BAD_FLAGS = {
     "--scale-max 0": "--scale-max must be above 0",
     "--prior dream": "argument --prior: invalid choice: 'dream'",
     "--prior-sampler euler": "argument --prior-sampler: invalid choice: 'euler'",
-    "--prior-steps 0": "--prior-steps must be between 1 and 1000",
-    "--prior-steps 1001": "--prior-steps must be between 1 and 1000",
+    "--prior-steps 0": "--prior-steps must be between 1 and 999",
+    "--prior-steps 1001": "--prior-steps must be between 1 and 999",
     "--steer-scale nan": "--steer-scale must be a number of size 1e+06 at most",
 }
 
@@ -287,7 +288,7 @@ BAD_WEIGHTS = {     # name: (damage, flags, fragment)
     "no folder": (shutil.rmtree, [], "is no model folder"),
     "truncated": (cut, [], "is not a whole safetensors file"),
     "no SAE": (lambda f: shutil.rmtree(f / "sae"), ["--feature", "3"], "sae: not there, and this needs it"),
-    "no SAE for a channel": (lambda f: shutil.rmtree(f / "sae"), ["--channel", "3"], "sae: not there, and this needs it"),
+    "no SAE for a channel": (lambda f: shutil.rmtree(f / "sae"), ["--channel", "3"], "activity.safetensors: not there, and this needs the largest activations"),
     "a setting that does not exist": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer": 1}}),
                                       [], "sets 'steer', which"),
     "a setting of the wrong kind": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer_scale": "1"}}), [],
@@ -384,3 +385,21 @@ def test_an_interruption_leaves_finished_results_and_exit_code_130(weights, out,
     assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 130
     assert sorted(files(out)) == [f"tiny/feature_00003/t0300/seed_1.{kind}" for kind in ("json", "png", "safetensors")]
     assert "finished results stay" in capsys.readouterr().err
+
+
+def test_a_channel_needs_no_sae_and_any_transformer_block_will_do(tmp_path, out):
+    bare = write_model(tmp_path / "bare", sae=None)
+    assert run(bare, out, "--channel", 1, "--prior", "noise", "--seed", 1) == 0
+    assert run(bare, out, "--channel", 1, "--prior", "noise", "--seed", 1, "--hook-point", "unet.mid_block.attentions.0") == 0
+    made = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.json"))
+    assert made == ["bare/channel_0001/t0300/seed_1.json", "bare/mid_block.attentions.0_channel_0001/t0300/seed_1.json"]
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--hook-point", "up_blocks.1.attention.1"], "nearest: up_blocks.1.attentions.1"),
+    (["--hook-point", "mid_block.attentions.0", "--feature", 3], "the features of"),
+    (["--hook-point", "mid_block.attentions.0", "--channel", 3], "add --prior noise")])
+def test_a_hook_point_that_cannot_be(weights, out, capsys, flags, says):
+    assert run(weights, out, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error and not out.exists()

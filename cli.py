@@ -1,0 +1,222 @@
+"""The command line of featviz.py: flags -> jobs and settings -> results on disk.
+
+Every field of `featviz.Config` is a flag of the same name. Whatever cannot be ends in one line on stderr that says what to do, and
+exit code 2.
+"""
+import argparse
+import copy
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import results
+from checkpoint import WeightsError, load
+from featviz import PRESETS, SEEDS, Config, Job, ascend, check_jobs, configure, default_batch_size, stream
+from regularizers import REFERENCE_WIDTH
+from report import write_sheet
+
+try:
+    import resource                             # peak memory; not on Windows
+except ImportError:
+    resource = None
+
+ROOT = Path(__file__).parent
+SD_FOLDERS = ("weights/style50", "weights/sd14", "weights/sd15")
+CHOICES = {"prior": ("steer", "noise"), "prior_sampler": ("pndm", "ddim")}
+LARGEST = 1e6                                   # of a setting; the optimiser's own arithmetic overflows far above it
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message):
+        self.exit(2, f"featviz: {message} (python featviz.py --help lists all flags)\n")
+
+
+def parse(argv):
+    parser = Parser(prog="featviz.py", description="See what one feature inside a latent diffusion model responds to.",
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--feature", type=int, nargs="+", metavar="F", help="features of the sparse autoencoder")
+    what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point, without the SAE")
+    parser.add_argument("--hook-point", metavar="NAME", help="transformer block of --channel (default: the SAE's, or up1.1)")
+    parser.add_argument("--timestep", type=int, nargs="+", metavar="T", help="time steps 0..999 (default: the weights' own)")
+    parser.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), help="one result each")
+    parser.add_argument("--weights", type=Path, help="model folder (default: Stable Diffusion's where it is, else weights/toy)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the networks (default: float32, bfloat16 on cuda)")
+    parser.add_argument("--preset", choices=PRESETS, help="all settings below at once (default: sae, or raw with --channel)")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results")
+    parser.add_argument("--check", action="store_true", help="say what would run, where, how long and in how much memory; then stop")
+    settings = parser.add_argument_group("settings of the method (defaults: the preset's)")
+    for field in dataclasses.fields(Config):
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type, "metavar": "X"}
+        if field.name in CHOICES:
+            kind = {"choices": CHOICES[field.name]}
+        settings.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, help=field.metadata["help"], **kind)
+    return parser.parse_args(argv)
+
+
+def default_weights(args):
+    """The first folder of Stable Diffusion that is there, if a feature or channel was asked for; otherwise the toy."""
+    found = [ROOT / f for f in SD_FOLDERS if (ROOT / f / "unet").exists()]
+    return found[0] if found and (args.feature or args.channel) else ROOT / "weights/toy"
+
+
+def plan(args):
+    """Flags -> (model, jobs, config, batch size); ValueError or WeightsError with one line for what cannot be."""
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: no CUDA device is visible to torch {torch.__version__}; use --device cpu")
+    try:
+        torch.zeros(1, device=args.device).item()
+    except (RuntimeError, NotImplementedError) as e:
+        raise ValueError(f"--device {args.device}: {str(e).splitlines()[0]}; use --device cpu") from e
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    folder = args.weights or default_weights(args)
+    dtype = getattr(torch, args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32"))
+    model = load(folder, args.device, dtype)
+    preset = args.preset or ("raw" if args.channel else "sae")
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
+    config = configure(model, preset, **given)
+    check_config(config, model)
+    model = choose_hook_point(model, args, config)
+    timesteps = args.timestep or [model.settings.get("timestep", 0)]
+    targets = [dict(channel=c) for c in args.channel or ()] or [dict(feature=f) for f in args.feature or [model.settings.get("feature", 0)]]
+    jobs = [Job(**target, timestep=t, seed=seed) for target in targets for t in timesteps for seed in args.seed]
+    try:
+        check_jobs(model, jobs)
+    except ValueError as e:
+        hint = "" if args.weights else "; Stable Diffusion's 20480 features need its weights: see weights/README.md, then --weights"
+        raise ValueError(f"{e}{hint}") from e
+    return model, jobs, config, args.batch_size or default_batch_size(model)
+
+
+def choose_hook_point(model, args, config):
+    """The model, looked at through --hook-point; ValueError where the SAE or the activity was made at another."""
+    if args.hook_point:
+        wanted = model.unet.hook_name(args.hook_point)
+        if not args.channel and wanted != model.hook_point:
+            raise ValueError(f"--hook-point {args.hook_point}: the features of {model.folder} are at {model.hook_point}; leave the flag out, "
+                             "or look at raw channels with --channel")
+        if args.channel and wanted != model.hook_point and config.prior == "steer":
+            raise ValueError(f"--hook-point {args.hook_point}: the strength of a steered prior was measured at {model.hook_point} only; "
+                             "add --prior noise")
+        model = copy.copy(model)
+        model.hook_point = wanted
+    if not args.channel:
+        model.sae                               # says so where there is none
+    if config.prior == "steer":
+        model.activity                          # likewise
+    return model
+
+
+def check_config(config, model):
+    """ValueError for a setting of the wrong kind or outside its range."""
+    for field in dataclasses.fields(Config):
+        value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
+        whole = type(value) is int and field.type is float
+        if type(value) is not field.type and not whole or field.type is float and not abs(value) <= LARGEST:
+            kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false",
+                    str: "a name"}[field.type]
+            raise ValueError(f"{flag} must be {kind}, got {value!r}")
+        if value not in CHOICES.get(field.name, (value,)):
+            raise ValueError(f"{flag} must be one of {', '.join(CHOICES[field.name])}, got {value!r}")
+    size, least = config.gradient_smoothing_kernel_size, min(model.latent_shape[1:])
+    for bad, text in (
+            (config.num_steps < 1, "--num-steps must be at least 1"),
+            (not 1 <= config.prior_steps < len(model.schedule), f"--prior-steps must be between 1 and {len(model.schedule) - 1}"),
+            (config.learning_rate <= 0, "--learning-rate must be above 0"),
+            (not 0 <= config.beta1 < 1, "--beta1 must be between 0 and 1"),
+            (not 0 <= config.beta2 < 1, "--beta2 must be between 0 and 1"),
+            (config.epsilon <= 0, "--epsilon must be above 0"),
+            (config.weight_decay < 0, "--weight-decay must be at least 0"),
+            (size % 2 == 0 or not 1 <= size < 2 * least, f"--gradient-smoothing-kernel-size must be odd and below {2 * least}"),
+            (not 0 <= config.jitter_max <= REFERENCE_WIDTH, f"--jitter-max must be between 0 and {REFERENCE_WIDTH}"),
+            (config.scale_max <= 0, "--scale-max must be above 0")):
+        if bad:
+            raise ValueError(text)
+
+
+class Progress:
+    """Steps done and time left, on stderr: one line a batch, rewritten at each of its steps."""
+
+    def __init__(self, total, steps):
+        self.total, self.steps, self.done, self.began = total, steps, 0, None
+
+    def __call__(self, step):
+        self.began = self.began or time.time()
+        self.done += 1
+        left = (time.time() - self.began) / max(self.done - 1, 1) * (self.total - self.done)
+        end = "\n" if step.index + 1 == self.steps else ""
+        print(f"\rstep {self.done}/{self.total}, mean activation {step.activation.mean():.4f}, {left:.0f} s left   ", end=end,
+              file=sys.stderr, flush=True)
+
+
+def peak_memory(model):
+    """Bytes: of the GPU, or of the process; 0 where the system does not tell."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024         # the same field counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale if resource else 0
+
+
+def check(model, jobs, config, size):
+    """What --check prints: measured on one gradient of one batch, nothing written."""
+    batches = -(-len(jobs) // size)
+    began = time.time()
+    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
+    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
+    print(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a time: about "
+          f"{seconds:.0f} s, {peak_memory(model) / 2**30:.1f} GiB; {len(model.fingerprints)} files read, all names, shapes and values are sound")
+
+
+def run(args):
+    """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
+    model, jobs, config, size = plan(args)
+    if args.check:
+        check(model, jobs, config, size)
+        return 0
+    recipes = {job: results.recipe(model, job, config) for job in jobs}
+    todo = [job for job in jobs if not results.finished(args.out, recipes[job])]
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} results are there already, made with the same settings", file=sys.stderr)
+    results.prepare(args.out)
+    failed = []
+    if todo:
+        print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
+              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior == "steer" else ""), file=sys.stderr)
+    progress = Progress(-(-len(todo) // size) * config.num_steps, config.num_steps)
+    for result in stream(model, todo, config, size, progress) if todo else ():
+        path = results.save(args.out, result, recipes[result.job])
+        print(f"{path}: {result.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}, "
+              f"rank {result.scores['rank']}")
+        if result.verdict.startswith("non-finite"):
+            failed.append(path)
+    for folder in sorted({results.path_of(args.out, recipes[job]).parent.parent for job in jobs}):
+        print(f"look at {write_sheet(folder)}")
+    if failed:
+        print(f"featviz: {len(failed)} of {len(jobs)} ascents met NaN or infinite values, first {failed[0]}; its latent is the last "
+              "finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def main(argv=None):
+    args = parse(argv)
+    try:
+        return run(args)
+    except (WeightsError, ValueError, OSError, torch.OutOfMemoryError) as e:
+        hint = "; make room or give another --out, finished results stay" if isinstance(e, OSError) else ""
+        print("featviz: " + " ".join(str(e).split()) + hint, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfeatviz: interrupted; finished results stay, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Record the picture of tests/test_featviz.py: python -m tests.record_picture. Needed again when weights/toy changes."""
+import dataclasses
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from checkpoint import load
+from featviz import Job, configure, visualize
+from results import to_uint8
+
+FOLDER = Path(__file__).parent / "fixtures"
+
+
+def main():
+    model = load("weights/toy")
+    job, config = Job(model.settings["feature"], model.settings["timestep"], seed=7), configure(model, num_steps=6, prior_steps=5)
+    result, = visualize(model, [job], config, batch_size=1)
+    Image.fromarray(to_uint8(result.image)).save(FOLDER / "picture.png")
+    record = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}
+    (FOLDER / "picture.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

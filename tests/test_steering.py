@@ -1,0 +1,54 @@
+"""Steered priors on the toy: what is added, how strongly, and that it reaches the picture."""
+import pytest
+import torch
+
+from checkpoint import load
+from featviz import Job, measure
+from steering import directions, sample, steered_prior, strengths
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("weights/toy")
+
+
+@pytest.fixture(scope="module")
+def noise(model):
+    return torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(5))
+
+
+def test_directions_are_decoder_rows_and_unit_vectors(model):
+    assert torch.equal(directions(model, [Job(feature=3), Job(feature=9)], "feature"), model.sae.W_dec[[3, 9]])
+    assert directions(model, [Job(channel=2)], "channel")[0].nonzero().tolist() == [[2]]
+    assert torch.allclose(model.sae.W_dec.norm(dim=1), torch.ones(model.sae.features), atol=2e-3)   # fp16 files
+
+
+def test_strength_is_the_largest_mean_activation_of_the_nearest_step(model):
+    activity = model.activity
+    assert activity["timesteps"].tolist() == model.schedule.timesteps(50)
+    expected = activity["max_feature"][activity["timesteps"].tolist().index(301), [3, 9]]
+    assert torch.equal(strengths(model, [Job(feature=3), Job(feature=9)], "feature", 305), expected)
+    assert torch.equal(strengths(model, [Job(channel=4)], "channel", 999), activity["max_channel"][0, [4]])
+
+
+def test_without_strength_it_is_the_plain_sample(model, noise):
+    jobs = [Job(feature=3), Job(feature=9)]
+    plain = sample(model, noise, model.embed([""]), steps=4)
+    assert torch.allclose(steered_prior(model, jobs, "feature", noise, 0.0, steps=4), plain, atol=1e-5)
+    assert (steered_prior(model, jobs, "feature", noise, 30.0, steps=4) - plain).abs().max() > 0.1
+
+
+def test_a_row_is_steered_by_its_own_feature_alone(model, noise):
+    jobs = [Job(feature=3), Job(feature=model.settings["feature"])]
+    both = steered_prior(model, jobs, "feature", noise, 10.0, steps=4)
+    swapped = steered_prior(model, [Job(feature=8), jobs[1]], "feature", noise, 10.0, steps=4)
+    assert torch.equal(both[1], swapped[1]) and not torch.allclose(both[0], swapped[0])
+
+
+def test_steering_excites_the_feature(model, noise):
+    """Mean over two seeds, at the toy's own strength: the steered picture excites the feature more than the plain one."""
+    jobs = [Job(feature=model.settings["feature"], timestep=model.settings["timestep"], seed=s) for s in (1, 2)]
+    scale = model.settings["presets"]["sae"]["steer_scale"]
+    steered, _ = measure(model, steered_prior(model, jobs, "feature", noise, scale, steps=20), jobs)
+    plain, _ = measure(model, sample(model, noise, model.embed([""]), steps=20), jobs)
+    assert steered.mean() > plain.mean()
