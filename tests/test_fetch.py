@@ -1,0 +1,567 @@
+"""weights/fetch.py against a hub on this machine that misbehaves on demand: what is kept is whole, what is wrong is one line."""
+import errno
+import hashlib
+import importlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests import clip_vocab
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+sys.path.append(str(WEIGHTS))                                   # as `python weights/fetch.py` has it
+download, fetch, sources = (importlib.import_module(name) for name in ("download", "fetch", "sources"))
+Bundle, File, Source = sources.Bundle, sources.File, sources.Source
+
+DATA = random.Random(0).randbytes(300_000)
+HALF = random.Random(1).randbytes(150_000)
+CARD, LICENCE, CONFIG = b"---\nlicense: x\n---\nA card.\n", b"You may.\n", b'{"in_channels": 4}\n'
+BIG = "unet/weights.safetensors"
+REPO = "/pub/model/resolve/rev1/"
+sha = lambda data: hashlib.sha256(data).hexdigest()
+
+# One entry of a hub's `script` is how one request is answered: status, retry (seconds), cut (bytes sent), length (added to
+# Content-Length), body, html, ignore_range, content_range, location, linked (headers to change), bare (no hash), chunked,
+# hold (bytes sent before it falls silent).
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        hub = self.server
+        how = hub.script.pop(0) if hub.script and hub.only in self.path else {}
+        hub.log.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        self.close_connection = True
+        if "status" in how or self.path not in hub.files:
+            return self.head(how.get("status", 404), {"Content-Length": 0, "Retry-After": how.get("retry", "")})
+        data = hub.files[self.path]
+        linked = {} if "bare" in how else {"ETag": f'"{clip_vocab.git_blob(data)}"'}
+        if self.path.endswith(".safetensors") and "bare" not in how:
+            linked = {"X-Linked-Etag": f'"{sha(data)}"', "X-Linked-Size": len(data), "ETag": '"storage"'}
+        linked |= how.get("linked", {})
+        if "location" in how:
+            return self.head(302, {"Location": how["location"], "Content-Length": 0} | linked)
+        if "html" in how:
+            return self.send(200, b"<!DOCTYPE html><p>quota", {"Content-Type": how["html"]}, how)
+        body = how.get("body", data)
+        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        begin = 0 if not begin or "ignore_range" in how else int(begin[1])
+        if begin and begin >= len(body):
+            return self.head(416, {"Content-Length": 0} | linked)
+        if begin:
+            linked["Content-Range"] = how.get("content_range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        self.send(206 if begin else 200, body[begin:], linked, how)
+
+    def head(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+    def send(self, status, body, headers, how):
+        if "chunked" in how:
+            self.head(status, headers | {"Transfer-Encoding": "chunked"})
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            self.head(status, headers | {"Content-Length": len(body) + how.get("length", 0)})
+        self.wfile.write(body[:how.get("cut", how.get("hold"))])
+        if "hold" in how:                                       # stay silent until the test ends, or the client goes
+            self.wfile.flush()
+            self.server.release.wait(60)
+
+
+class Hub(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.script, self.only, self.log, self.release = {}, [], BIG, [], threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def handle_error(self, *_):                                 # a client that was killed
+        pass
+
+    def ranges(self):
+        return [r for path, r, _ in self.log if BIG in path]
+
+
+@pytest.fixture
+def hubs(monkeypatch):
+    made = []
+
+    def make():
+        made.append(Hub())
+        return made[-1]
+
+    monkeypatch.setattr(download, "BACKOFF", 0)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield make
+    for hub in made:
+        hub.release.set()
+        hub.shutdown()
+        hub.server_close()
+
+
+TINY = Bundle("Tiny", "tiny", "openrail", (Source("pub/model", "rev1"),),
+              (File("README.md", len(CARD)),
+               File("license.txt", 9, source=Source("spaces/terms"), save_as="LICENSE", optional=True),
+               File("unet/config.json", len(CONFIG), "git:" + clip_vocab.git_blob(CONFIG)[:12], sure=True)),
+              (File(BIG, len(DATA), "sha256:" + sha(DATA)[:16], sure=True),),
+              (File("unet/weights.fp16.safetensors", len(HALF)),), then="Go on.")
+
+
+@pytest.fixture
+def hub(hubs, monkeypatch):
+    """A hub that has the whole of TINY, which is "sd14" here, named by HF_ENDPOINT."""
+    hub = hubs()
+    hub.files = {REPO + "README.md": CARD, "/spaces/terms/resolve/main/license.txt": LICENCE, REPO + "unet/config.json": CONFIG,
+                 REPO + BIG: DATA, REPO + "unet/weights.fp16.safetensors": HALF}
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setitem(fetch.BUNDLES, "sd14", TINY)
+    return hub
+
+
+def run(folder, *flags):
+    return fetch.main(["sd14", "--folder", str(folder), "--yes", *flags])
+
+
+def check_whole(folder):
+    assert (folder / BIG).read_bytes() == DATA and (folder / "unet/config.json").read_bytes() == CONFIG
+    assert not list(folder.rglob("*.partial"))
+
+
+def check_absent(folder, partial=None):
+    assert not (folder / BIG).exists()
+    path = folder / (BIG + ".partial")
+    assert (path.stat().st_size if path.exists() else None) == partial
+
+
+def one_line(capsys):
+    """The line on stderr, without notes and progress."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("note: ", "\r")) and line]
+    assert len(lines) == 1 and lines[0].startswith("fetch: "), lines
+    return lines[0]
+
+
+def test_everything_arrives_verified_with_its_licence(hub, tmp_path, capsys):
+    assert run(tmp_path / "new/sd") == 0
+    check_whole(tmp_path / "new/sd")
+    assert (tmp_path / "new/sd/README.md").read_bytes() == CARD and (tmp_path / "new/sd/LICENSE").read_bytes() == LICENCE
+    out = capsys.readouterr().out
+    assert out.index("CreativeML OpenRAIL-M") < out.index("verified by git") < out.index("verified by sha256")
+    assert out.endswith("complete, every file verified. Go on.\n")
+    assert [path for path, *_ in hub.log][0] == REPO + "README.md"          # the card before the weights
+
+
+def test_a_second_run_verifies_and_fetches_nothing(hub, tmp_path, capsys):
+    assert run(tmp_path) == 0
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    hub.log.clear()
+    assert run(tmp_path) == 0 and hub.ranges() == []            # pinned: no need to ask
+    assert capsys.readouterr().out.count("was there, verified") == 4
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_half_precision_takes_other_files(hub, tmp_path):
+    assert run(tmp_path, "--fp16") == 0
+    assert (tmp_path / "unet/weights.fp16.safetensors").read_bytes() == HALF and not (tmp_path / BIG).exists()
+
+
+def test_the_plan_lists_every_file_and_asks_nobody(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(fetch, "free_space", lambda _: 50e9)
+    monkeypatch.setattr(download.OPENER, "open", lambda *_, **__: pytest.fail("a connection"))
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sd/unet").mkdir(parents=True)
+    (tmp_path / "sd/unet/config.json").write_bytes(b"x")
+    (tmp_path / "sd/unet/diffusion_pytorch_model.safetensors.partial").write_bytes(bytes(1_000_000))
+    assert fetch.main(["sd14", "--check", "--folder", "sd"]) == 0
+    assert capsys.readouterr().out == """\
+Stable Diffusion 1.4 -> sd
+from https://huggingface.co/CompVis/stable-diffusion-v1-4 at 133a221b8aa7
+  README.md                                           ~16 kB
+  LICENSE                                             ~14 kB
+  scheduler/scheduler_config.json                     ~310 B
+  text_encoder/config.json                            ~600 B
+  tokenizer/merges.txt                                ~525 kB
+  tokenizer/vocab.json                                ~1.06 MB
+  unet/config.json                                    ~743 B  there
+  vae/config.json                                     ~550 B
+  unet/diffusion_pytorch_model.safetensors            ~3.44 GB  goes on after 1 MB
+  vae/diffusion_pytorch_model.safetensors              335 MB
+  text_encoder/model.safetensors                      ~492 MB
+11 files, about 4.27 GB; to fetch: 4.27 GB, free there: 50 GB
+Licence: CreativeML OpenRAIL-M, https://huggingface.co/spaces/CompVis/stable-diffusion-license
+  Use and sharing are free, some uses are forbidden (its attachment A); who passes the weights on, passes on the
+  same limits and a copy of the licence.
+"""
+    for flags in ("sd14 --fp16", "sd15", "sd15 --fp16", "sae", "sae-sd14", "style50 --mirror"):
+        assert fetch.main([*flags.split(), "--dry-run"]) == 0
+    assert "sae/unet.up_blocks.1.attentions.1/sae.safetensors" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["sd"]
+
+
+def test_the_tables_are_well_formed_and_the_tokenizers_are_clips():
+    files = {f for b in sources.BUNDLES.values() for f in (*b.files, *b.full, *b.half)}
+    for file in files:
+        assert not file.pin or re.fullmatch("sha256:[0-9a-f]{12,64}|git:[0-9a-f]{12,40}", file.pin), file
+        assert file.pin or not file.sure, file
+        assert ".." not in file.name + file.save_as and not (file.save_as or file.name).startswith("/"), file
+    for name, data in clip_vocab.files().items():
+        for file in (f for f in files if f.name == "tokenizer/" + name):
+            assert file.size == len(data) and file.pin == "sha256:" + sha(data)
+    assert all(b.licence in sources.LICENCES for b in sources.BUNDLES.values())
+
+
+@pytest.mark.parametrize("answer, code", [("y\n", 0), ("Yes\n", 0), ("n\n", 2), ("\n", 2), (None, 2)])
+def test_it_asks_first(hub, tmp_path, monkeypatch, capsys, answer, code):
+    class Terminal:
+        isatty = lambda self: True
+
+    def reply(prompt):
+        assert "licence" in prompt
+        if answer is None:
+            raise EOFError
+        return answer.strip()
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("builtins.input", reply)
+    assert fetch.main(["sd14", "--folder", str(tmp_path)]) == code
+    assert code == 0 or one_line(capsys) == "fetch: nothing was fetched" and not hub.log and not list(tmp_path.iterdir())
+
+
+def test_without_a_terminal_it_refuses(hub, tmp_path, capsys):
+    assert fetch.main(["sd14", "--folder", str(tmp_path)]) == 2
+    assert one_line(capsys).startswith("fetch: nothing was fetched: there is no terminal to ask on; --yes agrees")
+    assert not hub.log and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cuts", [[1], [100_000], [0, 0, 5, 299_990], [50_000] * 5])
+def test_cut_connections_resume_where_they_ended(hub, tmp_path, cuts):
+    hub.script = [{"cut": n} for n in cuts]
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    have, expected = 0, [None]
+    for n in cuts:
+        have += min(n, len(DATA) - have)
+        expected.append(f"bytes={have}-" if have else None)
+    assert hub.ranges() == expected
+
+
+def test_it_gives_up_after_some_tries_and_keeps_what_came(hub, tmp_path, capsys):
+    hub.script = [{"cut": 1000}] * 20
+    assert run(tmp_path) == 2
+    assert "gave up after 6 tries" in one_line(capsys) and len(hub.ranges()) == 6
+    check_absent(tmp_path, partial=6000)
+    hub.script = []
+    assert run(tmp_path) == 0 and hub.ranges()[-1] == "bytes=6000-"
+    check_whole(tmp_path)
+
+
+OTHER = bytes(len(DATA))
+FAILS = {   # answers to every request -> (what the line says, bytes that stay)
+    "wrong hash": ({"body": OTHER}, "it was deleted, run again", None),
+    "too short, length true": ({"body": DATA[:-1]}, "announces 299999 bytes in one place and 300000 in another", None),
+    "too long, length true": ({"body": DATA + b"x"}, "announces 300001 bytes", None),
+    "announces more": ({"length": 7}, "announces 300007 bytes", None),
+    "announces less": ({"length": -7}, "announces 299993 bytes", None),
+    "hub states less": ({"linked": {"X-Linked-Size": 10}}, "announces 300000 bytes in one place and 10 in another", None),
+    "hub states far more": ({"linked": {"X-Linked-Size": 10 ** 12}}, "speaks of 1000000000000 bytes where about 300000", None),
+    "hub states another hash": ({"linked": {"X-Linked-Etag": f'"{sha(OTHER)}"'}}, "has another file", None),
+    "page": ({"html": "text/html; charset=utf-8"}, "a web page came in place of the file", None),
+    "page in disguise": ({"html": "application/octet-stream"}, "a web page came in place of the file", 0),
+    "401": ({"status": 401}, "asks for a login: private or gone; set HF_TOKEN", None),
+    "403": ({"status": 403}, "accept the terms at http", None),
+    "404": ({"status": 404}, "the repository moved, or HF_ENDPOINT is no complete mirror (HTTP 404)", None),
+    "418": ({"status": 418}, "an answer that means nothing here (HTTP 418)", None),
+    "429": ({"status": 429, "retry": 0}, "too many requests, wait a while (HTTP 429); gave up", None),
+    "503": ({"status": 503}, "the server is in trouble, try later (HTTP 503); gave up", None),
+    "loop": ({"location": REPO + BIG}, "redirects without end", None),
+    "file redirect": ({"location": "file:///etc/passwd"}, "unencrypted or foreign address", None),
+    "no address": ({"location": "http://[oops/"}, "redirects to an address that is none", None),
+    "bad port": ({"location": "http://127.0.0.1:99999999/"}, "redirects to an address that is none", None),
+    "refused": ({"location": "http://127.0.0.1:1/x"}, "no connection", None),
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_what_cannot_be_ends_in_one_line_and_never_takes_the_name(hub, tmp_path, capsys, name):
+    how, text, stays = FAILS[name]
+    hub.script = [how] * 50
+    assert run(tmp_path) == 2
+    assert text in one_line(capsys)
+    check_absent(tmp_path, stays)
+    assert len(hub.ranges()) <= 6
+    hub.script = []
+    assert run(tmp_path) == 0                                   # and nothing is spoilt for the next run
+    check_whole(tmp_path)
+
+
+@pytest.mark.parametrize("how", [{"status": 429, "retry": 0}, {"status": 503}, {"status": 500}, {"length": 5}, {"body": DATA[:9]},
+                                 {"cut": 9}, {"location": "http://127.0.0.1:1/x"}])
+def test_passing_trouble_passes(hub, tmp_path, how):
+    hub.script = [how, how]
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+
+
+@pytest.mark.parametrize("how, then", [
+    ({"ignore_range": True}, []),                               # 200 in place of 206: from the start
+    ({"content_range": "bytes 7-299999/300000"}, [None]),
+    ({"content_range": "bytes 1000-299999/999"}, [None]),
+    ({"content_range": "nonsense"}, [None]),
+    ({"status": 416}, [None]),
+])
+def test_odd_answers_to_a_range_start_over(hub, tmp_path, how, then):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / (BIG + ".partial")).write_bytes(DATA[:1000])
+    hub.script = [how]
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    assert hub.ranges() == ["bytes=1000-", *then]
+
+
+@pytest.mark.parametrize("partial, how, requests", [
+    (DATA, {}, 1), (DATA + b"more", {}, 2), (DATA + b"more", {"ignore_range": True}, 1), (OTHER[:1000], {}, 1)])
+def test_partials_of_every_kind(hub, tmp_path, capsys, partial, how, requests):
+    """Whole already, longer than the file, of another file: taken, started over, found out by the hash and deleted."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / (BIG + ".partial")).write_bytes(partial)
+    hub.script = [how]
+    assert run(tmp_path) == (0 if DATA in partial else 2)
+    assert len(hub.ranges()) == requests
+    if DATA not in partial:
+        assert "it was deleted, run again" in one_line(capsys)
+        check_absent(tmp_path)
+        assert run(tmp_path) == 0
+    check_whole(tmp_path)
+
+
+def test_a_reply_of_unknown_length_is_held_against_the_hash(hub, tmp_path, capsys):
+    hub.script = [{"bare": True, "chunked": True, "body": OTHER}]
+    assert run(tmp_path) == 2 and "sha256" in one_line(capsys)
+    check_absent(tmp_path)
+    hub.script = [{"bare": True, "chunked": True}]
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+
+
+def test_without_a_hash_from_anyone_nothing_is_trusted(hub, tmp_path, capsys):
+    hub.script, hub.only = [{"bare": True}], "README.md"
+    assert run(tmp_path) == 2
+    assert "README.md: the server states no hash and none is known here" in one_line(capsys) and not list(tmp_path.iterdir())
+
+
+def test_an_inferred_hash_yields_to_the_servers(hub, tmp_path, monkeypatch, capsys):
+    inferred = File(BIG, len(DATA), "sha256:" + sha(OTHER)[:16])
+    monkeypatch.setitem(fetch.BUNDLES, "sd14", Bundle("T", "t", "apache", TINY.sources, (), (inferred,)))
+    assert run(tmp_path) == 0 and (tmp_path / BIG).read_bytes() == DATA
+    assert "the server's word counts" in capsys.readouterr().err
+
+
+def test_a_file_that_is_there_and_differs_is_left_alone(hub, tmp_path, capsys):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / BIG).write_bytes(b"mine")
+    assert run(tmp_path) == 2
+    assert "is there, but has 4 bytes, 300000 are expected; move it away or delete it" in one_line(capsys)
+    assert (tmp_path / BIG).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("where", ["relative", "absolute", "other host"])
+def test_redirects_are_followed_and_the_token_stays_home(hub, hubs, tmp_path, monkeypatch, capsys, where):
+    storage = hubs() if where == "other host" else hub
+    storage.files = storage.files | {"/storage/blob": DATA}
+    location = "/storage/blob" if where == "relative" else storage.url + "/storage/blob"
+    hub.script = [{"location": location, "cut": 0}, {"location": location}]
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    tokens = {token for path, _, token in storage.log if path == "/storage/blob"}
+    assert tokens == ({None} if where == "other host" else {"Bearer hf_secret"})
+    assert {token for path, _, token in hub.log if path == REPO + BIG} == {"Bearer hf_secret"}
+    assert "hf_secret" not in "".join(capsys.readouterr())
+
+
+def test_the_storage_servers_word_does_not_count(hub, hubs, tmp_path, monkeypatch, capsys):
+    storage = hubs()
+    storage.files["/x.safetensors"] = OTHER                     # states the hash and size of what it has
+    hub.script = [{"location": storage.url + "/x.safetensors"}] * 9
+    assert run(tmp_path) == 2 and "it was deleted" in one_line(capsys)
+    check_absent(tmp_path)
+    hub.script = [{"location": storage.url + "/x.safetensors", "bare": True}]
+    monkeypatch.setitem(fetch.BUNDLES, "sd14", Bundle("T", "t", "apache", TINY.sources, (), (File(BIG, len(DATA)),)))
+    assert run(tmp_path) == 2 and "the server states no hash" in one_line(capsys)
+    check_absent(tmp_path)
+
+
+def test_an_https_hub_may_not_send_us_to_http(monkeypatch):
+    class Reply:
+        status, headers, close = 302, {"Location": "http://127.0.0.1/x"}, lambda self: None
+
+    monkeypatch.setattr(download.OPENER, "open", lambda *_, **__: Reply())
+    with pytest.raises(download.FetchError, match="unencrypted"):
+        download.connect("https://hub.test/x", "")
+
+
+@pytest.mark.parametrize("endpoint, token, text", [
+    ("ftp://x", "", "HF_ENDPOINT must be"), ("huggingface.co", "", "HF_ENDPOINT must be"), ("http://[x", "", "HF_ENDPOINT must be"),
+    ("https://me:hf_secret@x", "", "HF_ENDPOINT must be"), ("https://x?a=hf_secret", "", "HF_ENDPOINT must be"),
+    ("http://hub.test", "hf_secret", "would travel unencrypted to hub.test"),
+    ("https://x", "hf_secret\nX: y", "HF_TOKEN holds characters"),
+])
+def test_bad_environments_are_refused_without_showing_secrets(monkeypatch, tmp_path, capsys, endpoint, token, text):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert run(tmp_path) == 2
+    line = one_line(capsys)
+    assert text in line and "secret" not in line
+
+
+def test_the_next_source_is_tried_and_two_are_never_mixed(hub, tmp_path, monkeypatch, capsys):
+    both = (Source("gone/model"), Source("pub/model", "rev1"))
+    monkeypatch.setitem(fetch.BUNDLES, "sd14", Bundle("T", "t", "apache", both, TINY.files, TINY.full))
+    assert run(tmp_path / "a") == 0
+    check_whole(tmp_path / "a")
+    assert "trying pub/model" in capsys.readouterr().err
+    hub.files["/gone/model/resolve/main/README.md"] = CARD      # has the card, but no weights
+    assert run(tmp_path / "b") == 2
+    assert "/gone/model/resolve/main/unet/config.json: is not there" in one_line(capsys)
+
+
+def test_a_missing_licence_text_is_told_and_does_not_stop(hub, tmp_path, capsys):
+    del hub.files["/spaces/terms/resolve/main/license.txt"]
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    assert "note: license.txt could not be kept here" in capsys.readouterr().err and not (tmp_path / "LICENSE").exists()
+
+
+def test_folders_that_cannot_be_used(hub, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file/below", "Not a directory")):
+        assert run(folder) == 2
+        assert one_line(capsys) == f"fetch: {folder}: cannot be used ({why}); give another --folder"
+    (tmp_path / "d" / BIG).mkdir(parents=True)
+    assert run(tmp_path / "d") == 2
+    assert "unet/weights.safetensors: cannot be read (Is a directory)" in one_line(capsys)
+    (tmp_path / "e" / (BIG + ".partial")).mkdir(parents=True)
+    assert run(tmp_path / "e") == 2
+    assert "cannot be written (Is a directory)" in one_line(capsys)
+
+
+def test_a_folder_that_may_not_be_written_is_seen_before_anything_is_fetched(hub, tmp_path, monkeypatch, capsys):
+    tmp_path.chmod(0o555)
+    if os.access(tmp_path, os.W_OK):                            # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    assert run(tmp_path) == 2
+    assert one_line(capsys) == f"fetch: {tmp_path}: cannot be used (not writable); give another --folder" and not hub.log
+
+
+def test_a_full_disk_is_seen_before_and_said_when_it_happens(hub, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "free_space", lambda _: 1000)
+        assert run(tmp_path) == 2
+        assert "300 kB are needed and 1 kB are free; make room" in one_line(capsys) and not hub.log
+
+    class Full:
+        """A file on a disk with room for 100,000 bytes of the weights."""
+
+        def __init__(self, path, mode, **how):
+            self.file, self.name = open(path, mode, **how), str(path)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data):
+            room = 100_000 - self.file.tell()
+            if room == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data[:room])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "open", Full, raising=False)
+        assert run(tmp_path) == 2
+        assert "the disk is full; make room; what has arrived stays" in one_line(capsys)
+    check_absent(tmp_path, partial=100_000)
+    assert run(tmp_path) == 0 and hub.ranges()[-1] == "bytes=100000-"
+    check_whole(tmp_path)
+
+
+def test_two_fetches_do_not_write_one_file(hub, tmp_path, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "unet").mkdir()
+    with open(tmp_path / (BIG + ".partial"), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(tmp_path) == 2
+        assert "another fetch is writing this file" in one_line(capsys)
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_fetch_goes_on_where_it_ended(hub, tmp_path, number, code):
+    hub.script = [{"hold": 123_456}]
+    program = (f"import sys; sys.path[:0] = [{str(WEIGHTS)!r}, {str(WEIGHTS.parent)!r}]\n"
+               "import fetch\nfrom sources import Bundle, File, Source\n"
+               f"fetch.BUNDLES['sd14'] = {TINY!r}\nsys.exit(fetch.main(sys.argv[1:]))")
+    child = subprocess.Popen([sys.executable, "-c", program, "sd14", "--yes", "--folder", str(tmp_path)], text=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    partial = tmp_path / (BIG + ".partial")
+    until = time.monotonic() + 120
+    while not (partial.exists() and partial.stat().st_size == 123_456) and time.monotonic() < until and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(number)
+    error = child.communicate(timeout=120)[1]
+    assert child.returncode == code and "Traceback" not in error
+    assert number != signal.SIGINT or "fetch: interrupted; what has arrived stays" in error
+    check_absent(tmp_path, partial=123_456)
+    assert run(tmp_path) == 0 and hub.ranges() == [None, "bytes=123456-"]
+    check_whole(tmp_path)
+
+
+def test_progress_tells_amount_rate_and_time_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(fetch.time, "monotonic", lambda: now[0])
+    show = fetch.Progress(4_000_000_000)
+    now[0] = 40.0
+    show("unet", 1_000_000_000, 1_000_000_000)
+    assert capsys.readouterr().err.strip() == "unet: 1 GB of 4 GB, 25 MB/s, 2 min left"
+
+
+def test_style50_says_what_can_be_done(capsys):
+    assert fetch.main(["style50"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "fetch: style50: nothing was fetched, see above what can be done\n"
+    for text in ("14iztBXs-GoBFVLePC2_psP00YUMK5-cy", "404", "--mirror", "fetch.py sd14 && python weights/fetch.py sae-sd14"):
+        assert text in out
+
+
+@pytest.mark.parametrize("flags, text", [
+    (["sd14", "--mirror"], "--mirror is for style50"), (["sae", "--fp16"], "sae is not published in float16"),
+    (["sd16"], "invalid choice: 'sd16'"), ([], "required: what"), (["sd14", "--fast"], "unrecognized arguments: --fast")])
+def test_flags_that_mean_nothing(capsys, flags, text):
+    try:
+        code = fetch.main(flags)
+    except SystemExit as e:
+        code = e.code
+    assert code == 2 and text in one_line(capsys)
