@@ -2,6 +2,7 @@
 
     python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two sheets
     python -m toyworld.evaluate --legibility    the default settings on every concept feature, judged; next to noise and chance
+    python -m toyworld.evaluate --figure        features.png: for every object and style its strongest concept feature, visualised
 
 All drawings here come from another world seed than those that were learnt from.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import checkpoint
 from featviz import Job, configure, visualize
@@ -147,7 +148,8 @@ def find_concepts(acts, objects, styles):
             if n >= SHARE * TOP:
                 concepts.append({"feature": f, "kind": kind, "object": OBJECTS[value[0] if kind == "pair" else value] if kind != "style" else None,
                                  "style": STYLES[value[1] if kind == "pair" else value] if kind != "object" else None,
-                                 "share": n / TOP, "activation": round(top.values[:, f].mean().item(), 5)})
+                                 "share": n / TOP, "activation": round(top.values[:, f].mean().item(), 5),
+                                 "examples": top.indices[:6, f].tolist()})
                 break
     return sorted(concepts, key=lambda c: -c["activation"])
 
@@ -210,9 +212,43 @@ def run_legibility(model, judge, args):
     return out
 
 
+def chosen_by_rule(concepts):
+    """For every object and then every style the concept feature of it alone with the largest activation: at most 18."""
+    first = lambda key, name: next((c for c in concepts if c["kind"] == key and c[key] == name), None)
+    return [c for c in (*(first("object", o) for o in OBJECTS), *(first("style", s) for s in STYLES)) if c]
+
+
+def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
+    """A row a feature in two columns of rows: six strongest unseen drawings, then its visualisation from three seeds."""
+    stored = json.loads((args.out / "concepts.json").read_text())
+    concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
+    jobs = [Job(feature=c["feature"], timestep=t, seed=s) for c in concepts for s in seeds]
+    shown = torch.stack([r.image for r in visualize(model, jobs, configure(model))])
+    o, s, *_ = judge.verdict(shown.to(model.device))
+    agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
+    tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c, a in zip(concepts, agree)})
+    edge, label, gap, n = 80, 150, 12, 6
+    half = -(-len(concepts) // 2)
+    width = label + (n + len(seeds)) * edge + 3 * gap
+    sheet = Image.new("RGB", (2 * width, 28 + half * (edge + 6)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column in range(min(2, len(concepts))):
+        pen.text((column * width + label, 6), "strongest drawings", fill="black", font=font)
+        pen.text((column * width + label + n * edge + gap, 6), "visualised", fill="black", font=font)
+    for i, c in enumerate(concepts):
+        x, y = (i // half) * width, 28 + (i % half) * (edge + 6)
+        pen.text((x + 8, y + 22), f"feature {c['feature']}\n{c['object'] or c['style']}", fill="black", font=font)
+        tiles = [Image.fromarray(drawings.drawing(k, UNSEEN)) for k in c["examples"]]
+        tiles += [Image.fromarray(to_uint8(shown[len(seeds) * i + k])) for k in range(len(seeds))]
+        for k, tile in enumerate(tiles):
+            sheet.paste(tile.resize((edge, edge), Image.Resampling.BICUBIC), (x + label + k * edge + (gap if k >= n else 0), y))
+    sheet.save(args.out / "features.png")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--legibility", action="store_true")
+    parser.add_argument("--figure", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
     parser.add_argument("--out", type=Path, default=Path("weights/toy"))
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
@@ -224,6 +260,8 @@ def main():
     numbers = json.loads(path.read_text()) if path.exists() else {}
     if args.legibility:
         numbers["legibility"] = run_legibility(model, judge, args)
+    elif args.figure:
+        make_figure(model, judge, args)
     else:
         numbers["vae"] = evaluate_vae(model, judge, args)
         numbers["samples"], hooks = evaluate_samples(model, judge, args)
