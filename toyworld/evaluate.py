@@ -1,7 +1,9 @@
 """Measure the toy: autoencoder, samples, sparse autoencoder, concept features, and the legibility of the ascent.
 
     python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two sheets
+    python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
     python -m toyworld.evaluate --legibility    the default settings on every concept feature, judged; next to noise and chance
+    python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of them; stores nothing
     python -m toyworld.evaluate --figure        features.png: for every object and style its strongest concept feature, visualised
 
 All drawings here come from another world seed than those that were learnt from.
@@ -31,6 +33,7 @@ from toyworld.train import GUIDANCE, capture, encode_all, make_drawings, write_j
 UNSEEN = 1                  # world seed of the drawings that nothing was trained on
 TOP = 50                    # strongest images of a feature
 SHARE = 0.9                 # of them that must share an object, a style or both
+PICTURES = Path(__file__).parent / "pictures"
 SEED = 1024                 # of the ascent; one a feature
 
 
@@ -78,7 +81,7 @@ def evaluate_vae(model, judge, args):
         o, s, *_ = judge.verdict(pictures)
         out[f"judge_{name}"] = tell(f"judge on unseen {name}", {"object": share(o == objects), "style": share(s == styles)})
     show = [o + 10 * s for s in range(8) for o in range(10)]
-    grid(torch.cat([torch.cat([x[show[i:i + 10]], y[show[i:i + 10]]]) for i in range(0, 80, 10)]), 20, args.out / "reconstructions.png")
+    grid(torch.cat([torch.cat([x[show[i:i + 10]], y[show[i:i + 10]]]) for i in range(0, 80, 10)]), 20, PICTURES / "reconstructions.png")
     return out
 
 
@@ -95,7 +98,7 @@ def evaluate_samples(model, judge, args, each=5):
     images = torch.cat(images)
     objects, styles = pairs(len(images), model.device)
     o, s, *_ = judge.verdict(images)
-    grid(images[:80], 10, args.out / "samples.png")
+    grid(images[:80], 10, PICTURES / "samples.png")
     tell(f"samples, guidance {args.guidance}: by object", {OBJECTS[k]: round((o == objects)[objects == k].float().mean().item(), 2) for k in range(10)})
     tell("by style", {STYLES[k]: round((s == styles)[styles == k].float().mean().item(), 2) for k in range(8)})
     out = {"guidance": args.guidance, "object": share(o == objects), "style": share(s == styles)}
@@ -176,7 +179,7 @@ def right(concepts, o, s):
                         dtype=torch.bool)
 
 
-def legibility(model, judge, concepts, config, t, batch_size=32):
+def legibility(model, judge, concepts, config, t, batch_size=8):
     """Visualise each concept feature once and let the judge name the picture: shares right, by kind."""
     jobs = [Job(feature=c["feature"], timestep=t, seed=SEED) for c in concepts]
     began = time.time()
@@ -206,10 +209,20 @@ def run_legibility(model, judge, args):
     chance = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
     out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]] for c in concepts) / len(concepts), 4)}}
     tell("chance", out["chance"])
-    for name, changed in (("default settings", {}), ("from noise", {"prior": "noise"})):
-        numbers, *_ = legibility(model, judge, concepts, dataclasses.replace(config, **changed), t)
+    others = {"prior": "steer" if config.prior == "noise" else "noise"}
+    for name, changed, every in ((f"default settings (prior {config.prior})", {}, 1), (f"prior {others['prior']}, every 4th feature", others, 4)):
+        numbers, *_ = legibility(model, judge, concepts[::every], dataclasses.replace(config, **changed), t)
         out[name] = tell(name, numbers)
     return out
+
+
+def try_settings(model, judge, args):
+    """The legibility of other settings on every args.every-th concept feature, for choosing them."""
+    stored = json.loads((args.out / "concepts.json").read_text())
+    changes = json.loads(args.try_)
+    t = changes.pop("timestep", stored["timestep"])
+    numbers, *_ = legibility(model, judge, stored["features"][::args.every], dataclasses.replace(configure(model), **changes), t)
+    tell(args.try_, numbers)
 
 
 def chosen_by_rule(concepts):
@@ -227,6 +240,9 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
     o, s, *_ = judge.verdict(shown.to(model.device))
     agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
     tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c, a in zip(concepts, agree)})
+    # `python featviz.py` shows the first object's feature that the judge names right from every seed
+    best = next((c["feature"] for c, a in zip(concepts, agree) if a.all()), concepts[0]["feature"])
+    write_json(args.out / "featviz.json", model.settings | {"feature": best, "timestep": t})
     edge, label, gap, n = 80, 150, 12, 6
     half = -(-len(concepts) // 2)
     width = label + (n + len(seeds)) * edge + 3 * gap
@@ -242,12 +258,15 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
         tiles += [Image.fromarray(to_uint8(shown[len(seeds) * i + k])) for k in range(len(seeds))]
         for k, tile in enumerate(tiles):
             sheet.paste(tile.resize((edge, edge), Image.Resampling.BICUBIC), (x + label + k * edge + (gap if k >= n else 0), y))
-    sheet.save(args.out / "features.png")
+    sheet.save(PICTURES / "features.png")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--legibility", action="store_true")
+    parser.add_argument("--concepts", action="store_true")
+    parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of featviz.Config, and timestep")
+    parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--figure", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
     parser.add_argument("--out", type=Path, default=Path("weights/toy"))
@@ -262,6 +281,10 @@ def main():
         numbers["legibility"] = run_legibility(model, judge, args)
     elif args.figure:
         make_figure(model, judge, args)
+    elif args.try_:
+        return try_settings(model, judge, args)
+    elif args.concepts:
+        numbers["concepts"] = evaluate_concepts(model, args)
     else:
         numbers["vae"] = evaluate_vae(model, judge, args)
         numbers["samples"], hooks = evaluate_samples(model, judge, args)

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 
 import activity
 import activity_cli
-import capture
 import checkpoint
 import cli
 from featviz import Job, configure, visualize
@@ -64,7 +63,7 @@ def evaluate_examples(folder, tables, concepts):
 def chance(concepts):
     """Mean probability that a random prompt shows the concept."""
     p = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
-    return sum(p[c["kind"]] for c in concepts) / len(concepts)
+    return sum(p[c["kind"]] for c in concepts) / max(len(concepts), 1)
 
 
 def ascents(model, judge, concepts, times, config, batch_size, name):
@@ -92,10 +91,11 @@ def evaluate_ascents(model, judge, concepts, config, batch_size):
     """The gains of the steered prior and of the peak over what they replace, and legibility by the judge in all three cases."""
     times = [highest_peak(model.activity, c["feature"]) for c in concepts]
     concepts, times = zip(*((c, t) for c, t in zip(concepts, times) if t is not None))
+    config = dataclasses.replace(config, prior="steer")
     steered, seen = ascents(model, judge, concepts, times, config, batch_size, "steered prior, peak")
     noise, seen_noise = ascents(model, judge, concepts, times, dataclasses.replace(config, prior="noise"), batch_size, "noise, peak")
     zero, seen_zero = ascents(model, judge, concepts, [0] * len(concepts), config, batch_size, "steered prior, t = 0")
-    return {"n": len(concepts), "steps": config.num_steps, "steered_over_noise": gain(steered, noise), "peak_over_0": gain(steered, zero),
+    return {"n": len(concepts), "steps": config.num_steps, "steer_scale": config.steer_scale, "steered_over_noise": gain(steered, noise), "peak_over_0": gain(steered, zero),
             "named_right": {"steered, peak": share(seen), "noise, peak": share(seen_noise), "steered, t = 0": share(seen_zero)},
             "at_peak_0": sum(t < NEAR for t in times)}
 
@@ -117,10 +117,11 @@ def evaluate_probe(model, concepts, out):
         found += [any(abs(t - u) <= NEAR for u in ours) for t in theirs]
         best = max(theirs, key=lambda t: full[t])
         same.append(any(abs(best - u) <= NEAR for u in ours))
-        correlations.append(np.corrcoef(full, small)[0, 1] if small.any() else 0.0)
+        if full.std() > 0 and small.std() > 0:                  # a constant profile correlates with nothing
+            correlations.append(np.corrcoef(full, small)[0, 1])
     made = json.loads((folder / "capture.json").read_text())
     return {"images": made["images"], "steps": made["recipe"]["settings"]["steps"], "seconds": seconds, "highest_peak_found": share(torch.tensor(same)),
-            "peaks_found": share(torch.tensor(found)), "correlation_of_profiles": round(float(np.nanmean(correlations)), 3)}
+            "peaks_found": share(torch.tensor(found)), "correlation_of_profiles": round(float(np.mean(correlations)), 3)}
 
 
 def draw_profiles(model, folder, concepts, out):
