@@ -7,16 +7,19 @@ Sources
 
 Axes: B prompts, L = 77 tokens, C width (768), heads of width 64.
 """
+import gzip
 import json
 import re
 import unicodedata
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 EPS = 1e-5                                                      # LayerNorm [2: layer_norm_eps]
+MERGES = 49152 - 2 * 128 - 2                                    # of the 262,145 in OpenAI's file, that many are used [1]
 LENGTH = 77                                                     # tokens of a prompt, start and end included [2]
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
@@ -51,6 +54,12 @@ def split_words(text):
     return words
 
 
+def number(merges):
+    """{token: id}: the bytes, the bytes at a word's end, what the merges make in their order, start, end; SD's vocab.json is this [2]."""
+    symbols = list(byte_symbols().values())
+    return {token: i for i, token in enumerate([*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END])}
+
+
 class Tokenizer:
     """Lower-cased text -> ids [start, at most 75 tokens, end, end, ...]: padding is the end token [2].
 
@@ -69,6 +78,13 @@ class Tokenizer:
         with open(merges_path, encoding="utf-8") as file:       # the first line is a version comment
             merges = [tuple(line.split()) for line in file.read().split("\n")[1:] if line]
         return cls(vocab, merges)
+
+    @classmethod
+    def from_bpe(cls, path):
+        """From OpenAI's own list of merges, a .txt.gz."""
+        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").split("\n")
+        merges = [tuple(line.split()) for line in lines[1:MERGES + 1]]
+        return cls(number(merges), merges)
 
     def bpe(self, word):
         """One word of `split_words` -> its tokens."""

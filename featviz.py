@@ -76,6 +76,7 @@ class Config:
     prior: str = setting("steer", "start: a sample steered towards the feature, or noise")
     prior_steps: int = setting(50, "sampling steps of the prior")
     prior_sampler: str = setting("pndm", "sampler of the prior, pndm or ddim")
+    steer_steps: str = setting("active", "steer at the time steps at which the feature is active, or at all of them with equal strength")
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
 
 
@@ -143,7 +144,8 @@ def start(model, jobs, config):
     generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
     z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
     if config.prior == "steer":
-        z = steered_prior(model, jobs, jobs[0].kind, z, config.steer_scale, config.prior_sampler, config.prior_steps)
+        z = steered_prior(model, jobs, jobs[0].kind, z, config.steer_scale, config.prior_sampler, config.prior_steps,
+                          config.steer_steps)
     return generators, z
 
 

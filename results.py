@@ -2,12 +2,16 @@
 
     out/<weights>/feature_00012/t0361/seed_1024.png           the picture; its text chunk "featviz" is the recipe
     out/<weights>/feature_00012/t0361/seed_1024.safetensors   the latent (4, H, W) float32
-    out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdict, scores, one number a step; written last
+    out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdict, scores, one number a step, hashes of both; written last
 
-Every file is written under a temporary name and renamed. The recipe holds every setting and the fingerprints of all weights,
-and no date: the same recipe gives the same files.
+Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the fingerprints of
+all weights, and no date: the same recipe gives the same files. A run that is killed leaves at most one `.partial`, which the next run
+of the same command overwrites; a result counts as finished when its record names this very recipe and the two other files are, byte
+for byte, what was written with it.
 """
 import dataclasses
+import hashlib
+import io
 import json
 import os
 from contextlib import contextmanager
@@ -39,13 +43,18 @@ def path_of(out, recipe):
 
 
 def finished(out, recipe):
-    """Whether this very recipe's result is there, whole."""
+    """Whether this very recipe's result is there, whole: a copy that broke off or a file of another run does not count."""
     path = path_of(out, recipe)
     try:
-        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        hashes = {suffix: sha256(path.with_suffix(suffix).read_bytes()) for suffix in (".png", ".safetensors")}
+        return record["recipe"] == recipe and record["sha256"] == hashes
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-    return stored == recipe and all(path.with_suffix(s).exists() for s in (".png", ".safetensors"))
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
 
 
 def prepare(out):
@@ -84,15 +93,16 @@ def save(out, result, recipe):
     path = path_of(out, recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)           # from here on an older result no longer counts as finished
-    text = PngInfo()
+    text, picture = PngInfo(), io.BytesIO()
     text.add_text("featviz", json.dumps(recipe, sort_keys=True))
-    with replacing(path.with_suffix(".png")) as file:
-        Image.fromarray(to_uint8(result.image)).save(file, format="PNG", pnginfo=text)
-    with replacing(path.with_suffix(".safetensors")) as file:
-        file.write(save_tensors({"latent": result.latent.contiguous()}))
+    Image.fromarray(to_uint8(result.image)).save(picture, format="PNG", pnginfo=text)
+    files = {".png": picture.getvalue(), ".safetensors": save_tensors({"latent": result.latent.contiguous()})}
     finite = lambda v: v if np.isfinite(v) else None            # JSON has no NaN
     record = {"recipe": recipe, "verdict": result.verdict, "scores": {k: finite(v) for k, v in result.scores.items()},
-              "history": {k: [finite(v) for v in values] for k, values in result.history.items()}}
-    with replacing(path.with_suffix(".json")) as file:
-        file.write(json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+              "history": {k: [finite(v) for v in values] for k, values in result.history.items()},
+              "sha256": {suffix: sha256(data) for suffix, data in files.items()}}
+    files[".json"] = json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    for suffix, data in files.items():
+        with replacing(path.with_suffix(suffix)) as file:
+            file.write(data)
     return path.with_suffix(".png")

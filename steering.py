@@ -4,16 +4,19 @@ Regularizer 1 of the method: an ascent that starts at such a sample starts at a 
 already wanted. Sources: the method's section 6, from Szokalski & Modrzejewski, arXiv 2605.08218; steering by a decoder row as in
 Cywinski & Deja, arXiv 2501.18052.
 
-    at sampling step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation of the feature seen at t)
+    at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation of the feature seen at t)
 
-d is W_dec[f] for a feature and the unit vector of c for a raw channel. The largest activations are measured on images sampled
-from prompts and lie beside the SAE, in `activity.safetensors` (`Model.activity`).
+or, with steer_steps "all", the same strength at every step: the largest s_t. Many features wake only in the last steps, when the
+picture is settled; steering then comes too late to shape it.
+
+d is W_dec[f] for a feature and the unit vector of c for a raw channel. Active steps and largest activations are those of a
+capture (`Model.activity`; activity.py says how the one follows from the other).
 """
+import numpy as np
 import torch
 
+from activity import strength
 from schedule import SAMPLERS, guided
-
-TABLES = {"feature": "max_feature", "channel": "max_channel"}
 
 
 def directions(model, jobs, kind):
@@ -23,32 +26,44 @@ def directions(model, jobs, kind):
     return torch.eye(model.unet.width(model.hook_point), device=model.device)[[job.channel for job in jobs]]
 
 
-def strengths(model, jobs, kind, t):
-    """Largest mean activation of each job's feature or channel at the measured time step nearest to t: (B,)."""
-    activity = model.activity
-    row = (activity["timesteps"] - t).abs().argmin()
-    targets = [getattr(job, kind) for job in jobs]
-    return activity[TABLES[kind]][row, targets].float()
+def strengths(model, jobs, kind):
+    """Largest mean activation of each job's feature or channel at t = 0..1000, linear between measured steps, 0 where it is not
+    active: (B, 1001)."""
+    tables = model.activity
+    curves = [strength(tables, kind, getattr(job, kind)) for job in jobs]
+    return torch.tensor(np.stack(curves), dtype=torch.float32, device=model.device)
 
 
 @torch.no_grad()
-def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None):
+def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, see=None):
     """Sample images' latents: noise (B, 4, H, W), context (B or 1, 77, Dc) -> (B, 4, H, W).
 
-    add(t) -> {hook point: (B, D)}: what is added at the hook at time step t (not used together with guidance).
+    add(t) -> {hook point: (B or 1, D)}: added at the hook at time step t, with guidance (1, D) to both halves of the batch.
+    see(t, h): is handed the hook's output (B, D, h, w) of the rows that saw `context`, before anything is added.
     """
-    net = lambda x, t, c: model.unet(x.to(model.dtype), t, c, add=add and add(int(t[0]))).float()
-    null = model.embed([""]) if guidance != 1.0 else None
-    x = noise
-    for _, x in SAMPLERS[sampler](model.schedule, guided(net, context, null, guidance), x, steps):
-        pass
+    B, caught = len(noise), []
+
+    def net(x, t, c):
+        eps = model.unet(x.to(model.dtype), t, c, add=add and add(int(t[0]))).float()
+        if see:
+            see(int(t[0]), caught.pop()[-B:])                   # a guided batch is (empty prompt, prompt)
+        return eps
+
+    handle = see and model.unet.get_submodule(model.hook_point).register_forward_hook(lambda module, args, h: caught.append(h))
+    try:
+        x, null = noise, model.embed([""]) if guidance != 1.0 else None
+        for _, x in SAMPLERS[sampler](model.schedule, guided(net, context, null, guidance), x, steps):
+            pass
+    finally:
+        if handle:
+            handle.remove()
     return x
 
 
-def steered_prior(model, jobs, kind, noise, scale, sampler="pndm", steps=50):
-    """Latents (B, 4, H, W) sampled from `noise` with the empty prompt, steered at all time steps with s_t = scale * largest."""
+def steered_prior(model, jobs, kind, noise, scale, sampler="pndm", steps=50, at="active"):
+    """Latents (B, 4, H, W) sampled from `noise` with the empty prompt, steered at active time steps, or `at` all of them alike."""
     d = directions(model, jobs, kind).to(model.dtype)                                           # (B, D)
-    def add(t):
-        s = scale * strengths(model, jobs, kind, t)                                             # (B,)
-        return {model.hook_point: s[:, None].to(model.dtype) * d}
-    return sample(model, noise, model.embed([""]), sampler, steps, add=add)
+    s = scale * strengths(model, jobs, kind)                                                    # (B, 1001)
+    if at == "all":
+        s = s.amax(dim=1, keepdim=True).expand_as(s)
+    return sample(model, noise, model.embed([""]), sampler, steps, add=lambda t: {model.hook_point: s[:, t, None].to(model.dtype) * d})

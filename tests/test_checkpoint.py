@@ -3,8 +3,11 @@
 Every damaged folder here is something that happens: a download that stopped, a page saved in place of a file, a pointer that
 git left behind, parts of two models mixed up. None may be loaded silently and none may end in a traceback.
 """
+import errno
 import functools
+import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -12,13 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 import checkpoint
-from checkpoint import LEGACY_ATTENTION, WeightsError, load
-from clip import END
+import fingerprints
+import tensorfile
+from checkpoint import WeightsError, load
+from clip import END, number
+from layouts import LEGACY_ATTENTION
 from tests.tiny import ACTIVITY, CONFIGS, HOOK, PATHS, TIMES, VOCAB, edit_json, edit_tensors, write_model
 
 SAE_FOLDER = f"sae/unet.{HOOK}"
 UNET, VAE, TEXT, SAE = (PATHS[part][1] for part in ("unet", "vae", "text_encoder", "sae"))
 UNET_CONFIG, CFG, NAME = "unet/config.json", f"{SAE_FOLDER}/cfg.json", "conv_in.weight"
+QUERY = "decoder.mid_block.attentions.0.to_q.weight"
 AGAIN = "fetch or copy this file again"
 
 
@@ -211,6 +218,55 @@ def poison(value):
     return lambda tensor: tensor.flatten().index_fill(0, torch.tensor([5]), value).reshape(tensor.shape)
 
 
+def change(path, edit):
+    return lambda folder: (folder / path).write_bytes(edit((folder / path).read_bytes()))
+
+
+def header(edit):
+    """Rewrite the header of the UNet's file, its body stays."""
+    def damage(folder):
+        data = (folder / UNET).read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        text = json.dumps(edit(json.loads(data[8:end]))).encode()
+        (folder / UNET).write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    return damage
+
+
+def entry(**changes):
+    """Change or, with None, remove what the header says of one tensor."""
+    return header(lambda h: h | {NAME: {k: v for k, v in (h[NAME] | changes).items() if v is not None}})
+
+
+def shifted(by):
+    """All tensors behind the first lie `by` bytes further on; the file keeps its length."""
+    def edit(h):
+        for name in h:
+            begin, end = h[name]["data_offsets"]
+            h[name]["data_offsets"] = [begin + by, end + by] if begin else [begin, end]
+        return h
+    return header(edit)
+
+
+overlap, gap = shifted(-4), shifted(4)
+
+
+def twice(data):
+    """The same name two times in one header; most JSON readers keep the last silently."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    text = data[8:end].rstrip()
+    text = text[:-1] + b', "conv_in.bias": ' + json.dumps(json.loads(text)["conv_in.bias"]).encode() + b"}"
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def sparse(path, length):
+    """A file of `length` bytes and more that takes no room on the disk."""
+    def damage(folder):
+        with open(folder / path, "wb") as file:
+            file.write(length.to_bytes(8, "little"))
+            file.truncate(length + 100)
+    return damage
+
+
 HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head>\n<body>Not found</body></html>\n" * 20
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3438167536\n"
 NOT_WHOLE, MISMATCH = ("is not a whole safetensors file", AGAIN), "does not belong to its config, fetch or copy both again"
@@ -250,6 +306,12 @@ BAD = {     # name: (damage, fragments of the message)
                                       ("which does not divide", AGAIN)),
     "endless layers": (config("text_encoder/config.json", num_hidden_layers=10 ** 9),
                        ("num_hidden_layers is 1000000000", AGAIN)),
+    "levels without end": (config("vae/config.json", block_out_channels=[8] * 100_000), ("block_out_channels is [8, 8,", AGAIN)),
+    "SD 2's heads": (config(UNET_CONFIG, attention_head_dim=[5, 10, 20, 20]), ("attention_head_dim is [5, 10, 20, 20], expected", AGAIN)),
+    "another embedding of classes": (config(UNET_CONFIG, class_embed_type="timestep"), ("class_embed_type is 'timestep', only None",)),
+    "config is a pipe": (lambda f: ((f / "vae/config.json").unlink(), os.mkfifo(f / "vae/config.json")),
+                         ("vae/config.json: cannot be read (no regular file)", AGAIN)),
+    "NaN in a config": (write("scheduler/scheduler_config.json", b'{"beta_start": NaN}'), ("beta_start is nan, expected a number", AGAIN)),
     "latent size 9": (config(UNET_CONFIG, sample_size=9), ("sample_size is 9, expected a multiple of 8", AGAIN)),
     "latent size of billions": (config(UNET_CONFIG, sample_size=8 * 10 ** 9), ("sample_size is 8000000000", AGAIN)),
     "latent size as text": (config(UNET_CONFIG, sample_size="8"), ("sample_size is '8'", AGAIN)),
@@ -261,8 +323,41 @@ BAD = {     # name: (damage, fragments of the message)
     "no weights file": (unlink(UNET), (f"{UNET}: cannot be read", "No such file", AGAIN)),
     "weights are a directory": (directory_at(UNET), (f"{UNET}: cannot be read", AGAIN)),
     "weights are empty": (write(UNET, b""), (UNET, *NOT_WHOLE)),
-    "weights are a page": (write(UNET, HTML), (UNET, *NOT_WHOLE)),
-    "weights are a git-lfs pointer": (write(UNET, POINTER), (UNET, *NOT_WHOLE)),
+    "weights are a page": (write(UNET, HTML), (f"{UNET}: is not a whole safetensors file (it is a web page)", AGAIN)),
+    "weights are a git-lfs pointer": (write(UNET, POINTER), (f"{UNET}: is not a whole safetensors file (it is a pointer that git left",
+                                                             "git lfs pull", AGAIN)),
+    "weights are JSON": (lambda f: shutil.copy(f / UNET_CONFIG, f / UNET), (f"{UNET}: is not a whole safetensors file (it is JSON)",)),
+    "weights are a pickle": (lambda f: torch.save({"state_dict": {}}, f / UNET),
+                             ("(it is a pickle of torch.save, python weights/convert.py", AGAIN)),
+    "weights are an old pickle": (write(UNET, b"\x80\x02}q\x00."), ("(it is a pickle, python weights/convert.py", AGAIN)),
+    "weights are a pipe": (lambda f: ((f / UNET).unlink(), os.mkfifo(f / UNET)), (f"{UNET}: cannot be read (no regular file)", AGAIN)),
+    "weights are a link to nowhere": (lambda f: ((f / UNET).unlink(), (f / UNET).symlink_to("away")), ("cannot be read (No such", AGAIN)),
+    "only a pickle": (lambda f: (f / UNET).rename(f / "unet/diffusion_pytorch_model.bin"),
+                      ("unet/diffusion_pytorch_model.bin: is a pickle, which can run code", "python weights/convert.py")),
+    "zeros": (write(UNET, bytes(1000)), ("unet/diffusion_pytorch_model.safetensors: is not a whole", "Expecting value", AGAIN)),
+    "header of 2^63 bytes": (change(UNET, lambda data: (2 ** 63).to_bytes(8, "little") + data[8:]),
+                             ("its header should have 9223372036854775808 bytes, the file has", *NOT_WHOLE)),
+    "header larger than the format allows": (sparse(UNET, 150_000_000), ("150000000 bytes, more than the format allows", *NOT_WHOLE)),
+    "header length one too small": (change(UNET, lambda data: bytes([data[0] - 1]) + data[1:]), (UNET, *NOT_WHOLE)),
+    "header length one too large": (change(UNET, lambda data: bytes([data[0] + 1]) + data[1:]), (UNET, *NOT_WHOLE)),
+    "header is a list": (header(lambda h: list(h)), ("its header is no JSON object", *NOT_WHOLE)),
+    "header is no text": (change(UNET, lambda data: data[:9] + b"\xff" + data[10:]), (UNET, *NOT_WHOLE)),
+    "header is endless": (lambda f: (f / UNET).write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000), (UNET, *NOT_WHOLE)),
+    "header names a tensor twice": (change(UNET, twice), ("its header names something twice", *NOT_WHOLE)),
+    "metadata that are no texts": (header(lambda h: h | {"__metadata__": {"format": 1}}), ("its metadata are no texts", *NOT_WHOLE)),
+    "entry without offsets": (entry(data_offsets=None), (f"'{NAME}' is not described by dtype, shape and", *NOT_WHOLE)),
+    "entry with more than the format knows": (entry(compressed=True), (f"'{NAME}' is not described by dtype, shape", *NOT_WHOLE)),
+    "unknown type": (entry(dtype="F31"), (f"'{NAME}' is of unknown type 'F31'", *NOT_WHOLE)),
+    "type as a list": (entry(dtype=["F32"]), (f"'{NAME}' is of unknown type ['F32']", *NOT_WHOLE)),
+    "another type than the bytes": (entry(dtype="F16"), (f"'{NAME}' has shape [16, 4, 3, 3] of F16, which does not fill", *NOT_WHOLE)),
+    "another shape than the bytes": (entry(shape=[16, 4, 3, 4]), (f"'{NAME}' has shape [16, 4, 3, 4] of F32, which does not", *NOT_WHOLE)),
+    "negative shape": (entry(shape=[-16, 4, -3, 3]), (f"'{NAME}' has shape [-16,", *NOT_WHOLE)),
+    "shape of true": (entry(shape=[16, 4, 3, True]), (f"'{NAME}' has shape [16, 4, 3, True]", *NOT_WHOLE)),
+    "three offsets": (entry(data_offsets=[0, 2304, 2304]), ("which does not fill the bytes [0, 2304, 2304]", *NOT_WHOLE)),
+    "offsets beyond the file": (entry(data_offsets=[10 ** 15, 10 ** 15 + 2304]), ("a gap or an overlap", *NOT_WHOLE)),
+    "overlapping offsets": (overlap, ("a gap or an overlap", *NOT_WHOLE)),
+    "gap between tensors": (gap, ("a gap or an overlap", *NOT_WHOLE)),
+    "a block too many": (change(UNET, lambda data: data + bytes(4096)), ("its tensors end at byte", *NOT_WHOLE)),
     "header cut in its length": (cut(UNET, 5), (UNET, *NOT_WHOLE)),
     "header cut at its start": (cut(UNET, 8), (UNET, *NOT_WHOLE)),
     "header cut in the middle": (cut_header, (UNET, *NOT_WHOLE)),
@@ -281,16 +376,31 @@ BAD = {     # name: (damage, fragments of the message)
                  ("quant_conv.weight holds NaN or inf", AGAIN)),
     "too large for float32": (tensors(UNET, with_tensor(NAME, lambda x: x.double() * 1e300)),
                               ("infinite values as torch.float32", AGAIN)),
-    "integers": (tensors(UNET, with_tensor(NAME, lambda x: x.long())), (f"{NAME} holds torch.int64, expected", AGAIN)),
+    "minus infinity in half precision": (tensors(UNET, with_tensor(NAME, lambda x: poison(float("-inf"))(x.half()))),
+                                         (f"{NAME} holds NaN or infinite values", AGAIN)),
+    "no numbers": (tensors(UNET, with_tensor(NAME, lambda x: x[:0])), (f"{NAME} has shape [0, 4, 3, 3]", MISMATCH)),
+    "one dimension more": (tensors(UNET, with_tensor("time_embedding.linear_1.weight", lambda x: x[:, :, None, None])),
+                           ("time_embedding.linear_1.weight has shape [64, 16, 1, 1], expected [64, 16]", MISMATCH)),
+    "projections as matrices": (tensors(UNET, lambda x: {k: v.squeeze() if ".proj_in.weight" in k else v for k, v in x.items()}),
+                                ("down_blocks.0.attentions.0.proj_in.weight has shape [16, 16], expected [16, 16, 1, 1]", MISMATCH)),
+    "attention 1x1 of another width": (tensors(VAE, with_tensor(QUERY, lambda x: x[:8, :8, None, None])),
+                                       (f"{QUERY} has shape [8, 8, 1, 1], expected [16, 16]", MISMATCH)),
+    "a tensor by its old and its new name": (
+        tensors(VAE, lambda x: x | {QUERY.replace("to_q", "query"): torch.zeros_like(x[QUERY])}),
+        (f"{VAE}: holds '{QUERY}' twice, as", "which one is meant cannot be known", AGAIN)),
+    "truth values": (tensors(UNET, with_tensor(NAME, lambda x: x > 0)), (f"{NAME} holds BOOL, expected", AGAIN)),
+    "files of two parts swapped": (lambda f: ((f / UNET).rename(f / "x"), (f / VAE).rename(f / UNET), (f / "x").rename(f / VAE)),
+                                   (f"{UNET}: lacks tensor 'conv_in.bias' and 835 more", MISMATCH)),
+    "integers": (tensors(UNET, with_tensor(NAME, lambda x: x.long())), (f"{NAME} holds I64, expected", AGAIN)),
     "8-bit floats": (tensors(UNET, with_tensor(NAME, lambda x: x.to(torch.float8_e4m3fn))),
-                     ("holds torch.float8_e4m3fn", AGAIN)),
+                     (f"{NAME} holds F8_E4M3, expected", AGAIN)),
 
     "text of another width": (lambda f: transplant(f, TEXT, text_encoder=dict(hidden_size=24)),
                               ("text_encoder: has 24 wide text, the UNet takes 16", "give parts of one model")),
     "VAE of another latent": (lambda f: transplant(f, VAE, vae=dict(latent_channels=8)),
                               ("vae: has 8 latent channels, the UNet takes 4", "give parts of one model")),
-    "larger vocabulary than text": (lambda f: write_vocab(f, VOCAB | {END: 5000}),
-                                    ("tokenizer: has larger ids", "give parts of one model")),
+    "ids with a gap": (lambda f: write_vocab(f, VOCAB | {END: 5000}),
+                                    ("is no map from tokens to ids 0, 1, 2, ...", AGAIN)),
 
     "SAE of another width": (lambda f: transplant(f, SAE, sae=dict(d_in=16)),
                              (f"d_in is 16, but {HOOK}", "has 32 channels", "give the SAE of this UNet")),
@@ -300,6 +410,8 @@ BAD = {     # name: (damage, fragments of the message)
     "no d_in": (config(CFG, d_in=None), (f"{CFG}: lacks 'd_in'", AGAIN)),
     "no d_in and no num_latents": (config(CFG, d_in=None, num_latents=0, expansion_factor=2), ("lacks 'd_in'", AGAIN)),
     "no number of features": (config(CFG, num_latents=0), ("lacks 'expansion_factor'", AGAIN)),
+    "expansion factor as text": (config(CFG, num_latents=0, d_in=10 ** 6, expansion_factor="x" * 1000),
+                                 ("expansion_factor is 'x", "expected whole", AGAIN)),
     "d_in as text": (config(CFG, d_in="32"), ("d_in is '32', expected whole", AGAIN)),
     "negative number of features": (config(CFG, num_latents=-1), ("num_latents is -1, expected whole", AGAIN)),
     "k 0": (config(CFG, k=0), ("k is 0, expected whole", AGAIN)),
@@ -309,8 +421,8 @@ BAD = {     # name: (damage, fragments of the message)
 
     "activity is empty": (write(ACTIVITY, b""), (ACTIVITY, *NOT_WHOLE)),
     "activity is cut": (cut(ACTIVITY, -9), (ACTIVITY, *NOT_WHOLE)),
-    "activity is a directory": (directory_at(ACTIVITY), (ACTIVITY, *NOT_WHOLE)),
-    "activity lacks its time steps": (tensors(ACTIVITY, without("timesteps")), (ACTIVITY, "`timesteps`", AGAIN)),
+    "activity is a directory": (directory_at(ACTIVITY), (f"{ACTIVITY}: cannot be read (a folder)", AGAIN)),
+    "activity lacks its time steps": (tensors(ACTIVITY, without("timesteps")), (f"{ACTIVITY}: lacks tensor 'timesteps'", AGAIN)),
     "activity lacks its channels": (tensors(ACTIVITY, without("max_channel")),
                                     (f"{ACTIVITY}: lacks tensor 'max_channel'", MISMATCH)),
     "activity of no time step": (tensors(ACTIVITY, lambda x: {k: v[:0] for k, v in x.items()}),
@@ -324,13 +436,23 @@ BAD = {     # name: (damage, fragments of the message)
                              ("tokenizer: vocab.json or merges.txt cannot be used", "fetch or copy both")),
     "vocabulary is a list": (write("tokenizer/vocab.json", b"[]"), ("vocab.json: is no map from tokens to ids", AGAIN)),
     "vocabulary lacks its end": (lambda f: write_vocab(f, without(END)(VOCAB)), (f"with <|startoftext|> and {END}", AGAIN)),
-    "no vocabulary": (unlink("tokenizer/vocab.json"),
-                      ("tokenizer: vocab.json or merges.txt cannot be used", "fetch or copy both")),
-    "no merges": (unlink("tokenizer/merges.txt"),
-                  ("tokenizer: vocab.json or merges.txt cannot be used", "fetch or copy both")),
+    "vocabulary with an id twice": (lambda f: write_vocab(f, VOCAB | {"!": 1}), ("is no map from tokens to ids 0, 1, 2", AGAIN)),
+    "merges of another vocabulary": (
+        write("tokenizer/merges.txt", b"#version: 0.2\nt h\nth e</w>\n"),
+        ("tokenizer: vocab.json and merges.txt disagree about '<|endoftext|>', and 3 tokens more", "fetch or copy both again")),
+    "another vocabulary than the text encoder's": (
+        lambda f: ((f / "tokenizer/merges.txt").write_text("#version: 0.2\nt h\n"), write_vocab(f, number([("t", "h")]))),
+        ("tokenizer: has 515 tokens, the text encoder knows 514", "give parts of one model")),
+    "vocabulary is a directory": (directory_at("tokenizer/vocab.json"), ("vocab.json: cannot be read (a folder)", AGAIN)),
+    "merges are no text": (write("tokenizer/merges.txt", b"#\n\xff\xfe"), ("tokenizer: vocab.json or merges.txt cannot be used", "copy both")),
+    "no vocabulary": (unlink("tokenizer/vocab.json"), ("tokenizer/vocab.json: cannot be read (No such file", AGAIN)),
+    "no merges": (unlink("tokenizer/merges.txt"), ("tokenizer/merges.txt: cannot be read (No such file", AGAIN)),
     "merges are a page": (write("tokenizer/merges.txt", HTML), ("merges.txt: is no list of pairs", AGAIN)),
-    "merges are cut": (lambda f: write_vocab(f, VOCAB | {"th": 513, "the</w>": 512}),
-                       ("merges.txt: is no list of pairs as long", AGAIN)),
+    "merges are cut": (lambda f: write_vocab(f, VOCAB | {"th": 515, "the</w>": 514}),
+                       ("tokenizer: vocab.json and merges.txt disagree about 'th', and 1 tokens more", "copy both again")),
+    "two ids swapped": (lambda f: write_vocab(f, VOCAB | {"a": VOCAB["b"], "b": VOCAB["a"]}), ("disagree about 'a', and 1 tokens more",)),
+    "a merge twice": (write("tokenizer/merges.txt", b"#version: 0.2\nt h\nt h\n"), ("merges.txt: makes the same token twice", AGAIN)),
+    "a merge of nothing new": (write("tokenizer/merges.txt", b"#version: 0.2\na </w>\n"), ("merges.txt: makes the same token twice",)),
 
     "settings are a list": (write("featviz.json", b"[]"), ("featviz.json: expected a JSON object", AGAIN)),
     "settings with a text as time step": (config("featviz.json", timestep="300"),
@@ -392,3 +514,77 @@ def test_what_half_precision_cannot_hold_is_refused(folder):
     with pytest.raises(WeightsError) as caught:
         load(folder, dtype=torch.float16)
     check_message(caught.value, folder / UNET, "infinite values as torch.float16", AGAIN)
+
+
+@pytest.mark.parametrize("path", [UNET, UNET_CONFIG, "tokenizer/merges.txt"])
+def test_a_file_that_may_not_be_read(path, folder, monkeypatch):
+    """As the system says it; the owner of a test run may read everything, so the refusal is played."""
+    def closed(name, *args, **kwargs):
+        if str(name) == str(folder / path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+        return open(name, *args, **kwargs)
+
+    monkeypatch.setattr(tensorfile, "open", closed, raising=False)
+    with pytest.raises(WeightsError) as caught:
+        load(folder)
+    check_message(caught.value, folder / path, "cannot be read (Permission denied)", AGAIN)
+
+
+def test_a_file_that_shrinks_while_it_is_read(folder, monkeypatch):
+    """A mapped file would end the process here."""
+    found = checkpoint.find(folder)
+    cut(UNET, -150_000)(folder)
+    with pytest.raises(WeightsError) as caught:
+        load(found)
+    check_message(caught.value, folder / UNET, "became shorter while it was read", AGAIN)
+
+
+def test_a_file_that_changes_between_reading_and_its_fingerprint(folder):
+    model = load(folder)
+    edit_json(folder / UNET_CONFIG, act_fn="silu", sample_size=8, added=1)
+    with pytest.raises(WeightsError) as caught:
+        model.fingerprints
+    check_message(caught.value, folder / UNET_CONFIG, "was changed while it was in use", "start again")
+
+
+def test_no_memory_for_a_tensor(folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+
+    found = checkpoint.find(folder)
+    monkeypatch.setattr(tensorfile.torch, "empty", full)
+    with pytest.raises(WeightsError) as caught:
+        load(found)
+    check_message(caught.value, folder / UNET, "finds no room on cpu", "--dtype bfloat16 takes half", "--check says how much")
+
+
+def test_a_large_file_s_fingerprint_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    """Also where the change keeps size and time; a memory that is broken or cannot be written costs only time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(fingerprints.hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(bytes(fingerprints.SMALL))
+    first = fingerprints.sha256([path])
+    assert fingerprints.sha256([path]) == first == {path: hashlib.sha256(path.read_bytes()).hexdigest()} and len(hashed) == 1
+    times = path.stat()
+    path.write_bytes(bytes(fingerprints.SMALL - 1) + b"1")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprints.sha256([path]) == {path: hashlib.sha256(path.read_bytes()).hexdigest()} != first and len(hashed) == 2
+    for broken in ("[]", "{", json.dumps({str(path): 5}), json.dumps({str(path): [[], 5]})):
+        fingerprints.cache_path().write_text(broken)
+        assert fingerprints.sha256([path]) != first
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("no folder")
+    assert fingerprints.sha256([path]) != first and (tmp_path / "cache").read_text() == "no folder"
+
+
+def test_unused_files_of_a_published_folder_are_neither_read_nor_fingerprinted(folder):
+    """Half-precision copies, pickles and the safety checker lie beside what is used."""
+    before = load(folder).fingerprints
+    (folder / "safety_checker").mkdir()
+    for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+                 "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors", "model_index.json"):
+        (folder / name).write_bytes(b"broken")
+    assert load(folder).fingerprints == before

@@ -109,7 +109,7 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     """Every setting by name, also those nobody gave; the PNG carries the same recipe; no date anywhere."""
     assert run(weights, out, "--seed", 5, "--learning-rate", 0.125, "--no-noise") == 0
     made = record(out)
-    assert made.keys() == {"recipe", "verdict", "scores", "history"}
+    assert made.keys() == {"recipe", "verdict", "scores", "history", "sha256"}
     recipe = made["recipe"]
     assert recipe["job"] == {"feature": 3, "channel": None, "timestep": 300, "seed": 5}
     given = dict(num_steps=2, prior_steps=2, learning_rate=0.125, noise=False, steer_scale=2.0)
@@ -196,7 +196,10 @@ def test_foreign_files_among_the_results_do_no_harm(weights, out):
 def test_check_measures_and_writes_nothing(weights, out, capsys):
     assert run(weights, out, "--check", "--seed", 5) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("1 results at ") and str(weights) in captured.out and captured.err == ""
+    memory, measured, fit = captured.out.splitlines()
+    assert measured.startswith("1 results at ") and str(weights) in measured and captured.err == ""
+    assert memory.startswith("tiny: unet 0.6 M, vae 0.0 M") and "the weights take 3 MiB in float32" in memory
+    assert fit.startswith("fit of UNet and SAE: ") and "do not belong together" in fit      # random numbers
     assert not out.exists()
 
 
@@ -269,7 +272,7 @@ def test_every_other_flag_is_accepted(weights, out):
                  range_weight=0.2, range_threshold=2.0, moment_weight=0.1, gradient_smoothing_sigma_start=0.8,
                  gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0, scale_max=1.2,
                  spectral_filter=False, noise=False, silent_gradient=False, prior="noise", prior_steps=3, prior_sampler="ddim",
-                 steer_scale=7.0)
+                 steer_scale=7.0, steer_steps="all")
     assert given.keys() == {field.name for field in dataclasses.fields(Config)}
     flags = [part for name, value in given.items() for part in (
         ["--no-" + name.replace("_", "-")] if value is False else ["--" + name.replace("_", "-"), value])]
@@ -288,7 +291,6 @@ BAD_WEIGHTS = {     # name: (damage, flags, fragment)
     "no folder": (shutil.rmtree, [], "is no model folder"),
     "truncated": (cut, [], "is not a whole safetensors file"),
     "no SAE": (lambda f: shutil.rmtree(f / "sae"), ["--feature", "3"], "sae: not there, and this needs it"),
-    "no SAE for a channel": (lambda f: shutil.rmtree(f / "sae"), ["--channel", "3"], "activity.safetensors: not there, and this needs the largest activations"),
     "a setting that does not exist": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer": 1}}),
                                       [], "sets 'steer', which"),
     "a setting of the wrong kind": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer_scale": "1"}}), [],

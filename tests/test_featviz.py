@@ -102,7 +102,7 @@ def test_only_the_targets_row_of_the_sae_is_used(model, feature):
 
 def test_the_unet_stops_at_the_hook(model, short, feature):
     ran = []
-    handles = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in model.unet.named_modules()]
+    handles = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in model.unet.named_modules() if n]
     for _ in ascend(model, [job(model, feature)], dataclasses.replace(short, num_steps=1, prior="noise")):
         pass
     for handle in handles:

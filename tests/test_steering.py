@@ -1,10 +1,10 @@
-"""Steered priors on the toy: what is added, how strongly, and that it reaches the picture."""
+"""Steered priors on the toy: what is added, and that it reaches the picture. How strongly and when: test_activity.py."""
 import pytest
 import torch
 
 from checkpoint import load
 from featviz import Job, measure
-from steering import directions, sample, steered_prior, strengths
+from steering import directions, sample, steered_prior
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +21,6 @@ def test_directions_are_decoder_rows_and_unit_vectors(model):
     assert torch.equal(directions(model, [Job(feature=3), Job(feature=9)], "feature"), model.sae.W_dec[[3, 9]])
     assert directions(model, [Job(channel=2)], "channel")[0].nonzero().tolist() == [[2]]
     assert torch.allclose(model.sae.W_dec.norm(dim=1), torch.ones(model.sae.features), atol=2e-3)   # fp16 files
-
-
-def test_strength_is_the_largest_mean_activation_of_the_nearest_step(model):
-    activity = model.activity
-    assert activity["timesteps"].tolist() == model.schedule.timesteps(50)
-    expected = activity["max_feature"][activity["timesteps"].tolist().index(301), [3, 9]]
-    assert torch.equal(strengths(model, [Job(feature=3), Job(feature=9)], "feature", 305), expected)
-    assert torch.equal(strengths(model, [Job(channel=4)], "channel", 999), activity["max_channel"][0, [4]])
 
 
 def test_without_strength_it_is_the_plain_sample(model, noise):

@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from clip import END, START, TextEncoder, byte_symbols
+from clip import TextEncoder, number
 from sae import SAE
 from tests.seeded import shapes, weights
 from unet import UNet
 from vae import VAE
 
 HOOK = "up_blocks.1.attentions.1"
-SYMBOLS = list(byte_symbols().values())
-VOCAB = {token: i for i, token in enumerate([*SYMBOLS, *(s + "</w>" for s in SYMBOLS), START, END])}
+VOCAB = number([])
 TIMES = torch.arange(981.0, 0.0, -140.0)                        # measured time steps of the activity table
 
 CONFIGS = {

@@ -1,0 +1,72 @@
+"""SHA-256 of files, remembered: a large file is hashed again only when something about it has changed.
+
+The memory is one JSON file in the user's cache folder, never among the weights: {path: [size, mtime, ctime, inode, SHA-256]}, times
+in nanoseconds. Losing it costs a minute of hashing; a cache folder that cannot be written costs the same at each start.
+"""
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from tensorfile import unreadable
+
+SMALL = 2 ** 20                                 # bytes; below, hashing is cheaper than remembering
+SETTLED = 2.0                                   # seconds; a file younger than this may change again within one tick of its clock
+
+
+def cache_path():
+    """Where the memory lies: XDG_CACHE_HOME, Windows' LOCALAPPDATA, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "featviz" / "fingerprints.json"
+
+
+def recall():
+    """{path: [signature, SHA-256]}; empty where there is none or it is no use."""
+    try:
+        found = json.loads(cache_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember(new):
+    """Add entries, drop those of files that are gone; replaced in one step, so that two runs at once cannot mix halves."""
+    path = cache_path()
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({k: v for k, v in (recall() | new).items() if os.path.exists(k)}), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:                             # a full or read-only home folder is no reason to stop
+        return
+
+
+def signature(path):
+    """What changes when a file does: [size, mtime, ctime, inode]."""
+    try:
+        s = os.stat(path)
+    except OSError as e:
+        raise unreadable(path, e, "weights") from e
+    return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+
+
+def sha256(paths):
+    """{path: SHA-256 of the file's bytes}."""
+    known, new, out = recall(), {}, {}
+    for path in paths:
+        key, now = os.path.abspath(path), signature(path)
+        entry = known.get(key)
+        if isinstance(entry, list) and entry[:-1] == now and isinstance(entry[-1], str) and now[0] >= SMALL:
+            out[path] = entry[-1]
+            continue
+        try:
+            with open(path, "rb") as file:
+                out[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as e:
+            raise unreadable(path, e, "weights") from e
+        if now[0] >= SMALL and time.time() - max(now[1:3]) / 1e9 > SETTLED and signature(path) == now:
+            new[key] = [*now, out[path]]
+    if new:
+        remember(new)
+    return out

@@ -1,0 +1,132 @@
+"""Before a run: how much memory it will take, known from headers alone, and whether UNet and SAE belong together.
+
+Memory (no weights are read, no number is computed): the size of the weights is in the files' headers; what a step of the ascent
+keeps for its gradient is counted by running the network on the meta device, which has shapes and no numbers. Fused attention keeps
+no attention map, so maps are left out.
+
+Fit: an SAE describes the activations that it was trained on. On those of its own UNet it leaves little variance unexplained, with
+about k features active at a position; on another model's, or at another hook point, the same numbers are far off. Inputs: two fixed
+seeds and prompts, every step of a short DDIM trajectory, so that all amounts of noise occur.
+"""
+from types import SimpleNamespace
+
+import torch
+
+from checkpoint import PARTS, WeightsError, find
+from featviz import default_batch_size
+from sae import fvu
+from schedule import ddim
+
+HALF = ("unet", "text_encoder")                                 # the parts that take the run's dtype; the others are float32
+FIT_PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")       # in the words of SAeUron's and of the toy's training
+FIT_STEPS, FIT_BLOCK = 5, 256
+BACKWARD = 1.25                                                 # measured at SD's size: 0.84 GiB at most, 0.67 of it kept
+FVU_FITS, FVU_WRONG = 0.5, 0.8                                  # fits below the one, does not from the other on; the mean alone has 1
+ACTIVE_WRONG = 0.25                                             # share of k; fewer active features at a position do not describe it
+
+
+def weights_bytes(found, dtype):
+    """Memory of the weights that `checkpoint.find` found, once they are loaded."""
+    width = {part: dtype.itemsize if part in HALF else 4 for part in found.sources}
+    return sum(width[part] * sum(p.numel() for p in source.net.state_dict().values()) for part, source in found.sources.items())
+
+
+def kept_bytes(unet, shape, hook_point, batch, dtype):
+    """What one step of the ascent keeps between forward and backward, counted on the meta device; weights are not among it."""
+    positions = {77} | {shape[1] * shape[2] // 4 ** level for level in range(4)}
+    weights, kept = {p.untyped_storage()._cdata for p in unet.parameters()}, {}
+
+    def keep(t):
+        is_map = t.ndim > 2 and t.shape[-1] in positions and t.shape[-2] in positions
+        if not is_map and (storage := t.untyped_storage())._cdata not in weights:
+            kept[storage._cdata] = storage                      # held, so that no other takes its address
+        return t
+
+    width = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        z = torch.empty(batch, *shape, requires_grad=True)
+        unet(z, torch.empty(batch, dtype=torch.int64), torch.empty(batch, 77, width), until=hook_point)
+    return sum(storage.nbytes() for storage in kept.values()) * dtype.itemsize // 4
+
+
+def decode_bytes(vae, shape, batch):
+    """The maps that live at once while pictures are decoded: about four of full size, as wide as the level before last."""
+    widths = [block.resnets[0].conv1.in_channels for block in vae.decoder.up_blocks]
+    return 4 * 4 * batch * widths[-1] * shape[1] * shape[2] * vae.factor ** 2
+
+
+def predict(found, dtype, batch):
+    """(bytes of the weights, bytes that the ascent of `batch` jobs adds)."""
+    unet, vae = found.sources["unet"].net, found.sources.get("vae")
+    shape = (unet.conv_in.in_channels, *found.latent)
+    working = int(BACKWARD * kept_bytes(unet.requires_grad_(False), shape, found.hook_point, batch, dtype))
+    return weights_bytes(found, dtype), max(working, decode_bytes(vae.net, shape, batch) if vae else 0)
+
+
+def free_bytes(device):
+    """Memory that is free on the device; None where the system does not tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def check_memory(path, device, dtype, ema=False, batch=None):
+    """One line on the memory that weights and ascent will take; WeightsError where that is more than is free. Nothing is loaded."""
+    found = find(path, ema)
+    shape = SimpleNamespace(device=torch.device(device), latent_shape=(4, *found.latent))
+    batch = batch or default_batch_size(shape)
+    (weights, working), free = predict(found, dtype, batch), free_bytes(device)
+    amount = lambda n: f"{n / 2**30:.1f} GiB" if n >= 2 ** 30 else f"{n / 2**20:.0f} MiB"
+    parts = ", ".join(f"{part} {sum(p.numel() for p in found.sources[part].net.parameters()) / 1e6:.1f} M"
+                      for part in (*PARTS, "sae") if part in found.sources)
+    print(f"{found.name}: {parts} numbers; the weights take {amount(weights)} in {str(dtype).removeprefix('torch.')}, ascents of "
+          f"{batch} together about {amount(working)} more" + (f"; {amount(free)} are free" if free else ""))
+    if free and weights + working > free:
+        raise WeightsError(f"{path}: takes about {amount(weights + working)}, {amount(free)} are free on {device}; give a smaller "
+                           "--batch-size, --dtype bfloat16, or another --device")
+
+
+@torch.no_grad()
+def fit(model):
+    """(fraction of variance unexplained, mean number of active features at a position) of the SAE on the known inputs."""
+    generators = [torch.Generator().manual_seed(seed) for seed, _ in enumerate(FIT_PROMPTS)]
+    noise = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)     # (B, 4, H, W)
+    context, seen = model.embed(list(FIT_PROMPTS)), []                                          # (B, 77, Dc)
+
+    def predict_noise(x, t):
+        handle = model.unet.get_submodule(model.hook_point).register_forward_hook(lambda module, args, h: seen.append(h.float()))
+        try:
+            return model.unet(x.to(model.dtype), torch.full((len(x),), t, device=x.device), context).float()
+        finally:
+            handle.remove()
+
+    for _ in ddim(model.schedule, predict_noise, noise, FIT_STEPS):
+        pass
+    h = torch.cat(seen).flatten(2).transpose(1, 2).flatten(0, 1)                                # (steps * B * S, D)
+    h_hat, active = [], 0
+    for positions in h.split(FIT_BLOCK):                                                        # (n, F) at a time
+        acts = model.sae.encode(positions)
+        h_hat.append(model.sae.decode(acts))
+        active += (acts > 0).sum().item()
+    return fvu(model.sae.preprocess(h), torch.cat(h_hat)).item(), active / len(h)
+
+
+def verdict(model, unexplained, active):
+    """What the two numbers mean: "" when UNet and SAE fit, else one sentence for the user."""
+    if unexplained < FVU_FITS and active >= ACTIVE_WRONG * model.sae.k:
+        return ""
+    sure = not unexplained < FVU_WRONG or active < ACTIVE_WRONG * model.sae.k                   # NaN is sure, too
+    return (f"UNet and SAE {'do not' if sure else 'may not'} belong together: of the activations' variance the SAE leaves "
+            f"{unexplained:.2f} unexplained (below {FVU_FITS} where they do), {active:.1f} of its features are active at a position (k is "
+            f"{model.sae.k}); give the UNet that it was trained on")
+
+
+def check_fit(model):
+    """The line of --check about UNet and SAE."""
+    unexplained, active = fit(model)
+    return (f"fit of UNet and SAE: {unexplained:.3f} of the variance unexplained, {active:.1f} features active at a position (k is "
+            f"{model.sae.k}): {verdict(model, unexplained, active) or 'they belong together'}")

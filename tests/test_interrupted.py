@@ -1,0 +1,187 @@
+"""Runs that end early: killed at random moments, interrupted, out of disk. What is finished stays, the rest is made again, byte for byte.
+
+The kills are real: another process, `kill -9` after a seeded delay. Four here; tests/oracle/test_interrupted.py does fifty.
+"""
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+from tests.tiny import write_model
+
+ROOT = Path(__file__).parent.parent
+FEATURES, SEEDS = 16, (1, 2)
+WINDOW = 1.0                                    # seconds after the first result has begun, in which the kill comes
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def flags(weights, out, *more):
+    return [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", "--feature", *range(FEATURES), "--timestep", 300, "--seed",
+                             *SEEDS, "--num-steps", 2, "--prior", "noise", "--batch-size", 2, *more)]
+
+
+def begin(weights, out, *more, **settings):
+    """The command as a process of its own; returns when its first ascent begins, or when it has nothing to do."""
+    process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, out, *more)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **settings)
+    seen = b""
+    while b"2 steps" not in seen and (line := process.stderr.readline()):
+        seen += line
+    return process, seen
+
+
+def files(folder):
+    """{path: bytes} of all that carries a final name."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".partial"}
+
+
+def finished(found):
+    """Results whose record is there."""
+    return {name.removesuffix(".json") for name in found if name.endswith(".json")}
+
+
+def times(folder, stems):
+    return {stem: (folder / f"{stem}.json").stat().st_mtime_ns for stem in stems}
+
+
+def kill_and_resume(weights, folder, kills, seed=0):
+    """Kill a run `kills` times, each time going on from what lies there; check what is on disk after each. Returns the number of kills
+    that came while a run was at work, and how many results were finished when they came."""
+    r, reference = random.Random(seed), folder / "whole"
+    assert cli.main(flags(weights, reference)) == 0
+    whole, out, at_work, counts = files(reference), folder / "out_0", 0, []
+    while at_work < kills:
+        before = times(out, finished(files(out))) if out.exists() else {}
+        process, _ = begin(weights, out)
+        time.sleep(r.uniform(0, WINDOW))
+        process.kill()
+        process.stderr.close()
+        at_work += process.wait() == -signal.SIGKILL
+        found = files(out)
+        for name, data in found.items():        # whatever has a final name is whole
+            assert name.endswith("sheet.png") or data == whole[name], name
+        assert times(out, before) == before     # what was finished before was not touched
+        counts.append(len(finished(found)))
+        if process.returncode == 0:             # quicker than the kill: begin anew
+            assert found == whole
+            out = folder / f"out_{len(counts)}"
+    process, _ = begin(weights, out)
+    process.communicate()
+    assert process.returncode == 0 and files(out) == whole
+    assert not list(out.rglob("*.partial")), "a killed run's temporary files are still there"
+    return at_work, counts
+
+
+def test_four_kills(weights, tmp_path):
+    at_work, counts = kill_and_resume(weights, tmp_path, 4)
+    print(f"{at_work} kills, results finished after each: {counts}")
+
+
+def test_a_half_written_result_does_not_count_and_settings_are_never_mixed(weights, tmp_path):
+    """Every state that a kill between two files can leave, made by hand, for the same settings and for others."""
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    few = ("--feature", "3", "--seed", "1")
+    run = lambda out, *more: cli.main(flags(weights, out, *few, *more))
+    assert run(whole) == run(other, "--learning-rate", "0.1") == 0
+    stem, good, old = "tiny/feature_00003/t0300/seed_1", files(whole), files(other)
+    assert all(good[f"{stem}.{kind}"] != old[f"{stem}.{kind}"] for kind in ("json", "png", "safetensors"))
+    states = [{"png": good}, {"png": good, "safetensors": good}, {"png": good, "safetensors": old}, {"png": good, "safetensors": old, "json": old},
+              {"png": old, "safetensors": old, "json": old}, {"png": old, "safetensors": good, "json": good}]
+    for i, state in enumerate(states):
+        out = tmp_path / f"out_{i}"
+        (out / stem).parent.mkdir(parents=True)
+        for kind, source in state.items():
+            (out / f"{stem}.{kind}").write_bytes(source[f"{stem}.{kind}"])
+        for kind in ("png", "safetensors", "json"):
+            (out / f"{stem}.{kind}.partial").write_bytes(b"half")
+        assert run(out) == 0 and files(out) == good, state.keys()
+        assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["png", "safetensors", "json"])
+def test_a_result_damaged_later_is_made_again(kind, weights, tmp_path):
+    run = lambda: cli.main(flags(weights, tmp_path, "--feature", "3", "--seed", "1"))
+    assert run() == 0
+    whole, path = files(tmp_path), tmp_path / f"tiny/feature_00003/t0300/seed_1.{kind}"
+    for damaged in (whole[path.relative_to(tmp_path).as_posix()][:-20], b""):
+        path.write_bytes(damaged)
+        assert run() == 0 and files(tmp_path) == whole
+
+
+def test_ctrl_c(weights, tmp_path):
+    """Exit code 130, one line, finished results stay."""
+    process, _ = begin(weights, tmp_path)
+    while len(finished(files(tmp_path))) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130 and b"Traceback" not in error
+    assert error.splitlines()[-1] == b"featviz: interrupted; finished results stay, the same command goes on from there"
+    assert len(finished(files(tmp_path))) >= 2 and not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_file_that_the_system_does_not_take(weights, tmp_path):
+    """A limit on the size of files, as a quota sets it: the record does not fit, the other two do."""
+    process, seen = begin(weights, tmp_path, "--feature", "3", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)))
+    error = process.communicate()[1].splitlines()[-1]
+    assert process.returncode == 2 and error.startswith(b"featviz: [Errno 27] File too large: ") and b"finished results stay" in error
+    assert finished(files(tmp_path)) == set() and not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("kind", ["png", "safetensors", "json"])
+def test_a_full_disk(kind, weights, tmp_path, capsys):
+    """The system's own refusal: the temporary file is one that takes nothing."""
+    out, path = tmp_path / "out", tmp_path / f"out/tiny/feature_00003/t0300/seed_1.{kind}"
+    path.parent.mkdir(parents=True)
+    path.with_name(path.name + ".partial").symlink_to("/dev/full")
+    command = flags(weights, out, "--feature", "3", "--seed", "1")
+    assert cli.main(command) == 2
+    assert f"[Errno 28] No space left on device: '{path}'; make room or give another --out" in capsys.readouterr().err.splitlines()[-1]
+    assert finished(files(out)) == set() and not list(out.rglob("*.partial"))
+    assert cli.main(command) == 0 and len(finished(files(out))) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody can write to")
+def test_an_unwritable_folder(weights, capsys):
+    assert cli.main(flags(weights, "/proc/featviz")) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith("featviz: [Errno ") and "/proc/featviz" in error[-1] and "give another --out" in error[-1]
+
+
+def test_the_batch_size_splits_work_without_changing_results(weights, tmp_path):
+    """Latents, scores and curves of 8 jobs, 1, 3 and 8 at a time: the same to 1e-5; files are whole results either way."""
+    made = {}
+    for size in (1, 3, 8):
+        out = tmp_path / str(size)
+        assert cli.main(flags(weights, out, "--feature", 0, 3, 40, 63, "--batch-size", size, "--prior", "steer", "--prior-steps", 4)) == 0
+        made[size] = {p.relative_to(out).as_posix(): json.loads(p.read_text()) for p in out.rglob("*.json")}
+    assert len(made[1]) == 8 and made[1].keys() == made[3].keys() == made[8].keys()
+    for size in (3, 8):
+        for name, record in made[size].items():
+            expected = made[1][name]
+            assert record["recipe"] == expected["recipe"] and record["verdict"] == expected["verdict"]
+            assert record["scores"] == pytest.approx(expected["scores"], rel=1e-5, abs=1e-5), name
+            for key, curve in record["history"].items():
+                assert curve == pytest.approx(expected["history"][key], rel=1e-5, abs=1e-5), (name, key)

@@ -1,0 +1,156 @@
+"""Memory is known before anything is loaded, weights are in it once, halves where halves do; and whether UNet and SAE belong together.
+
+tests/oracle/test_memory.py measures the loading of full-size Stable Diffusion.
+"""
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import checkpoint
+import cli
+import preflight
+import tensorfile
+from checkpoint import PARTS, Found, Source, find, load
+from tensorfile import read_tensors
+from tests.seeded import on_meta
+from tests.test_checkpoint import networks
+from tests.tiny import PATHS, edit_tensors, write_model
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+def sd14():
+    """What `find` finds in SD 1.4's folder, without a folder."""
+    found = Found(folder=None, name="sd14")
+    found.sources = {part: Source(None, on_meta("clip_text" if part == "text_encoder" else part), {}) for part in PARTS}
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_predicted_size_is_the_loaded_one(dtype, weights):
+    predicted, _ = preflight.predict(find(weights), dtype, 1)
+    nets = networks(load(weights, dtype=dtype)).values()
+    assert predicted == sum(p.numel() * p.element_size() for net in nets for p in net.parameters())
+
+
+def test_the_prediction_for_sd14():
+    """UNet and text encoder in the run's precision, the VAE in float32; an ascent more costs as much as the one before."""
+    unet, vae, text = 859_520_964, 83_653_863, 123_060_480
+    full, half = (preflight.predict(sd14(), dtype, 1) for dtype in (torch.float32, torch.bfloat16))
+    assert full[0] == 4 * (unet + vae + text) and half[0] == 2 * (unet + text) + 4 * vae
+    one, two = (preflight.kept_bytes(sd14().sources["unet"].net, (4, 64, 64), checkpoint.HOOK_POINT, n, torch.float32) for n in (1, 2))
+    assert 2 ** 29 < one < 2 ** 31 and two == pytest.approx(2 * one, rel=0.02)
+
+
+def test_check_says_memory_before_it_loads_and_refuses_what_does_not_fit(weights, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 2 ** 20)
+    assert cli.main(["--weights", str(weights), "--device", "cpu", "--check"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("tiny: unet 0.6 M") and captured.out.count("\n") == 1 and "1 MiB are free" in captured.out
+    assert captured.err.count("\n") == 1 and "are free on cpu; give a smaller --batch-size, --dtype bfloat16" in captured.err
+
+
+def test_no_more_than_a_block_is_held_beside_the_destination(tmp_path, monkeypatch):
+    """Whatever the block, the numbers are the file's; what is asked for at once is a tensor or a block."""
+    g = torch.Generator().manual_seed(0)
+    whole = {"a": torch.randn(50, 20, generator=g), "b": torch.randn(7, generator=g), "c": torch.randn((), generator=g)}
+    save_file(whole, tmp_path / "x.safetensors")
+    shapes, asked, empty = {k: tuple(v.shape) for k, v in whole.items()}, [], torch.empty
+    for block in (1, 7, 1000, 2 ** 22):
+        monkeypatch.setattr(tensorfile, "BLOCK", block)
+        monkeypatch.setattr(tensorfile.torch, "empty", lambda size, **kw: asked.append(torch.Size([size] if type(size) is int else size))
+                            or empty(size, **kw))
+        found = read_tensors(tmp_path / "x.safetensors", shapes, dtype=torch.float16)
+        assert all(torch.equal(found[k], whole[k].half()) for k in whole)
+        assert sum(size.numel() for size in asked) <= 1008 + 3 * min(block, 1000)
+        asked.clear()
+        monkeypatch.undo()
+
+
+def test_loaded_weights_no_longer_need_their_file(tmp_path):
+    folder = write_model(tmp_path / "tiny")
+    model = load(folder)
+    before = model.unet.conv_in.weight.clone()
+    (folder / PATHS["unet"][1]).write_bytes(b"")
+    assert torch.equal(model.unet.conv_in.weight, before)
+
+
+def test_half_precision_on_cuda_unless_told_otherwise(weights, monkeypatch):
+    """And float32 elsewhere; played, there may be no such device."""
+    asked = []
+    monkeypatch.setattr(cli, "load", lambda path, device, dtype, ema: asked.append(dtype) or load(path))
+    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: True)
+    zeros = torch.zeros
+    monkeypatch.setattr(cli.torch, "zeros", lambda *size, **kw: zeros(*size, **kw | {"device": None} if kw.get("device") == "cuda" else kw))
+    for flags in (["--device", "cuda"], ["--device", "cuda", "--dtype", "float16"], ["--device", "cpu"]):
+        cli.open_model(cli.parse(["--weights", str(weights), *flags]), True)
+    assert asked == [torch.bfloat16, torch.float16, torch.float32]
+
+
+def test_the_decoder_does_not_overflow_in_half_precision(tmp_path):
+    """Activations beyond 65504, float16's largest, as SD's decoder has them: decoded in float32 whatever the run's precision."""
+    folder = write_model(tmp_path / "tiny")
+    edit_tensors(folder / PATHS["vae"][1], lambda x: x | {"decoder.conv_in.weight": x["decoder.conv_in.weight"] * 1e6})
+    model = load(folder, dtype=torch.float16)
+    z = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).half()
+    assert model.vae.decoder.conv_in(model.vae.post_quant_conv(z.float())).abs().max() > 65504
+    image = model.decode(z)
+    assert image.dtype == torch.float32 and image.isfinite().all() and image.std() > 0.01
+
+
+# --- right model, right SAE -------------------------------------------------------------------------------------------------
+
+def trained(model, steps=300):
+    """An SAE of the model's own activations: a few hundred steps of Adam on the inputs of the fit check."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preflight, "fvu", lambda h, h_hat: seen.append(h) or torch.zeros(()))
+        preflight.fit(model)
+    h, sae = seen[0], checkpoint.SAE(32, 64, k=8)
+    sae.init(torch.Generator().manual_seed(0), h.mean(dim=0))
+    optimizer = torch.optim.Adam(sae.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        preflight.fvu(h, sae.decode(sae.encode(h))).backward()
+        optimizer.step()
+        sae.normalize_decoder()
+    return {k: v.detach().clone() for k, v in sae.state_dict().items()}
+
+
+def test_the_fit_check_tells_the_own_sae_from_another_s(tmp_path):
+    folder, stranger = write_model(tmp_path / "own", sae=dict(k=8)), write_model(tmp_path / "other", seed=5, sae=dict(k=8))
+    sae = trained(load(folder))
+    for path in (folder, stranger):
+        save_file(sae, path / PATHS["sae"][1])
+    (own, active), (other, _) = preflight.fit(load(folder)), preflight.fit(load(stranger))
+    print(f"variance unexplained: {own:.3f} of the own model's activations, {other:.3f} of another's")
+    assert own < preflight.FVU_FITS and preflight.verdict(load(folder), own, active) == ""
+    assert other > preflight.FVU_WRONG
+    assert preflight.verdict(load(stranger), other, active).startswith("UNet and SAE do not belong together: ")
+    assert preflight.fit(load(folder)) == (own, active)         # known inputs: the same numbers each time
+
+
+@pytest.mark.parametrize("unexplained, active, says", [(0.2, 8.0, ""), (0.6, 8.0, "may not belong"), (0.9, 8.0, "do not belong"),
+                                                       (0.2, 1.0, "do not belong"), (float("nan"), 8.0, "do not belong")])
+def test_verdicts(unexplained, active, says, weights):
+    model = load(weights)
+    model.sae.k = 8
+    text = preflight.verdict(model, unexplained, active)
+    assert says in text and bool(text) == bool(says)
+
+
+def test_a_run_warns_of_an_sae_that_does_not_fit(weights, tmp_path, capsys):
+    flags = ["--weights", weights, "--out", tmp_path, "--device", "cpu", "--feature", 3, "--seed", 1, "--num-steps", 1, "--prior", "noise"]
+    assert cli.main([str(a) for a in flags]) == 0
+    assert "warning: UNet and SAE do not belong together: of the activations' variance" in capsys.readouterr().err
+    assert cli.main([str(a) for a in flags]) == 0               # nothing to do: nothing is measured
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_no_memory_free_is_known_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(preflight, "open", lambda *_, **__: (_ for _ in ()).throw(OSError()), raising=False)
+    assert preflight.free_bytes("cpu") is None
