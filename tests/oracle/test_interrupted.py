@@ -1,5 +1,5 @@
 """Fifty kills at random moments; about two minutes of starting processes."""
-from tests.test_interrupted import kill_and_resume
+from tests.test_interrupted import kill_and_resume, one_thread  # noqa: F401: the fixture; thread counts round differently
 from tests.tiny import write_model
 
 
