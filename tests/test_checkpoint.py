@@ -29,13 +29,7 @@ QUERY = "decoder.mid_block.attentions.0.to_q.weight"
 AGAIN = "fetch or copy this file again"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose time to threads that wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,7 @@ from tests.tiny import HOOK, PATHS, edit_json, write_model
 FLAGS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose time to threads that wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True, scope="module")

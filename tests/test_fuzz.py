@@ -30,12 +30,7 @@ LIMIT = 10                                      # seconds of computing for one c
 SHAPES = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2, 2, 3, 3), "scale": ()}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

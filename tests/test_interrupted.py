@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import cli
 from tests.tiny import write_model
@@ -28,12 +27,7 @@ def weights(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("weights") / "tiny")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flags(weights, out, *more):

@@ -1,6 +1,10 @@
 """Fifty kills at random moments; about two minutes of starting processes."""
-from tests.test_interrupted import kill_and_resume, one_thread  # noqa: F401: the fixture; thread counts round differently
+import pytest
+
+from tests.test_interrupted import kill_and_resume
 from tests.tiny import write_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")      # as the killed processes
 
 
 def test_fifty_kills(tmp_path):
