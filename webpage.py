@@ -1,0 +1,97 @@
+"""What all HTML pages share: one self-contained document, one style, one kind of chart.
+
+Pages open from disk, with no server, no network and no framework. Text that comes from elsewhere goes through `escape`; the policy in
+the head lets the browser run the page's own script and nothing that a prompt could smuggle in.
+"""
+import base64
+import hashlib
+from html import escape as escape_html
+from pathlib import Path
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fbfaf7; --ink: #1c1b19; --soft: #6a665e; --line: #d9d5cb; --card: #ffffff;
+  --accent: #b3261e; --second: #1f5fa8; }
+@media (prefers-color-scheme: dark) { :root { --paper: #161513; --ink: #ece8df; --soft: #a39d91; --line: #3a3732; --card: #201e1b;
+  --accent: #ff8a7d; --second: #8ab8f0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+p, figcaption, .soft { color: var(--soft); } p.lead { color: var(--ink); font-size: 1.1rem; margin: .25rem 0 1.25rem; max-width: 46rem; }
+figure { margin: 0; } figcaption { font-size: .85rem; line-height: 1.35; }
+img { display: block; max-width: 100%; background: var(--line); }
+a { color: var(--second); } :focus-visible { outline: 3px solid var(--second); outline-offset: 2px; }
+code, pre { font: .88em/1.45 ui-monospace, monospace; } pre { overflow-x: auto; padding: .75rem; background: var(--card);
+  border: 1px solid var(--line); }
+table { border-collapse: collapse; } th, td { padding: .2rem .75rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line);
+  font-variant-numeric: tabular-nums; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; } .scroll { overflow-x: auto; }
+svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .axis { stroke: var(--line); }
+svg .curve { fill: none; stroke: var(--ink); stroke-width: 1.5; } svg .peak { stroke: var(--accent); stroke-width: 2; }
+@media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --card: #fff; } body { max-width: none; padding: 0; }
+  .noprint { display: none; } figure, tr { break-inside: avoid; } }
+"""
+
+
+def escape(value):
+    """Any value as text that is safe between tags and inside a quoted attribute."""
+    return escape_html(str(value), quote=True)
+
+
+def data_uri(data, kind):
+    """Bytes -> an address that holds them; kind: png, jpeg."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def picture(path):
+    """The address of a picture file, embedded."""
+    path = Path(path)
+    return data_uri(path.read_bytes(), "jpeg" if path.suffix in (".jpg", ".jpeg") else "png")
+
+
+def document(title, body, style="", script=""):
+    """A whole page; `body` is HTML already, `title` is text. Only this very script may run."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+{body}
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def chart(values, label, x_most, width=560, height=160, marks=(), unit=""):
+    """One curve as inline SVG, x = 0..x_most evenly, y from the smaller of 0 and the minimum to the maximum; None leaves a gap.
+
+    marks  x positions drawn as vertical lines in the accent colour
+    label  what a screen reader says
+    """
+    known = [v for v in values if v is not None] or [0.0]
+    low, high = min(0.0, *known), max(0.0, *known)
+    span, left, top, w, h = (high - low) or 1.0, 52, 12, width - 64, height - 36
+    at_x = lambda x: left + x * w / x_most
+    at_y = lambda v: top + h * (1 - (v - low) / span)
+    step, runs, run = x_most / max(len(values) - 1, 1), [], []
+    for i, v in enumerate([*values, None]):
+        if v is not None:
+            run.append(f"{at_x(i * step):.1f},{at_y(v):.1f}")
+        elif run:
+            runs, run = [*runs, run], []
+    lines = "".join(f'<polyline class="curve" points="{" ".join(r)}"/>' for r in runs)
+    lines += "".join(f'<line class="peak" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" y2="{top + h}"/>' for x in marks)
+    ticks = "".join(f'<text x="{at_x(x):.1f}" y="{top + h + 16}" text-anchor="middle">{x:g}{escape(unit) if x == x_most else ""}</text>'
+                    for x in (0, x_most / 4, x_most / 2, 3 * x_most / 4, x_most))
+    ticks += "".join(f'<text x="{left - 6}" y="{at_y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in sorted({low, high}))
+    return (f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+            f'style="max-width:100%;height:auto"><line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0):.1f}" y2="{at_y(0):.1f}"/>'
+            f'{lines}{ticks}</svg>')
