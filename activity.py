@@ -15,7 +15,9 @@ Axes: N sampling steps in descending order of t, F features, D channels; curves 
 """
 import copy
 import hashlib
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from checkpoint import WeightsError, read_activity, read_json
 from schedule import T
 
 DISTANCE, PEAKS = 100, 3    # time steps between peaks; peaks kept
+SHARED = 0.8                # of the examples that must have a word in common for it to name the feature (ours)
 TABLES = "sae/*/activity.safetensors"                           # the part of a Model that holds the tables
 
 
@@ -55,6 +58,7 @@ def attach(model, folder):
     sae, path = model.parts.get("sae"), folder / "activity.safetensors"
     sizes = {"num_latents": sae.features if sae else 0, "d_in": model.unet.width(model.hook_point)}
     model.parts = model.parts | {TABLES: read_activity(path, sizes, "cpu")}
+    model.captured = folder
     model.fingerprints = model.fingerprints | {"activity.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
     return model
 
@@ -123,6 +127,32 @@ def examples(folder, kind, target, t):
     except (OSError, SafetensorError) as e:
         raise WeightsError(f"{path}: cannot be used ({e}); copy it again, or make the capture again") from e
     return [(i, a) for i, a in zip(image, activation) if i >= 0]
+
+
+def shared_words(prompts, everything):
+    """The concept in words: those that SHARED of the examples' prompts hold, and less than half of all prompts; may be none (ours)."""
+    words = lambda prompt: dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
+    held, common = (Counter(w for prompt in group for w in words(prompt)) for group in (prompts, everything))
+    return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]
+
+
+def image_path(folder, number):
+    return Path(folder) / "images" / f"{number:05d}.jpg"
+
+
+def analysis(model, folder, kind, target, also=()):
+    """What the capture in `folder` knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at each peak and at
+    the time steps in `also`."""
+    made = read_json(folder / "capture.json")
+    curve, prompts = profile(model.activity, kind, target), made["recipe"]["settings"]["prompts"]
+    share, times = column(model.activity, f"share_{kind}", target), peaks(curve)
+    found = {t: [{"image": i, "activation": a, "prompt": prompts[i % len(prompts)], "file": str(image_path(folder, i))}
+                 for i, a in examples(folder, kind, target, t)] for t in sorted({*times, *also})}
+    strongest = found[max(times, key=lambda t: curve[t])] if times else []
+    concept = shared_words([e["prompt"] for e in strongest], prompts) if strongest else []
+    return {kind: target, "weights": model.name, "images": made["images"], "ever_among_the_top": bool(share.any()), "concept": concept,
+            "active": int((curve > 0).sum()), "peaks": times, "examples": found, "profile": [round(v, 6) for v in curve.tolist()],
+            "largest": [round(v, 6) for v in column(model.activity, f"max_{kind}", target).tolist()]}
 
 
 if __name__ == "__main__":

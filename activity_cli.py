@@ -20,7 +20,7 @@ from checkpoint import WeightsError
 from cli import FULL, CaptureProgress, Parser, add_common, add_shard, find_shard, guarded, open_model, peak_memory, probe
 from featviz import SEEDS, Job, check_jobs, default_batch_size
 from report import write_profiles
-from results import replacing, to_uint8
+from results import folder_of, replacing, save_activity, times_in, to_uint8
 from schedule import SAMPLERS
 from steering import directions, sample, strengths
 
@@ -156,32 +156,16 @@ def run_analyse(args):
     targets = args.channel or args.feature or [model.settings.get("feature", 0)]
     check_jobs(model, [Job(**{"feature": None, kind: n}) for n in targets])
     model, folder = with_tables(args, model)
-    made = json.loads((folder / "capture.json").read_text(encoding="utf-8"))
     for n in targets:
-        record = analysis(model, folder, made, kind, n)
-        name = f"feature_{n:05d}" if kind == "feature" else f"channel_{n:04d}"
-        path = args.out / model.name / name / "activity.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(json.dumps(record, indent=1).encode() + b"\n")
+        home = folder_of(args.out, model.name, model.hook_point, kind, n)
+        record = activity.analysis(model, folder, kind, n, times_in(home))
+        path = save_activity(home, record)
         print(f"{kind} {n}: active at {record['active']} of 1001 time steps, peaks at {record['peaks'] or 'none'}")
         for t, found in record["examples"].items():
             for e in found[:3]:
                 print(f"  t {t}: activation {e['activation']:.4f}, image {e['image']}: {e['prompt']}")
         print(f"look at {write_profiles([path], path.with_suffix('.png'))}")
     return 0
-
-
-def analysis(model, folder, made, kind, target):
-    """What is known of a feature, as JSON values: curves at t = 0..1000, peaks, and dataset examples at each peak."""
-    curve, prompts = activity.profile(model.activity, kind, target), made["recipe"]["settings"]["prompts"]
-    peaks = activity.peaks(curve)
-    share = activity.column(model.activity, f"share_{kind}", target)
-    examples = {t: [{"image": i, "activation": a, "prompt": prompts[i % len(prompts)], "file": str(capture.image_path(folder, i))}
-                    for i, a in activity.examples(folder, kind, target, t)] for t in peaks}
-    return {kind: target, "weights": model.name, "images": made["images"], "ever_among_the_top": bool(share.any()),
-            "active": int((curve > 0).sum()), "peaks": peaks, "examples": examples, "profile": [round(v, 6) for v in curve.tolist()],
-            "largest": [round(v, 6) for v in activity.column(model.activity, f"max_{kind}", target).tolist()]}
 
 
 def run_sample(args):

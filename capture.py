@@ -19,7 +19,6 @@ Axes: B images of a batch, N sampling steps in descending order of t, F features
 import dataclasses
 import json
 import os
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -29,20 +28,15 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from activity import fingerprints
+from activity import fingerprints, image_path
 from checkpoint import WeightsError, read_json
-from results import replacing, to_uint8
+from results import alone, replacing, to_uint8
 from schedule import SAMPLERS
 from steering import sample
 
-try:
-    import fcntl                                # locks; not on Windows
-except ImportError:
-    fcntl = None
-
 TOP = 20                    # a feature counts as active in an image when it is among so many
 EXAMPLES = 10               # dataset examples kept for each step and feature (ours)
-PROBE_PROMPTS, PROBE_STEPS = 40, 20                             # of the small capture that stands in for a missing one (ours)
+PROBE_PROMPTS, PROBE_STEPS = 80, 20                             # of the small capture that stands in for a missing one (ours)
 KINDS = ("feature", "channel")
 
 OBJECTS = ("Architectures Bears Birds Butterfly Cats Dogs Fishes Flame Flowers Frogs Horses Human Jellyfish Rabbits Sandwiches Sea "
@@ -111,7 +105,7 @@ def configure(model, **given):
     elif not isinstance(values["prompts"], (list, tuple)) or not values["prompts"] or not all(isinstance(p, str) for p in values["prompts"]):
         raise WeightsError(f"{path}: the prompts of \"capture\" must be a list of texts, or the name of a file beside it")
     for name, kind in kinds.items():
-        sound = {int: type(values.get(name, 1)) is int and values.get(name, 1) >= 1, str: values.get(name, "pndm") in SAMPLERS,
+        sound = {int: type(values.get(name, 1)) is int and values.get(name, 1) >= 1, str: values.get(name, "pndm") in [*SAMPLERS],
                  float: type(values.get(name, 1.0)) in (int, float) and 0 <= values.get(name, 1.0) <= 1000}.get(kind, True)
         if not sound:
             raise ValueError(f"--{name.replace('_', '-')} of a capture cannot be {values[name]!r}")
@@ -284,24 +278,6 @@ def capture(model, settings, folder, shard=(0, 1), on_batch=lambda done, total: 
 def write_shard(path, stats, done, batches, made):
     about = {"done": done, "batches": batches, "recipe": made}
     write(path, save_tensors({k: v.cpu().contiguous() for k, v in stats.items()}, {"shard": json.dumps(about)}))
-
-
-def image_path(folder, number):
-    return Path(folder) / "images" / f"{number:05d}.jpg"
-
-
-@contextmanager
-def alone(folder):
-    """One process at a time, where the file system can lock; the lock of a killed one is gone with it."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        if fcntl:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if fcntl:
-            os.close(handle)
 
 
 def merge(folder):

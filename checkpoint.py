@@ -45,10 +45,11 @@ class Source:
     net: nn.Module
     entries: dict                                               # name -> tensorfile.Entry
 
-    def read(self, dtype, device):
-        """The network with the file's numbers, frozen."""
-        shapes = {name: tuple(p.shape) for name, p in self.net.state_dict().items()}
-        self.net.load_state_dict(read(self.path, self.entries, shapes, dtype, device), strict=True, assign=True)
+    def read(self, dtype, device, names=None):
+        """The network with the file's numbers, frozen; `names`: only these tensors, the others stay as they are."""
+        shapes = {name: tuple(p.shape) for name, p in self.net.state_dict().items() if names is None or name in names}
+        entries = {name: self.entries[name] for name in shapes}
+        self.net.load_state_dict(read(self.path, entries, shapes, dtype, device), strict=names is None, assign=True)
         return self.net.requires_grad_(False).eval()
 
 
@@ -171,26 +172,45 @@ def check_fit(folder, sources, tokenizer):
 
 
 class Model:
-    """The parts of one set of weights, loaded; axes as in unet.py and sae.py.
+    """The parts of one set of weights; axes as in unet.py and sae.py.
 
     unet, vae, sae, text_encoder, tokenizer, schedule; `hook_point` is the SAE's, or up1.1; `settings` is featviz.json;
     `latent_shape` is (4, H, W) of the size that the UNet was trained at; `note` says which of a single file's weights were taken.
-    A part that is lacking raises WeightsError when it is used.
+    A part that is lacking raises WeightsError when it is used. `unread` holds those whose numbers are read when they are first used:
+    names of tensors for each part.
     """
 
     def __init__(self, found, device, dtype, parts):
         self.folder, self.name, self.note, self.files = found.folder, found.name, found.note, found.files
         self.device, self.dtype, self.parts = torch.device(device), dtype, parts
+        self.sources, self.unread = found.sources, {}
         self.schedule, self.hook_point, self.settings = Schedule(**found.schedule, device=device), found.hook_point, found.settings
-        self.unet = parts["unet"]
-        self.latent_shape = (self.unet.conv_in.in_channels, *found.latent)
+        self.captured = None                    # the folder of a capture that activity.attach added
+        self.latent_shape = (parts["unet"].conv_in.in_channels, *found.latent)
 
     def part(self, name, contents):
         if name not in self.parts:
             raise WeightsError(f"{self.folder / name}: not there, and this needs it; expected {contents} "
                                "(see weights/README.md for where they come from)")
+        self.read(name)
         return self.parts[name]
 
+    def read(self, name, part=None):
+        """Read what is still unread under `name`, which are numbers of the part of that name or of `part`."""
+        if name in self.unread:
+            self.check_unchanged()
+            self.sources[part or name].read(precision(part or name, self.dtype), self.device, self.unread[name])
+            del self.unread[name]
+
+    def read_later(self):
+        """Leave the networks' numbers unread, the UNet's in two: up to the hook point, and beyond it."""
+        self.unread = {part: set(self.sources[part].entries) for part in PARTS if part in self.sources}
+        unet, first = self.parts["unet"], self.parts["unet"].needed(self.hook_point)
+        self.unread |= {"unet": first, "unet beyond": self.unread["unet"] - first}
+        for name in {name.rpartition(".")[0] for name in self.unread["unet beyond"]}:
+            unet.get_submodule(name).register_forward_pre_hook(lambda *_: self.read("unet beyond", "unet"))
+
+    unet = property(lambda self: self.part("unet", "config.json and diffusion_pytorch_model.safetensors"))
     vae = property(lambda self: self.part("vae", "config.json and diffusion_pytorch_model.safetensors"))
     sae = property(lambda self: self.part("sae", "a folder named after its hook point with cfg.json and sae.safetensors"))
     text_encoder = property(lambda self: self.part("text_encoder", "config.json and model.safetensors"))
@@ -201,7 +221,17 @@ class Model:
     @torch.no_grad()
     def embed(self, prompts):
         """Prompts (a list of B strings) -> text (B, 77, Dc) for the UNet's cross-attention."""
-        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+        return self.empty_prompt if prompts == [""] else self.text_encoder(self.tokenizer(prompts).to(self.device))
+
+    @cached_property
+    def empty_prompt(self):
+        """The text (1, 77, Dc) of "", all that an ascent wants of the text encoder: where that was unread, it is let go of again."""
+        unread = self.unread.get("text_encoder")
+        text = self.text_encoder(self.tokenizer([""]).to(self.device))
+        if unread:
+            self.parts["text_encoder"].to("meta")
+            self.unread["text_encoder"] = unread
+        return text
 
     def encode(self, images):
         """Images (B, 3, 8H, 8W) in [0, 1] -> scaled latents (B, 4, H, W), float32."""
@@ -214,11 +244,14 @@ class Model:
     @cached_property
     def fingerprints(self):
         """{name: SHA-256} of every file that was read; WeightsError for one that is no longer what was loaded."""
+        self.check_unchanged()
+        hashes = sha256([path for path, _ in self.files.values()])
+        return {name: hashes[path] for name, (path, _) in sorted(self.files.items())}
+
+    def check_unchanged(self):
         for path, then in self.files.values():
             if signature(path) != then:
                 raise WeightsError(f"{path}: was changed while it was in use; start again")
-        hashes = sha256([path for path, _ in self.files.values()])
-        return {name: hashes[path] for name, (path, _) in sorted(self.files.items())}
 
 
 @dataclass
@@ -293,17 +326,27 @@ def find(path, ema=False):
     return found
 
 
-def load(path, device="cpu", dtype=torch.float32, ema=False):
-    """Load a weights folder or file (layouts above). The UNet and the text encoder take `dtype`; the VAE and the SAE stay float32.
+def precision(part, dtype):
+    """The UNet and the text encoder take the run's dtype; the VAE and the SAE stay float32."""
+    return dtype if part in ("unet", "text_encoder") else torch.float32
+
+
+def load(path, device="cpu", dtype=torch.float32, ema=False, lazily=False):
+    """Load a weights folder or file (layouts above), in `precision`.
 
     ema: of a single file that holds two sets of weights for the UNet, take the moving average.
+    lazily: read a network's numbers when they are first used, so that an ascent holds no more of the UNet than it runs; names, shapes
+    and types of all are checked here all the same.
     Raises WeightsError, whose text is one line: the file, what was expected, what to do.
     """
     found = path if isinstance(path, Found) else find(path, ema)
-    parts = {part: source.read(dtype if part in ("unet", "text_encoder") else torch.float32, device)
-             for part, source in found.sources.items()}
+    later = PARTS if lazily else ()
+    parts = {part: source.net if part in later else source.read(precision(part, dtype), device) for part, source in found.sources.items()}
     if found.tokenizer:
         parts["tokenizer"] = found.tokenizer
     if found.activity:
         parts["sae/*/activity.safetensors"] = read_activity(*found.activity, device)
-    return Model(found, device, dtype, parts)
+    model = Model(found, device, dtype, parts)
+    if lazily:
+        model.read_later()
+    return model

@@ -15,14 +15,16 @@ from pathlib import Path
 import torch
 
 import results
-from activity import TABLES, attach, find, fits, timesteps
+from activity import TABLES, analysis, attach, find, fits, timesteps
 from capture import capture, probe_settings
 from capture import configure as capture_settings
 from checkpoint import WeightsError, load
-from featviz import PRESETS, SEEDS, Config, Job, ascend, check_jobs, configure, default_batch_size, stream
+from featviz import PRESETS, SEEDS, Config, Job, ascend, check_jobs, configure, default_batch_size, kept_steps, stream
+from page import write_page
 from preflight import check_fit, check_memory, fit, verdict
 from regularizers import REFERENCE_WIDTH
 from report import write_sheet
+from tracing import check_steps, trace
 
 try:
     import resource                             # peak memory; not on Windows
@@ -46,6 +48,10 @@ class Parser(argparse.ArgumentParser):
 
 def timestep(text):
     return text if text == "auto" else int(text)
+
+
+def feature(text):
+    return text if text == "live" else int(text)
 
 
 def shard(text):
@@ -88,7 +94,8 @@ def parse(argv):
     parser = Parser(prog="featviz.py", description="See what one feature inside a latent diffusion model responds to.",
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--feature", type=int, nargs="+", metavar="F", help="features of the sparse autoencoder")
+    what.add_argument("--feature", type=feature, nargs="+", metavar="F", help="features of the sparse autoencoder, or live: all that fire in "
+                      "the capture")
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point, without the SAE")
     parser.add_argument("--hook-point", metavar="NAME", help="transformer block of --channel (default: the SAE's, or up1.1)")
     parser.add_argument("--timestep", type=timestep, nargs="+", metavar="T", help="time steps 0..999, or auto: 0 and the peaks of the "
@@ -96,8 +103,12 @@ def parse(argv):
     parser.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), help="one result each")
     parser.add_argument("--preset", choices=PRESETS, help="all settings below at once (default: sae, or raw with --channel)")
     parser.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together")
+    parser.add_argument("--frames", type=int, default=8, metavar="N", help="pictures of the course to keep with each result, 2 to 50, or 0; "
+                        "changes no result")
     add_common(parser)
     add_shard(parser)
+    parser.add_argument("--trace", type=int, nargs="+", metavar="K", help="make no results: open up these steps of the ascent, 0-based, every "
+                        "stage as picture, tensors and page")
     parser.add_argument("--check", action="store_true", help="say what would run, where, how long and in how much memory; then stop")
     settings = parser.add_argument_group("settings of the method (defaults: the preset's)")
     for field in dataclasses.fields(Config):
@@ -127,7 +138,7 @@ def open_model(args, wanted):
     path = args.weights or default_weights(wanted)
     if getattr(args, "check", False):
         check_memory(path, device, dtype, args.ema, getattr(args, "batch_size", None))
-    model = load(path, device, dtype, args.ema)
+    model = load(path, device, dtype, args.ema, not getattr(args, "check", False))      # --check looks at every number
     if model.note:
         print(f"{path}: takes {model.note}", file=sys.stderr)
     return model
@@ -137,12 +148,15 @@ def plan(args):
     """Flags -> (model, jobs, config, batch size); ValueError or WeightsError with one line for what cannot be."""
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.frames != 0 and not 2 <= args.frames <= 50:
+        raise ValueError(f"--frames must be 0 or between 2 and 50, got {args.frames}")
     (rank, shards), model = find_shard(args), open_model(args, args.feature or args.channel)
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     config = configure(model, args.preset or ("raw" if args.channel else "sae"), **given)
     check_config(config, model)
+    check_steps(args.trace or (), config)
     home, model = model.hook_point, choose_hook_point(model, args, config)
-    targets = [("channel", c) for c in args.channel or ()] or [("feature", f) for f in args.feature or [model.settings.get("feature", 0)]]
+    targets = [("channel", c) for c in args.channel or ()] or [("feature", f) for f in features(model, args)]
     numbers = [t for t in args.timestep or () if t != "auto"]
     size = args.batch_size or default_batch_size(model)
     try:
@@ -154,6 +168,17 @@ def plan(args):
     jobs = [Job(**{kind: n}, timestep=t, seed=seed) for kind, n in targets[rank::shards]
             for t in dict.fromkeys([*numbers, *times(kind, n)]) for seed in args.seed]
     return model, jobs, config, size
+
+
+def features(model, args):
+    """The numbers of --feature, `live` spelled out: every feature whose mean activation is above 0 in some image at some time step."""
+    if not args.feature or "live" not in args.feature:
+        return args.feature or [model.settings.get("feature", 0)]
+    folder = find(model, args.out)
+    if not folder:
+        raise ValueError(f"--feature live: {model.folder} has no capture that says which fire; run {FULL.format(model.folder)} first")
+    fires = (attach(model, folder).activity["max_feature"] > 0).any(dim=0)                      # (F,)
+    return list(dict.fromkeys([f for f in args.feature if f != "live"] + fires.nonzero().flatten().tolist()))
 
 
 def with_activity(model, args, config, size, home):
@@ -297,6 +322,16 @@ def check(model, jobs, config, size):
         print(check_fit(model))
 
 
+def run_trace(model, jobs, config, size, args):
+    """What --trace makes: a page and its files for each job."""
+    results.prepare(args.out)
+    length = max(args.trace) + 1
+    progress = Progress(-(-len(jobs) // size) * length, length)
+    for path in trace(model, jobs, config, args.trace, args.out, size, args.weights, progress):
+        print(f"look at {path}")
+    return 0
+
+
 def run(args):
     """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
     model, jobs, config, size = plan(args)
@@ -306,8 +341,11 @@ def run(args):
     if args.check:
         check(model, jobs, config, size)
         return 0
+    if args.trace:
+        return run_trace(model, jobs, config, size, args)
     recipes = {job: results.recipe(model, job, config) for job in jobs}
-    todo = [job for job in jobs if not results.finished(args.out, recipes[job])]
+    steps = kept_steps(config.num_steps, args.frames)
+    todo = [job for job in jobs if not results.finished(args.out, recipes[job], steps)]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} results are there already, made with the same settings", file=sys.stderr)
     results.prepare(args.out)
@@ -318,18 +356,28 @@ def run(args):
         if jobs[0].kind == "feature" and (warning := verdict(model, *fit(model))):
             print(f"warning: {warning}", file=sys.stderr)
     progress = Progress(-(-len(todo) // size) * config.num_steps, config.num_steps)
-    for result in stream(model, todo, config, size, progress) if todo else ():
+    for result in stream(model, todo, config, size, progress, args.frames) if todo else ():
         path = results.save(args.out, result, recipes[result.job])
         print(f"{path}: {result.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}, "
               f"rank {result.scores['rank']}")
         if result.verdict.startswith("non-finite"):
             failed.append(path)
-    for folder in sorted({results.path_of(args.out, recipes[job]).parent.parent for job in jobs}):
-        print(f"look at {write_sheet(folder)}")
+    report(model, {results.path_of(args.out, recipes[job]).parent.parent: (job.kind, job.target) for job in jobs})
     if failed:
         print(f"featviz: {len(failed)} of {len(jobs)} ascents met NaN or infinite values, first {failed[0]}; its latent is the last "
               "finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
     return 2 if failed else 0
+
+
+def report(model, targets):
+    """What is there to look at in each feature's folder: its activity in the capture, sheet and page. targets: {folder: (kind, number)}"""
+    for folder, (kind, number) in sorted(targets.items()):
+        if model.captured:
+            results.save_activity(folder, analysis(model, model.captured, kind, number, results.times_in(folder)))
+        sheet = write_sheet(folder)
+        print(f"look at {write_page(folder, targets)}, or print {sheet}")
+    if len(targets) > 1:
+        print(f"all of them on one page: python report.py --atlas {folder.parent}", file=sys.stderr)
 
 
 def guarded(name, work, *args):

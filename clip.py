@@ -122,11 +122,17 @@ class Tokenizer:
         return torch.tensor([row + [self.vocab[END]] * (LENGTH - len(row)) for row in rows], dtype=torch.int64)
 
 
+class Embedding(nn.Embedding):
+    def reset_parameters(self):
+        if not self.weight.is_meta:             # there torch would load 820 modules, 0.1 GB, to draw no number
+            super().reset_parameters()
+
+
 class Embeddings(nn.Module):
     def __init__(self, vocab_size, c):
         super().__init__()
-        self.token_embedding = nn.Embedding(vocab_size, c)
-        self.position_embedding = nn.Embedding(LENGTH, c)
+        self.token_embedding = Embedding(vocab_size, c)
+        self.position_embedding = Embedding(LENGTH, c)
 
     def forward(self, ids):                                                                     # (B, 77) -> (B, 77, C)
         return self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]

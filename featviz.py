@@ -27,6 +27,7 @@ from steering import steered_prior
 
 SEEDS = (1024, 1111, 4359, 3248, 1026)          # [1]
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over (ours)
+OTHERS = 10                                     # features named beside the target (ours)
 SCORE_SEED = 2 ** 40                            # added to a job's seed: scores draw from a generator of their own (ours)
 
 
@@ -205,26 +206,33 @@ class Result:
     verdict: str                    # see `judge_result`
     scores: dict                    # name -> number
     history: dict                   # name -> one number a step
+    others: list                    # [[index, activation], ...]: the OTHERS features (or channels) that it excites most beside its target
+    heat: torch.Tensor              # (h, w) activation of the target at each hook position, mean over the same fresh noises
+    stored_steps: list              # after how many steps a picture was kept; 0 is the start
+    frames: list                    # these pictures, as `image`
+    nearest_channel: int | None     # the raw channel that the feature's decoder row raises most; None for a channel
 
 
 @torch.no_grad()
 def measure(model, z, jobs, noise=True):
-    """Mean activation of the jobs' own targets (B,) and of all features or channels (B, F or D) at latents z (B, 4, H, W).
+    """Activation at latents z (B, 4, H, W): of the jobs' own targets the mean (B,), of all features or channels (B, F or D), and the
+    targets' at each position (B, h, w).
 
     With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so that two latents of a job compare.
     """
     context = model.embed([""]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
     generators = [torch.Generator().manual_seed(SCORE_SEED + job.seed) for job in jobs]
-    everything = 0
+    everything, heat, rows, targets = 0, 0, torch.arange(len(jobs)), [job.target for job in jobs]
     for _ in range(SCORE_DRAWS if noise else 1):
         eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
         x = model.schedule.add_noise(z, eps, t) if noise else z
-        h = model.unet(x.to(model.dtype), t, context, until=model.hook_point).float().flatten(2).transpose(1, 2)
+        hook = model.unet(x.to(model.dtype), t, context, until=model.hook_point).float()        # (B, D, h, w)
+        h = hook.flatten(2).transpose(1, 2)                                                     # (B, S, D)
         per_position = model.sae.pre_acts(h) if jobs[0].kind == "feature" else h                # (B, S, F)
         everything = everything + per_position.mean(dim=1) / (SCORE_DRAWS if noise else 1)
-    own = everything[torch.arange(len(jobs)), [job.target for job in jobs]]
-    return own, everything
+        heat = heat + per_position[rows, :, targets].unflatten(1, hook.shape[2:]) / (SCORE_DRAWS if noise else 1)
+    return everything[rows, targets], everything, heat
 
 
 def judge_result(scores, alive, stopped):
@@ -247,22 +255,36 @@ def judge_result(scores, alive, stopped):
     return "excited"
 
 
-def run_batch(model, jobs, config, on_step=None):
+def kept_steps(num_steps, frames):
+    """After how many steps a picture is kept: evenly, `frames` of them if there are so many, start and end included."""
+    return sorted({round(i * num_steps / (frames - 1)) for i in range(frames)}) if frames > 1 else []
+
+
+def strongest(everything, target):
+    """[[index, activation]] of the OTHERS largest of everything (F,), `target` left out."""
+    order = everything.argsort(descending=True, stable=True)[:OTHERS + 1].tolist()
+    return [[k, everything[k].item()] for k in order if k != target][:OTHERS]
+
+
+def run_batch(model, jobs, config, on_step=None, frames=0):
     """The whole course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for each."""
     begin = start(model, jobs, config)
-    first, _ = measure(model, begin[1], jobs)
-    history = []
+    first = measure(model, begin[1], jobs)[0]
+    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])         # steps done -> (B, 4, H, W)
     for step in ascend(model, jobs, config, begin):
         norms = {"gradient_norm": step.gradient.flatten(1).norm(dim=1), "update_norm": (step.after - step.before).flatten(1).norm(dim=1)}
         history.append({"activation": step.activation, **step.penalties, **norms, "alive": step.alive})
         if on_step:
             on_step(step)
+        if step.index + 1 in stored:
+            stored[step.index + 1] = step.after
     z = step.after
     with torch.no_grad():
         images = model.decode(z)
-        last, everything = measure(model, z, jobs)
-        clean, _ = measure(model, z, jobs, noise=False)
-        again, _ = measure(model, model.encode(images), jobs)
+        last, everything, heat = measure(model, z, jobs)
+        clean = measure(model, z, jobs, noise=False)[0]
+        again = measure(model, model.encode(images), jobs)[0]
+        course = [(images if latents is z else model.decode(latents)).cpu() for latents in stored.values()]
     results = []
     for i, job in enumerate(jobs):
         scores = {"activation_start": first[i], "activation": last[i], "activation_no_noise": clean[i],
@@ -272,18 +294,21 @@ def run_batch(model, jobs, config, on_step=None):
         curves = {k: torch.stack([row[k][i] for row in history]).tolist() for k in history[0] if k != "alive"}
         steps_alive = sum(bool(row["alive"][i]) for row in history)
         verdict = judge_result(scores, steps_alive == len(history), steps_alive)
-        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves))
+        nearest = model.sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
+        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves,
+                              strongest(everything[i], job.target), heat[i].cpu(), list(stored), [c[i] for c in course], nearest))
     return results
 
 
-def stream(model, jobs, config, batch_size=None, on_step=None):
+def stream(model, jobs, config, batch_size=None, on_step=None, frames=0):
     """A Result a job, in order, as they are finished. Jobs are computed `batch_size` at a time; the last batch is filled up with
-    copies, because kernels of another shape round differently: so a job gives the same result alone and among others."""
+    copies, because kernels of another shape round differently: so a job gives the same result alone and among others.
+    `frames` pictures of the course are kept with each, see `kept_steps`."""
     check_jobs(model, jobs)
     size = batch_size or default_batch_size(model)
     for i in range(0, len(jobs), size):
         batch = jobs[i:i + size]
-        yield from run_batch(model, [*batch, *batch[-1:] * (size - len(batch))], config, on_step)[:len(batch)]
+        yield from run_batch(model, [*batch, *batch[-1:] * (size - len(batch))], config, on_step, frames)[:len(batch)]
 
 
 def visualize(model, jobs, config, batch_size=None, on_step=None):

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from layers import Conv2d, Linear
+
 EPS = 1e-5                  # GroupNorm in resnets and before conv_out, and LayerNorm [2: norm_eps] [3]
 TRANSFORMER_EPS = 1e-6      # GroupNorm at the entry of a transformer block [3]
 MAX_PERIOD = 10_000         # of the time embedding's sinusoids [3]
@@ -35,7 +37,7 @@ class TimeMLP(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(c, 4 * c), nn.Linear(4 * c, 4 * c)
+        self.linear_1, self.linear_2 = Linear(c, 4 * c), Linear(4 * c, 4 * c)
 
     def forward(self, e):
         return self.linear_2(F.silu(self.linear_1(e)))
@@ -47,12 +49,12 @@ class Resnet(nn.Module):
     def __init__(self, c_in, c_out, c_time, groups):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(c_time, c_out)
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = Linear(c_time, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=EPS)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
-            self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
+            self.conv_shortcut = Conv2d(c_in, c_out, 1)
 
     def forward(self, x, temb):                                                                 # (B, c_in, h, w), (B, c_time)
         h = self.conv1(F.silu(self.norm1(x)))                                                   # (B, c_out, h, w)
@@ -67,10 +69,10 @@ class Attention(nn.Module):
     def __init__(self, c, c_context, heads):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(c, c, bias=False)
-        self.to_k = nn.Linear(c_context, c, bias=False)
-        self.to_v = nn.Linear(c_context, c, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(c, c)])
+        self.to_q = Linear(c, c, bias=False)
+        self.to_k = Linear(c_context, c, bias=False)
+        self.to_v = Linear(c_context, c, bias=False)
+        self.to_out = nn.ModuleList([Linear(c, c)])
 
     def forward(self, x, context):                                                              # (B, N, c), (B, L, c_context)
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)                     # (B, heads, N, d)
@@ -83,7 +85,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, c, c_inner):
         super().__init__()
-        self.proj = nn.Linear(c, 2 * c_inner)
+        self.proj = Linear(c, 2 * c_inner)
 
     def forward(self, x):
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -93,7 +95,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c)])         # 1: the checkpoint's dropout, p = 0
+        self.net = nn.ModuleList([GEGLU(c, 4 * c), nn.Identity(), Linear(4 * c, c)])         # 1: the checkpoint's dropout, p = 0
 
     def forward(self, x):
         return self.net[2](self.net[0](x))
@@ -121,9 +123,9 @@ class Transformer(nn.Module):
     def __init__(self, c, c_context, heads, groups):
         super().__init__()
         self.norm = nn.GroupNorm(groups, c, eps=TRANSFORMER_EPS)
-        self.proj_in = nn.Conv2d(c, c, 1)
+        self.proj_in = Conv2d(c, c, 1)
         self.transformer_blocks = nn.ModuleList([Block(c, c_context, heads)])
-        self.proj_out = nn.Conv2d(c, c, 1)
+        self.proj_out = Conv2d(c, c, 1)
 
     def forward(self, x, context):                                                              # (B, c, h, w)
         n = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)                               # (B, N, c)
@@ -136,7 +138,7 @@ class Downsample(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
+        self.conv = Conv2d(c, c, 3, stride=2, padding=1)
 
     def forward(self, h):
         return self.conv(h)
@@ -147,7 +149,7 @@ class Upsample(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, padding=1)
+        self.conv = Conv2d(c, c, 3, padding=1)
 
     def forward(self, h):
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
@@ -173,6 +175,17 @@ class Mid(nn.Module):
         self.attentions = nn.ModuleList([Transformer(c, c_context, heads, groups)])
 
 
+def order(name):
+    """(stage, level, place in the level) of a tensor or hook point, by which names sort as they run: `up_blocks.1.attentions.2...`."""
+    stage, *rest = name.split(".")
+    stages = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+    level = int(rest.pop(0)) if stage in ("down_blocks", "up_blocks") else 0
+    place = (math.inf,)                                         # of what ends a level: down, up
+    if rest[0] in ("resnets", "attentions"):
+        place = int(rest[1]), rest[0] == "attentions"
+    return stages.index(stage), level, place
+
+
 class UNet(nn.Module):
     """Noise prediction eps(z_t, t, text). Argument names are those of `unet/config.json`, defaults are SD 1.x [2].
 
@@ -184,7 +197,7 @@ class UNet(nn.Module):
         super().__init__()
         a, b, c, d = block_out_channels
         heads, rest = attention_head_dim, (4 * a, cross_attention_dim, norm_num_groups)
-        self.conv_in = nn.Conv2d(in_channels, a, 3, padding=1)
+        self.conv_in = Conv2d(in_channels, a, 3, padding=1)
         self.time_embedding = TimeMLP(a)
         self.down_blocks = nn.ModuleList([
             #     width into each resnet        out  heads  then     [2: three CrossAttnDownBlock2D, a DownBlock2D]
@@ -202,7 +215,7 @@ class UNet(nn.Module):
             Level((b + a, a + a, a + a),        a,   heads, None,   *rest),
         ])
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, a, eps=EPS)
-        self.conv_out = nn.Conv2d(a, out_channels, 3, padding=1)
+        self.conv_out = Conv2d(a, out_channels, 3, padding=1)
 
     @property
     def hook_points(self):
@@ -220,6 +233,11 @@ class UNet(nn.Module):
     def width(self, name):
         """D, the number of channels at hook point `name`."""
         return self.get_submodule(self.hook_name(name)).proj_out.out_channels
+
+    def needed(self, until):
+        """Names of the tensors that are used up to hook point `until`."""
+        last = order(self.hook_name(until))
+        return {name for name in self.state_dict() if order(name) <= last}
 
     def forward(self, z, t, context, until=None, add=None):
         """Noised latents (B, 4, H, W), time steps (B,) int64, text (B, 77, Dc) -> predicted noise (B, 4, H, W).

@@ -70,15 +70,16 @@ def document(title, body, style="", script=""):
 """
 
 
-def chart(values, label, x_most, width=560, height=160, marks=(), unit=""):
+def chart(values, label, x_most, width=560, height=160, marks=(), unit="", links=()):
     """One curve as inline SVG, x = 0..x_most evenly, y from the smaller of 0 and the minimum to the maximum; None leaves a gap.
 
     marks  x positions drawn as vertical lines in the accent colour
+    links  where each of the marks leads, if anywhere
     label  what a screen reader says
     """
     known = [v for v in values if v is not None] or [0.0]
     low, high = min(0.0, *known), max(0.0, *known)
-    span, left, top, w, h = (high - low) or 1.0, 52, 12, width - 64, height - 36
+    span, left, top, w, h = (high - low) or 1.0, 64, 12, width - 84, height - 36
     at_x = lambda x: left + x * w / x_most
     at_y = lambda v: top + h * (1 - (v - low) / span)
     step, runs, run = x_most / max(len(values) - 1, 1), [], []
@@ -88,10 +89,14 @@ def chart(values, label, x_most, width=560, height=160, marks=(), unit=""):
         elif run:
             runs, run = [*runs, run], []
     lines = "".join(f'<polyline class="curve" points="{" ".join(r)}"/>' for r in runs)
-    lines += "".join(f'<line class="peak" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" y2="{top + h}"/>' for x in marks)
+    peaks = [f'<line class="peak" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" y2="{top + h}"/>' for x in marks]
+    for i, (x, link) in enumerate(zip(marks, links)):           # a line is too thin to be hit
+        peaks[i] = (f'<a href="{escape(link)}" aria-label="{x:g}"><rect x="{at_x(x) - 10:.1f}" y="{top}" width="20" height="{h}" '
+                    f'fill="transparent"/>{peaks[i]}</a>')
+    lines += "".join(peaks)
     ticks = "".join(f'<text x="{at_x(x):.1f}" y="{top + h + 16}" text-anchor="middle">{x:g}{escape(unit) if x == x_most else ""}</text>'
                     for x in (0, x_most / 4, x_most / 2, 3 * x_most / 4, x_most))
     ticks += "".join(f'<text x="{left - 6}" y="{at_y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in sorted({low, high}))
-    return (f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-            f'style="max-width:100%;height:auto"><line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0):.1f}" y2="{at_y(0):.1f}"/>'
-            f'{lines}{ticks}</svg>')
+    return (f'<svg role="{"group" if links else "img"}" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
+            f'width="{width}" height="{height}" style="max-width:100%;height:auto">'
+            f'<line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0):.1f}" y2="{at_y(0):.1f}"/>{lines}{ticks}</svg>')

@@ -417,7 +417,7 @@ def test_two_processes_of_featviz_write_what_one_writes(weights, tmp_path):
                                 stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for rank in (0, 1)]
     assert [process.wait() for process in started] == [0, 0]
     assert run(cli.main, *flags, "--out", tmp_path / "one") == 0
-    assert files(tmp_path / "two") == files(tmp_path / "one") and len(files(tmp_path / "one")) == 8
+    assert files(tmp_path / "two") == files(tmp_path / "one") and len(files(tmp_path / "one")) == 12
     assert run(cli.main, *flags, "--out", tmp_path / "none", "--shard", "2/3") == 0 and not (tmp_path / "none").exists()
 
 
@@ -489,3 +489,19 @@ def test_the_gain_of_the_evaluation_is_a_ratio_of_means_with_its_interval():
     mixed = gain(np.array([1.0, 3.0]), np.array([2.0, 1.0]))
     assert mixed["ratio"] == pytest.approx(1.333) and mixed["interval"] == [0.5, 3.0] and mixed["higher"]["share"] == 0.5
     assert len(PAIR) == 80 and PAIR["A Tree image in Winter style"] == (1, 3)
+
+
+@pytest.mark.parametrize("held,expected", [
+    ([0, 1, 2, 3], ["Tree"]),                                   # all twelve hold "image", which therefore says nothing
+    ([0, 4], ["Winter"]),
+    ([0, 0, 0, 0, 4], ["Tree", "Winter"]),                      # four of five are enough
+    ([0, 0, 0, 4], ["Winter"]),                                 # three of four are not
+    ([0, 5], []),
+])
+def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, expected):
+    prompts = [f"A {o} image in {s} style" for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")]
+    assert activity.shared_words([prompts[i] for i in held], prompts) == expected
+
+
+def test_prompts_may_be_a_list(model):
+    assert capture.configure(model, prompts=["A", "B"]).prompts == ("A", "B")

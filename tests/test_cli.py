@@ -17,6 +17,7 @@ import results
 from featviz import SEEDS, Config
 from tests.tiny import HOOK, PATHS, edit_json, write_model
 
+KINDS = ("png", "safetensors", "steps.jpg", "json")            # files of a result, in the order in which they are written
 FLAGS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)]
 
 
@@ -74,10 +75,10 @@ def refused(capsys, code, *fragments):
 def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(weights, out, capsys):
     assert run(weights, out) == 0
     stems = [f"tiny/feature_00003/t0300/seed_{seed}" for seed in SEEDS]
-    expected = {f"{stem}.{kind}" for stem in stems for kind in ("png", "safetensors", "json")}
-    assert files(out).keys() == expected | {"tiny/feature_00003/sheet.png"}
+    expected = {f"{stem}.{kind}" for stem in stems for kind in KINDS}
+    assert files(out).keys() == expected | {f"tiny/feature_00003/{name}" for name in ("sheet.png", "index.html")}
     stdout = capsys.readouterr().out
-    assert all(f"{out / stem}.png: " in stdout for stem in stems) and f"look at {out}/tiny/feature_00003/sheet.png" in stdout
+    assert all(f"{out / stem}.png: " in stdout for stem in stems) and f"look at {out}/tiny/feature_00003/index.html, or print {out}/tiny/feature_00003/sheet.png" in stdout
     latent = load_file(out / f"{stems[0]}.safetensors")
     assert latent.keys() == {"latent"} and latent["latent"].shape == (4, 8, 8) and latent["latent"].dtype == torch.float32
     with Image.open(out / f"{stems[0]}.png") as picture:
@@ -103,7 +104,7 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     """Every setting by name, also those nobody gave; the PNG carries the same recipe; no date anywhere."""
     assert run(weights, out, "--seed", 5, "--learning-rate", 0.125, "--no-noise") == 0
     made = record(out)
-    assert made.keys() == {"recipe", "verdict", "scores", "history", "sha256"}
+    assert made.keys() == {"recipe", "verdict", "scores", "history", "others", "nearest_channel", "heat", "stored_steps", "sha256"}
     recipe = made["recipe"]
     assert recipe["job"] == {"feature": 3, "channel": None, "timestep": 300, "seed": 5}
     given = dict(num_steps=2, prior_steps=2, learning_rate=0.125, noise=False, steer_scale=2.0)
@@ -139,12 +140,32 @@ def test_only_what_changed_is_computed_again(weights, out):
     first = files(out)
     assert run(weights, out, "--seed", 1, 5) == 0               # one seed more
     second = files(out)
-    assert all(second[name] == data for name, data in first.items() if "seed_1." in name) and len(second) == len(first) + 3
+    assert all(second[name] == data for name, data in first.items() if "seed_1." in name) and len(second) == len(first) + len(KINDS)
     assert run(weights, out, "--seed", 5, "--num-steps", 3) == 0
     third = files(out)
     assert record(out)["recipe"]["config"]["num_steps"] == 3 and len(record(out)["history"]["activation"]) == 3
     assert {name for name in third if third[name] != second[name]} == {
-        "tiny/feature_00003/sheet.png", *(f"tiny/feature_00003/t0300/seed_5.{kind}" for kind in ("png", "safetensors", "json"))}
+        "tiny/feature_00003/sheet.png", "tiny/feature_00003/index.html", *(f"tiny/feature_00003/t0300/seed_5.{kind}" for kind in KINDS)}
+
+
+def test_other_frames_are_made_again_only_where_some_are_lacking(weights, out, capsys):
+    """The result itself stays the same; without frames there is no strip, and fewer are part of more."""
+    kept = out / "tiny/feature_00003/t0300/seed_5.steps.jpg"
+    assert run(weights, out, "--seed", 5, "--frames", 0) == 0
+    plain = files(out)
+    assert record(out)["stored_steps"] == [] and not kept.exists()
+    assert run(weights, out, "--seed", 5, "--num-steps", 2, "--frames", 2) == 0
+    assert record(out)["stored_steps"] == [0, 2] and Image.open(kept).size == (64, 32)
+    assert all(files(out)[name] == data for name, data in plain.items() if name.endswith(("seed_5.png", "seed_5.safetensors")))
+    assert run(weights, out, "--seed", 5) == 0                  # the default asks for step 1 as well
+    assert record(out)["stored_steps"] == [0, 1, 2] and Image.open(kept).size == (96, 32)
+    whole = files(out)
+    for fewer in (0, 2):
+        capsys.readouterr()
+        assert run(weights, out, "--seed", 5, "--frames", fewer) == 0
+        assert files(out) == whole and "1 of 1 results are there already" in capsys.readouterr().err
+    assert run(weights, out, "--seed", 5, "--num-steps", 3, "--frames", 0) == 0
+    assert not kept.exists()                                    # an older strip does not stay beside another result
 
 
 def test_other_weights_under_the_same_name_are_computed_again(weights, out, tmp_path):
@@ -155,7 +176,7 @@ def test_other_weights_under_the_same_name_are_computed_again(weights, out, tmp_
     assert record(out)["scores"] != first["scores"]
 
 
-@pytest.mark.parametrize("kind", ["png", "safetensors", "json"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_result_that_lost_a_file_is_computed_again(kind, weights, out):
     assert run(weights, out, "--seed", 5) == 0
     before = files(out)
@@ -165,7 +186,7 @@ def test_a_result_that_lost_a_file_is_computed_again(kind, weights, out):
 
 
 def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
-    """Each file is renamed into place; when the JSON is, the other two lie there."""
+    """Each file is renamed into place; when the JSON is, the others lie there."""
     order, replace = [], os.replace
 
     def watch(source, target):
@@ -175,7 +196,7 @@ def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
 
     monkeypatch.setattr(results.os, "replace", watch)
     assert run(weights, out, "--seed", 5) == 0
-    assert [name for name in order if "seed" in name] == ["seed_5.png", "seed_5.safetensors", "seed_5.json"]
+    assert [name for name in order if "seed" in name] == [f"seed_5.{kind}" for kind in KINDS]
 
 
 def test_foreign_files_among_the_results_do_no_harm(weights, out):
@@ -212,7 +233,7 @@ BAD_FLAGS = {
     "--feature 64": "--feature 64 is out of range: ",
     "--feature -1": "--feature -1 is out of range: ",
     "--feature 3 64": "has 64 features, 0..63",
-    "--feature x": "argument --feature: invalid int value: 'x'",
+    "--feature x": "argument --feature: invalid feature value: 'x'",
     "--channel 32": "--channel 32 is out of range: ",
     "--channel -1": "has 32 channels, 0..31",
     "--feature 1 --channel 1": "not allowed with argument",
@@ -220,6 +241,8 @@ BAD_FLAGS = {
     "--timestep -1": "--timestep -1 is out of range",
     "--seed -1": "--seed -1 is out of range",
     f"--seed {2 ** 63}": "is out of range: seeds are 0..",
+    "--frames 1": "--frames must be 0 or between 2 and 50, got 1",
+    "--frames 51": "--frames must be 0 or between 2 and 50, got 51",
     "--batch-size 0": "--batch-size must be at least 1, got 0",
     "--colour red": "unrecognized arguments: --colour red",
     "--preset best": "argument --preset: invalid choice: 'best'",
@@ -332,9 +355,9 @@ def test_full_disk_before_the_start(weights, out, capsys, monkeypatch):
     assert files(out) == {}
 
 
-@pytest.mark.parametrize("writes", [1, 2, 4, 6])
+@pytest.mark.parametrize("writes", [1, 2, 5, 7])
 def test_full_disk_on_the_way(writes, weights, out, capsys, monkeypatch):
-    """One file is the probe at the start, three are a result; whole results stay, the rest is as if it had not begun."""
+    """One file is the probe at the start, four are a result; whole results stay, the rest is as if it had not begun."""
     assert run(weights, out, "--seed", 1) == 0
     before = {name: data for name, data in files(out).items() if "seed_1." in name}
     capsys.readouterr()
@@ -346,12 +369,12 @@ def test_full_disk_on_the_way(writes, weights, out, capsys, monkeypatch):
     left = files(out)
     assert not any(name.endswith(".partial") for name in left) and before.items() <= left.items()
     assert sum("seed_5" in name or "seed_6" in name for name in left) == writes - 1
-    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 4) and not any("seed_6.json" in name for name in left)
+    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 5) and not any("seed_6.json" in name for name in left)
 
 
 def test_after_room_was_made_the_same_command_finishes(weights, out, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        full_disk_after(patch, 5)
+        full_disk_after(patch, 7)
         assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 2
     assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 0
     assert run(weights, tmp_path / "b", "--seed", 1, 5, "--batch-size", 1) == 0
@@ -379,7 +402,7 @@ def test_an_interruption_leaves_finished_results_and_exit_code_130(weights, out,
 
     monkeypatch.setattr(results, "save", interrupt)
     assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 130
-    assert sorted(files(out)) == [f"tiny/feature_00003/t0300/seed_1.{kind}" for kind in ("json", "png", "safetensors")]
+    assert sorted(files(out)) == [f"tiny/feature_00003/t0300/seed_1.{kind}" for kind in sorted(KINDS)]
     assert "finished results stay" in capsys.readouterr().err
 
 

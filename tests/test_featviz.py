@@ -9,7 +9,7 @@ from PIL import Image
 
 import results
 from checkpoint import load
-from featviz import Config, Job, PRESETS, activation, ascend, configure, judge_result, measure, readout, start, stream, visualize
+from featviz import Config, Job, PRESETS, activation, ascend, configure, judge_result, kept_steps, measure, readout, start, stream, visualize
 
 TOY = "weights/toy"
 
@@ -147,7 +147,7 @@ def test_a_silent_feature_is_climbed_or_left_alone(model, short):
     """Below the relu everywhere the original's gradient is 0; ours climbs the pre-activation, and can be told not to."""
     settings = dataclasses.replace(short, num_steps=1, prior="noise", moment_weight=0.0, range_weight=0.0)
     jobs = [Job(feature=f, timestep=300, seed=1) for f in range(model.sae.features)]
-    own, everything = measure(model, torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1)), jobs[:1])
+    own, everything, _ = measure(model, torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1)), jobs[:1])
     silent = int(everything[0].argmin())
     assert everything[0, silent] == 0
     mine = [dataclasses.replace(jobs[0], feature=silent)]
@@ -176,14 +176,33 @@ def test_the_raw_channel_needs_no_sae(model, short):
 
 def test_scores_are_what_they_say(model, short, feature):
     result, = visualize(model, [job(model, feature)], short, batch_size=1)
-    own, everything = measure(model, result.latent[None], [result.job])
+    own, everything, heat = measure(model, result.latent[None], [result.job])
     assert result.activation == pytest.approx(own.item(), abs=1e-5)
     assert result.scores["rank"] == 1 + int((everything > own).sum())
     assert result.scores["latent_std"] == pytest.approx(result.latent.std().item())
     assert result.scores["latent_share_beyond_3"] == (result.latent.abs() > 3).float().mean().item()
-    again, _ = measure(model, model.encode(result.image[None]), [result.job])
+    again = measure(model, model.encode(result.image[None]), [result.job])[0]
     assert result.scores["activation_reencoded"] == pytest.approx(again.item(), abs=1e-4)
     assert len(result.history["activation"]) == short.num_steps
+    assert torch.allclose(result.heat, heat[0], atol=1e-5) and result.heat.mean().item() == pytest.approx(own.item(), abs=1e-5)
+    ranked = everything[0].argsort(descending=True).tolist()
+    assert [i for i, _ in result.others] == [i for i in ranked if i != feature][:10] and feature not in dict(result.others)
+    assert dict(result.others) == pytest.approx({i: everything[0, i].item() for i, _ in result.others}, abs=1e-5)
+    assert result.nearest_channel == int(model.sae.W_dec[feature].argmax()) and result.stored_steps == [] == result.frames
+
+
+def test_pictures_of_the_course_are_those_of_the_steps(model, short, feature):
+    """Kept evenly from the start to the end; each is its step's latent, decoded; keeping them changes nothing."""
+    assert kept_steps(100, 8) == [0, 14, 29, 43, 57, 71, 86, 100] and kept_steps(3, 8) == [0, 1, 2, 3] and kept_steps(5, 0) == []
+    mine = job(model, feature)
+    result, = stream(model, [mine], short, 1, frames=3)
+    plain, = stream(model, [mine], short, 1)
+    steps = list(ascend(model, [mine], short))
+    latents = [steps[0].before, steps[2].after, steps[-1].after]
+    assert result.stored_steps == [0, 3, 6] and len(result.frames) == 3
+    for frame, z in zip(result.frames, latents):
+        assert torch.allclose(frame, model.decode(z)[0], atol=1e-5)
+    assert torch.equal(result.frames[-1], result.image) and torch.equal(result.latent, plain.latent) and result.scores == plain.scores
 
 
 def test_a_seeded_picture_equals_the_stored_one(model, short, feature):

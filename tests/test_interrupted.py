@@ -18,6 +18,7 @@ import cli
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent
+KINDS = ("png", "safetensors", "steps.jpg", "json")
 FEATURES, SEEDS = 16, (1, 2)
 WINDOW = 1.0                                    # seconds after the first result has begun, in which the kill comes
 
@@ -59,12 +60,15 @@ def times(folder, stems):
     return {stem: (folder / f"{stem}.json").stat().st_mtime_ns for stem in stems}
 
 
-def kill_and_resume(weights, folder, kills, seed=0):
+def uninterrupted(weights, folder):
+    assert cli.main(flags(weights, folder / "whole")) == 0
+    return files(folder / "whole")
+
+
+def kill_and_resume(weights, whole, folder, kills, seed=0):
     """Kill a run `kills` times, each time going on from what lies there; check what is on disk after each. Returns the number of kills
     that came while a run was at work, and how many results were finished when they came."""
-    r, reference = random.Random(seed), folder / "whole"
-    assert cli.main(flags(weights, reference)) == 0
-    whole, out, at_work, counts = files(reference), folder / "out_0", 0, []
+    r, out, at_work, counts = random.Random(seed), folder / "out_0", 0, []
     while at_work < kills:
         before = times(out, finished(files(out))) if out.exists() else {}
         process, _ = begin(weights, out)
@@ -74,7 +78,7 @@ def kill_and_resume(weights, folder, kills, seed=0):
         at_work += process.wait() == -signal.SIGKILL
         found = files(out)
         for name, data in found.items():        # whatever has a final name is whole
-            assert name.endswith("sheet.png") or data == whole[name], name
+            assert name.endswith(("sheet.png", "index.html")) or data == whole[name], name
         assert times(out, before) == before     # what was finished before was not touched
         counts.append(len(finished(found)))
         if process.returncode == 0:             # quicker than the kill: begin anew
@@ -88,7 +92,7 @@ def kill_and_resume(weights, folder, kills, seed=0):
 
 
 def test_four_kills(weights, tmp_path):
-    at_work, counts = kill_and_resume(weights, tmp_path, 4)
+    at_work, counts = kill_and_resume(weights, uninterrupted(weights, tmp_path), tmp_path, 4)
     print(f"{at_work} kills, results finished after each: {counts}")
 
 
@@ -99,21 +103,21 @@ def test_a_half_written_result_does_not_count_and_settings_are_never_mixed(weigh
     run = lambda out, *more: cli.main(flags(weights, out, *few, *more))
     assert run(whole) == run(other, "--learning-rate", "0.1") == 0
     stem, good, old = "tiny/feature_00003/t0300/seed_1", files(whole), files(other)
-    assert all(good[f"{stem}.{kind}"] != old[f"{stem}.{kind}"] for kind in ("json", "png", "safetensors"))
-    states = [{"png": good}, {"png": good, "safetensors": good}, {"png": good, "safetensors": old}, {"png": good, "safetensors": old, "json": old},
-              {"png": old, "safetensors": old, "json": old}, {"png": old, "safetensors": good, "json": good}]
+    assert all(good[f"{stem}.{kind}"] != old[f"{stem}.{kind}"] for kind in KINDS)
+    states = [{"png": good}, {"png": good, "safetensors": good}, {"png": good, "safetensors": good, "json": good},
+              {"png": good, "safetensors": old}, {"png": good, "safetensors": old, "json": old}, {"png": old, "safetensors": old, "json": old}, {"png": old, "safetensors": good, "json": good}]
     for i, state in enumerate(states):
         out = tmp_path / f"out_{i}"
         (out / stem).parent.mkdir(parents=True)
         for kind, source in state.items():
             (out / f"{stem}.{kind}").write_bytes(source[f"{stem}.{kind}"])
-        for kind in ("png", "safetensors", "json"):
+        for kind in KINDS:
             (out / f"{stem}.{kind}.partial").write_bytes(b"half")
         assert run(out) == 0 and files(out) == good, state.keys()
         assert not list(out.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("kind", ["png", "safetensors", "json"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_result_damaged_later_is_made_again(kind, weights, tmp_path):
     run = lambda: cli.main(flags(weights, tmp_path, "--feature", "3", "--seed", "1"))
     assert run() == 0
@@ -136,7 +140,7 @@ def test_ctrl_c(weights, tmp_path):
 
 
 def test_a_file_that_the_system_does_not_take(weights, tmp_path):
-    """A limit on the size of files, as a quota sets it: the record does not fit, the other two do."""
+    """A limit on the size of files, as a quota sets it: the record does not fit, the others do."""
     process, seen = begin(weights, tmp_path, "--feature", "3", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)))
     error = process.communicate()[1].splitlines()[-1]
     assert process.returncode == 2 and error.startswith(b"featviz: [Errno 27] File too large: ") and b"finished results stay" in error
@@ -144,7 +148,7 @@ def test_a_file_that_the_system_does_not_take(weights, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-@pytest.mark.parametrize("kind", ["png", "safetensors", "json"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk(kind, weights, tmp_path, capsys):
     """The system's own refusal: the temporary file is one that takes nothing."""
     out, path = tmp_path / "out", tmp_path / f"out/tiny/feature_00003/t0300/seed_1.{kind}"

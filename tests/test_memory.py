@@ -82,7 +82,7 @@ def test_loaded_weights_no_longer_need_their_file(tmp_path):
 def test_half_precision_on_cuda_unless_told_otherwise(weights, monkeypatch):
     """And float32 elsewhere; played, there may be no such device."""
     asked = []
-    monkeypatch.setattr(cli, "load", lambda path, device, dtype, ema: asked.append(dtype) or load(path))
+    monkeypatch.setattr(cli, "load", lambda path, device, dtype, *_: asked.append(dtype) or load(path))
     monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: True)
     zeros = torch.zeros
     monkeypatch.setattr(cli.torch, "zeros", lambda *size, **kw: zeros(*size, **kw | {"device": None} if kw.get("device") == "cuda" else kw))

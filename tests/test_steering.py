@@ -41,6 +41,6 @@ def test_steering_excites_the_feature(model, noise):
     """Mean over two seeds, at the toy's own strength: the steered picture excites the feature more than the plain one."""
     jobs = [Job(feature=model.settings["feature"], timestep=model.settings["timestep"], seed=s) for s in (1, 2)]
     scale = model.settings["presets"]["sae"]["steer_scale"]
-    steered, _ = measure(model, steered_prior(model, jobs, "feature", noise, scale, steps=20), jobs)
-    plain, _ = measure(model, sample(model, noise, model.embed([""]), steps=20), jobs)
+    steered = measure(model, steered_prior(model, jobs, "feature", noise, scale, steps=20), jobs)[0]
+    plain = measure(model, sample(model, noise, model.embed([""]), steps=20), jobs)[0]
     assert steered.mean() > plain.mean()

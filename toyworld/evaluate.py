@@ -2,9 +2,10 @@
 
     python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two sheets
     python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
-    python -m toyworld.evaluate --legibility    the default settings on every concept feature, judged; next to noise and chance
+    python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to a steered start and chance
     python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of them; stores nothing
     python -m toyworld.evaluate --figure        features.png: for every object and style its strongest concept feature, visualised
+    python -m toyworld.evaluate --choose        which of these features `python featviz.py` shows: writes it into featviz.json
 
 All drawings here come from another world seed than those that were learnt from.
 """
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+import activity
 import checkpoint
 from featviz import Job, configure, visualize
 from results import to_uint8
@@ -205,15 +207,12 @@ def legibility(model, judge, concepts, config, t, batch_size=8):
 def run_legibility(model, judge, args):
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = stored["features"], stored["timestep"]
-    config = configure(model)
+    config = dataclasses.replace(configure(model), prior="noise")
     chance = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
     out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]] for c in concepts) / len(concepts), 4)}}
     tell("chance", out["chance"])
-    others = {"prior": "steer" if config.prior == "noise" else "noise"}
-    for name, changed, every in ((f"default settings (prior {config.prior})", {}, 1), (f"prior {others['prior']}, every 4th feature", others, 4)):
-        numbers, *_ = legibility(model, judge, concepts[::every], dataclasses.replace(config, **changed), t)
-        out[name] = tell(name, numbers)
-    return out
+    numbers, *_ = legibility(model, judge, concepts, config, t)
+    return out | {"from noise": tell(f"from noise, t {t}", numbers)}
 
 
 def try_settings(model, judge, args):
@@ -231,18 +230,33 @@ def chosen_by_rule(concepts):
     return [c for c in (*(first("object", o) for o in OBJECTS), *(first("style", s) for s in STYLES)) if c]
 
 
+def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
+    """The feature that `python featviz.py` shows: of the figure's, the one of whose pictures at its peaks under the default settings the
+    judge surely names most right, by the lower end of the 95% interval of the share; the stronger of equals."""
+    folder = activity.find(model, Path("out"))
+    if folder is None:
+        raise SystemExit(f"evaluate: {model.folder} has no capture; run python activity.py capture --weights {model.folder}")
+    model, scores = activity.attach(model, folder), {}
+    for c in chosen_by_rule(json.loads((args.out / "concepts.json").read_text())["features"]):
+        times = activity.peaks(activity.profile(model.activity, "feature", c["feature"]))
+        results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds], configure(model))
+        o, s, *_ = judge.verdict(torch.stack([r.image for r in results]).to(model.device))
+        scores[c["feature"]] = share(right([c] * len(results), o.tolist(), s.tolist()))
+        tell(f"at the peaks, feature {c['feature']}, {c['object'] or c['style']}", scores[c["feature"]])
+    best = max(scores, key=lambda f: scores[f]["interval"][0])
+    write_json(args.out / "featviz.json", model.settings | {"feature": best})
+    return {str(f): s for f, s in scores.items()}
+
+
 def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
     """A row a feature in two columns of rows: six strongest unseen drawings, then its visualisation from three seeds."""
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
     jobs = [Job(feature=c["feature"], timestep=t, seed=s) for c in concepts for s in seeds]
-    shown = torch.stack([r.image for r in visualize(model, jobs, configure(model))])
+    shown = torch.stack([r.image for r in visualize(model, jobs, dataclasses.replace(configure(model), prior="noise"))])
     o, s, *_ = judge.verdict(shown.to(model.device))
     agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
     tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c, a in zip(concepts, agree)})
-    # `python featviz.py` shows the first object's feature that the judge names right from every seed
-    best = next((c["feature"] for c, a in zip(concepts, agree) if a.all()), concepts[0]["feature"])
-    write_json(args.out / "featviz.json", model.settings | {"feature": best, "timestep": t})
     edge, label, gap, n = 80, 150, 12, 6
     half = -(-len(concepts) // 2)
     width = label + (n + len(seeds)) * edge + 3 * gap
@@ -268,6 +282,7 @@ def main():
     parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of featviz.Config, and timestep")
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--figure", action="store_true")
+    parser.add_argument("--choose", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
     parser.add_argument("--out", type=Path, default=Path("weights/toy"))
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
@@ -281,6 +296,8 @@ def main():
         numbers["legibility"] = run_legibility(model, judge, args)
     elif args.figure:
         make_figure(model, judge, args)
+    elif args.choose:
+        numbers["default_settings"] = choose_feature(model, judge, args)
     elif args.try_:
         return try_settings(model, judge, args)
     elif args.concepts:

@@ -1,11 +1,12 @@
 """Measure the time-step analysis on the toy, whose features' concepts are known (concepts.json, `python -m toyworld.evaluate`).
 
-    python -m toyworld.evaluate_activity [--features N]     writes activity.json and profiles.png into weights/toy
+    python -m toyworld.evaluate_activity [--features N]     writes weights/toy/activity.json and toyworld/pictures/profiles.png
 
 examples    of how many concept features do the dataset examples at the highest peak show the concept, by their prompts
 prior       final activation of the ascent at the highest peak: from a steered prior over from noise, equal steps, same seeds
 peak        the same from a steered prior: at the highest peak over at t = 0
-probe       how near the peaks of a probe lie to those of the full capture, and what either costs
+priors      do steered priors alone show the concept, at several steering strengths
+probe       how well the peaks of a probe, and for comparison of a second full capture, serve the first capture's profiles
 
 Gains are ratios of mean final activations over features, with a 95% interval from resampling the features.
 """
@@ -21,18 +22,18 @@ import torch
 import torch.nn.functional as F
 
 import activity
-import activity_cli
+import capture
 import checkpoint
 import cli
-from featviz import Job, configure, visualize
+from featviz import Job, configure, start, visualize
 from report import write_profiles
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
-from toyworld.evaluate import SHARE, right, share, tell
+from toyworld.evaluate import PICTURES, SHARE, right, share, tell
 from toyworld.judge import load_judge
 from toyworld.train import write_json
 
-SEED, NEAR = 1024, 50       # of every ascent; time steps within which two peaks count as the same
+SEED, NEAR = 1024, 50       # of the first ascent; time steps within which two peaks count as the same
 PAIR = {drawings.caption(o, s): (i, j) for i, o in enumerate(OBJECTS) for j, s in enumerate(STYLES)}
 
 
@@ -68,7 +69,9 @@ def chance(concepts):
 
 def ascents(model, judge, concepts, times, config, batch_size, name):
     """Final activations (n,) of one ascent for each concept feature, and whether the judge finds its concept in the picture (n,)."""
-    jobs, results, began = [Job(feature=c["feature"], timestep=t, seed=SEED) for c, t in zip(concepts, times)], [], time.time()
+    # a seed each: from one seed all would start at steered versions of one and the same sample
+    jobs = [Job(feature=c["feature"], timestep=t, seed=SEED + i) for i, (c, t) in enumerate(zip(concepts, times))]
+    results, began = [], time.time()
     for i in range(0, len(jobs), batch_size):
         results += visualize(model, jobs[i:i + batch_size], config, batch_size)
         done = len(results)
@@ -87,59 +90,105 @@ def gain(ours, theirs, draws=10_000):
             "higher": share(torch.from_numpy(ours > theirs)), "means": [round(float(ours.mean()), 4), round(float(theirs.mean()), 4)]}
 
 
-def evaluate_ascents(model, judge, concepts, config, batch_size):
-    """The gains of the steered prior and of the peak over what they replace, and legibility by the judge in all three cases."""
+def evaluate_ascents(model, judge, concepts, config, batch_size, middle):
+    """The gains of the steered prior and of the peak over what they replace, and legibility by the judge in all these cases and from
+    noise at t = `middle`, where the concepts were found."""
     times = [highest_peak(model.activity, c["feature"]) for c in concepts]
     concepts, times = zip(*((c, t) for c, t in zip(concepts, times) if t is not None))
     config = dataclasses.replace(config, prior="steer")
     steered, seen = ascents(model, judge, concepts, times, config, batch_size, "steered prior, peak")
     noise, seen_noise = ascents(model, judge, concepts, times, dataclasses.replace(config, prior="noise"), batch_size, "noise, peak")
     zero, seen_zero = ascents(model, judge, concepts, [0] * len(concepts), config, batch_size, "steered prior, t = 0")
+    _, seen_middle = ascents(model, judge, concepts, [middle] * len(concepts), dataclasses.replace(config, prior="noise"), batch_size,
+                             f"noise, t = {middle}")
     return {"n": len(concepts), "steps": config.num_steps, "steer_scale": config.steer_scale, "steered_over_noise": gain(steered, noise), "peak_over_0": gain(steered, zero),
-            "named_right": {"steered, peak": share(seen), "noise, peak": share(seen_noise), "steered, t = 0": share(seen_zero)},
+            "named_right": {"steered, peak": share(seen), "noise, peak": share(seen_noise), "steered, t = 0": share(seen_zero), f"noise, t = {middle}": share(seen_middle)},
             "at_peak_0": sum(t < NEAR for t in times)}
 
 
-def evaluate_probe(model, concepts, out):
-    """Peaks of a probe next to those of the capture: share of features whose highest peak is the same, of peaks that are found."""
-    began = time.time()
-    folder = out / model.name / "probe"
-    there = (folder / "capture.json").exists()
-    if not there:
-        folder = cli.probe(model, out, 8)
-    seconds, probed = None if there else round(time.time() - began), activity.attach(model, folder).activity
-    same, found, correlations = [], [], []
+def evaluate_priors(model, judge, concepts, config, batch_size, scales=(1.0, 5.0, 20.0, 50.0)):
+    """Of steered priors alone, before any ascent and each from a seed of its own, the share that the judge names right, by scale."""
+    out = {}
+    jobs = [Job(feature=c["feature"], seed=SEED + i) for i, c in enumerate(concepts)]
+    for scale in scales:
+        agree = []
+        for i in range(0, len(jobs), batch_size):
+            few = jobs[i:i + batch_size]
+            _, z = start(model, few, dataclasses.replace(config, prior="steer", steer_scale=scale))
+            objects, styles, *_ = judge.verdict(model.decode(z))
+            agree.append(right(concepts[i:i + batch_size], objects.tolist(), styles.tolist()))
+            print(f"\rpriors, scale {scale:g}: {i + len(few)}/{len(jobs)}  ", end="", file=sys.stderr)
+        out[f"{scale:g}"] = share(torch.cat(agree))
+    print(file=sys.stderr)
+    return out | {"chance": round(chance(concepts), 4)}
+
+
+def agreement(theirs, ours, concepts):
+    """How well time steps found in one set of tables serve another: peaks in common, and how much of the profile they catch.
+
+    highest_peak_found  features whose highest peak of `theirs` has a peak of `ours` within NEAR
+    catch               the profile of `theirs` at the highest peak of `ours`, over its own maximum: mean and median
+    """
+    found, caught = [], []
     for c in concepts:
-        full, small = (activity.profile(tables, "feature", c["feature"]) for tables in (model.activity, probed))
-        ours, theirs = activity.peaks(small), activity.peaks(full)
-        if not theirs:
-            continue
-        found += [any(abs(t - u) <= NEAR for u in ours) for t in theirs]
-        best = max(theirs, key=lambda t: full[t])
-        same.append(any(abs(best - u) <= NEAR for u in ours))
-        if full.std() > 0 and small.std() > 0:                  # a constant profile correlates with nothing
-            correlations.append(np.corrcoef(full, small)[0, 1])
-    made = json.loads((folder / "capture.json").read_text())
-    return {"images": made["images"], "steps": made["recipe"]["settings"]["steps"], "seconds": seconds, "highest_peak_found": share(torch.tensor(same)),
-            "peaks_found": share(torch.tensor(found)), "correlation_of_profiles": round(float(np.mean(correlations)), 3)}
+        full, small = (activity.profile(tables, "feature", c["feature"]) for tables in (theirs, ours))
+        best, peaks = int(full.argmax()), activity.peaks(small)
+        found.append(any(abs(max(activity.peaks(full), key=lambda t: full[t]) - t) <= NEAR for t in peaks))
+        caught.append(full[max(peaks, key=lambda t: small[t])] / full[best] if peaks else 0.0)
+    return {"highest_peak_found": share(torch.tensor(found)), "catch": round(float(np.mean(caught)), 3), "catch_median": round(float(np.median(caught)), 3)}
 
 
-def draw_profiles(model, folder, concepts, out):
-    """profiles.png: the strongest concept feature of an object, of a style and of a pair."""
-    made, paths = json.loads((folder / "capture.json").read_text()), []
-    for kind in ("object", "style", "pair"):
-        c = next((c for c in concepts if c["kind"] == kind and highest_peak(model.activity, c["feature"]) is not None), None)
-        if c:
-            record = activity_cli.analysis(model, folder, made, "feature", c["feature"])
-            record["note"] = f"; {' '.join(filter(None, (c['object'], c['style'])))}"
-            paths.append(Path("runs") / f"profile_{kind}.json")
-            write_json(paths[-1], record)
-    return write_profiles(paths, out / "profiles.png")
+def by_chance(theirs, concepts):
+    """What a time step drawn at random would catch of the profile, on average."""
+    curves = [activity.profile(theirs, "feature", c["feature"]) for c in concepts]
+    return round(float(np.mean([curve.mean() / curve.max() for curve in curves])), 3)
+
+
+def second_capture(model, folder):
+    """Tables of a capture like that in `folder` but of other noise: how far would its own repetition agree with it?"""
+    made = capture.configure(model, **json.loads((folder / "capture.json").read_text())["recipe"]["settings"])
+    sae, stats, began = model.sae, None, time.time()
+    for i in range(made.images, 2 * made.images, made.batch_size):
+        numbers = range(i, min(i + made.batch_size, 2 * made.images))
+        part = capture.summarize(capture.observe(model, made, numbers)[1], numbers)
+        stats = capture.combine(stats, part) if stats else part
+        done = numbers.stop - made.images
+        print(f"\rsecond capture: {done}/{made.images} images, {(time.time() - began) / done * (made.images - done):.0f} s left  ", end="",
+              file=sys.stderr)
+    print(file=sys.stderr)
+    return {"timesteps": model.activity["timesteps"], "max_feature": stats["max_feature"],
+            "share_feature": stats["count_feature"].float() / made.images}
+
+
+def evaluate_probe(model, folder, concepts, out):
+    """The peaks of a probe, and of a second full capture, against those of the capture; what the probe costs."""
+    began = time.time()
+    small = out / model.name / "probe"
+    there = (small / "capture.json").exists()
+    if not there:
+        small = cli.probe(model, out, 8)
+    seconds, made = None if there else round(time.time() - began), json.loads((small / "capture.json").read_text())
+    return {"images": made["images"], "steps": made["recipe"]["settings"]["steps"], "seconds": seconds,
+            "probe": agreement(model.activity, activity.attach(model, small).activity, concepts),
+            "second_capture": agreement(model.activity, second_capture(model, folder), concepts),
+            "catch_by_chance": by_chance(model.activity, concepts)}
+
+
+def draw_profiles(model, folder, concepts):
+    """profiles.png: the strongest concept feature of an object, the strongest of a style, and the strongest other one with three peaks."""
+    peaks = lambda c: activity.peaks(activity.profile(model.activity, "feature", c["feature"]))
+    shown = [next(c for c in concepts if c["kind"] == kind and peaks(c)) for kind in ("object", "style")]
+    shown.append(next(c for c in concepts if c not in shown and len(peaks(c)) == activity.PEAKS))
+    paths = [Path("runs") / f"profile_{c['feature']}.json" for c in shown]
+    for c, path in zip(shown, paths):
+        write_json(path, activity.analysis(model, folder, "feature", c["feature"]) | {"note": f"; {c['object'] or c['style']}"})
+    return write_profiles(paths, PICTURES / "profiles.png")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, help="of the ascents: so many concept features, drawn at random with seed 0 (default: all)")
+    parser.add_argument("--only", nargs="+", choices=("examples", "probe", "ascents", "priors"))
     parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--batch-size", type=int, default=32)
@@ -150,15 +199,20 @@ def main():
     if folder is None:
         raise SystemExit(f"evaluate_activity: {args.weights} has no capture; run {cli.FULL.format(args.weights)}")
     model = activity.attach(model, folder)
-    concepts = json.loads((args.weights / "concepts.json").read_text())["features"]
-    chosen = sorted(np.random.default_rng(0).permutation(len(concepts))[:args.features])
-    numbers = {"images": json.loads((folder / "capture.json").read_text())["images"], "concept_features": len(concepts),
-               "examples": tell("examples at the highest peak", evaluate_examples(folder, model.activity, concepts))}
-    print(f"look at {draw_profiles(model, folder, concepts, args.weights)}")
-    numbers["probe"] = tell("probe", evaluate_probe(model, concepts, args.out))
-    write_json(args.weights / "activity.json", numbers)
-    numbers["ascents"] = tell("ascents", evaluate_ascents(model, judge, [concepts[i] for i in chosen], configure(model), args.batch_size))
-    write_json(args.weights / "activity.json", numbers)
+    stored = json.loads((args.weights / "concepts.json").read_text())
+    concepts = stored["features"]
+    chosen = [concepts[i] for i in sorted(np.random.default_rng(0).permutation(len(concepts))[:args.features])]
+    work = {"examples": lambda: evaluate_examples(folder, model.activity, concepts),
+            "probe": lambda: evaluate_probe(model, folder, concepts, args.out),
+            "ascents": lambda: evaluate_ascents(model, judge, chosen, configure(model), args.batch_size, stored["timestep"]),
+            "priors": lambda: evaluate_priors(model, judge, chosen, configure(model), args.batch_size)}
+    path = args.weights / "activity.json"
+    numbers = json.loads(path.read_text()) if path.exists() else {}
+    numbers |= {"images": json.loads((folder / "capture.json").read_text())["images"], "concept_features": len(concepts)}
+    print(f"look at {draw_profiles(model, folder, concepts)}")
+    for name in args.only or work:
+        numbers[name] = tell(name, work[name]())
+        write_json(path, numbers)
 
 
 if __name__ == "__main__":

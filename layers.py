@@ -1,0 +1,53 @@
+"""Linear and convolution layers that are quick where their weights are frozen; formulas, names and shapes are torch's own.
+
+The ascent wants one gradient, that of the latent, and passes each weight twice. On a CPU torch spends much of that time on the way:
+its float32 matrix product is MKL's, which is slow on other makers' processors (90 GFLOP/s a core where oneDNN reaches 210), and a
+convolution of many channels over few positions spends three quarters of its time on reordering its weights. Here both become
+products x W^T by oneDNN, forward and backward, with the weights as they lie. bench/README.md has the measurements.
+
+A layer whose weight collects gradients (training), a device that is no CPU and a precision that oneDNN lacks take torch's own way: the
+two differ by rounding, and tests/test_speed.py holds them together.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FEW, MANY = 512, 2 ** 20    # a 3x3 convolution becomes a product for at most FEW positions and at least MANY weights [measured]
+
+
+def quick(x, weight):
+    """Whether oneDNN's product can stand for torch's: frozen weights on a CPU."""
+    if weight.requires_grad or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Product(torch.autograd.Function):
+    """y = x W^T + b, (..., c_in) -> (..., c_out), with the gradient of x alone: dL/dx = dL/dy W. Keeps W, not x."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, g):
+        weight, = ctx.saved_tensors
+        return torch.ops.mkldnn._linear_pointwise(g, weight.t(), None, "none", [], ""), None, None
+
+
+class Linear(nn.Linear):
+    def forward(self, x):
+        return Product.apply(x, self.weight, self.bias) if quick(x, self.weight) else super().forward(x)
+
+
+class Conv2d(nn.Conv2d):
+    """Kernel 1, or 3 with padding 1; as a product, each position's k x k neighbourhood is a row: (B, h*w, c_in k k)."""
+
+    def forward(self, x):                                                                       # (B, c_in, h, w)
+        B, _, h, w = x.shape
+        k, few = self.kernel_size[0], B * h * w <= FEW and self.weight.numel() >= MANY and self.stride == (1, 1)
+        if not quick(x, self.weight) or k > 1 and not few:
+            return super().forward(x)
+        rows = F.unfold(x, k, padding=self.padding) if k > 1 else x.flatten(2)                  # (B, c_in k k, h*w)
+        return Product.apply(rows.transpose(1, 2), self.weight.flatten(1), self.bias).transpose(1, 2).reshape(B, -1, h, w)

@@ -1,0 +1,130 @@
+"""A real Chromium, driven over its DevTools protocol with the standard library alone.
+
+The browser reads commands from file descriptor 3 and answers on 4, JSON ended by a NUL byte; see
+https://chromedevtools.github.io/devtools-protocol. Nothing is fetched: pages come from disk.
+"""
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe")
+KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9, "Enter": 13, "Escape": 27}
+PATIENCE = 60               # seconds until an answer must be there
+
+
+class Chromium:
+    """The browser with one page. `errors` gathers uncaught exceptions, what the console calls an error, requests for other than files."""
+
+    def __init__(self, profile):
+        program = next(filter(None, map(shutil.which, NAMES)), None)
+        if not program:
+            raise FileNotFoundError(f"none of {', '.join(NAMES)} is installed: apt-get install chromium")
+        (theirs_in, self.to), (self.back, theirs_out) = os.pipe(), os.pipe()
+        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs_in, theirs_out)]       # out of the way of 3 and 4
+        self.process = subprocess.Popen([program, *FLAGS, f"--user-data-dir={profile}", "about:blank"], pass_fds=(3, 4),
+                                        preexec_fn=lambda: [os.dup2(fd, i) for fd, i in zip(ends, (3, 4))],
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for fd in (theirs_in, theirs_out, *ends):
+            os.close(fd)
+        self.rest, self.count, self.session, self.events, self.errors = b"", 0, None, [], []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def close(self):
+        """Without its pipes the browser ends by itself."""
+        os.close(self.to)
+        os.close(self.back)
+        self.process.wait(PATIENCE)
+
+    def receive(self, until):
+        """The next message; TimeoutError after the moment `until`."""
+        while b"\0" not in self.rest:
+            if not select.select([self.back], [], [], max(0, until - time.time()))[0]:
+                raise TimeoutError("Chromium does not answer")
+            data = os.read(self.back, 1 << 20)
+            if not data:
+                raise ConnectionError("Chromium ended")
+            self.rest += data
+        message, self.rest = self.rest.split(b"\0", 1)
+        message = json.loads(message)
+        if "method" in message:
+            self.note(message["method"], message["params"])
+        return message
+
+    def note(self, event, params):
+        self.events.append(event)
+        if event == "Runtime.exceptionThrown":
+            self.errors.append(params["exceptionDetails"].get("exception", params["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.errors.append([a.get("value", a.get("description")) for a in params["args"]])
+        elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.errors.append((params["entry"]["text"], params["entry"].get("url")))
+        elif event == "Network.requestWillBeSent" and params["request"]["url"].split(":")[0] not in ("file", "data", "about"):
+            self.errors.append(params["request"]["url"])
+
+    def send(self, method, **params):
+        """The result of a command."""
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        until = time.time() + PATIENCE
+        while (answer := self.receive(until)).get("id") != self.count:
+            pass
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    def open(self, path, fragment=""):
+        """A file's page, loaded; returns the seconds until its load event. No error of an earlier page is kept."""
+        for url in ("about:blank", Path(path).resolve().as_uri() + fragment):
+            self.events, self.errors, began = [], [], time.time()
+            self.send("Page.navigate", url=url)
+            while "Page.loadEventFired" not in self.events:
+                self.receive(began + PATIENCE)
+        return time.time() - began
+
+    def run(self, script):
+        """The value of a JavaScript expression in the page; a promise is awaited."""
+        answer = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def key(self, name):
+        """A key goes down and up, as from a keyboard; a single letter is typed."""
+        code = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]} if name in KEYS else {"key": name, "text": name}
+        if name == "Enter":
+            code["text"] = "\r"
+        self.send("Input.dispatchKeyEvent", type="keyDown" if "text" in code else "rawKeyDown", **code)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **code)
+
+    def window(self, width, height=800, dark=False, media="screen"):
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", media=media, features=[scheme])
+
+    def settled(self):
+        """Two frames later, with every picture in view decoded (or 5 seconds gone: one that leaves the page never is)."""
+        self.run("""new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => Promise.race([
+            new Promise(done => setTimeout(done, 5000)), Promise.all([...document.images].filter(i => i.loading !== "lazy")
+            .map(i => i.decode().catch(() => null)))]))""")
+
+    def screenshot(self, path, whole=False):
+        self.settled()
+        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        Path(path).write_bytes(base64.b64decode(data))
+
+    def pdf(self, path):
+        """The page on paper, as a printer with the browser's own settings gets it."""
+        self.send("Emulation.setEmulatedMedia", media="", features=[])
+        Path(path).write_bytes(base64.b64decode(self.send("Page.printToPDF", printBackground=False)["data"]))

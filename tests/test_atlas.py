@@ -1,0 +1,207 @@
+"""The atlas: which result stands for a feature, what is left out, what the page holds. How it behaves: tests/browser."""
+import errno
+import json
+import os
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+import activity_cli
+import atlas
+import cli
+import report
+from tests import made
+from tests.tiny import write_model
+
+SCRIPT = "</script><script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """(tag, attributes) in order, the text within each script, links."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.scripts = [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.scripts.append(data)
+
+    @property
+    def rows(self):
+        return json.loads(self.scripts[0])["rows"]
+
+    @property
+    def links(self):
+        return [a["href"] for tag, a in self.tags if tag == "a"]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "toy"
+
+
+def page(out):
+    return Page(atlas.write_atlas(out))
+
+
+def test_what_its_page_shows_first_stands_for_a_feature(out):
+    folder = out / "feature_00012"
+    made.result(folder, 600, 1, 3.0, "weak")
+    made.result(folder, 600, 2, 1.5)
+    made.result(folder, 600, 3, 1.25)
+    assert page(out).rows == [["feature_00012", 600, "2", 1.5, None, "excited", None, [], 0]]
+    made.activity(folder, concept=["Tree", "Winter"])
+    assert page(out).rows == [["feature_00012", 600, "2", 1.5, 0.375, "excited", 700, ["Tree", "Winter"], 0]]
+    record = json.loads((folder / "activity.json").read_text())
+    record["largest"][0] = 0.5                                  # at t = 0 the strongest drawing reaches little
+    (folder / "activity.json").write_text(json.dumps(record))
+    made.result(folder, 0, 1, 1.25)
+    assert page(out).rows == [["feature_00012", 0, "1", 1.25, 2.5, "excited", 700, ["Tree", "Winter"], 0]]
+
+
+@pytest.mark.parametrize("activation, largest, strength", [(1.0, 0.0, None), (1.0, -2.0, None), (None, 4.0, None), (-1.0, 4.0, -0.25)])
+def test_strength_is_unknown_where_it_means_nothing(activation, largest, strength, out):
+    made.activity(out / "channel_0003", largest)
+    made.result(out / "channel_0003", activation=activation, verdict="non-finite at step 5" if activation is None else "weak")
+    assert page(out).rows[0][3:6] == [activation, strength, "non-finite" if activation is None else "weak"]
+
+
+def test_features_and_channels_of_all_hook_points_and_nothing_else(out):
+    names = ["channel_0003", "feature_00002", "feature_20000", "mid_block.attentions.0_channel_0003"]
+    for name in [*names, "samples", "feature_x", "activity"]:
+        made.result(out / name)
+    (out / "feature_00007").write_text("no folder")
+    (out / "feature_00002" / "index.html").write_text("its page")
+    found = page(out)
+    assert [row[0] for row in found.rows] == names
+    assert found.links == [f"{name}/index.html" if name == "feature_00002" else f"{name}/t0600/seed_1.png" for name in names]
+    text = (out / "index.html").read_text()
+    assert "<h1>2 features and 2 channels of toy</h1>" in text and ">channel 3 at mid_block.attentions.0</a>" in text
+    assert sorted(p.name for p in (out / "atlas").iterdir()) == [f"{name}_t0600_seed_1.jpg" for name in names]
+
+
+DAMAGE = {"cut": lambda text: text[:20], "not JSON": lambda text: "{", "a list": lambda text: "[]",
+          "no scores": lambda text: '{"verdict": "weak"}',
+          "a word for a number": lambda text: text.replace("2.0", '"high"'), "no verdict": lambda text: text.replace('"excited"', "3"),
+          "deep": lambda text: "[" * 100000, "not UTF-8": lambda text: b"\xff\xfe"}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_broken_records_are_left_out_and_counted(damage, out, capsys):
+    made.result(out / "feature_00001", seed=5)
+    path = made.result(out / "feature_00002")
+    broken = DAMAGE[damage](path.read_text())
+    path.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+    assert [row[0] for row in page(out).rows] == ["feature_00001"]
+    assert capsys.readouterr().err == f"left out because they cannot be read: 1 file, first {path}\n"
+    assert "Left out because they cannot be read: 1 file." in (out / "index.html").read_text()
+
+
+def test_of_a_feature_with_a_broken_picture_the_next_best_is_shown(out, capsys):
+    folder = out / "feature_00001"
+    made.result(folder, seed=1, activation=1.0)
+    made.result(folder, seed=2, activation=2.0).with_suffix(".png").write_bytes(made.picture()[:200])
+    made.result(folder, seed=3, activation=3.0).with_suffix(".png").unlink()
+    assert page(out).rows[0][:4] == ["feature_00001", 600, "1", 1.0]
+    assert capsys.readouterr().err.startswith("left out because they cannot be read: 2 files, first ")
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"largest": [1], "profile": [1], "peaks": [7], "concept": []}'])
+def test_with_broken_activity_the_rest_is_shown(text, out, capsys):
+    made.result(out / "feature_00001")
+    (out / "feature_00001" / "activity.json").write_text(text)
+    assert page(out).rows[0][3:8] == [2.0, None, "excited", None, []]
+    assert "activity.json" in capsys.readouterr().err
+
+
+def test_numbers_that_json_cannot_hold_do_not_break_the_page(out):
+    path = made.result(out / "feature_00001", seed=2 ** 60 + 1)
+    path.write_text(path.read_text().replace("2.0", "1e999"))
+    assert page(out).rows[0][2:4] == ["1152921504606846977", None]
+
+
+def test_text_from_prompts_stays_text(out):
+    made.result(out / "feature_00001", verdict=SCRIPT)
+    made.activity(out / "feature_00001", concept=[SCRIPT, "<img src=x onerror=alert(1)>"])
+    found = page(out)
+    assert len([tag for tag, _ in found.tags if tag == "script"]) == 2 and not [tag for tag, _ in found.tags if tag == "img"]
+    assert found.rows[0][7] == [SCRIPT, "<img src=x onerror=alert(1)>"]
+    assert "alert(1)" not in found.scripts[1]
+
+
+def test_a_second_run_makes_only_the_thumbnails_that_are_missing_or_old(out):
+    first, second = made.result(out / "feature_00001", activation=1.0), made.result(out / "feature_00002")
+    atlas.write_atlas(out)
+    thumbnails = {name: out / "atlas" / f"feature_0000{name}_t0600_seed_1.jpg" for name in (1, 2)}
+    for path in thumbnails.values():
+        path.write_bytes(b"as it was")
+    os.utime(second.with_suffix(".png"), (2e9, 2e9))            # made again since
+    page(out)
+    assert thumbnails[1].read_bytes() == b"as it was" and Image.open(thumbnails[2]).size == (32, 32)
+    made.result(out / "feature_00001", seed=9, activation=5.0)
+    page(out)
+    assert sorted(p.name for p in (out / "atlas").iterdir()) == ["feature_00001_t0600_seed_9.jpg", "feature_00002_t0600_seed_1.jpg"]
+    assert first.exists() and first.with_suffix(".png").exists()
+
+
+def test_thumbnails_are_small(out):
+    made.result(out / "feature_00001", png=made.picture(edge=512))
+    atlas.write_atlas(out)
+    assert Image.open(out / "atlas" / "feature_00001_t0600_seed_1.jpg").size == (160, 160)
+
+
+def test_nothing_to_show_ends_in_one_line(out, capsys):
+    for prepare in (lambda: None, out.mkdir, (out / "feature_00001").mkdir):
+        prepare()
+        assert report.main(["--atlas", str(out)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.startswith("report: ") and captured.err.count("\n") == 1 and str(out) in captured.err
+    assert not (out / "index.html").exists()
+
+
+def test_a_full_disk_is_no_broken_picture(out, monkeypatch, capsys):
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made.result(out / "feature_00001")
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert report.main(["--atlas", str(out)]) == 2
+    assert "No space left on device" in capsys.readouterr().err and not list((out / "atlas").iterdir())
+
+
+def test_the_command_names_the_page(out, capsys):
+    made.result(out / "feature_00001")
+    assert report.main(["--atlas", str(out)]) == 0
+    assert capsys.readouterr().out == f"look at {out / 'index.html'}\n"
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_live_features_are_those_that_fire_in_the_capture(tmp_path, monkeypatch, capsys):
+    weights, out = write_model(tmp_path / "tiny"), tmp_path / "out"
+    call = ["--weights", str(weights), "--out", str(out), "--device", "cpu", "--feature", "live", "--seed", "1", "--num-steps", "1",
+            "--prior", "noise", "--frames", "0"]
+    assert cli.main(call) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--feature live" in error and f"run python activity.py capture --weights {weights}" in error
+
+    def one_fires(model, folder, attach=cli.attach):
+        model = attach(model, folder)
+        model.activity["max_feature"][:] = 0
+        model.activity["max_feature"][3, 41] = model.activity["max_feature"][0, 7] = 0.5
+        return model
+
+    (tmp_path / "prompts.txt").write_text("A Tree image\nA Cat image\n")
+    assert activity_cli.main(["capture", "--weights", str(weights), "--out", str(out), "--device", "cpu", "--steps", "5",
+                              "--images-per-prompt", "1", "--prompts", str(tmp_path / "prompts.txt")]) == 0
+    monkeypatch.setattr(cli, "attach", one_fires)
+    capsys.readouterr()
+    assert cli.main([*call, "--timestep", "600"]) == 0
+    assert sorted(p.name for p in (out / "tiny").glob("feature_*")) == ["feature_00007", "feature_00041"]
+    assert f"python report.py --atlas {out / 'tiny'}" in capsys.readouterr().err
+    assert [row[0] for row in page(out / "tiny").rows] == ["feature_00007", "feature_00041"]

@@ -1,0 +1,269 @@
+"""The page of a feature, parsed: it holds what the records hold, nothing from elsewhere, and text from elsewhere stays text."""
+import dataclasses
+import html
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+
+import pytest
+
+import again
+import cli
+import page
+import report
+import results
+from featviz import configure, kept_steps
+from tests.made import activity, feature
+from tests.tiny import write_model
+
+ALONE = {"img", "input", "meta", "br", "link", "line", "path", "polyline", "rect"}      # elements without an end
+SCRIPT = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """Elements as (tag, attributes), all text outside of style and script, and what a viewer would trip over."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open, self.text, self.scripts, self.source = [], [], "", [], path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        assert len(dict(attributes)) == len(attributes), (tag, "an attribute twice")
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ALONE:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
+            self.text += data + " "
+
+    def all(self, *tags):
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def write(folder, others=()):
+    return Page(page.write_page(folder, others))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return feature(tmp_path / "toy" / "feature_00012", prior="steer")
+
+
+def check(parsed, folder):
+    """What holds of every page."""
+    ids = [a["id"] for _, a in parsed.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert all(a.get("alt", "").strip() and a["src"].startswith("data:image/") for a in parsed.all("img"))
+    for link in (a["href"] for a in parsed.all("a")):
+        assert link[1:] in ids if link.startswith("#") else (folder / link).exists(), link
+    assert not re.search(r"(https?:)?//(?!\*)", re.sub(r"data:image/\w+;base64,[\w+/=]+", "", parsed.source)), "an address elsewhere"
+    assert not parsed.all("link", "iframe", "object", "base", "form") or all(a == {"method": "dialog"} for a in parsed.all("form"))
+    assert parsed.scripts == [page.SCRIPT] and not any(name.startswith("on") for _, a in parsed.elements for name in a)
+    labels = {a["for"] for a in parsed.all("label")}
+    assert all(a["id"] in labels for a in parsed.all("input"))
+    assert {a["data-view"] for a in parsed.all("button") if "data-view" in a} <= {a["id"] for a in parsed.all("dialog")}
+    assert all(a.get("aria-label") or a.get("aria-hidden") for a in parsed.all("svg"))
+    return ids
+
+
+def test_everything_is_there_and_reachable(folder):
+    parsed = write(folder)
+    ids = check(parsed, folder)
+    for t in (0, 300):
+        assert f"t{t:04d}" in ids
+        for seed in (1, 2):
+            assert {f"{name}-t{t:04d}-s{seed}" for name in ("open", "view", "slide", "name")} <= set(ids)
+    assert {"when", "steps", "where", "starts", "scores", "beside", "raw", "again", "settings"} <= set(ids)
+    peaks = [a for a in parsed.all("a") if a["href"] == "#t0300" and "aria-label" in a]
+    assert len(peaks) == 2                                      # one in each of the two charts
+    assert parsed.source.count('class="heat"') == 4 and len([a for a in parsed.all("input") if a["type"] == "range"]) == 4
+
+
+def test_the_first_lines_say_what_matters(folder):
+    head = write(folder).source.partition("</header>")[0]
+    assert "<h1>Feature 12: <b>Tree</b></h1>" in head and "It seems to show Tree" in head
+    assert "At time step 300 the ascent took its activation from 0.1 to 3.5, 3.5 times that of the strongest of 40 images: excited." in head
+    assert head.count("Dataset image: A Tree") == 2 and 'data-view="view-t0300-s2"' in head          # the third lost its picture
+
+
+def test_the_numbers_are_those_of_the_records(folder):
+    parsed = write(folder)
+    rows = re.findall(r"<tr><td>(.*?)</td></tr>", parsed.source.partition('id="scores"')[2].partition("</table>")[0])
+    assert [row.split("</td><td>") for row in rows] == [
+        [str(t), str(seed), "excited", "0.1", f"{1.5 + seed}", "2", f"{1 + seed / 4}", "1", f"{1.5 + seed}"] for t in (0, 300) for seed in (1, 2)]
+    slider = next(a for a in parsed.all("input") if a["id"] == "slide-t0000-s2")
+    assert (slider["min"], slider["max"], slider["value"]) == ("0", "2", "2")
+    assert json.loads(slider["data-says"]) == [f"after {n} of 2 steps: activation {a}" for n, a in ((0, "0.1"), (1, "0.75"), (2, "3.5"))]
+    bars = parsed.source.partition('id="beside"')[2].partition("</table>")[0]
+    assert re.findall(r">(feature \d+)</th><td>([\d.]+)<", bars) == [("feature 12", "3.5"), ("feature 7", "0.5"), ("feature 9", "0.25")]
+    assert re.findall(r"width:([\d.]+)%", bars) == ["100.0", "14.3", "7.1"]
+    for value in ("0.125", "ab" * 32, "up_blocks.1.attentions.1", "cpu"):
+        assert value in parsed.text
+
+
+def test_where_is_dark_where_the_feature_is_not_excited(folder):
+    """Of the map [[0, 1], [2, .5]] the strongest cell stays clear, the others are the darker the weaker."""
+    dark = re.search(r'<svg class="heat".*?</svg>', write(folder).source)[0]
+    assert sorted(re.findall(r'<path d="(M\d \d)h1v1h-1z" opacity="([\d.]+)"', dark)) == [
+        ("M0 0", "0.80"), ("M0 1", "0.00"), ("M1 0", "0.40"), ("M1 1", "0.60")]
+
+
+def test_text_from_elsewhere_stays_text(tmp_path):
+    """Prompts, words, verdicts, settings and names that hold markup are shown, not run: none of them makes an element."""
+    folder = feature(tmp_path / "toy" / "feature_00012", prompts=(f"A Tree {SCRIPT}", '"><img src=x onerror=alert(1)>', "A Tree"),
+                     verdict=f"excited {SCRIPT}")
+    record = json.loads((folder / "activity.json").read_text())
+    (folder / "activity.json").write_text(json.dumps(record | {"concept": ["<b onclick=alert(2)>", "Tree"]}))
+    path = folder / "t0300/seed_2.json"
+    made = json.loads(path.read_text())
+    made["recipe"] |= {"weights": f"w{SCRIPT}", "torch": "<i>2</i>", "config": {"prior": "noise", "<u>": SCRIPT}, "hook_point": "<s>up</s>"}
+    made["recipe"]["fingerprints"] = {"<em>a": SCRIPT}
+    path.write_text(json.dumps(made))
+    parsed = write(folder)
+    check(parsed, folder)
+    assert f"A Tree {SCRIPT}" in parsed.text and any(a["alt"] == '''Dataset image: "><img src=x onerror=alert(1)>''' for a in parsed.all("img"))
+    assert "<b onclick=alert(2)> Tree" in parsed.text and f"excited {SCRIPT}" in parsed.text and f"w{SCRIPT}" in parsed.text
+    assert not parsed.all("u", "em", "i", "s") and len(parsed.all("script")) == 1
+
+
+OLD = dict(others=None, heat=None, stored_steps=None, nearest_channel=None)
+
+
+def test_records_of_older_versions_make_a_page(tmp_path):
+    folder = feature(tmp_path / "toy" / "feature_00012", **OLD)
+    (folder / "activity.json").unlink()
+    parsed = write(folder)
+    ids = check(parsed, folder)
+    assert "Which images excite it is not known" in parsed.text and "were not kept" in parsed.text
+    assert not {"beside", "raw", "when", "where", "starts"} & set(ids) and not [a for a in parsed.all("input") if a["type"] == "range"]
+
+
+@pytest.mark.parametrize("verdict, scores", [("non-finite at step 1", dict(activation=None, activation_reencoded=None)), ("silent", dict(rank=None))])
+def test_results_without_numbers_make_a_page(verdict, scores, tmp_path):
+    whole = dict(activation_start=0.1, activation=0.0, activation_no_noise=None, activation_reencoded=0.0, rank=1)
+    folder = feature(tmp_path / "toy" / "feature_00012", verdict=verdict, scores=whole | scores, heat=[[None, None]], others=[[3, None]],
+                     history={"activation": [0.5, None], "moment": [None, None]})
+    parsed = write(folder)
+    check(parsed, folder)
+    assert verdict in parsed.text and page.VERDICTS[verdict.split(" at ")[0]] in parsed.text and "None" not in parsed.text
+
+
+def test_a_lone_result_with_nothing_but_the_least(tmp_path):
+    """Scores and history may be empty, one step may have been kept, the dataset may hold no example."""
+    folder = feature(tmp_path / "toy" / "channel_0004", times=(7,), seeds=(1,), scores={}, history={}, stored_steps=[0], **{
+        "others": None, "heat": None, "nearest_channel": None})
+    record = json.loads((folder / "activity.json").read_text())
+    (folder / "activity.json").write_text(json.dumps(record | {"examples": {}, "peaks": [], "concept": []}))
+    parsed = write(folder)
+    check(parsed, folder)
+    assert "<h1>Channel 4</h1>" in parsed.source and "have no word in common" in parsed.text
+
+
+def test_features_that_have_a_page_are_links(folder):
+    """Also those that are about to get one; the raw channel beside it is shown when it was made, and named when not."""
+    assert not [a for a in write(folder).all("a") if a["href"].startswith("..")]
+    assert "python featviz.py --channel 5" in write(folder).text
+    other = feature(folder.with_name("feature_00009"))
+    write(other)
+    raw = feature(folder.with_name("channel_0005"), nearest_channel=None)
+    parsed = write(folder, [folder, raw])
+    write(raw)
+    check(parsed, folder)
+    assert {a["href"] for a in parsed.all("a") if a["href"].startswith("..")} == {"../feature_00009/index.html", "../channel_0005/index.html"}
+    assert "What excites channel 5" in parsed.source and "python featviz.py --channel 5" not in parsed.text
+
+
+def test_a_trace_is_a_link(folder):
+    trace = folder / "t0300/seed_2_trace/trace.html"
+    trace.parent.mkdir()
+    trace.write_text("")
+    assert "t0300/seed_2_trace/trace.html" in [a["href"] for a in write(folder).all("a")]
+
+
+def test_the_style_keeps_paper_and_keyboard_in_mind(folder):
+    """Without the script, and on paper, the viewers lie open."""
+    source = write(folder).source
+    assert source.count(page.OPEN) == 2 and "@media print { dialog { display: block" in source and "<noscript><style>dialog {" in source
+    assert "From left to right: after 0, 1, 2 of 2 steps." in source
+    assert "prefers-color-scheme: dark" in source and ":focus-visible" in source and 'name="viewport"' in source and 'lang="en"' in source
+
+
+# --- the command that makes it again ---------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "plain": [],
+    "every kind of setting": ["--num-steps", "3", "--no-noise", "--prior", "noise", "--learning-rate", "0.0325", "--steer-scale", "7", "--jitter-max",
+                              "4", "--epsilon", "1e-07", "--frames", "2"],
+    "other than featviz.json": ["--steer-scale", "500"],        # the preset's own value, which the weights change
+    "a preset": ["--preset", "none", "--frames", "0"],
+    "a channel": ["--channel", "4", "--num-steps", "3"],
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_on_the_page_makes_the_same_recipes(name, weights, tmp_path):
+    """From flags to records to the page to the command to flags: same jobs, same settings, same pictures kept."""
+    short = ["--prior-steps", "2", "--batch-size", "2", "--device", "cpu", "--timestep", "0", "300", "--seed", "1", "5"]
+    if "--num-steps" not in COMMANDS[name]:
+        short += ["--num-steps", "2"]
+    assert cli.main(["--weights", str(weights), "--out", str(tmp_path), *short, *COMMANDS[name]]) == 0
+    path, = tmp_path.glob("tiny/*/index.html")
+    parsed = Page(path)
+    check(parsed, path.parent)
+    shown = html.unescape(re.search(r"<pre><code>(.*?)</code></pre>", parsed.source, re.DOTALL)[1])
+    made = {json.dumps(r.recipe, sort_keys=True): r for r in report.read_results(path.parent)}
+    records = list(made.values())
+    for command in (shown, again.command(records[0].recipe, [0, 300], [1, 5], len(records[0].steps), weights)):
+        words = shlex.split(command)
+        assert words[:3] == ["python", "featviz.py", "--weights"] and len(made) == 4
+        words[3] = str(weights)
+        args = cli.parse([*words[2:], "--out", str(tmp_path)])
+        model, jobs, config, _ = cli.plan(args)
+        assert {json.dumps(results.recipe(model, job, config), sort_keys=True) for job in jobs} == made.keys()
+        assert kept_steps(config.num_steps, args.frames) == records[0].steps
+    assert len(again.command(records[0].recipe, [0], [1], weights=weights)) < len(shown)
+
+
+def test_usual_settings_are_not_spelled_out(weights, tmp_path):
+    model = cli.load(weights, "cpu")
+    config = configure(model, "sae", moment_weight=0.25)
+    recipe = results.recipe(model, cli.Job(feature=3, timestep=300, seed=5), config)
+    made = again.command(recipe, [300], [5], weights=weights)
+    assert made == (f"python featviz.py --weights {weights} --feature 3 --timestep 300 --seed 5 --device cpu --dtype float32 "
+                    "--moment-weight 0.25")
+    spelled = again.command(recipe, [300], [5])                 # featviz.json is not at hand
+    assert all(f"-{field.name.replace('_', '-')}" in spelled for field in dataclasses.fields(config))
+
+
+def test_results_of_other_settings_get_commands_of_their_own(tmp_path):
+    folder = feature(tmp_path / "toy" / "feature_00012", times=(0, 300, 700))
+    path = folder / "t0700/seed_2.json"
+    record = json.loads(path.read_text())
+    record["recipe"]["config"]["learning_rate"] = 0.5
+    path.write_text(json.dumps(record))
+    commands = again.commands(report.read_results(folder))
+    assert [(re.search("--timestep ([ 0-9]+) --seed ([ 0-9]+) ", c).groups(), "0.5" in c) for c in commands] == [
+        (("0 300", "1 2"), False), (("700", "1"), False), (("700", "2"), True)]
+
+
+def test_a_folder_without_a_result_has_no_page(tmp_path):
+    activity(tmp_path / "toy/feature_00001")
+    with pytest.raises(ValueError, match="holds no finished result"):
+        page.write_page(tmp_path / "toy/feature_00001")

@@ -1,0 +1,110 @@
+"""One step of the ascent opened up: every stage as tensors, pictures and a section of a page to project.
+
+    python featviz.py --feature 12 --timestep 600 --seed 1024 --trace 0 50
+
+    out/<weights>/feature_00012/t0600/seed_1024_trace/step_050.safetensors      all tensors of the step, by name (`record`)
+                                                      step_050_<stage>_<what>.png  its pictures (tracepage.py)
+                                                      trace.html                written last: stages in order, formula, line, numbers
+
+The loop is not touched: tensors come from the `Step` that featviz.ascend yields. Two things that a step does not carry are played
+again beside it, so that all of it can be recomputed from the file: the random draws, from a copy of the job's generator, and AdamW's
+two running means, from the gradients handed out so far. Nothing runs after the last step asked for, and no result is written.
+"""
+import json
+
+import torch
+from safetensors.torch import save as save_tensors
+
+import again
+import results
+import tracepage
+from featviz import ascend, default_batch_size, draw, readout, start
+
+STRONGEST = 10              # features or channels that are listed beside the target
+
+
+def check_steps(steps, config):
+    """ValueError for a step that the ascent does not have."""
+    for k in steps:
+        if not 0 <= k < config.num_steps:
+            raise ValueError(f"--trace {k} is out of range: the ascent has {config.num_steps} steps, 0..{config.num_steps - 1} "
+                             "(--num-steps sets how many)")
+
+
+def trace(model, jobs, config, steps, out, size, weights=None, on_step=None):
+    """Run the jobs, `size` together as featviz.stream does, up to the last of `steps`; yields the path of each job's page.
+
+    `weights`: as given on the command line, for the command that the page shows.
+    """
+    model.vae                                                   # says so where there is none, before any work
+    together = f" --batch-size {size}" if size != default_batch_size(model) else ""
+    for i in range(0, len(jobs), size):
+        batch = jobs[i:i + size]
+        for job, (records, curve) in zip(batch, follow(model, [*batch, *batch[-1:] * (size - len(batch))], config, set(steps), on_step)):
+            recipe = results.recipe(model, job, config)
+            command = again.command(recipe, [job.timestep], [job.seed], weights=weights) + f"{together} --trace {' '.join(map(str, steps))}"
+            yield write(model, recipe, command, records, curve, results.path_of(out, recipe).with_name(f"seed_{job.seed}_trace"))
+
+
+def follow(model, jobs, config, steps, on_step=None):
+    """For each job ({step: record}, the activation at every step so far)."""
+    begin = start(model, jobs, config)
+    replay = [torch.Generator().set_state(g.get_state()) for g in begin[0]]
+    found, curve = [{} for _ in jobs], []
+    mean = square = torch.zeros_like(begin[1])                  # AdamW's running means before the step
+    for step in ascend(model, jobs, config, begin):
+        drawn = [draw(g, step.before.shape[1:], config) for g in replay]
+        curve.append(step.activation.tolist())
+        if step.index in steps:
+            values = readout(model, step.hook, jobs)                                            # (B, S)
+            for i, job in enumerate(jobs):
+                found[i][step.index] = record(model, job, config, step, i, values[i], drawn[i], (mean[i], square[i]))
+        if on_step:
+            on_step(step)
+        if step.index == max(steps):
+            break
+        g = torch.where(step.alive[:, None, None, None], step.smoothed, 0)
+        mean, square = config.beta1 * mean + (1 - config.beta1) * g, config.beta2 * square + (1 - config.beta2) * g ** 2
+    return list(zip(found, zip(*curve)))
+
+
+@torch.no_grad()
+def record(model, job, config, step, i, values, drawn, moments):
+    """All of one step of job i, {name: tensor on the CPU}; values (S,) is what its relu is applied to."""
+    hook = step.hook[i].float()                                                                 # (D, h, w)
+    flat, grid = hook.flatten(1).T, hook.shape[1:]                                              # (S, D)
+    everything = model.sae.pre_acts(flat) if job.kind == "feature" else flat                    # (S, F)
+    top = everything.mean(dim=0).topk(min(STRONGEST, everything.shape[1]))
+    climb = values.mean() if config.silent_gradient and step.silent[i] else step.activation[i]
+    tensors = {name: getattr(step, name)[i] for name in ("before", "transformed", "noised", "gradient", "filtered", "smoothed", "after",
+                                                         "activation", "silent")}
+    tensors |= dict(zip(("shift", "angle", "zoom", "eps"), map(torch.as_tensor, drawn)))
+    tensors |= {"hook": hook, "pre_activation": values.reshape(grid), "climbed": climb, "update": step.after[i] - step.before[i],
+                "strongest": top.indices, "strongest_activation": top.values, "strongest_map": everything[:, top.indices].T.unflatten(1, grid),
+                "adam_mean": moments[0], "adam_square": moments[1]}
+    tensors |= {f"penalty_{name}": value[i] for name, value in step.penalties.items()}
+    tensors["loss"] = sum(value[i] for value in step.penalties.values()) - climb
+    return {name: (t.float() if t.is_floating_point() else t).cpu().clone().contiguous() for name, t in tensors.items()}
+
+
+def write(model, recipe, command, records, curve, folder):
+    """The files of one job, trace.html last; what an earlier trace left in the folder goes first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [folder / "trace.html", *folder.glob("step_*")]:
+        old.unlink(missing_ok=True)
+    pictures = {}
+    for k, tensors in sorted(records.items()):
+        meta = json.dumps({"step": k, **recipe}, sort_keys=True)
+        keep(folder / f"step_{k:03d}.safetensors", save_tensors(tensors, metadata={"featviz": meta}))
+        pictures[k] = tracepage.pictures(model, "channel" if recipe["job"]["feature"] is None else "feature", tensors)
+        for stage, panels in pictures[k].items():
+            for panel in panels:
+                keep(folder / f"step_{k:03d}_{stage}_{panel.name}.png", panel.png)
+    page = tracepage.page(model.schedule, recipe, command, {k: records[k] for k in sorted(records)}, pictures, curve)
+    keep(folder / "trace.html", page.encode("utf-8"))
+    return folder / "trace.html"
+
+
+def keep(path, data):
+    with results.replacing(path) as file:
+        file.write(data)
