@@ -371,11 +371,12 @@ def run(args):
 
 def report(model, targets):
     """What is there to look at in each feature's folder: its activity in the capture, sheet and page. targets: {folder: (kind, number)}"""
+    names = {folder.name for folder in targets}
     for folder, (kind, number) in sorted(targets.items()):
         if model.captured:
             results.save_activity(folder, analysis(model, model.captured, kind, number, results.times_in(folder)))
         sheet = write_sheet(folder)
-        print(f"look at {write_page(folder, targets)}, or print {sheet}")
+        print(f"look at {write_page(folder, names)}, or print {sheet}")
     if len(targets) > 1:
         print(f"all of them on one page: python report.py --atlas {folder.parent}", file=sys.stderr)
 

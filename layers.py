@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 FEW, MANY = 512, 2 ** 20    # a 3x3 convolution becomes a product for at most FEW positions and at least MANY weights [measured]
+LARGE = 2 ** 19             # from so many weights on, a gated projection is made twice rather than kept [measured]
 
 
 def quick(x, weight):
@@ -22,18 +23,48 @@ def quick(x, weight):
     return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def product(x, weight, bias=None):
+    """x W^T + b by oneDNN: (..., c_in) -> (..., c_out)."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 class Product(torch.autograd.Function):
     """y = x W^T + b, (..., c_in) -> (..., c_out), with the gradient of x alone: dL/dx = dL/dy W. Keeps W, not x."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, g):
         weight, = ctx.saved_tensors
-        return torch.ops.mkldnn._linear_pointwise(g, weight.t(), None, "none", [], ""), None, None
+        return product(g, weight.t()), None, None
+
+
+class Gated(torch.autograd.Function):
+    """y = value * gelu(gate), value and gate the halves of x W^T + b. Keeps x and makes the halves, eight times as wide, again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight, bias)
+        value, gate = product(x, weight, bias).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight, bias = ctx.saved_tensors
+        value, gate = product(x, weight, bias).chunk(2, dim=-1)
+        halves = torch.cat([g * F.gelu(gate), torch.ops.aten.gelu_backward(g * value, gate)], dim=-1)
+        return product(halves, weight.t()), None, None
+
+
+def gated(x, proj):
+    """value * gelu(gate), (value, gate) = proj(x); where the halves are large they are not kept."""
+    if quick(x, proj.weight) and proj.weight.numel() >= LARGE:
+        return Gated.apply(x, proj.weight, proj.bias)
+    value, gate = proj(x).chunk(2, dim=-1)
+    return value * F.gelu(gate)
 
 
 class Linear(nn.Linear):

@@ -95,13 +95,13 @@ WHERE = '<input type="checkbox" id="where"> <label for="where">Show where the pi
 
 
 def write_page(folder, others=()):
-    """folder/index.html; returns its path. `others` are folders that will have a page, too."""
+    """folder/index.html; returns its path. `others`: names of the folders beside it that will have a page, too."""
     folder = Path(folder)
     with alone(folder):
         found = read_results(folder)
         if not found:
             raise ValueError(f"{folder}: holds no finished result; make one with python featviz.py")
-        html = page(folder, found, read_activity(folder), {Path(other).name for other in others})
+        html = page(folder, found, read_activity(folder), others)
         with replacing(folder / "index.html") as file:
             file.write(html.encode("utf-8"))
     return folder / "index.html"

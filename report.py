@@ -300,9 +300,10 @@ def run(args):
     from atlas import write_atlas
     from page import write_page
     folders = [inside for folder in args.folder for inside in feature_folders(folder)]
+    names = {folder.name for folder in folders}
     for folder in folders:
         write_sheet(folder)
-        print(f"look at {write_page(folder, folders)}")
+        print(f"look at {write_page(folder, names)}")
     if args.atlas:
         print(f"look at {write_atlas(args.atlas)}")
     return 0

@@ -87,9 +87,10 @@ def sha256(data):
 def prepare(out):
     """Make the folder, or raise OSError before any work is done."""
     Path(out).mkdir(parents=True, exist_ok=True)
-    with replacing(Path(out) / ".writable") as file:
-        file.write(b"")
-    (Path(out) / ".writable").unlink()
+    with alone(out):                                            # several shards begin at the same moment
+        with replacing(Path(out) / ".writable") as file:
+            file.write(b"")
+        (Path(out) / ".writable").unlink()
 
 
 @contextmanager

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
           "This is all that the ascent may change: {C} numbers at each of {H} × {W} places. First, what the decoder makes of them; then the "
-          "numbers themselves.", [(featviz, "before = z.detach().clone()")], ["before"]),
+          "numbers themselves.", [(featviz, "z = before.clone()")], ["before"]),
     Stage("transformed", "Augmented", "<i>z′</i> = zoom(turn(roll(<i>z</i>)))",
           "A moved copy: what lifts the {kind} must survive small moves, so it cannot be a trick of single numbers. Drawn at random for this "
           "step: {down:+.2f} pixels down, {right:+.2f} right, {angle:+.1f} degrees, zoom {zoom:.3f}. Between pixels neighbours are mixed, which "
@@ -69,10 +69,10 @@ STAGES = (
     Stage("update", "The update", "Δ<i>z</i> = −<i>η</i> <i>m̂</i> / (√<i>v̂</i> + <i>ε</i>) − <i>η λ z</i>",
           "AdamW divides the running mean of the gradient, <i>m</i>, by its running size, √<i>v</i>: each number moves by about the learning "
           "rate, {rate:g}, wherever the gradient keeps its sign. The last term, weight decay, takes {decay:.2g} of this move's length.",
-          [(featviz, "torch.optim.AdamW([z]"), (featviz, "optimizer.step()")], ["adam_mean", "adam_square", "update"]),
+          [(featviz, "mean = mean.lerp("), (featviz, "square = (config.beta2"), (featviz, ".addcdiv(mean, size")], ["adam_mean", "adam_square", "update"]),
     Stage("after", "The latent after", "<i>z</i> ← <i>z</i> + Δ<i>z</i>",
           "Hardly different from the first picture: one step changes the latent by {change:.1%} of its length. The picture comes from "
-          "doing this {steps} times.", [(featviz, "z.copy_(")], ["after"]),
+          "doing this {steps} times.", [(featviz, "z = torch.where(alive")], ["after"]),
 )
 ANSWER = {      # of the stage "activation", for each kind of target: formula, idea, cites
     "feature": ("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − <i>b</i><sub>dec</sub>) + "

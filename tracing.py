@@ -6,9 +6,9 @@
                                                       step_050_<stage>_<what>.png  its pictures (tracepage.py)
                                                       trace.html                written last: stages in order, formula, line, numbers
 
-The loop is not touched: tensors come from the `Step` that featviz.ascend yields. Two things that a step does not carry are played
-again beside it, so that all of it can be recomputed from the file: the random draws, from a copy of the job's generator, and AdamW's
-two running means, from the gradients handed out so far. Nothing runs after the last step asked for, and no result is written.
+The loop is not touched: tensors come from the `Step` that featviz.ascend yields. What a step does not carry, its random draws, are
+played again beside it, from a copy of the job's generator, so that all of it can be recomputed from the file. Nothing runs after the
+last step asked for, and no result is written.
 """
 import json
 
@@ -51,25 +51,22 @@ def follow(model, jobs, config, steps, on_step=None):
     begin = start(model, jobs, config)
     replay = [torch.Generator().set_state(g.get_state()) for g in begin[0]]
     found, curve = [{} for _ in jobs], []
-    mean = square = torch.zeros_like(begin[1])                  # AdamW's running means before the step
     for step in ascend(model, jobs, config, begin):
         drawn = [draw(g, step.before.shape[1:], config) for g in replay]
         curve.append(step.activation.tolist())
         if step.index in steps:
             values = readout(model, step.hook, jobs)                                            # (B, S)
             for i, job in enumerate(jobs):
-                found[i][step.index] = record(model, job, config, step, i, values[i], drawn[i], (mean[i], square[i]))
+                found[i][step.index] = record(model, job, config, step, i, values[i], drawn[i])
         if on_step:
             on_step(step)
         if step.index == max(steps):
             break
-        g = torch.where(step.alive[:, None, None, None], step.smoothed, 0)
-        mean, square = config.beta1 * mean + (1 - config.beta1) * g, config.beta2 * square + (1 - config.beta2) * g ** 2
     return list(zip(found, zip(*curve)))
 
 
 @torch.no_grad()
-def record(model, job, config, step, i, values, drawn, moments):
+def record(model, job, config, step, i, values, drawn):
     """All of one step of job i, {name: tensor on the CPU}; values (S,) is what its relu is applied to."""
     hook = step.hook[i].float()                                                                 # (D, h, w)
     flat, grid = hook.flatten(1).T, hook.shape[1:]                                              # (S, D)
@@ -81,7 +78,7 @@ def record(model, job, config, step, i, values, drawn, moments):
     tensors |= dict(zip(("shift", "angle", "zoom", "eps"), map(torch.as_tensor, drawn)))
     tensors |= {"hook": hook, "pre_activation": values.reshape(grid), "climbed": climb, "update": step.after[i] - step.before[i],
                 "strongest": top.indices, "strongest_activation": top.values, "strongest_map": everything[:, top.indices].T.unflatten(1, grid),
-                "adam_mean": moments[0], "adam_square": moments[1]}
+                "adam_mean": step.mean[i], "adam_square": step.square[i]}
     tensors |= {f"penalty_{name}": value[i] for name, value in step.penalties.items()}
     tensors["loss"] = sum(value[i] for value in step.penalties.values()) - climb
     return {name: (t.float() if t.is_floating_point() else t).cpu().clone().contiguous() for name, t in tensors.items()}

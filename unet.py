@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import Conv2d, Linear
+from layers import Conv2d, Linear, gated
 
 EPS = 1e-5                  # GroupNorm in resnets and before conv_out, and LayerNorm [2: norm_eps] [3]
 TRANSFORMER_EPS = 1e-6      # GroupNorm at the entry of a transformer block [3]
@@ -88,8 +88,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(c, 2 * c_inner)
 
     def forward(self, x):
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return gated(x, self.proj)
 
 
 class FeedForward(nn.Module):

@@ -9,7 +9,7 @@ from PIL import Image
 
 import results
 from checkpoint import load
-from featviz import Config, Job, PRESETS, activation, ascend, configure, judge_result, kept_steps, measure, readout, start, stream, visualize
+from featviz import Config, Job, PRESETS, activation, adamw, ascend, configure, judge_result, kept_steps, measure, readout, start, stream, visualize
 
 TOY = "weights/toy"
 
@@ -119,6 +119,17 @@ def test_every_step_is_handed_out_before_and_after(model, short, feature):
     first, g = steps[0], steps[0].smoothed
     adam = first.before * (1 - short.learning_rate * short.weight_decay) - short.learning_rate * g / (g.abs() + short.epsilon)
     assert torch.allclose(first.after, adam, atol=1e-5)
+
+
+def test_adamw_is_torchs_to_the_bit():
+    z, config = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), Config(weight_decay=0.1)
+    theirs, mean, square = z.clone().requires_grad_(True), torch.zeros_like(z), torch.zeros_like(z)
+    optimizer = torch.optim.AdamW([theirs], config.learning_rate, (config.beta1, config.beta2), config.epsilon, config.weight_decay)
+    for n in range(1, 31):
+        theirs.grad = g = torch.randn(z.shape, generator=torch.Generator().manual_seed(n)) * 10.0 ** (n % 5 - 3)
+        z, mean, square = adamw(z, g, mean, square, n, config)
+        optimizer.step()
+        assert torch.equal(z, theirs.detach()), n
 
 
 def test_the_penalties_pull_where_they_should(model, short, feature):

@@ -96,7 +96,7 @@ def test_the_pictures_are_those_of_the_commands(done):
 
 
 @pytest.mark.parametrize("function, text", [
-    (featviz.activation, ".mean(dim=1)"), (featviz.ascend, "torch.optim.AdamW("), (featviz.draw, "torch.randn(shape, generator=generator)"),
+    (featviz.activation, ".mean(dim=1)"), (featviz.adamw, "return z, mean, square"), (featviz.draw, "torch.randn(shape, generator=generator)"),
     (regularizers.spectral_filter, "torch.fft.fft2(g) / (r + 1)"), (activity.profile, "return shares if shares.any() else"),
     (featviz.measure, "model.sae.pre_acts(h)")])
 def test_what_the_lesson_changes_is_there(function, text):

@@ -178,7 +178,7 @@ def test_features_that_have_a_page_are_links(folder):
     other = feature(folder.with_name("feature_00009"))
     write(other)
     raw = feature(folder.with_name("channel_0005"), nearest_channel=None)
-    parsed = write(folder, [folder, raw])
+    parsed = write(folder, {folder.name, raw.name})
     write(raw)
     check(parsed, folder)
     assert {a["href"] for a in parsed.all("a") if a["href"].startswith("..")} == {"../feature_00009/index.html", "../channel_0005/index.html"}

@@ -242,8 +242,8 @@ def test_the_page_needs_no_network(traced):
 def test_cited_lines_are_the_ones_that_do_it(page):
     """Each stage's line, looked up by its number in the file itself, holds the operation that the section speaks of."""
     expected = {"before": "clone()", "transformed": "reg.transform(", "noised": "abar.sqrt() * z", "hook": "until=model.hook_point",
-                "loss": "-climb + sum(", "gradient": "autograd.grad(", "filtered": "ifft2", "smoothed": "torch.exp(", "update": "AdamW(",
-                "after": "z.copy_("}
+                "loss": "-climb + sum(", "gradient": "autograd.grad(", "filtered": "ifft2", "smoothed": "torch.exp(", "update": "config.beta",
+                "after": "torch.where(alive"}
     cited = list(zip(page.cited[::2], page.cited[1::2]))
     assert len(cited) == len(STEPS) * sum(len(stage.cites or "12") for stage in tracepage.STAGES)
     for where, line in cited:

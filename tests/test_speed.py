@@ -1,0 +1,203 @@
+"""Quick layers give what torch's own give; an ascent runs and reads no more than it needs; lower precision finds the same. Nothing is timed."""
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import layers
+from bench import speed, ways
+from checkpoint import WeightsError, load
+from featviz import Job, ascend, configure, measure, readout, visualize
+from tensorfile import read_header
+from tests.seeded import TOY, filled, gradient, on_meta, randn, relative_error, unet_inputs
+from tests.test_checkpoint import check_message, networks
+from tests.tiny import HOOK, PATHS, edit_tensors, write_model
+from toyworld.judge import load_judge
+
+TOY_WEIGHTS = "weights/toy"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model(one_thread):
+    return load(TOY_WEIGHTS)
+
+
+def values_and_gradient(unet):
+    z, t, context = unet_inputs()
+    z.requires_grad_(True)
+    h = unet(z, t, context, until=HOOK)
+    return h.detach(), gradient(h, z)
+
+
+@pytest.mark.parametrize("few", ["as measured", "every convolution a product"])
+def test_quick_layers_are_torchs_own(few, monkeypatch):
+    """Weights that collect gradients take torch's way, so one network gives both."""
+    if few != "as measured":
+        monkeypatch.setattr(layers, "FEW", 2 ** 20)
+        monkeypatch.setattr(layers, "MANY", 0)
+        monkeypatch.setattr(layers, "LARGE", 0)
+    unet, products, apply = filled("unet", TOY["unet"]), [], layers.Product.apply
+    monkeypatch.setattr(layers.Product, "apply", lambda *args: products.append(args[1].shape) or apply(*args))
+    quick = values_and_gradient(unet)
+    used = len(products)
+    plain = values_and_gradient(unet.requires_grad_(True))
+    assert used == len(products) and used > 0 and (9 * 224 in {shape[1] for shape in products}) == (few != "as measured")
+    for a, b in zip(quick, plain):
+        print(few, relative_error(a, b))
+        assert relative_error(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize("stride, kernel, shape", [(1, 3, (2, 5, 7)), (2, 3, (1, 6, 4)), (1, 1, (3, 3, 5))])
+def test_a_convolution_as_a_product(stride, kernel, shape, monkeypatch):
+    """Maps that are not square, more than one row; a stride of 2 stays torch's."""
+    monkeypatch.setattr(layers, "MANY", 0)
+    B, h, w = shape
+    conv = layers.Conv2d(6, 10, kernel, stride=stride, padding=kernel // 2).requires_grad_(False)
+    x = randn(B, 6, h, w, seed=1).requires_grad_(True)
+    y, reference = conv(x), torch.nn.functional.conv2d(x, conv.weight, conv.bias, stride, kernel // 2)
+    assert relative_error(y, reference) <= 1e-5 and relative_error(gradient(y, x), gradient(reference, x)) <= 1e-5
+
+
+def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
+    config = configure(model, num_steps=5, prior="noise")
+    jobs = [Job(model.settings["feature"], 600, seed=s) for s in (1, 2)]
+    quick = list(ascend(model, jobs, config))
+    monkeypatch.setattr(layers, "quick", lambda x, weight: False)
+    for a, b in zip(quick, ascend(model, jobs, config)):
+        assert relative_error(a.hook, b.hook) <= 1e-5 and relative_error(a.after, b.after) <= 1e-5
+
+
+def test_the_originals_way_climbs_the_same(model):
+    """The bench compares costs of one and the same computation: equal activations, step by step."""
+    config, jobs = configure(model, num_steps=4, prior="noise"), ways.jobs_of(model, 2, timestep=600)
+    for theirs, ours in zip(ways.original(model, jobs, config), ways.ours(model, jobs, config)):
+        assert torch.allclose(theirs, ours, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None and not p.requires_grad for net in (model.unet, model.sae) for p in net.parameters())
+
+
+def test_bfloat16_finds_the_same(model):
+    """Final activation, measured in float32, and what the judge sees in the pictures."""
+    half, judge = load(TOY_WEIGHTS, dtype=torch.bfloat16), load_judge(TOY_WEIGHTS)
+    jobs = [Job(model.settings["feature"], 600, seed=s) for s in (1024, 1111)]
+    seen, reached = [], []
+    for net in (model, half):
+        results = visualize(net, jobs, configure(model, num_steps=20, prior="noise"), batch_size=2)
+        reached.append(measure(model, torch.stack([r.latent for r in results]), jobs)[0].mean().item())
+        seen.append(judge.verdict(torch.stack([r.image for r in results]))[0].tolist())
+    print(reached, seen)
+    assert seen[0] == seen[1] and reached[1] >= 0.9 * reached[0]
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------------------------
+
+def test_operations_of_full_size():
+    """Exit at the hook, frozen weights: 790 GFLOP; weights that collect gradients cost the forward pass's layers once more."""
+    unet, shape = on_meta("unet"), (4, 64, 64)
+    (forward, maps), (step, _) = (ways.count(unet, shape, backward=b) for b in (False, True))
+    whole, collecting = ways.count(unet, shape, until=None, backward=False)[0], ways.count(unet, shape, collecting=True)[0]
+    assert 370e9 < forward < 372e9 and 788e9 < step < 791e9 and whole > 2 * forward
+    assert collecting - step == pytest.approx(forward - maps, rel=0.01)
+
+
+def test_one_row_of_the_sae_needs_no_matrix_product(model):
+    h = torch.randn(1, model.sae.b_dec.numel(), 4, 4)
+    with FlopCounterMode(display=False) as one:
+        readout(model, h, [Job(3)])
+    with FlopCounterMode(display=False) as every:
+        model.sae.linear(h.flatten(2).transpose(1, 2))
+    assert one.get_total_flops() == 0 and every.get_total_flops() == 2 * 16 * h.shape[1] * model.sae.features
+
+
+# --- reading no more than is needed ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_model(tmp_path / "tiny")
+
+
+def lazy(folder):
+    return load(folder, lazily=True)
+
+
+def ascent(model, **changes):
+    config = dataclasses.replace(configure(model, num_steps=2, prior_steps=3), **changes)
+    return [step.after for step in ascend(model, [Job(3, 300)], config)]
+
+
+def test_what_a_hook_point_needs_is_what_runs(folder):
+    unet, ran = load(folder).unet, []
+    for name, module in unet.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    for hook_point in unet.hook_points:
+        ran.clear()
+        unet(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 77, 16), until=hook_point)
+        assert unet.needed("unet." + hook_point) == {name for name in unet.state_dict() if name.rpartition(".")[0] in ran}
+
+
+def test_an_ascent_reads_the_unet_up_to_the_hook(folder):
+    model, whole = lazy(folder), load(folder)
+    assert all(torch.equal(a, b) for a, b in zip(ascent(model, prior="noise"), ascent(whole, prior="noise")))
+    assert model.unread.keys() == {"vae", "text_encoder", "unet beyond"}                        # the prompt's encoder was let go of again
+    there = {name for name, p in model.unet.named_parameters() if p.device.type != "meta"}
+    assert there == model.unet.state_dict().keys() - model.unread["unet beyond"]
+    assert "up_blocks.1.attentions.1.proj_out.weight" in there and "up_blocks.1.resnets.2.conv1.weight" not in there
+
+
+def test_the_rest_is_read_when_it_is_needed(folder):
+    model, whole = lazy(folder), load(folder)
+    assert all(torch.equal(a, b) for a, b in zip(ascent(model, prior="steer"), ascent(whole, prior="steer")))
+    assert model.unread.keys() == {"vae", "text_encoder"}
+    z = torch.randn(1, *model.latent_shape)
+    assert torch.equal(model.decode(z), whole.decode(z)) and torch.equal(model.embed(["a", "b"]), whole.embed(["a", "b"]))
+    assert not model.unread and all(p.device.type == "cpu" and not p.requires_grad for net in networks(model).values() for p in net.parameters())
+
+
+def test_all_headers_are_checked_however_little_is_read(folder):
+    edit_tensors(folder / PATHS["vae"][1], lambda x: {k: v for k, v in x.items() if k != "quant_conv.bias"})
+    with pytest.raises(WeightsError, match="lacks tensor 'quant_conv.bias'"):
+        lazy(folder)
+
+
+def test_a_file_that_changed_before_it_was_read_to_the_end(folder):
+    model = lazy(folder)
+    ascent(model, prior="noise")
+    edit_tensors(folder / PATHS["vae"][1], lambda x: {k: 2 * v for k, v in x.items()})
+    with pytest.raises(WeightsError) as caught:
+        model.decode(torch.randn(1, *model.latent_shape))
+    check_message(caught.value, folder / PATHS["vae"][1], "was changed while it was in use", "start again")
+
+
+def test_no_nan_is_read_late_either(folder):
+    edit_tensors(folder / PATHS["vae"][1], lambda x: x | {"quant_conv.bias": x["quant_conv.bias"] * float("nan")})
+    model = lazy(folder)
+    for _ in range(2):                                          # refused each time, never half read
+        with pytest.raises(WeightsError, match="quant_conv.bias holds NaN"):
+            model.decode(torch.randn(1, *model.latent_shape))
+
+
+# --- the bench ---------------------------------------------------------------------------------------------------------------
+
+def test_the_bench_runs_and_prints_its_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "TOY", write_model(tmp_path / "tiny"))
+    monkeypatch.setattr(ways, "rates", lambda device, dtype: {"torch": 1e11})
+    speed.main(["--toy", "--quick", "--device", "cpu", "--only", "step,paper,table", "--out", str(tmp_path)])
+    stored, printed = json.loads((tmp_path / "speed_cpu.json").read_text()), capsys.readouterr().out
+    assert {(r["way"], r["dtype"]) for r in stored["step"]["toy"]["rows"]} >= {("original", "float32"), ("ours", "float32"), ("ours", "bfloat16")}
+    assert "| 1 | ours | float32 |" in printed and "409,600 jobs" in printed and stored["paper"]["jobs"] == 409600
+
+
+def test_full_size_weights_are_a_folder_that_loads(tmp_path, monkeypatch):
+    """The writer, at small sizes."""
+    small = {"unet": dict(block_out_channels=[16, 16, 32, 32], cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8),
+             "vae": dict(block_out_channels=[8, 8, 16], layers_per_block=1, norm_num_groups=4), "text_encoder": dict(hidden_size=16)}
+    nets = {ways.UNet: "unet", ways.VAE: "vae", ways.TextEncoder: "text_encoder"}
+    monkeypatch.setattr(ways, "skeleton", lambda network, sizes, path, build=ways.skeleton: build(
+        network, small[nets[network]] if network in nets else sizes, path))
+    monkeypatch.setattr(ways, "SAE_CONFIG", ways.SAE_CONFIG | {"d_in": 32, "num_latents": 64})
+    folder = ways.write_full(tmp_path / "random")
+    assert read_header(folder / PATHS["unet"][1])["conv_in.weight"].shape == (16, 4, 3, 3)
+    vocab = json.loads((folder / "tokenizer/vocab.json").read_text(encoding="utf-8"))
+    assert len(vocab) == 49408 and ways.write_full(folder) == folder
