@@ -183,7 +183,7 @@ class Model:
     def __init__(self, found, device, dtype, parts):
         self.folder, self.name, self.note, self.files = found.folder, found.name, found.note, found.files
         self.device, self.dtype, self.parts = torch.device(device), dtype, parts
-        self.sources, self.unread = found.sources, {}
+        self.sources, self.unread, self.lazily = found.sources, {}, False
         self.schedule, self.hook_point, self.settings = Schedule(**found.schedule, device=device), found.hook_point, found.settings
         self.captured = None                    # the folder of a capture that activity.attach added
         self.latent_shape = (parts["unet"].conv_in.in_channels, *found.latent)
@@ -202,8 +202,15 @@ class Model:
             self.sources[part or name].read(precision(part or name, self.dtype), self.device, self.unread[name])
             del self.unread[name]
 
+    def let_go(self, name):
+        """Give back the memory of a network of a model that was loaded lazily; its numbers are read again when they are used."""
+        if self.lazily and name in self.parts:
+            self.parts[name].to("meta")
+            self.unread[name] = set(self.sources[name].entries)
+
     def read_later(self):
         """Leave the networks' numbers unread, the UNet's in two: up to the hook point, and beyond it."""
+        self.lazily = True
         self.unread = {part: set(self.sources[part].entries) for part in PARTS if part in self.sources}
         unet, first = self.parts["unet"], self.parts["unet"].needed(self.hook_point)
         self.unread |= {"unet": first, "unet beyond": self.unread["unet"] - first}
@@ -225,12 +232,11 @@ class Model:
 
     @cached_property
     def empty_prompt(self):
-        """The text (1, 77, Dc) of "", all that an ascent wants of the text encoder: where that was unread, it is let go of again."""
-        unread = self.unread.get("text_encoder")
+        """The text (1, 77, Dc) of "", all that an ascent wants of the text encoder."""
+        unread = "text_encoder" in self.unread
         text = self.text_encoder(self.tokenizer([""]).to(self.device))
         if unread:
-            self.parts["text_encoder"].to("meta")
-            self.unread["text_encoder"] = unread
+            self.let_go("text_encoder")
         return text
 
     def encode(self, images):

@@ -1,6 +1,5 @@
 """The Markdown tables of bench/speed.py, and what a whole SAE would cost, worked out from counted operations."""
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ways
 from unet import UNet
@@ -16,6 +15,7 @@ SAE_POSITIONS, SAE_WIDTH = 256, 1280
 
 def paper(_folder=None):
     """Operations of all features x time steps x seeds, and hours on 1 and 8 cards."""
+    from torch.utils.flop_counter import FlopCounterMode         # as in ways.count
     shape = (4, 64, 64)
     with torch.device("meta"):
         net, vae = UNet(), VAE()

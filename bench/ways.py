@@ -17,7 +17,6 @@ import sys
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import regularizers as reg
 from checkpoint import BPE_FILE, PARTS, skeleton
@@ -163,6 +162,7 @@ def endless(model):
 
 def count(net, shape, batch=1, until=HOOK_POINT, backward=True, collecting=False):
     """Operations (a multiplication and an addition are two) of a UNet on the meta device: (all, those of attention maps)."""
+    from torch.utils.flop_counter import FlopCounterMode         # takes 70 MB, which the memory section must not count
     width = net.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
     net.requires_grad_(collecting)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -1,0 +1,31 @@
+"""The README's pictures of pages: python -m tests.browser.pictures
+
+Needs `python featviz.py --out out/first`, and what the README's commands for a trace and for the atlas leave in out/toy.
+"""
+import tempfile
+from pathlib import Path
+
+from tests.browser.chromium import Chromium
+
+ROOT = Path(__file__).parents[2]
+TOY = ROOT / "out/toy"
+SHOTS = (   # name, page, fragment, height of the window
+    ("feature", ROOT / "out/first/toy/feature_01447/index.html", "", 1000),
+    ("atlas", TOY / "index.html", "#concept=Flower", 800),
+    ("trace", TOY / "feature_00169/t0600/seed_1024_trace/trace.html", "#s50-activation", 720),
+)
+
+
+def main():
+    with tempfile.TemporaryDirectory() as profile:
+        browser = Chromium(profile)
+        for name, page, fragment, height in SHOTS:
+            browser.window(1280, height)
+            browser.open(page, fragment)
+            browser.screenshot(ROOT / f"pictures/{name}.png")
+            assert not browser.errors, browser.errors
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
