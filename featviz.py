@@ -142,13 +142,23 @@ def draw(generator, shape, config):
             1 + (config.scale_max - 1) * turn[1], torch.randn(shape, generator=generator))
 
 
-def start(model, jobs, config):
-    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or the sample steered from that noise."""
+def start(model, jobs, config, priors=None):
+    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or the sample steered from that noise.
+
+    That sample depends on target and seed alone. `priors` {(target, seed): (4, H, W)} holds those that earlier batches made; it is brought
+    up to date, and loses the targets that these jobs no longer have.
+    """
     generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
     z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
     if config.prior == "steer":
-        z = steered_prior(model, jobs, jobs[0].kind, z, config.steer_scale, config.prior_sampler, config.prior_steps,
-                          config.steer_steps)
+        known, keys = {} if priors is None else priors, [(job.target, job.seed) for job in jobs]
+        if not known.keys() >= set(keys):                           # a whole batch or none: kernels of another shape round differently
+            z = steered_prior(model, jobs, jobs[0].kind, z, config.steer_scale, config.prior_sampler, config.prior_steps,
+                              config.steer_steps)
+            kept = {key: latent for key, latent in known.items() if key[0] in {job.target for job in jobs}}
+            known.clear()
+            known.update(kept | dict(zip(keys, z)))
+        z = torch.stack([known[key] for key in keys])
     return generators, z
 
 
@@ -283,9 +293,9 @@ def strongest(everything, target):
     return [[k, everything[k].item()] for k in order if k != target][:OTHERS]
 
 
-def run_batch(model, jobs, config, on_step=None, frames=0):
+def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
     """The whole course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for each."""
-    begin = start(model, jobs, config)
+    begin = start(model, jobs, config, priors)
     first = measure(model, begin[1], jobs)[0]
     history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])         # steps done -> (B, 4, H, W)
     for step in ascend(model, jobs, config, begin):
@@ -322,10 +332,10 @@ def stream(model, jobs, config, batch_size=None, on_step=None, frames=0):
     copies, because kernels of another shape round differently: so a job gives the same result alone and among others.
     `frames` pictures of the course are kept with each, see `kept_steps`."""
     check_jobs(model, jobs)
-    size = batch_size or default_batch_size(model)
+    size, priors = batch_size or default_batch_size(model), {}
     for i in range(0, len(jobs), size):
         batch = jobs[i:i + size]
-        yield from run_batch(model, [*batch, *batch[-1:] * (size - len(batch))], config, on_step, frames)[:len(batch)]
+        yield from run_batch(model, [*batch, *batch[-1:] * (size - len(batch))], config, on_step, frames, priors)[:len(batch)]
 
 
 def visualize(model, jobs, config, batch_size=None, on_step=None):

@@ -23,14 +23,11 @@ def paper(_folder=None):
             vae.encode(vae.decode(torch.empty(1, *shape)))
     step, forward, whole = ways.count(net, shape)[0], ways.count(net, shape, backward=False)[0], ways.count(net, shape, until=None, backward=False)[0]
     sae = 2 * SAE_POSITIONS * SAE_WIDTH * FEATURES
-    parts = {"ascent": STEPS * step, "steered prior": PRIOR_STEPS * whole, "scores": SCORES * (forward + sae), "decode, encode": counter.get_total_flops()}
+    parts = {"ascent": STEPS * step, "its share of the steered prior": PRIOR_STEPS * whole / TIMES, "scores": SCORES * (forward + sae), "decode, encode": counter.get_total_flops()}
     jobs = FEATURES * TIMES * SEEDS
     total = jobs * sum(parts.values())
-    shared = total - jobs * parts["steered prior"] * (1 - 1 / TIMES)
-    hours = lambda n, cards: n / (SHARE * PEAK * cards) / 3600
     return {"operations": {"step": step, "to the hook": forward, "whole UNet": whole, "SAE": sae}, "of one job": parts, "jobs": jobs, "total": total,
-            "total with a prior for each feature and seed": shared, "hours": {n: hours(total, n) for n in (1, 8)},
-            "hours with a prior for each feature and seed": {n: hours(shared, n) for n in (1, 8)}}
+            "hours": {cards: total / (SHARE * PEAK * cards) / 3600 for cards in (1, 8)}}
 
 
 def markdown(results):
@@ -83,11 +80,12 @@ def paper_table(paper):
     """The arithmetic, line by line. A computation, no measurement."""
     tera, parts = (lambda n: f"{n / 1e12:.3g}"), paper["of one job"]
     rows = [("a step: UNet to the hook, forward and backward", paper["operations"]["step"], ""),
-            *((name, n, {"ascent": f"{STEPS} steps", "steered prior": f"{PRIOR_STEPS} passes of the whole UNet at {tera(paper['operations']['whole UNet'])}",
+            *((name, n, {"ascent": f"{STEPS} steps", "its share of the steered prior": f"{PRIOR_STEPS} passes of the whole UNet at "
+                         f"{tera(paper['operations']['whole UNet'])}, for {TIMES} time steps",
                          "scores": f"{SCORES} passes to the hook and through the SAE"}.get(name, "")) for name, n in parts.items()),
-            ("one job", sum(parts.values()), ""), (f"{paper['jobs']:,} jobs", paper["total"], f"{FEATURES} features x {TIMES} time steps x {SEEDS} seeds"),
-            ("the same, a prior shared by a feature's time steps", paper["total with a prior for each feature and seed"], "")]
-    time = lambda key: ", ".join(f"{hours:.1f} h on {n} {CARD}" for n, hours in paper[key].items())
+            ("one job, --frames 0", sum(parts.values()), ""),
+            (f"{paper['jobs']:,} jobs", paper["total"], f"{FEATURES} features x {TIMES} time steps x {SEEDS} seeds")]
+    time = ", ".join(f"{hours:.1f} h on {n} {CARD}" for n, hours in paper["hours"].items())
     return ["", f"Computed, not measured; assumed: {SHARE:.0%} of {PEAK / 1e12:.0f} TFLOP/s, {CARD}s that share nothing", "",
             "| | TFLOP | |", "|---|---|---|", *(f"| {name} | {tera(n)} | {note} |" for name, n, note in rows), "",
-            f"All: {time('hours')}; with shared priors {time('hours with a prior for each feature and seed')}."]
+            f"All: {time}."]

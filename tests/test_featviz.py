@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import featviz
 import results
 from checkpoint import load
 from featviz import Config, Job, PRESETS, activation, adamw, ascend, configure, judge_result, kept_steps, measure, readout, start, stream, visualize
@@ -222,3 +223,20 @@ def test_a_seeded_picture_equals_the_stored_one(model, short, feature):
     result, = visualize(model, [Job(**record["job"])], Config(**record["config"]), batch_size=1)
     stored = torch.from_numpy(np.asarray(Image.open("tests/fixtures/picture.png"), dtype=np.float32))
     assert (torch.from_numpy(results.to_uint8(result.image)).float() - stored).abs().mean() < 2
+
+
+def test_a_prior_is_sampled_once_for_a_target_and_seed(model, short, feature, monkeypatch):
+    """Time steps share it, to the bit of one that is sampled for each; another target's are given up."""
+    made, sampled = [], featviz.steered_prior
+    monkeypatch.setattr(featviz, "steered_prior", lambda model, jobs, *rest: made.append(jobs) or sampled(model, jobs, *rest))
+    settings = dataclasses.replace(short, prior="steer", num_steps=1)
+    jobs = [Job(feature=f, timestep=t, seed=s) for f in (feature, 37) for t in (300, 600, 900) for s in (1, 2)]
+    together = list(stream(model, jobs, settings, batch_size=2))
+    assert made == [jobs[:2], jobs[6:8]]
+    for job, result in list(zip(jobs, together))[4::5]:
+        alone, = stream(model, [job], settings, batch_size=2)
+        assert torch.equal(alone.latent, result.latent)
+    priors = {}
+    for batch in (jobs[:2], jobs[6:8]):
+        start(model, batch, settings, priors)
+        assert priors.keys() == {(job.target, job.seed) for job in batch}
