@@ -177,13 +177,13 @@ class Model:
     unet, vae, sae, text_encoder, tokenizer, schedule; `hook_point` is the SAE's, or up1.1; `settings` is featviz.json;
     `latent_shape` is (4, H, W) of the size that the UNet was trained at; `note` says which of a single file's weights were taken.
     A part that is lacking raises WeightsError when it is used. `unread` holds those whose numbers are read when they are first used:
-    names of tensors for each part.
+    names of tensors for each part, out of `pieces`.
     """
 
     def __init__(self, found, device, dtype, parts):
         self.folder, self.name, self.note, self.files = found.folder, found.name, found.note, found.files
         self.device, self.dtype, self.parts = torch.device(device), dtype, parts
-        self.sources, self.unread, self.lazily = found.sources, {}, False
+        self.sources, self.unread, self.pieces = found.sources, {}, {}
         self.schedule, self.hook_point, self.settings = Schedule(**found.schedule, device=device), found.hook_point, found.settings
         self.captured = None                    # the folder of a capture that activity.attach added
         self.latent_shape = (parts["unet"].conv_in.in_channels, *found.latent)
@@ -202,24 +202,29 @@ class Model:
             self.sources[part or name].read(precision(part or name, self.dtype), self.device, self.unread[name])
             del self.unread[name]
 
-    def let_go(self, name):
-        """Give back the memory of a network of a model that was loaded lazily; its numbers are read again when they are used."""
-        if self.lazily and name in self.parts:
-            self.parts[name].to("meta")
-            self.unread[name] = set(self.sources[name].entries)
+    def let_go(self, name, part=None):
+        """Give back the memory of what `read` reads, of a model that was loaded lazily; it is read again when it is used."""
+        if name in self.pieces:
+            net, names = self.parts[part or name], self.pieces[name]
+            net.load_state_dict({key: p.to("meta") for key, p in net.state_dict().items() if key in names}, strict=False, assign=True)
+            self.unread[name] = names
 
     def read_later(self):
-        """Leave the networks' numbers unread, the UNet's in two: up to the hook point, and beyond it."""
-        self.lazily = True
-        self.unread = {part: set(self.sources[part].entries) for part in PARTS if part in self.sources}
+        """Leave the networks' numbers unread: the UNet's in two, up to the hook point and beyond it, the SAE's decoder for itself."""
+        self.pieces = {part: set(source.entries) for part, source in self.sources.items()}
         unet, first = self.parts["unet"], self.parts["unet"].needed(self.hook_point)
-        self.unread |= {"unet": first, "unet beyond": self.unread["unet"] - first}
-        for name in {name.rpartition(".")[0] for name in self.unread["unet beyond"]}:
+        self.pieces |= {"unet": first, "unet beyond": self.pieces["unet"] - first}
+        if "sae" in self.pieces:
+            self.pieces |= {"sae": self.pieces["sae"] - {"W_dec"}, "decoder": {"W_dec"}}
+        self.unread = dict(self.pieces)
+        for name in {name.rpartition(".")[0] for name in self.pieces["unet beyond"]}:
             unet.get_submodule(name).register_forward_pre_hook(lambda *_: self.read("unet beyond", "unet"))
 
     unet = property(lambda self: self.part("unet", "config.json and diffusion_pytorch_model.safetensors"))
     vae = property(lambda self: self.part("vae", "config.json and diffusion_pytorch_model.safetensors"))
     sae = property(lambda self: self.part("sae", "a folder named after its hook point with cfg.json and sae.safetensors"))
+    whole_sae = property(lambda self: self.read("decoder", "sae") or self.sae, doc="The SAE, its decoder W_dec read as well: an ascent "
+                         "needs it at the start and at the end alone, so lazily loaded it is let go of in between.")
     text_encoder = property(lambda self: self.part("text_encoder", "config.json and model.safetensors"))
     tokenizer = property(lambda self: self.part("tokenizer", "vocab.json and merges.txt"))
     activity = property(lambda self: self.part("sae/*/activity.safetensors", "the largest activations, from which a steered prior "
@@ -346,8 +351,7 @@ def load(path, device="cpu", dtype=torch.float32, ema=False, lazily=False):
     Raises WeightsError, whose text is one line: the file, what was expected, what to do.
     """
     found = path if isinstance(path, Found) else find(path, ema)
-    later = PARTS if lazily else ()
-    parts = {part: source.net if part in later else source.read(precision(part, dtype), device) for part, source in found.sources.items()}
+    parts = {part: source.net if lazily else source.read(precision(part, dtype), device) for part, source in found.sources.items()}
     if found.tokenizer:
         parts["tokenizer"] = found.tokenizer
     if found.activity:

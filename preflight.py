@@ -102,8 +102,9 @@ def fit(model):
     h_hat, active = [], 0
     for positions in h.split(FIT_BLOCK):                                                        # (n, F) at a time
         acts = model.sae.encode(positions)
-        h_hat.append(model.sae.decode(acts))
+        h_hat.append(model.whole_sae.decode(acts))
         active += (acts > 0).sum().item()
+    model.let_go("decoder", "sae")
     return fvu(model.sae.preprocess(h), torch.cat(h_hat)).item(), active / len(h)
 
 

@@ -22,7 +22,9 @@ from schedule import SAMPLERS, guided
 def directions(model, jobs, kind):
     """The direction d of each job: (B, D)."""
     if kind == "feature":
-        return model.sae.W_dec[[job.feature for job in jobs]]
+        rows = model.whole_sae.W_dec[[job.feature for job in jobs]]
+        model.let_go("decoder", "sae")
+        return rows
     return torch.eye(model.unet.width(model.hook_point), device=model.device)[[job.channel for job in jobs]]
 
 

@@ -140,7 +140,7 @@ def test_what_a_hook_point_needs_is_what_runs(folder):
 def test_an_ascent_reads_the_unet_up_to_the_hook(folder):
     model, whole = lazy(folder), load(folder)
     assert all(torch.equal(a, b) for a, b in zip(ascent(model, prior="noise"), ascent(whole, prior="noise")))
-    assert model.unread.keys() == {"vae", "text_encoder", "unet beyond"}                        # the prompt's encoder was let go of again
+    assert model.unread.keys() == {"vae", "text_encoder", "unet beyond", "decoder"}             # the prompt's encoder was let go of again
     there = {name for name, p in model.unet.named_parameters() if p.device.type != "meta"}
     assert there == model.unet.state_dict().keys() - model.unread["unet beyond"]
     assert "up_blocks.1.attentions.1.proj_out.weight" in there and "up_blocks.1.resnets.2.conv1.weight" not in there
@@ -149,7 +149,8 @@ def test_an_ascent_reads_the_unet_up_to_the_hook(folder):
 def test_the_rest_is_read_when_it_is_needed(folder):
     model, whole = lazy(folder), load(folder)
     assert all(torch.equal(a, b) for a, b in zip(ascent(model, prior="steer"), ascent(whole, prior="steer")))
-    assert model.unread.keys() == {"vae", "text_encoder"}
+    assert model.unread.keys() == {"vae", "text_encoder", "decoder"} and model.sae.W_dec.device.type == "meta"
+    assert torch.equal(model.whole_sae.W_dec, whole.sae.W_dec)
     z = torch.randn(1, *model.latent_shape)
     assert torch.equal(model.decode(z), whole.decode(z)) and torch.equal(model.embed(["a", "b"]), whole.embed(["a", "b"]))
     assert not model.unread and all(p.device.type == "cpu" and not p.requires_grad for net in networks(model).values() for p in net.parameters())
