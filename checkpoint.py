@@ -210,13 +210,14 @@ class Model:
             self.unread[name] = names
 
     def read_later(self):
-        """Leave the networks' numbers unread: the UNet's in two, up to the hook point and beyond it, the SAE's decoder for itself."""
-        self.pieces = {part: set(source.entries) for part, source in self.sources.items()}
+        """Leave the networks' numbers unread, the UNet's in two: up to the hook point, and beyond it. Let go of the SAE's decoder."""
+        self.pieces = {part: set(self.sources[part].entries) for part in PARTS if part in self.sources}
         unet, first = self.parts["unet"], self.parts["unet"].needed(self.hook_point)
         self.pieces |= {"unet": first, "unet beyond": self.pieces["unet"] - first}
-        if "sae" in self.pieces:
-            self.pieces |= {"sae": self.pieces["sae"] - {"W_dec"}, "decoder": {"W_dec"}}
         self.unread = dict(self.pieces)
+        if "sae" in self.parts:
+            self.pieces["decoder"] = {"W_dec"}
+            self.let_go("decoder", "sae")
         for name in {name.rpartition(".")[0] for name in self.pieces["unet beyond"]}:
             unet.get_submodule(name).register_forward_pre_hook(lambda *_: self.read("unet beyond", "unet"))
 
@@ -351,7 +352,8 @@ def load(path, device="cpu", dtype=torch.float32, ema=False, lazily=False):
     Raises WeightsError, whose text is one line: the file, what was expected, what to do.
     """
     found = path if isinstance(path, Found) else find(path, ema)
-    parts = {part: source.net if lazily else source.read(precision(part, dtype), device) for part, source in found.sources.items()}
+    later = PARTS if lazily else ()
+    parts = {part: source.net if part in later else source.read(precision(part, dtype), device) for part, source in found.sources.items()}
     if found.tokenizer:
         parts["tokenizer"] = found.tokenizer
     if found.activity:
