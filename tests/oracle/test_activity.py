@@ -62,7 +62,8 @@ def model():
     sae.load_state_dict(weights, assign=True)
     tables = {"timesteps": torch.arange(981.0, 0, -20), "max_feature": randn(50, F, seed=40).abs(), "max_channel": randn(50, D, seed=41).abs(),
               "share_feature": (randn(50, F, seed=42) - 0.5).relu(), "share_channel": (randn(50, D, seed=43) - 0.5).relu()}
-    return SimpleNamespace(unet=filled("unet", TOY["unet"]), sae=sae.requires_grad_(False), parts={"sae": sae}, hook_point=HOOK,
+    return SimpleNamespace(unet=filled("unet", TOY["unet"]), sae=sae.requires_grad_(False), whole_sae=sae, parts={"sae": sae},
+                           hook_point=HOOK, let_go=lambda *parts: None,
                            schedule=Schedule(), device=torch.device("cpu"), dtype=torch.float32, latent_shape=(4, 16, 16),
                            embed=lambda prompts: torch.cat([TEXTS[p] for p in prompts]), decode=lambda z: z, activity=tables)
 
