@@ -12,7 +12,7 @@ from pathlib import Path
 from featviz import PRESETS, Config
 
 ROOT = Path(__file__).parent
-FRAMES = 8                  # the command line's own number of kept pictures
+FRAMES = 8                  # pictures of the course that a run keeps when no flag says otherwise
 
 
 def usual(recipe, weights):

@@ -16,6 +16,7 @@ import torch
 
 import results
 from activity import TABLES, analysis, attach, find, fits, timesteps
+from again import FRAMES
 from capture import capture, probe_settings
 from capture import configure as capture_settings
 from checkpoint import WeightsError, load
@@ -103,7 +104,7 @@ def parse(argv):
     parser.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), help="one result each")
     parser.add_argument("--preset", choices=PRESETS, help="all settings below at once (default: sae, or raw with --channel)")
     parser.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together")
-    parser.add_argument("--frames", type=int, default=8, metavar="N", help="pictures of the course to keep with each result, 2 to 50, or 0; "
+    parser.add_argument("--frames", type=int, default=FRAMES, metavar="N", help="pictures of the course to keep with each result, 2 to 50, or 0; "
                         "changes no result")
     add_common(parser)
     add_shard(parser)

@@ -19,7 +19,7 @@ import time
 import torch
 
 import regularizers as reg
-from checkpoint import BPE_FILE, PARTS, skeleton
+from checkpoint import BPE_FILE, HOOK_POINT, PARTS, skeleton
 from clip import TextEncoder, Tokenizer
 from featviz import Job, activation, ascend, configure, draw, start
 from layers import Product
@@ -28,7 +28,7 @@ from sae import SAE
 from unet import UNet
 from vae import VAE
 
-HOOK_POINT, WIDTH, FEATURES = "up_blocks.1.attentions.1", 1280, 20480
+WIDTH, FEATURES = 1280, 20480
 SAE_CONFIG = {"d_in": WIDTH, "num_latents": FEATURES, "k": 32, "input_unit_norm": False}
 BLOCK = 2 ** 24                                                 # numbers drawn at once
 

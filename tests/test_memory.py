@@ -134,6 +134,22 @@ def test_the_fit_check_tells_the_own_sae_from_another_s(tmp_path):
     assert preflight.fit(load(folder)) == (own, active)         # known inputs: the same numbers each time
 
 
+def test_the_fit_check_tells_the_toys_hook_point_and_weights():
+    model = load("weights/toy")
+    home, width = model.hook_point, model.unet.width(model.hook_point)
+    own, active = preflight.fit(model)
+    assert own == pytest.approx(0.13, abs=0.01) and active == pytest.approx(8, abs=0.05)
+    others = []
+    for model.hook_point in {name for name in model.unet.hook_points if model.unet.width(name) == width} - {home}:
+        others.append(preflight.fit(model)[0])
+    assert len(others) == 5 and min(others) == pytest.approx(1.13, abs=0.02) and max(others) == pytest.approx(1.76, abs=0.02)
+    for seed in range(3):
+        noisy, generator = load("weights/toy"), torch.Generator().manual_seed(seed)
+        for p in noisy.unet.parameters():
+            p.add_(p.std(correction=0) * torch.randn(p.shape, generator=generator))
+        assert 1.1 < preflight.fit(noisy)[0] < 1.6
+
+
 @pytest.mark.parametrize("unexplained, active, says", [(0.2, 8.0, ""), (0.6, 8.0, "may not belong"), (0.9, 8.0, "do not belong"),
                                                        (0.2, 1.0, "do not belong"), (float("nan"), 8.0, "do not belong")])
 def test_verdicts(unexplained, active, says, weights):

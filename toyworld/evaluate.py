@@ -2,7 +2,7 @@
 
     python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two sheets
     python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
-    python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to a steered start and chance
+    python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to chance
     python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of them; stores nothing
     python -m toyworld.evaluate --figure        features.png: for every object and style its strongest concept feature, visualised
     python -m toyworld.evaluate --choose        which of these features `python featviz.py` shows: writes it into featviz.json
