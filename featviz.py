@@ -1,367 +1,228 @@
-"""Latent visualization by optimization: see what one feature inside a latent diffusion model responds to.
+"""See what one feature inside a latent diffusion model responds to: `python featviz.py --feature 12`.
 
-Gradient ascent on the clean latent z until the feature lights up at the hook point, for one time step t:
-
-    x_t = sqrt(abar_t) transform(z) + sqrt(1 - abar_t) eps,  eps fresh at every step
-    a   = mean over the hook's positions of relu(W_enc[f] . (h - b_dec) + b_enc[f]),  h = UNet(x_t, t, "") at the hook
-    loss = -a + w_tv TV(z) + w_range R(z) + w_moment M(z);  the gradient is filtered and blurred;  AdamW moves z
-
-Sources
- [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This: Visualizing Monosemantic Features in Diffusion Models",
-     arXiv 2605.08218, and its implementation: the method and every default below that is not marked as ours
- [2] Cywinski & Deja, "SAeUron", arXiv 2501.18052: the sparse autoencoder
-Deliberate differences from [1] are listed in README.md.
-
-Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width, F features. Read `ascend` first.
+The way from what you type to what you look at, one function a stage: flags -> model -> time steps -> ascent -> results -> page.
+The method itself is ascent.py. Whatever cannot be ends in one line on stderr that says what to do, and exit code 2.
 """
+import argparse
+import copy
 import dataclasses
-import math
 import sys
-from dataclasses import dataclass
+import time
 
-import torch
+from command.flags import Parser, add_model, add_out, add_shard, find_shard, guarded
+from config import PRESETS, SEEDS, SETTINGS, Job, check_config, configure, flag
+from pages.again import FRAMES
 
-import regularizers as reg
-from checkpoint import WeightsError
-from steering import steered_prior
-
-SEEDS = (1024, 1111, 4359, 3248, 1026)          # [1]
-SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over (ours)
-OTHERS = 10                                     # features named beside the target (ours)
-SCORE_SEED = 2 ** 40                            # added to a job's seed: scores draw from a generator of their own (ours)
+EXAMPLES = """examples:
+  python featviz.py                                             a toy feature that is worth seeing
+  python featviz.py --feature 14 37 --timestep 0 600 --seed 1   features, time steps, seeds: every combination
+  python featviz.py --channel 37 --prior noise --timestep 600   a raw channel, without the SAE, from noise"""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One row of a batch: a feature (or, with feature None, a raw channel), a time step 0..999, a seed."""
-    feature: int | None = None
-    timestep: int = 0
-    seed: int = SEEDS[0]
-    channel: int | None = None
+# --- flags -----------------------------------------------------------------------------------------------------------------
 
-    @property
-    def kind(self):
-        return "channel" if self.feature is None else "feature"
-
-    @property
-    def target(self):
-        return self.channel if self.feature is None else self.feature
+def number_or(word):
+    """A flag's type: a whole number, or this word."""
+    def read(text):
+        return text if text == word else int(text)
+    read.__name__ = f"whole number or '{word}'"
+    return read
 
 
-def setting(default, help):
-    return dataclasses.field(default=default, metadata={"help": help})
+def parse(argv=None):
+    parser = Parser(prog="featviz.py", usage="python featviz.py [--feature F ...] [--timestep T ...] [--seed S ...] [more below]",
+                    description="See what one feature inside a latent diffusion model responds to.", epilog=EXAMPLES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("what to look at")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument("--feature", type=number_or("live"), nargs="+", metavar="F", help="features of the sparse autoencoder, or live: all "
+                      "that fire in the capture")
+    what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point, without the SAE")
+    group.add_argument("--hook-point", metavar="NAME", help="where in the UNet, for --channel (default: where the SAE is, or up1.1)")
+    group.add_argument("--timestep", type=number_or("auto"), nargs="+", metavar="T", help="0..999, or auto: 0 and the peaks of the feature's "
+                       "activity (default: auto where there is a capture, else the weights' own)")
+    group.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), metavar="S", help=f"a result each (default: {' '.join(map(str, SEEDS))})")
+    group = parser.add_argument_group("how")
+    add_model(group)
+    group.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together")
+    add_shard(group)
+    group.add_argument("--check", action="store_true", help="say what would run, where, how long and in how much memory; then stop")
+    group = parser.add_argument_group("where to, and what beside the result")
+    add_out(group)
+    group.add_argument("--frames", type=int, default=FRAMES, metavar="N", help=f"pictures of the course to keep, 2 to 50, or 0 (default: {FRAMES})")
+    group.add_argument("--trace", type=int, nargs="+", metavar="K", help="no results: open up these steps, every stage as picture and tensors")
+    group = parser.add_argument_group("settings of the method", "defaults are the preset's; docs/method.md explains each")
+    group.add_argument("--preset", choices=PRESETS, help="all of them at once (default: sae, or raw with --channel)")
+    for name, field in SETTINGS.items():
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type, "metavar": "X"}
+        if field.metadata["choices"]:
+            kind = {"choices": field.metadata["choices"]}
+        group.add_argument(flag(name), default=argparse.SUPPRESS, help=field.metadata["help"], **kind)
+    return parser.parse_args(argv)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Every number of the method. The defaults are the SAE preset of [1]; lengths are in latent pixels of a 64-wide latent."""
-    num_steps: int = setting(100, "steps of the ascent")
-    learning_rate: float = setting(0.05, "AdamW's step")
-    beta1: float = setting(0.9, "AdamW's decay of the mean gradient")
-    beta2: float = setting(0.999, "AdamW's decay of the mean squared gradient")
-    epsilon: float = setting(1e-8, "AdamW's term against division by zero")
-    weight_decay: float = setting(0.01, "AdamW's pull of the latent towards 0, the eighth regularizer")
-    total_variation_weight: float = setting(0.0, "weight of the neighbour differences")
-    range_weight: float = setting(0.5, "weight of the range penalty")
-    range_threshold: float = setting(3.0, "latent value beyond which the range penalty begins")
-    moment_weight: float = setting(0.5, "weight of |mean| + |std - 1|")
-    gradient_smoothing_sigma_start: float = setting(0.0, "blur of the gradient at the first step; 0 is off")
-    gradient_smoothing_sigma_end: float = setting(0.0, "blur of the gradient at the last step")
-    gradient_smoothing_kernel_size: int = setting(9, "taps of the blur, odd")
-    jitter_max: int = setting(1, "largest roll in both axes")
-    rotate_max: float = setting(5.0, "largest turn in degrees")
-    scale_max: float = setting(1.1, "largest zoom")
-    spectral_filter: bool = setting(True, "divide the gradient's spectrum by frequency + 1")
-    noise: bool = setting(True, "see through fresh noise of the time step; off: the UNet sees the clean latent")
-    silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere; off: [1]'s zero gradient")
-    prior: str = setting("steer", "start: a sample steered towards the feature, or noise")
-    prior_steps: int = setting(50, "sampling steps of the prior")
-    prior_sampler: str = setting("pndm", "sampler of the prior, pndm or ddim")
-    steer_steps: str = setting("active", "steer at the time steps at which the feature is active, or at all of them with equal strength")
-    steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
+# --- model, time steps -> jobs ---------------------------------------------------------------------------------------------
+
+def plan(args):
+    """Flags -> (model, jobs, config, batch size); ValueError or WeightsError with one line for what cannot be."""
+    from activity.times import live, with_activity
+    from ascent import check_jobs, default_batch_size
+    from command.device import open_model
+    from command.progress import CaptureProgress
+    check_numbers(args)
+    (rank, shards), model = find_shard(args.shard), open_model(args, args.feature or args.channel, args.check, args.batch_size)
+    given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **given)
+    check_config(config, min(model.latent_shape[1:]), len(model.schedule))
+    check_steps(args.trace or (), config)
+    home, model = model.hook_point, choose_hook_point(model, args, config)
+    kind, targets = ("channel", args.channel) if args.channel else ("feature", args.feature or [model.settings.get("feature", 0)])
+    if "live" in targets:
+        targets = list(dict.fromkeys([f for f in targets if f != "live"] + live(model, args.out)))
+    numbers = [t for t in args.timestep or () if t != "auto"]
+    size = args.batch_size or default_batch_size(model.device, model.latent_shape)
+    try:
+        check_jobs(model, [Job(**{"feature": None, kind: n}, timestep=t, seed=seed) for n in targets for t in numbers or [0] for seed in args.seed])
+    except ValueError as e:
+        hint = "" if args.weights else "; Stable Diffusion's 20480 features need its weights: see weights/README.md, then --weights"
+        raise ValueError(f"{e}{hint}") from e
+    probing = "check" if args.check else "shard" if shards > 1 else CaptureProgress()
+    model, times = with_activity(model, args.out, args.timestep, config.prior == "steer", probing, size, model.hook_point == home)
+    jobs = [Job(**{"feature": None, kind: n}, timestep=t, seed=seed) for n in targets[rank::shards]
+            for t in dict.fromkeys([*numbers, *times(kind, n)]) for seed in args.seed]
+    return model, jobs, config, size
 
 
-RAW = dict(total_variation_weight=0.5, moment_weight=0.0, gradient_smoothing_sigma_start=0.5, steer_scale=50.0)
-NONE = dict(weight_decay=0.0, range_weight=0.0, moment_weight=0.0, jitter_max=0, rotate_max=0.0, scale_max=1.0,
-            spectral_filter=False, prior="noise")
-PRESETS = {"sae": Config(), "raw": Config(**RAW), "none": Config(**NONE)}
+def check_numbers(args):
+    """ValueError for a flag that is out of range whatever the model."""
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.frames != 0 and not 2 <= args.frames <= 50:
+        raise ValueError(f"--frames must be 0 or between 2 and 50, got {args.frames}")
 
 
-def configure(model, preset="sae", **changes):
-    """A preset, then what the weights' own featviz.json sets for it, then `changes`; unknown names raise TypeError."""
-    own = model.settings.get("presets", {}).get(preset, {})
-    if unknown := own.keys() - {field.name for field in dataclasses.fields(Config)}:
-        raise WeightsError(f"{model.folder / 'featviz.json'}: preset {preset!r} sets {sorted(unknown)[0]!r}, which is no setting; "
-                           "--help lists them all")
-    return dataclasses.replace(PRESETS[preset], **(own | changes))
+def check_steps(steps, config):
+    """ValueError for a step of --trace that the ascent does not have."""
+    for k in steps:
+        if not 0 <= k < config.num_steps:
+            raise ValueError(f"--trace {k} is out of range: the ascent has {config.num_steps} steps, 0..{config.num_steps - 1} "
+                             "(--num-steps sets how many)")
 
 
-@dataclass
-class Step:
-    """One step of the ascent as data; tensors have a row a job and are never written to again."""
-    index: int
-    before: torch.Tensor            # (B, 4, H, W) the latent that this step started from
-    transformed: torch.Tensor       # (B, 4, H, W) after roll, turn and zoom
-    noised: torch.Tensor            # (B, 4, H, W) what the UNet saw
-    hook: torch.Tensor              # (B, D, h, w) what it made of it
-    activation: torch.Tensor        # (B,)
-    silent: torch.Tensor            # (B,) bool: the feature was 0 at every position
-    penalties: dict                 # name -> (B,) weighted
-    gradient: torch.Tensor          # (B, 4, H, W) of the loss
-    filtered: torch.Tensor          # (B, 4, H, W) after the spectral filter
-    smoothed: torch.Tensor          # (B, 4, H, W) after the blur: what AdamW got
-    mean: torch.Tensor              # (B, 4, H, W) AdamW's running mean of the gradient before this step
-    square: torch.Tensor            # (B, 4, H, W) and of its square
-    after: torch.Tensor             # (B, 4, H, W) the updated latent
-    alive: torch.Tensor             # (B,) bool: finite so far; a row that is not stays as it was
+def choose_hook_point(model, args, config):
+    """The model, looked at through --hook-point; ValueError where the SAE or the activity was made at another."""
+    wanted = model.unet.hook_name(args.hook_point) if args.hook_point else model.hook_point
+    if wanted != model.hook_point:
+        for bad, text in (
+                (not args.channel, f"the features of {model.folder} are at {model.hook_point}; leave the flag out, or look at raw channels "
+                                   "with --channel"),
+                (config.prior == "steer", f"the strength of a steered prior was measured at {model.hook_point} only; add --prior noise"),
+                ("auto" in (args.timestep or ()), f"activity was captured at {model.hook_point} only; give --timestep numbers")):
+            if bad:
+                raise ValueError(f"--hook-point {args.hook_point}: {text}")
+        model = copy.copy(model)
+        model.hook_point = wanted
+    if not args.channel:
+        model.sae                               # says so where there is none
+    return model
 
 
-def readout(model, h, jobs):
-    """What the jobs' relu is applied to, at each position: h (B, D, h, w) -> (B, S). A raw channel's is the channel itself.
+# --- ascent -> results -----------------------------------------------------------------------------------------------------
 
-    Only the jobs' own rows of W_enc are used.
-    """
-    h = h.float().flatten(2)                                                                    # (B, D, S)
-    targets = [job.target for job in jobs]
-    if jobs[0].kind == "channel":
-        return h[torch.arange(len(jobs)), targets]
-    return model.sae.linear(h.transpose(1, 2), targets)
-
-
-def activation(values, kind):
-    """Mean over positions, behind a relu for a feature: (B, S) -> (B,)."""
-    return (values.relu() if kind == "feature" else values).mean(dim=1)
-
-
-def draw(generator, shape, config):
-    """One step's random numbers of one job: shift (2,), angle (), zoom (), noise (4, H, W). Always drawn, used or not, so that
-    settings can be compared at equal noise."""
-    whole = torch.randint(-config.jitter_max, config.jitter_max + 1, (2,), generator=generator)
-    turn = torch.rand(2, generator=generator)
-    return (whole * shape[-1] / reg.REFERENCE_WIDTH, config.rotate_max * (2 * turn[0] - 1),
-            1 + (config.scale_max - 1) * turn[1], torch.randn(shape, generator=generator))
-
-
-def start(model, jobs, config, priors=None):
-    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or the sample steered from that noise.
-
-    That sample depends on target and seed alone. `priors` {(target, seed): (4, H, W)} holds those that earlier batches made; it is brought
-    up to date, and loses the targets that these jobs no longer have.
-    """
-    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
-    z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
-    if config.prior == "steer":
-        known, keys = {} if priors is None else priors, [(job.target, job.seed) for job in jobs]
-        if not known.keys() >= set(keys):                           # a whole batch or none: kernels of another shape round differently
-            z = steered_prior(model, jobs, jobs[0].kind, z, config.steer_scale, config.prior_sampler, config.prior_steps,
-                              config.steer_steps)
-            kept = {key: latent for key, latent in known.items() if key[0] in {job.target for job in jobs}}
-            known.clear()
-            known.update(kept | dict(zip(keys, z)))
-        z = torch.stack([known[key] for key in keys])
-    return generators, z
+def run(args):
+    """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
+    from ascent import kept_steps, stream
+    from command.progress import Progress
+    from pages import files
+    model, jobs, config, size = plan(args)
+    if not jobs:
+        print("there are fewer features than processes: nothing to do for this one", file=sys.stderr)
+        return 0
+    if args.check:
+        return check(model, jobs, config, size)
+    if args.trace:
+        return run_trace(model, jobs, config, size, args)
+    recipes = {job: files.recipe(model, job, config) for job in jobs}
+    steps = kept_steps(config.num_steps, args.frames)
+    todo = [job for job in jobs if not files.finished(args.out, recipes[job], steps)]
+    files.prepare(args.out)
+    announce(model, jobs, todo, config)
+    progress, failed = Progress(-(-len(todo) // size) * config.num_steps, config.num_steps), []
+    for result in stream(model, todo, config, size, progress, args.frames) if todo else ():
+        path = files.save(args.out, result, recipes[result.job])
+        print(f"{path}: {result.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}, "
+              f"rank {result.scores['rank']}")
+        if result.verdict.startswith("non-finite"):
+            failed.append(path)
+    show(model, {files.path_of(args.out, recipes[job]).parent.parent: (job.kind, job.target) for job in jobs})
+    if failed:
+        print(f"featviz: {len(failed)} of {len(jobs)} ascents met NaN or infinite values, first {failed[0]}; its latent is the last "
+              "finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
+    return 2 if failed else 0
 
 
-def adamw(z, g, mean, square, n, config):
-    """AdamW's n-th step, n = 1, 2, ...: the new z, mean and square, all (B, 4, H, W) [Loshchilov & Hutter, arXiv 1711.05101].
-
-        mean   <- beta1 mean + (1 - beta1) g                    square <- beta2 square + (1 - beta2) g^2
-        z      <- (1 - lr decay) z - lr mean / (1 - beta1^n) / (sqrt(square / (1 - beta2^n)) + epsilon)
-
-    By hand, in the order of torch.optim.AdamW, whose results it gives to the bit: importing that one takes a second and 80 MB.
-    """
-    mean = mean.lerp(g, 1 - config.beta1)
-    square = (config.beta2 * square).addcmul(g, g, value=1 - config.beta2)
-    size = square.sqrt() / math.sqrt(1 - config.beta2 ** n) + config.epsilon
-    z = (z * (1 - config.learning_rate * config.weight_decay)).addcdiv(mean, size, value=-config.learning_rate / (1 - config.beta1 ** n))
-    return z, mean, square
+def announce(model, jobs, todo, config):
+    """What is there already, what comes, and whether UNet and SAE belong together, on stderr."""
+    from weights.preflight import fit, verdict
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} results are there already, made with the same settings", file=sys.stderr)
+    if todo:
+        print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
+              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior == "steer" else ""), file=sys.stderr)
+        if jobs[0].kind == "feature" and (warning := verdict(model.sae.k, *fit(model))):
+            print(f"warning: {warning}", file=sys.stderr)
 
 
-def ascend(model, jobs, config, begin=None):
-    """The ascent of all jobs side by side, each on its own; yields every step as data, see `Step`. `begin`: what start() gave."""
-    generators, z = begin or start(model, jobs, config)
-    mean = square = torch.zeros_like(z)                                                         # (B, 4, H, W) AdamW's
-    context = model.embed([""]).expand(len(jobs), -1, -1)                                       # (B, 77, Dc)
-    t = torch.tensor([job.timestep for job in jobs], device=model.device)                       # (B,)
-    alive = torch.ones(len(jobs), dtype=torch.bool, device=model.device)
-    unit = reg.pitch(z)
+# --- results -> page -------------------------------------------------------------------------------------------------------
 
-    for index in range(config.num_steps):
-        before = z
-        z = before.clone().requires_grad_(True)                     # the only leaf: weights are frozen
-        shift, angle, zoom, eps = (torch.stack(d).to(z) for d in zip(*(draw(g, z.shape[1:], config) for g in generators)))
-
-        # the feature must survive small moves and fresh noise, so it cannot be a trick of single latent pixels
-        transformed = reg.transform(z, shift, angle, zoom)
-        noised = model.schedule.add_noise(transformed, eps, t) if config.noise else transformed
-        hook = model.unet(noised.to(model.dtype), t, context, until=model.hook_point)           # (B, D, h, w)
-
-        values = readout(model, hook, jobs)                                                     # (B, S)
-        a = activation(values, jobs[0].kind)                                                    # (B,)
-        silent = (values <= 0).all(dim=1) if jobs[0].kind == "feature" else torch.zeros_like(alive)
-        climb = torch.where(silent, values.mean(dim=1), a) if config.silent_gradient else a
-
-        # penalties act on the latent itself, not on its moved copy
-        penalties = {"total_variation": config.total_variation_weight * unit * reg.total_variation(z),
-                     "range": config.range_weight * reg.range_penalty(z, config.range_threshold),
-                     "moment": config.moment_weight * reg.moment_penalty(z)}
-        loss = -climb + sum(penalties.values())                                                 # (B,)
-        (gradient,) = torch.autograd.grad(loss.sum(), z)                                        # rows do not mix
-
-        filtered = reg.spectral_filter(gradient) if config.spectral_filter else gradient
-        sigma = unit * reg.smoothing_sigma(index, config.num_steps, config.gradient_smoothing_sigma_start,
-                                           config.gradient_smoothing_sigma_end)
-        smoothed = reg.blur(filtered, sigma, config.gradient_smoothing_kernel_size)
-
-        alive = alive & loss.isfinite() & smoothed.flatten(1).isfinite().all(dim=1)
-        g = torch.where(alive[:, None, None, None], smoothed, 0)
-        moved, *moments = adamw(before, g, mean, square, index + 1, config)
-        alive = alive & moved.flatten(1).isfinite().all(dim=1)
-        z = torch.where(alive[:, None, None, None], moved, before)
-        yield Step(index, before, transformed.detach(), noised.detach(), hook.detach(), a.detach(), silent,
-                   {k: v.detach() for k, v in penalties.items()}, gradient, filtered, smoothed, mean, square, z, alive)
-        mean, square = moments
+def show(model, targets):
+    """What is there to look at in each feature's folder: its activity in the capture, sheet and page. targets: {folder: (kind, number)}"""
+    from activity.profile import analysis
+    from pages import files
+    from pages.feature import write_page
+    from pages.sheet import write_sheet
+    names = {folder.name for folder in targets}
+    for folder, (kind, number) in sorted(targets.items()):
+        if model.captured:
+            files.save_activity(folder, analysis(model, kind, number, files.times_in(folder)))
+        sheet = write_sheet(folder)
+        print(f"look at {write_page(folder, names)}, or print {sheet}")
+    if len(targets) > 1:
+        print(f"all of them on one page: python -m pages --atlas {folder.parent}", file=sys.stderr)
 
 
-@dataclass
-class Result:
-    """What one job gave."""
-    job: Job
-    latent: torch.Tensor            # (4, H, W) float32, scaled
-    image: torch.Tensor             # (3, 8H, 8W) in [0, 1]
-    activation: float               # at the end, mean over SCORE_DRAWS fresh noises
-    verdict: str                    # see `judge_result`
-    scores: dict                    # name -> number
-    history: dict                   # name -> one number a step
-    others: list                    # [[index, activation], ...]: the OTHERS features (or channels) that it excites most beside its target
-    heat: torch.Tensor              # (h, w) activation of the target at each hook position, mean over the same fresh noises
-    stored_steps: list              # after how many steps a picture was kept; 0 is the start
-    frames: list                    # these pictures, as `image`
-    nearest_channel: int | None     # the raw channel that the feature's decoder row raises most; None for a channel
+def run_trace(model, jobs, config, size, args):
+    """What --trace makes: a page and its files for each job."""
+    from command.progress import Progress
+    from pages import files
+    from pages.trace import trace
+    files.prepare(args.out)
+    length = max(args.trace) + 1
+    progress = Progress(-(-len(jobs) // size) * length, length)
+    for path in trace(model, jobs, config, args.trace, args.out, size, args.weights, progress):
+        print(f"look at {path}")
+    return 0
 
 
-@torch.no_grad()
-def measure(model, z, jobs, noise=True):
-    """Activation at latents z (B, 4, H, W): of the jobs' own targets the mean (B,), of all features or channels (B, F or D), and the
-    targets' at each position (B, h, w).
-
-    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so that two latents of a job compare.
-    """
-    context = model.embed([""]).expand(len(jobs), -1, -1)
-    t = torch.tensor([job.timestep for job in jobs], device=model.device)
-    generators = [torch.Generator().manual_seed(SCORE_SEED + job.seed) for job in jobs]
-    everything, heat, rows, targets = 0, 0, torch.arange(len(jobs)), [job.target for job in jobs]
-    for _ in range(SCORE_DRAWS if noise else 1):
-        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
-        x = model.schedule.add_noise(z, eps, t) if noise else z
-        hook = model.unet(x.to(model.dtype), t, context, until=model.hook_point).float()        # (B, D, h, w)
-        h = hook.flatten(2).transpose(1, 2)                                                     # (B, S, D)
-        per_position = model.sae.pre_acts(h) if jobs[0].kind == "feature" else h                # (B, S, F)
-        everything = everything + per_position.mean(dim=1) / (SCORE_DRAWS if noise else 1)
-        heat = heat + per_position[rows, :, targets].unflatten(1, hook.shape[2:]) / (SCORE_DRAWS if noise else 1)
-    return everything[rows, targets], everything, heat
+def check(model, jobs, config, size):
+    """What --check prints: measured on one gradient of one batch, nothing written."""
+    from ascent import ascend
+    from command.device import peak_memory
+    from weights.preflight import check_fit
+    batches, began = -(-len(jobs) // size), time.time()
+    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
+    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
+    print(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a time: about "
+          f"{seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files read, all names, shapes and values "
+          "are sound")
+    if jobs[0].kind == "feature":
+        print(check_fit(model))
+    return 0
 
 
-def judge_result(scores, alive, stopped):
-    """One word for a result, and its reason.
-
-    non-finite  the loss, the gradient, the latent or its score was NaN or infinite; the latent is the last finite one
-    silent      at the end the feature is 0 under every fresh noise
-    weak        it ended no higher than it started
-    fragile     it loses more than half of its activation when the picture is decoded and encoded again
-    excited     none of these
-    """
-    if not alive or not math.isfinite(scores["activation"]):
-        return f"non-finite at step {stopped}"
-    if scores["activation"] == 0:
-        return "silent"
-    if scores["activation"] <= scores["activation_start"]:
-        return "weak"
-    if scores["activation_reencoded"] < 0.5 * scores["activation"]:
-        return "fragile"
-    return "excited"
-
-
-def kept_steps(num_steps, frames):
-    """After how many steps a picture is kept: evenly, `frames` of them if there are so many, start and end included."""
-    return sorted({round(i * num_steps / (frames - 1)) for i in range(frames)}) if frames > 1 else []
-
-
-def strongest(everything, target):
-    """[[index, activation]] of the OTHERS largest of everything (F,), `target` left out."""
-    order = everything.argsort(descending=True, stable=True)[:OTHERS + 1].tolist()
-    return [[k, everything[k].item()] for k in order if k != target][:OTHERS]
-
-
-def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
-    """The whole course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for each."""
-    begin = start(model, jobs, config, priors)
-    first = measure(model, begin[1], jobs)[0]
-    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])         # steps done -> (B, 4, H, W)
-    for step in ascend(model, jobs, config, begin):
-        norms = {"gradient_norm": step.gradient.flatten(1).norm(dim=1), "update_norm": (step.after - step.before).flatten(1).norm(dim=1)}
-        history.append({"activation": step.activation, **step.penalties, **norms, "alive": step.alive})
-        if on_step:
-            on_step(step)
-        if step.index + 1 in stored:
-            stored[step.index + 1] = step.after
-    z = step.after
-    with torch.no_grad():
-        images = model.decode(z)
-        last, everything, heat = measure(model, z, jobs)
-        clean = measure(model, z, jobs, noise=False)[0]
-        again = measure(model, model.encode(images), jobs)[0]
-        course = [(images if latents is z else model.decode(latents)).cpu() for latents in stored.values()]
-    results = []
-    for i, job in enumerate(jobs):
-        scores = {"activation_start": first[i], "activation": last[i], "activation_no_noise": clean[i],
-                  "activation_reencoded": again[i], "rank": 1 + (everything[i] > last[i]).sum(),
-                  "latent_mean": z[i].mean(), "latent_std": z[i].std(), "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
-        scores = {k: v.item() for k, v in scores.items()}
-        curves = {k: torch.stack([row[k][i] for row in history]).tolist() for k in history[0] if k != "alive"}
-        steps_alive = sum(bool(row["alive"][i]) for row in history)
-        verdict = judge_result(scores, steps_alive == len(history), steps_alive)
-        nearest = model.whole_sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
-        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves,
-                              strongest(everything[i], job.target), heat[i].cpu(), list(stored), [c[i] for c in course], nearest))
-    return results
-
-
-def stream(model, jobs, config, batch_size=None, on_step=None, frames=0):
-    """A Result a job, in order, as they are finished. Jobs are computed `batch_size` at a time; the last batch is filled up with
-    copies, because kernels of another shape round differently: so a job gives the same result alone and among others.
-    `frames` pictures of the course are kept with each, see `kept_steps`."""
-    check_jobs(model, jobs)
-    size, priors = batch_size or default_batch_size(model), {}
-    for i in range(0, len(jobs), size):
-        batch = jobs[i:i + size]
-        yield from run_batch(model, [*batch, *batch[-1:] * (size - len(batch))], config, on_step, frames, priors)[:len(batch)]
-
-
-def visualize(model, jobs, config, batch_size=None, on_step=None):
-    """All Results of `stream` in a list."""
-    return list(stream(model, jobs, config, batch_size, on_step))
-
-
-def default_batch_size(model):
-    """Small latents (the toy) leave cores idle unless several rows go together; SD's fill them alone. A GPU takes 8."""
-    return 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1
-
-
-def check_jobs(model, jobs):
-    """ValueError for a feature, channel or time step that the model does not have."""
-    if len({job.kind for job in jobs}) != 1:
-        raise ValueError("jobs must be all features or all channels, and at least one")
-    count = model.sae.features if jobs[0].kind == "feature" else model.unet.width(model.hook_point)
-    for job in jobs:
-        if not 0 <= job.target < count:
-            raise ValueError(f"--{job.kind} {job.target} is out of range: {model.folder} has {count} {job.kind}s, 0..{count - 1}")
-        if not 0 <= job.timestep < len(model.schedule):
-            raise ValueError(f"--timestep {job.timestep} is out of range: time steps are 0..{len(model.schedule) - 1}")
-        if not 0 <= job.seed < 2 ** 62:
-            raise ValueError(f"--seed {job.seed} is out of range: seeds are 0..2^62 - 1")
+def main(argv=None):
+    return guarded("featviz", run, parse(argv))
 
 
 if __name__ == "__main__":
-    import cli
-    sys.exit(cli.main())
+    sys.exit(main())

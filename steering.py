@@ -9,31 +9,21 @@ Cywinski & Deja, arXiv 2501.18052.
 or, with steer_steps "all", the same strength at every step: the largest s_t. Many features wake only in the last steps, when the
 picture is settled; steering then comes too late to shape it.
 
-d is W_dec[f] for a feature and the unit vector of c for a raw channel. Active steps and largest activations are those of a
-capture (`Model.activity`; activity.py says how the one follows from the other).
+d is W_dec[f] for a feature and the unit vector of c for a raw channel. Active steps and largest activations come as a curve, from a
+capture of the model's images (activity/profile.py).
 """
-import numpy as np
 import torch
 
-from activity import strength
 from schedule import SAMPLERS, guided
 
 
-def directions(model, jobs, kind):
-    """The direction d of each job: (B, D)."""
-    if kind == "feature":
+def directions(model, jobs):
+    """The direction d of each job, all of one kind: (B, D)."""
+    if jobs[0].kind == "feature":
         rows = model.whole_sae.W_dec[[job.feature for job in jobs]]
         model.let_go("decoder", "sae")
         return rows
     return torch.eye(model.unet.width(model.hook_point), device=model.device)[[job.channel for job in jobs]]
-
-
-def strengths(model, jobs, kind):
-    """Largest mean activation of each job's feature or channel at t = 0..1000, linear between measured steps, 0 where it is not
-    active: (B, 1001)."""
-    tables = model.activity
-    curves = [strength(tables, kind, getattr(job, kind)) for job in jobs]
-    return torch.tensor(np.stack(curves), dtype=torch.float32, device=model.device)
 
 
 @torch.no_grad()
@@ -62,10 +52,12 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
     return x
 
 
-def steered_prior(model, jobs, kind, noise, scale, sampler="pndm", steps=50, at="active"):
-    """Latents (B, 4, H, W) sampled from `noise` with the empty prompt, steered at active time steps, or `at` all of them alike."""
-    d = directions(model, jobs, kind).to(model.dtype)                                           # (B, D)
-    s = scale * strengths(model, jobs, kind)                                                    # (B, 1001)
+def steered_prior(model, noise, d, s, sampler="pndm", steps=50, at="active"):
+    """Latents (B, 4, H, W) sampled from `noise` with the empty prompt, while s[:, t] d is added at every time step t.
+
+    d (B, D) directions; s (B, 1001) strengths at t = 0..1000, 0 where the feature is not active; `at` "all": the largest at every t.
+    """
+    d = d.to(model.dtype)
     if at == "all":
         s = s.amax(dim=1, keepdim=True).expand_as(s)
     return sample(model, noise, model.embed([""]), sampler, steps, add=lambda t: {model.hook_point: s[:, t, None].to(model.dtype) * d})

@@ -177,3 +177,8 @@ class VAE(nn.Module):
     def decode(self, z):
         """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) = clamp(decode_raw(z) / 2 + 0.5, 0, 1)."""
         return (self.decode_raw(z) / 2 + 0.5).clamp(0.0, 1.0)
+
+
+def to_uint8(image):
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded; NaN, which only a non-finite result has, is black."""
+    return (image.permute(1, 2, 0).nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from bench import ways
-from checkpoint import find, load
-from featviz import Job, configure, stream
-from preflight import free_bytes, predict
+from weights.load import find, load
+from config import Job, configure
+from ascent import stream
+from weights.preflight import free_bytes, predict
 
 STEPS = 10                                                      # of each ascent; cost is linear in them
 INK = {"toy": "#b5541c", "full": "#1c5fb5"}
@@ -45,7 +46,7 @@ def over_size(model, widths):
 
 def over_features(model, counts):
     """[[features, seconds]] for STEPS steps of each and all scores, in the default batch size."""
-    out, config = [], configure(model, prior="noise", num_steps=STEPS)
+    out, config = [], configure(model.settings, prior="noise", num_steps=STEPS)
     for n in counts:
         began = time.perf_counter()
         for _ in stream(model, [Job(feature=f, timestep=600, seed=1) for f in range(n)], config):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import load
-from featviz import configure, measure
-from results import replacing
+from weights.load import load
+from config import configure
+from ascent import measure
+from weights.disk import replacing
 from toyworld.evaluate import legibility
 from toyworld.judge import load_judge
 
@@ -27,7 +28,7 @@ def main():
     reference = load(TOY)
     for dtype in (torch.float32, torch.bfloat16):
         model = load(TOY, dtype=dtype)
-        config = dataclasses.replace(configure(model), prior="noise")
+        config = dataclasses.replace(configure(model.settings), prior="noise")
         numbers, results, agree = legibility(model, judge, stored["features"][::args.every], config, stored["timestep"])
         jobs = [r.job for r in results]
         activation = torch.cat([measure(reference, torch.stack([r.latent for r in results[i:i + 32]]), jobs[i:i + 32])[0]

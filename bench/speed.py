@@ -29,10 +29,11 @@ import torch
 
 from bench import tables, ways
 from bench.growth import growth
-from checkpoint import find, load
-from featviz import Job, configure, measure, start
-from preflight import free_bytes, predict
-from results import replacing
+from weights.load import find, load
+from config import Job, configure
+from ascent import measure, start
+from weights.preflight import free_bytes, predict
+from weights.disk import replacing
 
 TOY, T = ROOT / "weights/toy", 600                               # a time step at which the toy's features are active
 SECTIONS = ("step", "memory", "toy", "growth", "paper", "table")
@@ -142,7 +143,7 @@ def toy_section(args):
     rounds = 2 if args.quick else 5
     model = load(TOY, args.device)
     jobs = [Job(feature=model.settings["feature"], timestep=T, seed=s) for s in (1024, 1111, 4359, 3248, 1026)]
-    config = configure(model, prior="noise")
+    config = configure(model.settings, prior="noise")
     courses = {"original": [], "ours": []}
     for _ in range(rounds):
         for way, run in (("original", ways.original), ("ours", ways.ours)):

@@ -19,11 +19,13 @@ import time
 import torch
 
 import regularizers as reg
-from checkpoint import BPE_FILE, HOOK_POINT, PARTS, skeleton
+from weights.load import BPE_FILE, PARTS, skeleton
+from config import HOOK_POINT
 from clip import TextEncoder, Tokenizer
-from featviz import Job, activation, ascend, configure, draw, start
+from config import Job, configure
+from ascent import activation, ascend, draw, start
 from layers import Product
-from layouts import WEIGHTS_FILE
+from weights.layouts import WEIGHTS_FILE
 from sae import SAE
 from unet import UNet
 from vae import VAE
@@ -155,7 +157,7 @@ def ours(model, jobs, config):
 
 def endless(model):
     """The method's settings, from noise, with more steps than will be asked for."""
-    return configure(model, prior="noise", num_steps=10 ** 6)
+    return configure(model.settings, prior="noise", num_steps=10 ** 6)
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------------------

@@ -5,16 +5,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from checkpoint import load
-from featviz import Job, configure, visualize
-from results import to_uint8
+from weights.load import load
+from config import Job, configure
+from ascent import visualize
+from vae import to_uint8
 
 FOLDER = Path(__file__).parent / "fixtures"
 
 
 def main():
     model = load("weights/toy")
-    job, config = Job(model.settings["feature"], model.settings["timestep"], seed=7), configure(model, num_steps=6, prior_steps=5)
+    job, config = Job(model.settings["feature"], model.settings["timestep"], seed=7), configure(model.settings, num_steps=6, prior_steps=5)
     result, = visualize(model, [job], config, batch_size=1)
     Image.fromarray(to_uint8(result.image)).save(FOLDER / "picture.png")
     record = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import activity
-import activity_cli
-import capture
-import cli
-from checkpoint import WeightsError, load
-from featviz import Job
+from activity import profile
+import profile.__main__ as activity_command
+from activity import capture
+import featviz
+from command import flags as shared
+from weights.disk import WeightsError
+from weights.load import load
+from config import Job
 from schedule import SAMPLERS, guided
 from steering import sample, steered_prior, strengths
 from tests.tiny import HOOK, edit_json, write_model
@@ -41,7 +43,7 @@ def model(weights):
 
 @pytest.fixture(scope="module")
 def settings(model):
-    return capture.configure(model, prompts=PROMPTS, images_per_prompt=3, steps=5, batch_size=2)
+    return capture.configure(model.settings, prompts=PROMPTS, images_per_prompt=3, steps=5, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +194,9 @@ def test_silent_features_are_never_among_the_strongest():
 
 
 def test_memory_and_disk_do_not_grow_with_the_images_but_for_the_pictures():
-    sd = lambda images: activity_cli.costs(50, 20480, 1280, images, 512, 8)
+    sd = lambda images: activity_command.costs(50, 20480, 1280, images, 512, 8)
     assert sd(5100)["memory"] == sd(100)["memory"] < 2 ** 30 and sd(5100)["running"] == 50 * 21760 * 88
-    assert sd(10)["disk"] - 10 * 512 ** 2 * activity_cli.JPEG_BYTES == pytest.approx(50 * 21760 * 48, abs=1)
+    assert sd(10)["disk"] - 10 * 512 ** 2 * activity_command.JPEG_BYTES == pytest.approx(50 * 21760 * 48, abs=1)
 
 
 # --- kill, resume, shards --------------------------------------------------------------------------------------------------
@@ -245,16 +247,15 @@ def test_two_processes_of_torchrun_write_what_one_writes(weights, whole, tmp_pat
 
 
 def test_a_slurm_array_with_more_tasks_than_batches(model, settings, whole, tmp_path, monkeypatch):
-    args = cli.argparse.Namespace(shard=None)
     for task in range(7):
         for name, value in (("ID", 3 + task), ("COUNT", 7), ("MIN", 3)):
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-        assert cli.find_shard(args) == (task, 7)
-        assert capture.capture(model, settings, tmp_path, cli.find_shard(args)) == (task == 6)
+        assert shared.find_shard(None) == (task, 7)
+        assert capture.capture(model, settings, tmp_path, shared.find_shard(None)) == (task == 6)
     assert files(tmp_path) == files(whole)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "10")
     with pytest.raises(ValueError, match="expected consecutive numbers"):
-        cli.find_shard(args)
+        shared.find_shard(None)
 
 
 def test_a_folder_of_another_capture_is_refused(model, settings, whole, tmp_path):
@@ -280,7 +281,7 @@ def test_activations_that_are_no_numbers_are_refused(model, settings, tmp_path, 
 # --- analysis --------------------------------------------------------------------------------------------------------------
 
 def test_interpolation_is_linear_between_steps_and_constant_outside():
-    y = activity.interpolate([21.0, 11.0, 1.0], [4.0, 2.0, 0.0])
+    y = profile.interpolate([21.0, 11.0, 1.0], [4.0, 2.0, 0.0])
     assert y.shape == (1001,) and y[:2].tolist() == [0, 0] and y[6] == 1 and y[16] == 3 and (y[21:] == 4).all()
 
 
@@ -298,34 +299,34 @@ def curve(*points):
     (np.zeros(1001), []),
 ])
 def test_local_maxima(y, expected):
-    assert activity.find_peaks(y).tolist() == expected
+    assert profile.find_peaks(y).tolist() == expected
 
 
 def test_three_highest_peaks_and_what_stands_in():
     y = curve((0, 0), (100, 1), (200, 0), (300, 2), (400, 0), (500, 3), (600, 0), (700, 4), (1000, 0))
-    assert activity.peaks(y) == [300, 500, 700]
-    assert activity.peaks(curve((0, 0), (1000, 1))) == [999] and activity.peaks(np.zeros(1001)) == []
+    assert profile.peaks(y) == [300, 500, 700]
+    assert profile.peaks(curve((0, 0), (1000, 1))) == [999] and profile.peaks(np.zeros(1001)) == []
 
 
 def test_active_steps_strengths_and_time_steps():
     tables = {"timesteps": torch.tensor([981.0, 641.0, 301.0, 1.0]), "max_feature": torch.tensor([[4.0, 1], [3, 2], [2, 0], [1, 0]]),
               "share_feature": torch.tensor([[0.0, 0], [0.5, 0], [0, 0], [0, 0]]), "max_channel": torch.tensor([[-1.0], [2], [-3], [-4]]),
               "share_channel": torch.zeros(4, 1)}
-    s = activity.strength(tables, "feature", 0)
+    s = profile.strength(tables, "feature", 0)
     assert (s[302:981] > 0).all() and (s[:302] == 0).all() and (s[981:] == 0).all() and s[641] == 3 and s[471] == pytest.approx(2.5)
-    assert activity.timesteps(tables, "feature", 0) == [0, 641]
-    assert activity.timesteps(tables, "feature", 1) == [0, 641]                                 # never among the strongest: its maximum
-    assert (activity.strength(tables, "channel", 0)[:301] == 0).all() and activity.strength(tables, "channel", 0)[641] == 2
+    assert profile.timesteps(tables, "feature", 0) == [0, 641]
+    assert profile.timesteps(tables, "feature", 1) == [0, 641]                                 # never among the strongest: its maximum
+    assert (profile.strength(tables, "channel", 0)[:301] == 0).all() and profile.strength(tables, "channel", 0)[641] == 2
 
 
 def test_the_prior_is_steered_at_the_active_steps_only(model):
     """By hand: a run of the sampler to which the direction is added where the profile is above 0."""
     job = Job(feature=3)
-    model = cli.copy.copy(model)
+    model = copy.copy(model)
     share = torch.zeros(5, 64)
     share[1:3, 3] = 0.5
     maxima = torch.arange(1.0, 6.0)[:, None].expand(5, 64).contiguous()
-    model.parts = model.parts | {activity.TABLES: {"timesteps": torch.tensor([801.0, 601, 401, 201, 1]), "max_feature": maxima,
+    model.parts = model.parts | {profile.TABLES: {"timesteps": torch.tensor([801.0, 601, 401, 201, 1]), "max_feature": maxima,
                                                   "share_feature": share}}
     s = strengths(model, [job], "feature")
     assert s.shape == (1, 1001) and s[0, [801, 601, 401, 201, 1]].tolist() == [0, 2, 3, 0, 0]
@@ -336,23 +337,23 @@ def test_the_prior_is_steered_at_the_active_steps_only(model):
 
 
 def test_examples_are_read_back(model, whole):
-    model = activity.attach(model, whole)
+    model = profile.attach(model, whole)
     share = model.activity["share_feature"]
     n, f = divmod(int(share.argmax()), 64)
     t = int(model.activity["timesteps"][n])
-    found = activity.examples(whole, "feature", f, t)
+    found = profile.examples(whole, "feature", f, t)
     assert len(found) == round(9 * share[n, f].item()) and [a for _, a in found] == sorted((a for _, a in found), reverse=True)
     assert found[0][1] == pytest.approx(model.activity["max_feature"][n, f].item(), rel=1e-3)
-    assert activity.examples(whole, "feature", f, t + 3) == found                               # the nearest sampling step
+    assert profile.examples(whole, "feature", f, t + 3) == found                               # the nearest sampling step
 
 
 # --- which capture is used, and the command lines --------------------------------------------------------------------------
 
 def test_a_capture_of_other_weights_is_left_out(model, weights, whole, tmp_path, capsys):
     out = whole.parents[1]
-    assert activity.find(model, out) == whole and activity.find(model, tmp_path) is None
+    assert profile.find(model, out) == whole and profile.find(model, tmp_path) is None
     other = load(write_model(tmp_path / "tiny", seed=1))
-    assert activity.find(other, out) is None and "captured with other weights" in capsys.readouterr().err
+    assert profile.find(other, out) is None and "captured with other weights" in capsys.readouterr().err
 
 
 def test_tables_without_shares_still_serve(tmp_path):
@@ -373,11 +374,11 @@ def test_auto_is_the_default_where_there_is_a_capture(model, weights, whole, tmp
     out = tmp_path / "out"
     (out / "tiny").mkdir(parents=True)
     (out / "tiny/activity").symlink_to(whole)
-    assert run(cli.main, "--weights", weights, "--out", out, *SHORT) == 0
-    tables = activity.attach(model, whole).activity
-    assert times(out) == activity.timesteps(tables, "feature", 3) and 0 in times(out)
-    assert run(cli.main, "--weights", weights, "--out", out, "--channel", 4, "--timestep", 7, "auto", *SHORT) == 0
-    assert times(out, "channel_0004") == sorted({7, *activity.timesteps(tables, "channel", 4)})
+    assert run(featviz.main, "--weights", weights, "--out", out, *SHORT) == 0
+    tables = profile.attach(model, whole).activity
+    assert times(out) == profile.timesteps(tables, "feature", 3) and 0 in times(out)
+    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, "--timestep", 7, "auto", *SHORT) == 0
+    assert times(out, "channel_0004") == sorted({7, *profile.timesteps(tables, "channel", 4)})
     record = json.loads(next((out / "tiny/feature_00003").rglob("seed_1.json")).read_text())
     assert record["recipe"]["fingerprints"]["activity.safetensors"] and record["recipe"]["config"]["prior"] == "steer"
 
@@ -386,25 +387,25 @@ def test_a_probe_stands_in_for_a_missing_capture(weights, tmp_path, capsys, monk
     monkeypatch.setattr(capture, "PROBE_PROMPTS", 4)
     monkeypatch.setattr(capture, "PROBE_STEPS", 4)
     flags = ["--weights", weights, "--out", tmp_path, "--timestep", "auto", *SHORT]
-    assert run(cli.main, *flags, "--check") == 0 and not any(tmp_path.iterdir()) and "a probe would come first" in capsys.readouterr().out
-    assert run(cli.main, *flags, "--shard", "0/2") == 2
-    refused(capsys, 2, "has no capture, which several processes need: run python activity.py capture --weights")
-    assert run(cli.main, *flags) == 0
+    assert run(featviz.main, *flags, "--check") == 0 and not any(tmp_path.iterdir()) and "a probe would come first" in capsys.readouterr().out
+    assert run(featviz.main, *flags, "--shard", "0/2") == 2
+    refused(capsys, 2, "has no capture, which several processes need: run python -m activity capture --weights")
+    assert run(featviz.main, *flags) == 0
     said = capsys.readouterr().err
-    assert "a probe of 4 prompts in 4 steps stands in" in said and "python activity.py capture --weights" in said and "the probe took" in said
+    assert "a probe of 4 prompts in 4 steps stands in" in said and "python -m activity capture --weights" in said and "the probe took" in said
     assert (tmp_path / "tiny/probe/capture.json").exists() and 0 in times(tmp_path)
-    assert run(cli.main, *flags) == 0 and "the probe took" not in capsys.readouterr().err      # kept for the next run
+    assert run(featviz.main, *flags) == 0 and "the probe took" not in capsys.readouterr().err      # kept for the next run
 
 
 def test_nothing_is_probed_where_the_time_steps_are_given(weights, tmp_path):
-    assert run(cli.main, "--weights", weights, "--out", tmp_path, *SHORT) == 0                  # featviz.json's own, and its table
+    assert run(featviz.main, "--weights", weights, "--out", tmp_path, *SHORT) == 0                  # featviz.json's own, and its table
     assert times(tmp_path) == [300] and not (tmp_path / "tiny/probe").exists()
 
 
 def test_without_an_sae_channels_are_captured(tmp_path, monkeypatch):
     monkeypatch.setattr(capture, "PROBE_PROMPTS", 3)
     bare = write_model(tmp_path / "tiny", sae=None)
-    assert run(cli.main, "--weights", bare, "--out", tmp_path / "out", "--channel", 3, "--timestep", "auto", *SHORT) == 0
+    assert run(featviz.main, "--weights", bare, "--out", tmp_path / "out", "--channel", 3, "--timestep", "auto", *SHORT) == 0
     assert load_file(tmp_path / "out/tiny/probe/activity.safetensors")["max_feature"].shape == (20, 0)
     assert 0 in times(tmp_path / "out", "channel_0003")
 
@@ -416,29 +417,29 @@ def test_two_processes_of_featviz_write_what_one_writes(weights, tmp_path):
     started = [subprocess.Popen(argv, env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
                                 stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for rank in (0, 1)]
     assert [process.wait() for process in started] == [0, 0]
-    assert run(cli.main, *flags, "--out", tmp_path / "one") == 0
+    assert run(featviz.main, *flags, "--out", tmp_path / "one") == 0
     assert files(tmp_path / "two") == files(tmp_path / "one") and len(files(tmp_path / "one")) == 12
-    assert run(cli.main, *flags, "--out", tmp_path / "none", "--shard", "2/3") == 0 and not (tmp_path / "none").exists()
+    assert run(featviz.main, *flags, "--out", tmp_path / "none", "--shard", "2/3") == 0 and not (tmp_path / "none").exists()
 
 
 def test_analyse_and_sample(weights, whole, tmp_path, capsys):
     out = tmp_path / "out"
     (out / "tiny").mkdir(parents=True)
     (out / "tiny/activity").symlink_to(whole)
-    assert run(activity_cli.main, "analyse", "--weights", weights, "--out", out, "--feature", 3, 5) == 0
+    assert run(activity_command.main, "analyse", "--weights", weights, "--out", out, "--feature", 3, 5) == 0
     record = json.loads((out / "tiny/feature_00003/activity.json").read_text())
     assert len(record["profile"]) == 1001 and record["feature"] == 3 and record["peaks"] and "peaks at" in capsys.readouterr().out
     assert all((out.parent / e["file"]).exists() and e["prompt"] in PROMPTS for es in record["examples"].values() for e in es)
     with Image.open(out / "tiny/feature_00005/activity.png") as figure:
         assert figure.width > 500
-    assert run(activity_cli.main, "sample", "A Tree", "--weights", weights, "--out", out, "--steps", 2, "--steer", "3=2", "5=1") == 0
+    assert run(activity_command.main, "sample", "A Tree", "--weights", weights, "--out", out, "--steps", 2, "--steer", "3=2", "5=1") == 0
     with Image.open(out / "tiny/samples/a-tree_f3=2_f5=1_seed_1024.png") as picture:
         a, b = np.asarray(picture)[:, :32].astype(int), np.asarray(picture)[:, 32:].astype(int)
         assert picture.size == (64, 32) and np.abs(a - b).max() > 0 and json.loads(picture.text["featviz"])["prompt"] == "A Tree"
 
 
 def test_check_predicts_and_writes_nothing(weights, tmp_path, capsys):
-    assert run(activity_cli.main, "capture", "--weights", weights, "--out", tmp_path, "--batch-size", 2, "--check", "--shard", "0/4") == 0
+    assert run(activity_command.main, "capture", "--weights", weights, "--out", tmp_path, "--batch-size", 2, "--check", "--shard", "0/4") == 0
     said = capsys.readouterr().out
     assert "5100 images of 1020 prompts" in said and "each of 4 processes" in said and not any(tmp_path.iterdir())
 
@@ -450,12 +451,12 @@ def test_check_predicts_and_writes_nothing(weights, tmp_path, capsys):
     (["capture", "--shard", "2/2"], "argument --shard: invalid shard value: '2/2'"),
     (["capture", "--steps", "1000"], "sampling steps must be between 1 and 999"),
     (["analyse", "--feature", "64"], "--feature 64 is out of range"),
-    (["analyse"], "has no capture; run python activity.py capture --weights"),
+    (["analyse"], "has no capture; run python -m activity capture --weights"),
     (["sample", "A Tree", "--steer", "12"], "argument --steer: invalid steering value: '12'"),
     (["sample", "A Tree", "--steer-channel", "99=1"], "--channel 99 is out of range"),
 ])
 def test_bad_calls(argv, says, weights, tmp_path, capsys):
-    refused(capsys, run(activity_cli.main, *argv, "--weights", weights, "--out", tmp_path), says)
+    refused(capsys, run(activity_command.main, *argv, "--weights", weights, "--out", tmp_path), says)
     assert not any(tmp_path.iterdir())
 
 
@@ -463,22 +464,22 @@ def test_merge_by_hand(model, settings, whole, tmp_path, capsys):
     """Shards that were computed on machines without a common disk, copied into one folder."""
     for rank in (0, 1):
         capture.capture(model, settings, tmp_path / str(rank), (rank, 2))
-    refused(capsys, run(activity_cli.main, "merge", tmp_path / "0"), "shards are missing or unfinished: ['shard_0_of_2.safetensors']")
+    refused(capsys, run(activity_command.main, "merge", tmp_path / "0"), "shards are missing or unfinished: ['shard_0_of_2.safetensors']")
     for name, data in files(tmp_path / "1").items():
         (tmp_path / "0" / name).write_bytes(data)
-    assert run(activity_cli.main, "merge", tmp_path / "0") == 0 and files(tmp_path / "0") == files(whole)
-    refused(capsys, run(activity_cli.main, "merge", tmp_path / "absent"), "is no folder")
+    assert run(activity_command.main, "merge", tmp_path / "0") == 0 and files(tmp_path / "0") == files(whole)
+    refused(capsys, run(activity_command.main, "merge", tmp_path / "absent"), "is no folder")
 
 
 def test_a_damaged_table_says_so(model, whole, tmp_path):
     tables = load_file(whole / "activity.safetensors")
     save_file(tables | {"share_feature": tables["share_feature"][:, :5].contiguous()}, tmp_path / "activity.safetensors")
     with pytest.raises(WeightsError, match="share_feature has shape"):
-        activity.attach(model, tmp_path)
+        profile.attach(model, tmp_path)
     (tmp_path / "capture.json").write_bytes((whole / "capture.json").read_bytes())
     (tmp_path / "examples.safetensors").write_bytes((whole / "examples.safetensors").read_bytes()[:-9])
     with pytest.raises(WeightsError, match="examples.safetensors: cannot be used"):
-        activity.examples(tmp_path, "feature", 3, 1)
+        profile.examples(tmp_path, "feature", 3, 1)
 
 
 def test_the_gain_of_the_evaluation_is_a_ratio_of_means_with_its_interval():
@@ -500,8 +501,8 @@ def test_the_gain_of_the_evaluation_is_a_ratio_of_means_with_its_interval():
 ])
 def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, expected):
     prompts = [f"A {o} image in {s} style" for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")]
-    assert activity.shared_words([prompts[i] for i in held], prompts) == expected
+    assert profile.shared_words([prompts[i] for i in held], prompts) == expected
 
 
 def test_prompts_may_be_a_list(model):
-    assert capture.configure(model, prompts=["A", "B"]).prompts == ("A", "B")
+    assert capture.configure(model.settings, prompts=["A", "B"]).prompts == ("A", "B")

@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-import activity_cli
-import atlas
-import cli
-import report
+import activity.__main__ as activity_command
+from pages import atlas
+import featviz
+from activity import times
+from pages import sheet
 from tests import made
 from tests.tiny import write_model
 
@@ -159,7 +160,7 @@ def test_thumbnails_are_small(out):
 def test_nothing_to_show_ends_in_one_line(out, capsys):
     for prepare in (lambda: None, out.mkdir, (out / "feature_00001").mkdir):
         prepare()
-        assert report.main(["--atlas", str(out)]) == 2
+        assert sheet.main(["--atlas", str(out)]) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.startswith("report: ") and captured.err.count("\n") == 1 and str(out) in captured.err
     assert not (out / "index.html").exists()
@@ -171,13 +172,13 @@ def test_a_full_disk_is_no_broken_picture(out, monkeypatch, capsys):
 
     made.result(out / "feature_00001")
     monkeypatch.setattr(Image.Image, "save", full)
-    assert report.main(["--atlas", str(out)]) == 2
+    assert sheet.main(["--atlas", str(out)]) == 2
     assert "No space left on device" in capsys.readouterr().err and not list((out / "atlas").iterdir())
 
 
 def test_the_command_names_the_page(out, capsys):
     made.result(out / "feature_00001")
-    assert report.main(["--atlas", str(out)]) == 0
+    assert sheet.main(["--atlas", str(out)]) == 0
     assert capsys.readouterr().out == f"look at {out / 'index.html'}\n"
 
 
@@ -186,22 +187,22 @@ def test_live_features_are_those_that_fire_in_the_capture(tmp_path, monkeypatch,
     weights, out = write_model(tmp_path / "tiny"), tmp_path / "out"
     call = ["--weights", str(weights), "--out", str(out), "--device", "cpu", "--feature", "live", "--seed", "1", "--num-steps", "1",
             "--prior", "noise", "--frames", "0"]
-    assert cli.main(call) == 2
+    assert featviz.main(call) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "--feature live" in error and f"run python activity.py capture --weights {weights}" in error
+    assert error.count("\n") == 1 and "--feature live" in error and f"run python -m activity capture --weights {weights}" in error
 
-    def one_fires(model, folder, attach=cli.attach):
+    def one_fires(model, folder, attach=times.attach):
         model = attach(model, folder)
         model.activity["max_feature"][:] = 0
         model.activity["max_feature"][3, 41] = model.activity["max_feature"][0, 7] = 0.5
         return model
 
     (tmp_path / "prompts.txt").write_text("A Tree image\nA Cat image\n")
-    assert activity_cli.main(["capture", "--weights", str(weights), "--out", str(out), "--device", "cpu", "--steps", "5",
+    assert activity_command.main(["capture", "--weights", str(weights), "--out", str(out), "--device", "cpu", "--steps", "5",
                               "--images-per-prompt", "1", "--prompts", str(tmp_path / "prompts.txt")]) == 0
-    monkeypatch.setattr(cli, "attach", one_fires)
+    monkeypatch.setattr(times, "attach", one_fires)
     capsys.readouterr()
-    assert cli.main([*call, "--timestep", "600"]) == 0
+    assert featviz.main([*call, "--timestep", "600"]) == 0
     assert sorted(p.name for p in (out / "tiny").glob("feature_*")) == ["feature_00007", "feature_00041"]
-    assert f"python report.py --atlas {out / 'tiny'}" in capsys.readouterr().err
+    assert f"python -m pages --atlas {out / 'tiny'}" in capsys.readouterr().err
     assert [row[0] for row in page(out / "tiny").rows] == ["feature_00007", "feature_00041"]

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
-import fingerprints
-import tensorfile
-from checkpoint import WeightsError, load
+from weights import load as loading
+from weights import fingerprints
+from weights import tensorfile
+from weights.disk import WeightsError
+from weights.load import load
 from clip import END, number
-from layouts import LEGACY_ATTENTION
+from weights.layouts import LEGACY_ATTENTION
 from tests.tiny import ACTIVITY, CONFIGS, HOOK, PATHS, TIMES, VOCAB, edit_json, edit_tensors, write_model
 
 SAE_FOLDER = f"sae/unet.{HOOK}"
@@ -58,8 +59,6 @@ def test_all_parts_hold_the_files_numbers_frozen(whole):
             assert torch.equal(tensor, stored[name]), name
         assert not any(p.requires_grad for p in net.parameters()) and not any(m.training for m in net.modules())
     assert model.tokenizer.vocab == VOCAB and model.hook_point == HOOK and model.settings == CONFIGS["featviz"]
-    assert torch.equal(model.activity["max_feature"], load_file(whole / ACTIVITY)["max_feature"])
-    assert torch.equal(model.activity["timesteps"], TIMES)
     assert len(model.schedule) == 1000 and model.latent_shape == (4, 8, 8) and model.name == "tiny"
 
 
@@ -477,7 +476,7 @@ def test_refused_in_one_line(name, folder, monkeypatch):
     """Networks are built once for all of these: no model is ever returned that could share them, and building is the slow part."""
     damage, fragments = BAD[name]
     for network in ("UNet", "VAE", "TextEncoder"):
-        monkeypatch.setattr(checkpoint, network, lambda _n=getattr(checkpoint, network), **sizes: built(_n, json.dumps(sizes)))
+        monkeypatch.setattr(loading, network, lambda _n=getattr(loading, network), **sizes: built(_n, json.dumps(sizes)))
     damage(folder)
     with pytest.raises(WeightsError) as caught:
         load(folder)
@@ -526,7 +525,7 @@ def test_a_file_that_may_not_be_read(path, folder, monkeypatch):
 
 def test_a_file_that_shrinks_while_it_is_read(folder, monkeypatch):
     """A mapped file would end the process here."""
-    found = checkpoint.find(folder)
+    found = loading.find(folder)
     cut(UNET, -150_000)(folder)
     with pytest.raises(WeightsError) as caught:
         load(found)
@@ -545,7 +544,7 @@ def test_no_memory_for_a_tensor(folder, monkeypatch):
     def full(*args, **kwargs):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
 
-    found = checkpoint.find(folder)
+    found = loading.find(folder)
     monkeypatch.setattr(tensorfile.torch, "empty", full)
     with pytest.raises(WeightsError) as caught:
         load(found)

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import cli
 import featviz
-import results
-from featviz import SEEDS, Config
+from command import device
+from weights import disk
+import ascent
+from pages import files as results
+from config import SEEDS, Config
 from tests.tiny import HOOK, PATHS, edit_json, write_model
 
 KINDS = ("png", "safetensors", "steps.jpg", "json")            # files of a result, in the order in which they are written
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def loaded_once():
     """Nothing below changes a folder that was loaded before, and loading is most of what a run of two steps costs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "load", functools.cache(cli.load))
+        patch.setattr(device, "load", functools.cache(device.load))
         yield
 
 
@@ -47,7 +49,7 @@ def run(weights, out, *flags):
     short = ["--num-steps", 2, "--prior-steps", 2, "--batch-size", 2]
     argv = ["--weights", weights, "--out", out, "--device", "cpu", *short, *flags]
     try:
-        return cli.main([str(a) for a in argv])
+        return featviz.main([str(a) for a in argv])
     except SystemExit as e:                                     # argparse's own way out
         return e.code
 
@@ -124,7 +126,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(weights, out, capsys,
     assert run(weights, out) == 0
     before = files(out)
     with monkeypatch.context() as patch:
-        patch.setattr(featviz, "run_batch", lambda *_: pytest.fail("an existing result was computed again"))
+        patch.setattr(ascent, "run_batch", lambda *_: pytest.fail("an existing result was computed again"))
         capsys.readouterr()
         assert run(weights, out) == 0
     assert files(out) == before and "5 of 5 results are there already" in capsys.readouterr().err
@@ -194,7 +196,7 @@ def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
         assert str(source) == f"{target}.partial"
         replace(source, target)
 
-    monkeypatch.setattr(results.os, "replace", watch)
+    monkeypatch.setattr(disk.os, "replace", watch)
     assert run(weights, out, "--seed", 5) == 0
     assert [name for name in order if "seed" in name] == [f"seed_5.{kind}" for kind in KINDS]
 
@@ -220,7 +222,7 @@ def test_check_measures_and_writes_nothing(weights, out, capsys):
 
 def test_help_names_every_setting(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
+        featviz.main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "SUPPRESS" not in text
     for flag in (*FLAGS, "--feature", "--channel", "--timestep", "--seed", "--weights", "--device", "--preset", "--out", "--check"):
@@ -344,13 +346,13 @@ def full_disk_after(monkeypatch, writes):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    monkeypatch.setattr(results.os, "fsync", limited)
+    monkeypatch.setattr(disk.os, "fsync", limited)
 
 
 def test_full_disk_before_the_start(weights, out, capsys, monkeypatch):
     """Noticed before anything is computed."""
     full_disk_after(monkeypatch, 0)
-    monkeypatch.setattr(featviz, "run_batch", lambda *_: pytest.fail("computed for nothing"))
+    monkeypatch.setattr(ascent, "run_batch", lambda *_: pytest.fail("computed for nothing"))
     refused(capsys, run(weights, out), "No space left on device", str(out))
     assert files(out) == {}
 

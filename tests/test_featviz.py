@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import featviz
-import results
-from checkpoint import load
-from featviz import Config, Job, PRESETS, activation, adamw, ascend, configure, judge_result, kept_steps, measure, readout, start, stream, visualize
+import ascent
+from pages import files as results
+from weights.load import load
+from config import Config, Job, PRESETS, configure
+from ascent import activation, adamw, ascend, judge_result, kept_steps, measure, readout, start, stream, visualize
 
 TOY = "weights/toy"
 
@@ -22,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def short(model):
-    return configure(model, num_steps=6, prior_steps=5)
+    return configure(model.settings, num_steps=6, prior_steps=5)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,12 @@ def test_presets_are_the_table_of_the_method():
 
 def test_unknown_setting_is_refused(model):
     with pytest.raises(TypeError, match="strength"):
-        configure(model, strength=3)
+        configure(model.settings, strength=3)
 
 
 def test_activation_is_higher_after_30_steps(model, feature):
     for prior in ("noise", "steer"):
-        result, = visualize(model, [job(model, feature)], configure(model, num_steps=30, prior=prior), batch_size=1)
+        result, = visualize(model, [job(model, feature)], configure(model.settings, num_steps=30, prior=prior), batch_size=1)
         assert result.verdict == "excited" and result.activation > 1.2 * result.scores["activation_start"]
 
 
@@ -179,7 +180,7 @@ def test_verdicts():
 
 
 def test_the_raw_channel_needs_no_sae(model, short):
-    raw = configure(model, "raw", num_steps=3, prior="noise")
+    raw = configure(model.settings, "raw", num_steps=3, prior="noise")
     result, = visualize(model, [Job(channel=5, timestep=300)], raw, batch_size=1)
     step = next(ascend(model, [Job(channel=5, timestep=300)], raw))
     assert torch.allclose(step.activation, step.hook[:, 5].mean((1, 2)))
@@ -227,8 +228,8 @@ def test_a_seeded_picture_equals_the_stored_one(model, short, feature):
 
 def test_a_prior_is_sampled_once_for_a_target_and_seed(model, short, feature, monkeypatch):
     """Time steps share it, to the bit of one that is sampled for each; another target's are given up."""
-    made, sampled = [], featviz.steered_prior
-    monkeypatch.setattr(featviz, "steered_prior", lambda model, jobs, *rest: made.append(jobs) or sampled(model, jobs, *rest))
+    made, sampled = [], ascent.steered_prior
+    monkeypatch.setattr(ascent, "steered_prior", lambda model, jobs, *rest: made.append(jobs) or sampled(model, jobs, *rest))
     settings = dataclasses.replace(short, prior="steer", num_steps=1)
     jobs = [Job(feature=f, timestep=t, seed=s) for f in (feature, 37) for t in (300, 600, 900) for s in (1, 2)]
     together = list(stream(model, jobs, settings, batch_size=2))

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as library_load
 from safetensors.torch import save
 
-import checkpoint
-from checkpoint import WeightsError, read_tokenizer
+from weights import load
+from weights.disk import WeightsError
+from weights.load import read_tokenizer
 from clip import number
-from configs import read_config, read_latent_size, read_sae_config, read_settings
-from tensorfile import read_tensors
+from weights.configs import read_config, read_latent_size, read_sae_config, read_settings
+from weights.tensorfile import read_tensors
 from tests.tiny import CONFIGS, PATHS, write_model
 
 TENSOR_CASES, CONFIG_CASES, TOKENIZER_CASES, PART_CASES = 1200, 500, 200, 100
@@ -158,8 +159,8 @@ READERS = {
 
 def test_configs(tmp_path):
     """500; what is accepted builds a network or a schedule, or is refused by that."""
-    r, networks = random.Random(1), {"unet": checkpoint.UNet, "vae": checkpoint.VAE, "text_encoder": checkpoint.TextEncoder,
-                                     "sae": checkpoint.SAE}
+    r, networks = random.Random(1), {"unet": load.UNet, "vae": load.VAE, "text_encoder": load.TextEncoder,
+                                     "sae": load.SAE}
     loaded = 0
     for case in range(CONFIG_CASES):
         part = r.choice(list(READERS))
@@ -173,9 +174,9 @@ def test_configs(tmp_path):
         loaded += 1
         sizes = sizes[0] if part == "unet" else sizes
         if part in networks and sizes != READERS[part](write(tmp_path / "whole.json", data)):
-            outcome(lambda: checkpoint.skeleton(networks[part], sizes, path), case, kind, changed[:300])
+            outcome(lambda: load.skeleton(networks[part], sizes, path), case, kind, changed[:300])
         if part == "scheduler":
-            assert 0 < checkpoint.Schedule(**sizes | {"num_train_timesteps": 10}).alphas_cumprod[0] < 1
+            assert 0 < load.Schedule(**sizes | {"num_train_timesteps": 10}).alphas_cumprod[0] < 1
     assert 50 < loaded < CONFIG_CASES * 0.9
 
 
@@ -208,13 +209,13 @@ def test_whole_folders(tmp_path):
     r, folder = random.Random(3), write_model(tmp_path / "tiny")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     data = {path: path.read_bytes() for path in files}
-    whole = state(checkpoint.load(folder))
+    whole = state(load.load(folder))
     loaded = 0
     for case in range(PART_CASES):
         path, other = r.choice(files), r.choice(files)
         kind, changed = ("swapped", data[other]) if case % 3 else mutate(data[path], r) if case % 2 else ("gone", None)
         path.unlink() if changed is None else path.write_bytes(changed)
-        found = outcome(lambda: checkpoint.load(folder), case, kind, path.name)
+        found = outcome(lambda: load.load(folder), case, kind, path.name)
         if found is not None and path.suffix == ".safetensors" and kind not in ("flip", "overwrite"):
             now = state(found)                                  # the part is gone, or as it was
             assert all(same(now[part], whole[part]) for part in now), (case, kind, path.name)

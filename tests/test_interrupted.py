@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import cli
+import featviz
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def times(folder, stems):
 
 
 def uninterrupted(weights, folder):
-    assert cli.main(flags(weights, folder / "whole")) == 0
+    assert featviz.main(flags(weights, folder / "whole")) == 0
     return files(folder / "whole")
 
 
@@ -100,7 +100,7 @@ def test_a_half_written_result_does_not_count_and_settings_are_never_mixed(weigh
     """Every state that a kill between two files can leave, made by hand, for the same settings and for others."""
     whole, other = tmp_path / "whole", tmp_path / "other"
     few = ("--feature", "3", "--seed", "1")
-    run = lambda out, *more: cli.main(flags(weights, out, *few, *more))
+    run = lambda out, *more: featviz.main(flags(weights, out, *few, *more))
     assert run(whole) == run(other, "--learning-rate", "0.1") == 0
     stem, good, old = "tiny/feature_00003/t0300/seed_1", files(whole), files(other)
     assert all(good[f"{stem}.{kind}"] != old[f"{stem}.{kind}"] for kind in KINDS)
@@ -119,7 +119,7 @@ def test_a_half_written_result_does_not_count_and_settings_are_never_mixed(weigh
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_result_damaged_later_is_made_again(kind, weights, tmp_path):
-    run = lambda: cli.main(flags(weights, tmp_path, "--feature", "3", "--seed", "1"))
+    run = lambda: featviz.main(flags(weights, tmp_path, "--feature", "3", "--seed", "1"))
     assert run() == 0
     whole, path = files(tmp_path), tmp_path / f"tiny/feature_00003/t0300/seed_1.{kind}"
     for damaged in (whole[path.relative_to(tmp_path).as_posix()][:-20], b""):
@@ -155,15 +155,15 @@ def test_a_full_disk(kind, weights, tmp_path, capsys):
     path.parent.mkdir(parents=True)
     path.with_name(path.name + ".partial").symlink_to("/dev/full")
     command = flags(weights, out, "--feature", "3", "--seed", "1")
-    assert cli.main(command) == 2
+    assert featviz.main(command) == 2
     assert f"[Errno 28] No space left on device: '{path}'; make room or give another --out" in capsys.readouterr().err.splitlines()[-1]
     assert finished(files(out)) == set() and not list(out.rglob("*.partial"))
-    assert cli.main(command) == 0 and len(finished(files(out))) == 1
+    assert featviz.main(command) == 0 and len(finished(files(out))) == 1
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody can write to")
 def test_an_unwritable_folder(weights, capsys):
-    assert cli.main(flags(weights, "/proc/featviz")) == 2
+    assert featviz.main(flags(weights, "/proc/featviz")) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith("featviz: [Errno ") and "/proc/featviz" in error[-1] and "give another --out" in error[-1]
 
@@ -173,7 +173,7 @@ def test_the_batch_size_splits_work_without_changing_results(weights, tmp_path):
     made = {}
     for size in (1, 3, 8):
         out = tmp_path / str(size)
-        assert cli.main(flags(weights, out, "--feature", 0, 3, 40, 63, "--batch-size", size, "--prior", "steer", "--prior-steps", 4)) == 0
+        assert featviz.main(flags(weights, out, "--feature", 0, 3, 40, 63, "--batch-size", size, "--prior", "steer", "--prior-steps", 4)) == 0
         made[size] = {p.relative_to(out).as_posix(): json.loads(p.read_text()) for p in out.rglob("*.json")}
     assert len(made[1]) == 8 and made[1].keys() == made[3].keys() == made[8].keys()
     for size in (3, 8):

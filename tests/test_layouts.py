@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoint
-import cli
-import layouts
-from checkpoint import BPE_FILE, WeightsError, find, load
-from layouts import BUFFERS, COUNTERS, LEGACY_ATTENTION, ldm_name, modern_name
-from tensorfile import Entry
+from weights import load as loading
+import featviz
+from weights import layouts
+from weights.load import BPE_FILE, find, load
+from weights.disk import WeightsError
+from weights.layouts import BUFFERS, COUNTERS, LEGACY_ATTENTION, ldm_name, modern_name
+from weights.tensorfile import Entry
 from tests import clip_vocab
 from tests.seeded import FIXTURES
 from tests.test_checkpoint import check_message
@@ -73,8 +74,8 @@ def real_single(copies):
 def test_the_real_single_file_fits_sd_s_networks(copies, ema, monkeypatch, tmp_path):
     header = real_single(copies)
     assert len(header) == (1831 if copies else 1145)            # the published files have as many
-    monkeypatch.setattr(checkpoint, "read_header", lambda path: header)
-    sources, taken = checkpoint.find_single(tmp_path / "v1-5.safetensors", ema)
+    monkeypatch.setattr(loading, "read_header", lambda path: header)
+    sources, taken = loading.find_single(tmp_path / "v1-5.safetensors", ema)
     assert {part: len(source.entries) for part, source in sources.items()} == {"unet": 686, "vae": 248, "text_encoder": 196}
     assert ("moving average of the UNet (model_ema.*)" in taken) == ema and ("--ema takes that" in taken) == (copies and not ema)
 
@@ -82,7 +83,7 @@ def test_the_real_single_file_fits_sd_s_networks(copies, ema, monkeypatch, tmp_p
 @pytest.mark.parametrize("layout", ["modern", "legacy", "legacy 4-D", "modern 4-D", "no prefix"])
 def test_the_real_folders_fit_sd_s_networks(layout):
     back = {new: old for old, new in LEGACY_ATTENTION.items()}
-    for part, network in zip(PARTS, (checkpoint.UNet, checkpoint.VAE, checkpoint.TextEncoder)):
+    for part, network in zip(PARTS, (loading.UNet, loading.VAE, loading.TextEncoder)):
         header = {}
         for owner, name, shape, *_ in NAMES:
             if owner == part:
@@ -92,8 +93,8 @@ def test_the_real_folders_fit_sd_s_networks(layout):
                        if layout == "no prefix" else name] = Entry("F32", shape, 0, 0)
         if part == "text_encoder" and layout != "no prefix":
             header["text_model.embeddings.position_ids"] = Entry("I64", (1, 77), 0, 0)
-        net = checkpoint.skeleton(network, {}, part)
-        source = checkpoint.fit(net, part, header, part, rename=lambda name: modern_name(part, name))
+        net = loading.skeleton(network, {}, part)
+        source = loading.fit(net, part, header, part, rename=lambda name: modern_name(part, name))
         assert source.entries.keys() == net.state_dict().keys()
     assert sum(name.split(".")[-2] in LEGACY_ATTENTION for name in map(lambda n: older(n[1], back), NAMES)) == 16
 
@@ -285,7 +286,7 @@ def test_a_run_says_which_weights_it_takes_and_keeps_the_results_of_both_apart(s
     flags = ["--weights", single, "--out", tmp_path / "out", "--device", "cpu", "--feature", 3, "--timestep", 300, "--seed", 1, "--num-steps", 1,
              "--prior", "noise"]
     for ema, name, says in (([], "v1-5", "--ema takes that"), (["--ema"], "v1-5_ema", "the moving average of the UNet (model_ema.*)")):
-        assert cli.main([str(a) for a in [*flags, *ema]]) == 0
+        assert featviz.main([str(a) for a in [*flags, *ema]]) == 0
         assert f"{single}: takes the" in (error := capsys.readouterr().err) and says in error
         record = json.loads((tmp_path / f"out/{name}/feature_00003/t0300/seed_1.json").read_text())["recipe"]
         assert record["weights"] == name and any(name.endswith("v1-5.safetensors") for name in record["fingerprints"])

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import activity
-import activity_cli
-import cli
+from activity import profile
+import profile.__main__ as activity_command
 import featviz
+from command import device
+import ascent
 import regularizers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,10 +45,10 @@ def done(tmp_path_factory, one_thread):
     (folder / "weights").symlink_to(ROOT / "weights")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cli, "load", functools.cache(cli.load))
+        patch.setattr(device, "load", functools.cache(device.load))
         for command in COMMANDS:
             python, *argv = shlex.split(command)
-            main = {"featviz.py": cli.main, "activity.py": activity_cli.main}[argv[0]]
+            main = {"featviz.py": featviz.main, "activity": activity_command.main}[argv[0]]
             assert python == "python" and main(shortened(argv)) == 0, command
         yield folder
 
@@ -96,9 +97,9 @@ def test_the_pictures_are_those_of_the_commands(done):
 
 
 @pytest.mark.parametrize("function, text", [
-    (featviz.activation, ".mean(dim=1)"), (featviz.adamw, "return z, mean, square"), (featviz.draw, "torch.randn(shape, generator=generator)"),
-    (regularizers.spectral_filter, "torch.fft.fft2(g) / (r + 1)"), (activity.profile, "return shares if shares.any() else"),
-    (featviz.measure, "model.sae.pre_acts(h)")])
+    (ascent.activation, ".mean(dim=1)"), (ascent.adamw, "return z, mean, square"), (ascent.draw, "torch.randn(shape, generator=generator)"),
+    (regularizers.spectral_filter, "torch.fft.fft2(g) / (r + 1)"), (profile.profile, "return shares if shares.any() else"),
+    (ascent.measure, "model.sae.pre_acts(h)")])
 def test_what_the_lesson_changes_is_there(function, text):
     assert f"{function.__module__}.{function.__name__}" in TEXT
     assert inspect.getsource(function).count(text) == 1

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import checkpoint
-import cli
-import preflight
-import tensorfile
-from checkpoint import PARTS, Found, Source, find, load
-from tensorfile import read_tensors
+from weights import load as loading
+import featviz
+from command import device
+from weights import preflight
+from weights import tensorfile
+from weights.load import PARTS, Found, Source, find, load
+from weights.tensorfile import read_tensors
 from tests.seeded import on_meta
 from tests.test_checkpoint import networks
 from tests.tiny import PATHS, edit_tensors, write_model
@@ -41,14 +42,14 @@ def test_the_prediction_for_sd14():
     unet, vae, text = 859_520_964, 83_653_863, 123_060_480
     full, half = (preflight.predict(sd14(), dtype, 1) for dtype in (torch.float32, torch.bfloat16))
     assert full[0] == 4 * (unet + vae + text) and half[0] == 2 * (unet + text) + 4 * vae
-    one, two = (preflight.kept_bytes(sd14().sources["unet"].net, (4, 64, 64), checkpoint.HOOK_POINT, n, torch.float32) for n in (1, 2))
+    one, two = (preflight.kept_bytes(sd14().sources["unet"].net, (4, 64, 64), loading.HOOK_POINT, n, torch.float32) for n in (1, 2))
     assert 2 ** 29 < one < 2 ** 31 and two == pytest.approx(2 * one, rel=0.02)
 
 
 def test_check_says_memory_before_it_loads_and_refuses_what_does_not_fit(weights, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr(device, "load", lambda *_: pytest.fail("was loaded"))
     monkeypatch.setattr(preflight, "free_bytes", lambda device: 2 ** 20)
-    assert cli.main(["--weights", str(weights), "--device", "cpu", "--check"]) == 2
+    assert featviz.main(["--weights", str(weights), "--device", "cpu", "--check"]) == 2
     captured = capsys.readouterr()
     assert captured.out.startswith("tiny: unet 0.6 M") and captured.out.count("\n") == 1 and "1 MiB are free" in captured.out
     assert captured.err.count("\n") == 1 and "are free on cpu; give a smaller --batch-size, --dtype bfloat16" in captured.err
@@ -82,12 +83,12 @@ def test_loaded_weights_no_longer_need_their_file(tmp_path):
 def test_half_precision_on_cuda_unless_told_otherwise(weights, monkeypatch):
     """And float32 elsewhere; played, there may be no such device."""
     asked = []
-    monkeypatch.setattr(cli, "load", lambda path, device, dtype, *_: asked.append(dtype) or load(path))
-    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "load", lambda path, device, dtype, *_: asked.append(dtype) or load(path))
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
     zeros = torch.zeros
-    monkeypatch.setattr(cli.torch, "zeros", lambda *size, **kw: zeros(*size, **kw | {"device": None} if kw.get("device") == "cuda" else kw))
+    monkeypatch.setattr(device.torch, "zeros", lambda *size, **kw: zeros(*size, **kw | {"device": None} if kw.get("device") == "cuda" else kw))
     for flags in (["--device", "cuda"], ["--device", "cuda", "--dtype", "float16"], ["--device", "cpu"]):
-        cli.open_model(cli.parse(["--weights", str(weights), *flags]), True)
+        device.open_model(featviz.parse(["--weights", str(weights), *flags]), True)
     assert asked == [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -110,7 +111,7 @@ def trained(model, steps=300):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preflight, "fvu", lambda h, h_hat: seen.append(h) or torch.zeros(()))
         preflight.fit(model)
-    h, sae = seen[0], checkpoint.SAE(32, 64, k=8)
+    h, sae = seen[0], loading.SAE(32, 64, k=8)
     sae.init(torch.Generator().manual_seed(0), h.mean(dim=0))
     optimizer = torch.optim.Adam(sae.parameters(), 1e-2)
     for _ in range(steps):
@@ -161,9 +162,9 @@ def test_verdicts(unexplained, active, says, weights):
 
 def test_a_run_warns_of_an_sae_that_does_not_fit(weights, tmp_path, capsys):
     flags = ["--weights", weights, "--out", tmp_path, "--device", "cpu", "--feature", 3, "--seed", 1, "--num-steps", 1, "--prior", "noise"]
-    assert cli.main([str(a) for a in flags]) == 0
+    assert featviz.main([str(a) for a in flags]) == 0
     assert "warning: UNet and SAE do not belong together: of the activations' variance" in capsys.readouterr().err
-    assert cli.main([str(a) for a in flags]) == 0               # nothing to do: nothing is measured
+    assert featviz.main([str(a) for a in flags]) == 0               # nothing to do: nothing is measured
     assert "warning" not in capsys.readouterr().err
 
 

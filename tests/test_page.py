@@ -8,12 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-import again
-import cli
-import page
-import report
-import results
-from featviz import configure, kept_steps
+from pages import again
+import featviz
+from pages import feature as page
+from pages import sheet as report
+from pages import files as results
+from config import Job, configure
+from weights.load import load
+from ascent import kept_steps
 from tests.made import activity, feature
 from tests.tiny import write_model
 
@@ -223,7 +225,7 @@ def test_the_command_on_the_page_makes_the_same_recipes(name, weights, tmp_path)
     short = ["--prior-steps", "2", "--batch-size", "2", "--device", "cpu", "--timestep", "0", "300", "--seed", "1", "5"]
     if "--num-steps" not in COMMANDS[name]:
         short += ["--num-steps", "2"]
-    assert cli.main(["--weights", str(weights), "--out", str(tmp_path), *short, *COMMANDS[name]]) == 0
+    assert featviz.main(["--weights", str(weights), "--out", str(tmp_path), *short, *COMMANDS[name]]) == 0
     path, = tmp_path.glob("tiny/*/index.html")
     parsed = Page(path)
     check(parsed, path.parent)
@@ -234,17 +236,17 @@ def test_the_command_on_the_page_makes_the_same_recipes(name, weights, tmp_path)
         words = shlex.split(command)
         assert words[:3] == ["python", "featviz.py", "--weights"] and len(made) == 4
         words[3] = str(weights)
-        args = cli.parse([*words[2:], "--out", str(tmp_path)])
-        model, jobs, config, _ = cli.plan(args)
+        args = featviz.parse([*words[2:], "--out", str(tmp_path)])
+        model, jobs, config, _ = featviz.plan(args)
         assert {json.dumps(results.recipe(model, job, config), sort_keys=True) for job in jobs} == made.keys()
         assert kept_steps(config.num_steps, args.frames) == records[0].steps
     assert len(again.command(records[0].recipe, [0], [1], weights=weights)) < len(shown)
 
 
 def test_usual_settings_are_not_spelled_out(weights, tmp_path):
-    model = cli.load(weights, "cpu")
-    config = configure(model, "sae", moment_weight=0.25)
-    recipe = results.recipe(model, cli.Job(feature=3, timestep=300, seed=5), config)
+    model = load(weights, "cpu")
+    config = configure(model.settings, "sae", moment_weight=0.25)
+    recipe = results.recipe(model, Job(feature=3, timestep=300, seed=5), config)
     made = again.command(recipe, [300], [5], weights=weights)
     assert made == (f"python featviz.py --weights {weights} --feature 3 --timestep 300 --seed 5 --device cpu --dtype float32 "
                     "--moment-weight 0.25")

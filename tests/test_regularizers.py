@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import regularizers as reg
-from featviz import Config, draw
+from config import Config
+from ascent import draw
 from tests.seeded import randn
 
 close = lambda a, b, atol=1e-6: torch.allclose(a, torch.as_tensor(b, dtype=a.dtype).expand_as(a), rtol=1e-5, atol=atol)

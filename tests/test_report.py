@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import report
+from pages import sheet as report
 from tests.made import activity, feature, picture
 
 SEEDS, TIMES = (1, 2), (0, 300)

@@ -8,9 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import layers
 from bench import speed, ways
-from checkpoint import WeightsError, load
-from featviz import Job, ascend, configure, measure, readout, visualize
-from tensorfile import read_header
+from weights.disk import WeightsError
+from weights.load import load
+from config import Job, configure
+from ascent import ascend, measure, readout, visualize
+from weights.tensorfile import read_header
 from tests.seeded import TOY, filled, gradient, on_meta, randn, relative_error, unet_inputs
 from tests.test_checkpoint import check_message, networks
 from tests.tiny import HOOK, PATHS, edit_tensors, write_model
@@ -62,7 +64,7 @@ def test_a_convolution_as_a_product(stride, kernel, shape, monkeypatch):
 
 
 def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
-    config = configure(model, num_steps=5, prior="noise")
+    config = configure(model.settings, num_steps=5, prior="noise")
     jobs = [Job(model.settings["feature"], 600, seed=s) for s in (1, 2)]
     quick = list(ascend(model, jobs, config))
     monkeypatch.setattr(layers, "quick", lambda x, weight: False)
@@ -72,7 +74,7 @@ def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
 
 def test_the_originals_way_climbs_the_same(model):
     """The bench compares costs of one and the same computation: equal activations, step by step."""
-    config, jobs = configure(model, num_steps=4, prior="noise"), ways.jobs_of(model, 2, timestep=600)
+    config, jobs = configure(model.settings, num_steps=4, prior="noise"), ways.jobs_of(model, 2, timestep=600)
     for theirs, ours in zip(ways.original(model, jobs, config), ways.ours(model, jobs, config)):
         assert torch.allclose(theirs, ours, rtol=1e-4, atol=1e-6)
     assert all(p.grad is None and not p.requires_grad for net in (model.unet, model.sae) for p in net.parameters())
@@ -84,7 +86,7 @@ def test_bfloat16_finds_the_same(model):
     jobs = [Job(model.settings["feature"], 600, seed=s) for s in (1024, 1111)]
     seen, reached = [], []
     for net in (model, half):
-        results = visualize(net, jobs, configure(model, num_steps=20, prior="noise"), batch_size=2)
+        results = visualize(net, jobs, configure(model.settings, num_steps=20, prior="noise"), batch_size=2)
         reached.append(measure(model, torch.stack([r.latent for r in results]), jobs)[0].mean().item())
         seen.append(judge.verdict(torch.stack([r.image for r in results]))[0].tolist())
     print(reached, seen)
@@ -123,7 +125,7 @@ def lazy(folder):
 
 
 def ascent(model, **changes):
-    config = dataclasses.replace(configure(model, num_steps=2, prior_steps=3), **changes)
+    config = dataclasses.replace(configure(model.settings, num_steps=2, prior_steps=3), **changes)
     return [step.after for step in ascend(model, [Job(3, 300)], config)]
 
 

@@ -2,8 +2,9 @@
 import pytest
 import torch
 
-from checkpoint import load
-from featviz import Job, measure
+from weights.load import load
+from config import Job
+from ascent import measure
 from steering import directions, sample, steered_prior
 
 

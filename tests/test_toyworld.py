@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from clip import Tokenizer, split_words
+from clip import Tokenizer
 from toyworld import drawings
 from toyworld.evaluate import find_concepts, right, wilson
 from toyworld.fit import fit, learning_rate
 from toyworld.judge import load_judge
 from toyworld.train import learn_bpe
-from checkpoint import load
+from weights.load import load
 
 
 def test_a_drawing_depends_on_its_number_and_its_world_alone():

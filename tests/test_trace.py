@@ -16,10 +16,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import cli
-import tracing
-import tracepage
-from checkpoint import load
+import ascent
+import config
+import featviz
+from pages import trace
+from pages import tracepage
+from weights.load import load
 from tests.tiny import write_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +32,7 @@ STEPS = (0, 4)
 
 
 def run(out, *flags):
-    return cli.main([str(a) for a in ("--out", out, "--device", "cpu", *flags)])
+    return featviz.main([str(a) for a in ("--out", out, "--device", "cpu", *flags)])
 
 
 @pytest.fixture(scope="module")
@@ -333,9 +335,9 @@ def test_switched_off_stages_say_so(tiny, tmp_path):
 def test_nothing_of_the_loop_is_drawn_twice(tiny):
     """Replayed draws come from a copy of each generator: the ascent of a traced job and of an untraced one are the same."""
     m = load(tiny)
-    config = cli.configure(m, num_steps=3, prior="noise")
-    jobs = [cli.Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
-    plain = [step.after for step in cli.ascend(m, jobs, config)]
-    found = tracing.follow(m, jobs, config, {0, 2})
+    config = config.configure(m.settings, num_steps=3, prior="noise")
+    jobs = [config.Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
+    plain = [step.after for step in ascent.ascend(m, jobs, config)]
+    found = trace.follow(m, jobs, config, {0, 2})
     for i, (records, curve) in enumerate(found):
         assert torch.equal(records[0]["after"], plain[0][i]) and torch.equal(records[2]["after"], plain[2][i]) and len(curve) == 3

@@ -1,12 +1,14 @@
 """A complete model folder with random weights, so small that a whole run takes about a second; ways to damage such a folder.
 
-It lies in the layout of checkpoint.py and has all parts. The weights mean nothing: tests that use it are about the path from
+It lies in the layout of weights/load.py and has all parts. The weights mean nothing: tests that use it are about the path from
 files to files, not about pictures.
 """
+import hashlib
 import json
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clip import TextEncoder, number
@@ -36,8 +38,8 @@ PATHS = {   # part -> (its JSON file, its tensors)
     "sae": (f"sae/unet.{HOOK}/cfg.json", f"sae/unet.{HOOK}/sae.safetensors"),
     "featviz": ("featviz.json", None),
 }
-ACTIVITY = f"sae/unet.{HOOK}/activity.safetensors"
-BUILD = {   # the same config keys that checkpoint.py hands on
+ACTIVITY = "activity/activity.safetensors"
+BUILD = {   # the same config keys that weights/load.py hands on
     "unet": lambda c: UNet(**{k: v for k, v in c.items() if k != "sample_size"}),
     "vae": lambda c: VAE(**c), "text_encoder": lambda c: TextEncoder(**c), "sae": lambda c: SAE(**c),
 }
@@ -55,11 +57,30 @@ def tensors(part, config, seed=0):
     return out
 
 
-def activity(config, seed=0):
-    """Largest mean activations in [0.5, 1.5], a row for each measured time step."""
+def activity(features, width, seed=0):
+    """The tables of a capture: largest mean activations in [0.5, 1.5], every profile highest at t = 281 and nowhere else a peak."""
     g = torch.Generator().manual_seed(seed)
-    table = lambda width: 0.5 + torch.rand(len(TIMES), width, generator=g)
-    return {"timesteps": TIMES.clone(), "max_feature": table(config["num_latents"]), "max_channel": table(config["d_in"])}
+    table = lambda n: 0.5 + torch.rand(len(TIMES), n, generator=g)
+    share = 1 - (TIMES - 281).abs() / 1000
+    shares = {f"share_{kind}": share[:, None].repeat(1, n) for kind, n in (("feature", features), ("channel", width))}
+    return {"timesteps": TIMES.clone(), "max_feature": table(features), "max_channel": table(width)} | shares
+
+
+def write_capture(folder, features, width, seed=0):
+    """A capture of the model in `folder`, of one image, as activity/capture.py leaves it."""
+    home, n = folder / "activity", len(TIMES)
+    (home / "images").mkdir(parents=True, exist_ok=True)
+    save_file(activity(features, width, seed), home / "activity.safetensors")
+    examples = {"feature": features, "channel": width}
+    save_file({f"{name}_{kind}": torch.full((n, count, 1), fill, dtype=dtype) for kind, count in examples.items()
+               for name, fill, dtype in (("image", 0, torch.int16), ("activation", 1.0, torch.float16))}, home / "examples.safetensors")
+    Image.new("RGB", (32, 32), "gray").save(home / "images/00000.jpg")
+    names = [path for paths in PATHS.values() for path in paths if path] + ["tokenizer/vocab.json", "tokenizer/merges.txt"]
+    prints = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
+              if (folder / name).exists() and name != "featviz.json"}
+    recipe = {"settings": {"prompts": ["A Tree image in Winter style"]}, "timesteps": [int(t) for t in TIMES], "fingerprints": prints,
+              "hook_point": HOOK}
+    (home / "capture.json").write_text(json.dumps({"images": 1, "recipe": recipe}))
 
 
 def write_model(folder, seed=0, **changes):
@@ -74,12 +95,13 @@ def write_model(folder, seed=0, **changes):
         (folder / config_path).write_text(json.dumps(config))
         if tensors_path:
             save_file(tensors(part, config, seed), folder / tensors_path)
-        if part == "sae" and changes.get("activity", {}) is not None:
-            save_file(activity(config, seed), folder / ACTIVITY)
     if changes.get("tokenizer", {}) is not None:
         (folder / "tokenizer").mkdir()
         (folder / "tokenizer/vocab.json").write_text(json.dumps(VOCAB), encoding="utf-8")
         (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    if changes.get("activity", {}) is not None and changes.get("sae", {}) is not None:
+        sizes = CONFIGS["sae"] | changes.get("sae", {})
+        write_capture(folder, sizes["num_latents"], sizes["d_in"], seed)
     return folder
 
 

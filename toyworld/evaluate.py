@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-import activity
-import checkpoint
-from featviz import Job, configure, visualize
-from results import to_uint8
+from activity import profile
+from weights import load
+from config import Job, configure
+from ascent import visualize
+from vae import to_uint8
 from sae import fvu
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
@@ -207,7 +208,7 @@ def legibility(model, judge, concepts, config, t, batch_size=8):
 def run_legibility(model, judge, args):
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = stored["features"], stored["timestep"]
-    config = dataclasses.replace(configure(model), prior="noise")
+    config = dataclasses.replace(configure(model.settings), prior="noise")
     chance = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
     out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]] for c in concepts) / len(concepts), 4)}}
     tell("chance", out["chance"])
@@ -220,7 +221,7 @@ def try_settings(model, judge, args):
     stored = json.loads((args.out / "concepts.json").read_text())
     changes = json.loads(args.try_)
     t = changes.pop("timestep", stored["timestep"])
-    numbers, *_ = legibility(model, judge, stored["features"][::args.every], dataclasses.replace(configure(model), **changes), t)
+    numbers, *_ = legibility(model, judge, stored["features"][::args.every], dataclasses.replace(configure(model.settings), **changes), t)
     tell(args.try_, numbers)
 
 
@@ -233,13 +234,13 @@ def chosen_by_rule(concepts):
 def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
     """The feature that `python featviz.py` shows: of the figure's, the one of whose pictures at its peaks under the default settings the
     judge surely names most right, by the lower end of the 95% interval of the share; the stronger of equals."""
-    folder = activity.find(model, Path("out"))
+    folder = profile.find(model, Path("out"))
     if folder is None:
-        raise SystemExit(f"evaluate: {model.folder} has no capture; run python activity.py capture --weights {model.folder}")
-    model, scores = activity.attach(model, folder), {}
+        raise SystemExit(f"evaluate: {model.folder} has no capture; run python -m activity capture --weights {model.folder}")
+    model, scores = profile.attach(model, folder), {}
     for c in chosen_by_rule(json.loads((args.out / "concepts.json").read_text())["features"]):
-        times = activity.peaks(activity.profile(model.activity, "feature", c["feature"]))
-        results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds], configure(model))
+        times = profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
+        results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds], configure(model.settings))
         o, s, *_ = judge.verdict(torch.stack([r.image for r in results]).to(model.device))
         scores[c["feature"]] = share(right([c] * len(results), o.tolist(), s.tolist()))
         tell(f"at the peaks, feature {c['feature']}, {c['object'] or c['style']}", scores[c["feature"]])
@@ -253,7 +254,7 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
     jobs = [Job(feature=c["feature"], timestep=t, seed=s) for c in concepts for s in seeds]
-    shown = torch.stack([r.image for r in visualize(model, jobs, dataclasses.replace(configure(model), prior="noise"))])
+    shown = torch.stack([r.image for r in visualize(model, jobs, dataclasses.replace(configure(model.settings), prior="noise"))])
     o, s, *_ = judge.verdict(shown.to(model.device))
     agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
     tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c, a in zip(concepts, agree)})
@@ -289,7 +290,7 @@ def main():
     parser.add_argument("--timestep", type=int, default=300, help="where concepts are looked for, if featviz.json does not say")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    model, judge = checkpoint.load(args.out, args.device), load_judge(args.out, args.device)
+    model, judge = load.load(args.out, args.device), load_judge(args.out, args.device)
     path = args.out / "evaluation.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}
     if args.legibility:

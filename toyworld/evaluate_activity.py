@@ -21,12 +21,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import activity
-import capture
-import checkpoint
-import cli
-from featviz import Job, configure, start, visualize
-from report import write_profiles
+from activity import profile
+from activity import capture
+from weights import load
+import featviz
+from config import Job, configure
+from ascent import start, visualize
+from pages.sheet import write_profiles
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.evaluate import PICTURES, SHARE, right, share, tell
@@ -39,8 +40,8 @@ PAIR = {drawings.caption(o, s): (i, j) for i, o in enumerate(OBJECTS) for j, s i
 
 def highest_peak(tables, feature):
     """The time step of the highest peak, or None for a feature without one."""
-    curve = activity.profile(tables, "feature", feature)
-    found = activity.peaks(curve)
+    curve = profile.profile(tables, "feature", feature)
+    found = profile.peaks(curve)
     return max(found, key=lambda t: curve[t]) if found else None
 
 
@@ -50,7 +51,7 @@ def evaluate_examples(folder, tables, concepts):
     shares, without = [], 0
     for c in concepts:
         t = highest_peak(tables, c["feature"])
-        found = activity.examples(folder, "feature", c["feature"], t) if t is not None else []
+        found = profile.examples(folder, "feature", c["feature"], t) if t is not None else []
         if not found:
             without += 1
             continue
@@ -131,22 +132,22 @@ def agreement(theirs, ours, concepts):
     """
     found, caught = [], []
     for c in concepts:
-        full, small = (activity.profile(tables, "feature", c["feature"]) for tables in (theirs, ours))
-        best, peaks = int(full.argmax()), activity.peaks(small)
-        found.append(any(abs(max(activity.peaks(full), key=lambda t: full[t]) - t) <= NEAR for t in peaks))
+        full, small = (profile.profile(tables, "feature", c["feature"]) for tables in (theirs, ours))
+        best, peaks = int(full.argmax()), profile.peaks(small)
+        found.append(any(abs(max(profile.peaks(full), key=lambda t: full[t]) - t) <= NEAR for t in peaks))
         caught.append(full[max(peaks, key=lambda t: small[t])] / full[best] if peaks else 0.0)
     return {"highest_peak_found": share(torch.tensor(found)), "catch": round(float(np.mean(caught)), 3), "catch_median": round(float(np.median(caught)), 3)}
 
 
 def by_chance(theirs, concepts):
     """What a time step drawn at random would catch of the profile, on average."""
-    curves = [activity.profile(theirs, "feature", c["feature"]) for c in concepts]
+    curves = [profile.profile(theirs, "feature", c["feature"]) for c in concepts]
     return round(float(np.mean([curve.mean() / curve.max() for curve in curves])), 3)
 
 
 def second_capture(model, folder):
     """Tables of a capture like that in `folder` but of other noise: how far would its own repetition agree with it?"""
-    made = capture.configure(model, **json.loads((folder / "capture.json").read_text())["recipe"]["settings"])
+    made = capture.configure(model.settings, **json.loads((folder / "capture.json").read_text())["recipe"]["settings"])
     sae, stats, began = model.sae, None, time.time()
     for i in range(made.images, 2 * made.images, made.batch_size):
         numbers = range(i, min(i + made.batch_size, 2 * made.images))
@@ -166,22 +167,22 @@ def evaluate_probe(model, folder, concepts, out):
     small = out / model.name / "probe"
     there = (small / "capture.json").exists()
     if not there:
-        small = cli.probe(model, out, 8)
+        small = featviz.probe(model, out, 8)
     seconds, made = None if there else round(time.time() - began), json.loads((small / "capture.json").read_text())
     return {"images": made["images"], "steps": made["recipe"]["settings"]["steps"], "seconds": seconds,
-            "probe": agreement(model.activity, activity.attach(model, small).activity, concepts),
+            "probe": agreement(model.activity, profile.attach(model, small).activity, concepts),
             "second_capture": agreement(model.activity, second_capture(model, folder), concepts),
             "catch_by_chance": by_chance(model.activity, concepts)}
 
 
 def draw_profiles(model, folder, concepts):
     """profiles.png: the strongest concept feature of an object, the strongest of a style, and the strongest other one with three peaks."""
-    peaks = lambda c: activity.peaks(activity.profile(model.activity, "feature", c["feature"]))
+    peaks = lambda c: profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
     shown = [next(c for c in concepts if c["kind"] == kind and peaks(c)) for kind in ("object", "style")]
-    shown.append(next(c for c in concepts if c not in shown and len(peaks(c)) == activity.PEAKS))
+    shown.append(next(c for c in concepts if c not in shown and len(peaks(c)) == profile.PEAKS))
     paths = [Path("runs") / f"profile_{c['feature']}.json" for c in shown]
     for c, path in zip(shown, paths):
-        write_json(path, activity.analysis(model, folder, "feature", c["feature"]) | {"note": f"; {c['object'] or c['style']}"})
+        write_json(path, profile.analysis(model, folder, "feature", c["feature"]) | {"note": f"; {c['object'] or c['style']}"})
     return write_profiles(paths, PICTURES / "profiles.png")
 
 
@@ -194,18 +195,18 @@ def main():
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    model, judge = checkpoint.load(args.weights, args.device), load_judge(args.weights, args.device)
-    folder = activity.find(model, args.out)
+    model, judge = load.load(args.weights, args.device), load_judge(args.weights, args.device)
+    folder = profile.find(model, args.out)
     if folder is None:
-        raise SystemExit(f"evaluate_activity: {args.weights} has no capture; run {cli.FULL.format(args.weights)}")
-    model = activity.attach(model, folder)
+        raise SystemExit(f"evaluate_activity: {args.weights} has no capture; run {featviz.FULL.format(args.weights)}")
+    model = profile.attach(model, folder)
     stored = json.loads((args.weights / "concepts.json").read_text())
     concepts = stored["features"]
     chosen = [concepts[i] for i in sorted(np.random.default_rng(0).permutation(len(concepts))[:args.features])]
     work = {"examples": lambda: evaluate_examples(folder, model.activity, concepts),
             "probe": lambda: evaluate_probe(model, folder, concepts, args.out),
-            "ascents": lambda: evaluate_ascents(model, judge, chosen, configure(model), args.batch_size, stored["timestep"]),
-            "priors": lambda: evaluate_priors(model, judge, chosen, configure(model), args.batch_size)}
+            "ascents": lambda: evaluate_ascents(model, judge, chosen, configure(model.settings), args.batch_size, stored["timestep"]),
+            "priors": lambda: evaluate_priors(model, judge, chosen, configure(model.settings), args.batch_size)}
     path = args.weights / "activity.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}
     numbers |= {"images": json.loads((folder / "capture.json").read_text())["images"], "concept_features": len(concepts)}

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from layouts import PICKLES, STEM, VARIANTS  # noqa: E402
-from tensorfile import FLOATS, WeightsError, read, read_header  # noqa: E402
+if __name__ == "__main__":                      # as a script: this folder is `weights` to Python, nothing else
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from weights.layouts import PICKLES, STEM, VARIANTS  # noqa: E402
+from weights.tensorfile import FLOATS, read, read_header  # noqa: E402
+from weights.disk import WeightsError  # noqa: E402
 
 NAMES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}

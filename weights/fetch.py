@@ -13,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from download import FetchError, Gone, check_present, fetch_file, host, size_of
-from sources import BUNDLES, LICENCES, STYLE50
+if __name__ == "__main__":                      # as a script: this folder is `weights` to Python, nothing else
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from weights.download import FetchError, Gone, check_present, fetch_file, host, size_of  # noqa: E402
+from weights.sources import BUNDLES, LICENCES, STYLE50  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas import page as render
-from atlas import thumbnail_name
+from pages.atlas import page as render
+from pages.atlas import thumbnail_name
 from tests import made
 from tests.browser.chromium import Chromium
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.signal import find_peaks
 
-import activity
-import capture
-from featviz import Job
+from activity import profile
+from activity import capture
+from config import Job
 from sae import SAE
 from schedule import Schedule
 from steering import sample, steered_prior
@@ -28,7 +28,7 @@ def random_profile(rng):
     values = rng.integers(0, rng.integers(2, 9), 50) / 8
     if kind == 1:
         values = np.repeat(values, rng.integers(1, 6, 50))[:50]
-    return activity.interpolate(np.arange(981.0, 0, -20), values)
+    return profile.interpolate(np.arange(981.0, 0, -20), values)
 
 
 def test_peaks_are_scipy_s_on_ten_thousand_profiles():
@@ -36,7 +36,7 @@ def test_peaks_are_scipy_s_on_ten_thousand_profiles():
     for i in range(10_000):
         y = random_profile(rng)
         expected = find_peaks(y, height=0, distance=100, plateau_size=1)[0]
-        assert np.array_equal(activity.find_peaks(y), expected), i
+        assert np.array_equal(profile.find_peaks(y), expected), i
         found += len(expected)
     print(f"{found} peaks")
     assert found > 20_000
@@ -48,7 +48,7 @@ def test_the_three_highest_of_scipy_s_peaks():
         y = random_profile(rng)
         at, about = find_peaks(y, height=0, distance=100, plateau_size=1)
         if len(at):
-            ours = activity.peaks(y)
+            ours = profile.peaks(y)
             assert len(ours) == min(3, len(at)) and set(ours) <= set(at.tolist()) and ours == sorted(ours)
             assert sorted(y[ours]) == sorted(sorted(about["peak_heights"])[-3:])
 

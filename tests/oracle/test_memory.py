@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import PARTS
-from layouts import WEIGHTS_FILE
-from preflight import free_bytes
+from weights.load import PARTS
+from weights.layouts import WEIGHTS_FILE
+from weights.preflight import free_bytes
 from tests.seeded import on_meta
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,7 +21,7 @@ LIMIT = 1.15                                    # of the weights' size in the ch
 BLOCK = 2 ** 24                                 # numbers; larger than any tensor is written in pieces of this
 LOAD = """
 import resource, sys, torch
-from checkpoint import load
+from weights.load import load
 peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 model = load(sys.argv[1], "cpu", getattr(torch, sys.argv[2]))

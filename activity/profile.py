@@ -5,9 +5,9 @@
     peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: there the ascent runs, and at t = 0
     examples  the images in which the feature is among the 20 at t, the strongest first
 
-    python activity.py capture --weights weights/toy                make the tables (capture.py)
-    python activity.py analyse --feature 12                         profile, peaks, examples: numbers and a picture
-    python activity.py sample "A Tree image in Winter style" --steer 12=300
+    python -m activity capture --weights weights/toy                make the tables (capture.py)
+    python -m activity analyse --feature 12                         profile, peaks, examples: numbers and a picture
+    python -m activity sample "A Tree image in Winter style" --steer 12=300
 
 Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218; peaks are those of
 scipy.signal.find_peaks(y, height=0, distance=100, plateau_size=1).
@@ -21,14 +21,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 
-from checkpoint import WeightsError, read_activity, read_json
 from schedule import T
+from weights.disk import AGAIN, WeightsError
+from weights.configs import read_json
+from weights.tensorfile import read_header, read_tensors
 
 DISTANCE, PEAKS = 100, 3    # time steps between peaks; peaks kept
 SHARED = 0.8                # of the examples that must have a word in common for it to name the feature (ours)
-TABLES = "sae/*/activity.safetensors"                           # the part of a Model that holds the tables
 
 
 def fingerprints(model):
@@ -53,14 +55,31 @@ def find(model, out):
 
 
 def attach(model, folder):
-    """The model with the tables of a capture: they are its `activity`, and part of its fingerprints."""
+    """The model with the tables of a capture: they are its `activity`, say its `strength`, and are part of its fingerprints."""
     model = copy.copy(model)
     sae, path = model.parts.get("sae"), folder / "activity.safetensors"
-    sizes = {"num_latents": sae.features if sae else 0, "d_in": model.unet.width(model.hook_point)}
-    model.parts = model.parts | {TABLES: read_activity(path, sizes, "cpu")}
-    model.captured = folder
+    tables = read_tables(path, sae.features if sae else 0, model.unet.width(model.hook_point))
+    model.captured, model.activity = folder, tables
+    model.strength = lambda kind, target: torch.tensor(strength(tables, kind, target), dtype=torch.float32)
     model.fingerprints = model.fingerprints | {"activity.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
     return model
+
+
+def read_tables(path, features, width):
+    """{"timesteps": (N,), "max_feature": (N, F), "max_channel": (N, D)}: the largest mean activation seen at each of N steps.
+
+    From a capture also share_feature and share_channel: the share of images in which it was among the 20 largest.
+    """
+    header = read_header(path)
+    if "timesteps" not in header:
+        raise WeightsError(f"{path}: lacks tensor 'timesteps'; {AGAIN}")
+    n = sum(header["timesteps"].shape[:1])
+    if n == 0:
+        raise WeightsError(f"{path}: `timesteps` holds no list of time steps; {AGAIN}")
+    expected = {"timesteps": (n,), "max_feature": (n, features), "max_channel": (n, width)}
+    if "share_feature" in header:
+        expected |= {name.replace("max", "share"): shape for name, shape in expected.items() if name != "timesteps"}
+    return read_tensors(path, expected, dtype=torch.float32)
 
 
 def interpolate(timesteps, values):
@@ -140,10 +159,10 @@ def image_path(folder, number):
     return Path(folder) / "images" / f"{number:05d}.jpg"
 
 
-def analysis(model, folder, kind, target, also=()):
-    """What the capture in `folder` knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at each peak and at
+def analysis(model, kind, target, also=()):
+    """What the model's capture knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at each peak and at
     the time steps in `also`."""
-    made = read_json(folder / "capture.json")
+    folder, made = model.captured, read_json(model.captured / "capture.json")
     curve, prompts = profile(model.activity, kind, target), made["recipe"]["settings"]["prompts"]
     share, times = column(model.activity, f"share_{kind}", target), peaks(curve)
     found = {t: [{"image": i, "activation": a, "prompt": prompts[i % len(prompts)], "file": str(image_path(folder, i))}
@@ -154,7 +173,3 @@ def analysis(model, folder, kind, target, also=()):
             "active": int((curve > 0).sum()), "peaks": times, "examples": found, "profile": [round(v, 6) for v in curve.tolist()],
             "largest": [round(v, 6) for v in column(model.activity, f"max_{kind}", target).tolist()]}
 
-
-if __name__ == "__main__":
-    import activity_cli
-    sys.exit(activity_cli.main())

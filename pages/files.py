@@ -15,8 +15,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +23,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save as save_tensors
 
-from checkpoint import HOOK_POINT
+from config import HOOK_POINT
+from vae import to_uint8
+from weights.disk import alone, replacing
 
-try:
-    import fcntl                                # locks; not on Windows
-except ImportError:
-    fcntl = None
 
 
 def recipe(model, job, config):
@@ -91,43 +87,6 @@ def prepare(out):
         with replacing(Path(out) / ".writable") as file:
             file.write(b"")
         (Path(out) / ".writable").unlink()
-
-
-@contextmanager
-def alone(folder):
-    """One process at a time, where the file system can lock; the lock of a killed one is gone with it."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        if fcntl:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if fcntl:
-            os.close(handle)
-
-
-@contextmanager
-def replacing(path):
-    """A binary file to write; takes `path`'s place when all went well, leaves nothing behind when not."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as e:
-        if e.errno and not e.filename:                          # a full disk does not say which file
-            raise OSError(e.errno, e.strerror, str(path)) from e
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def to_uint8(image):
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded; NaN, which only a non-finite result has, is black."""
-    return (image.permute(1, 2, 0).nan_to_num(0).clamp(0, 1) * 255).round().numpy().astype(np.uint8)
 
 
 def save(out, result, recipe):

@@ -8,12 +8,10 @@ Fit: an SAE describes the activations that it was trained on. On those of its ow
 about k features active at a position; on another model's, or at another hook point, the same numbers are far off. Inputs: two fixed
 prompts and seeds of noise, as a sampler's first step sees them; there alone the right input is known without running the whole UNet.
 """
-from types import SimpleNamespace
-
 import torch
 
-from checkpoint import PARTS, WeightsError, find
-from featviz import default_batch_size
+from weights.load import PARTS
+from weights.disk import WeightsError
 from sae import fvu
 
 HALF = ("unet", "text_encoder")                                 # the parts that take the run's dtype; the others are float32
@@ -73,11 +71,8 @@ def free_bytes(device):
         return None
 
 
-def check_memory(path, device, dtype, ema=False, batch=None):
-    """One line on the memory that weights and ascent will take; WeightsError where that is more than is free. Nothing is loaded."""
-    found = find(path, ema)
-    shape = SimpleNamespace(device=torch.device(device), latent_shape=(4, *found.latent))
-    batch = batch or default_batch_size(shape)
+def check_memory(found, device, dtype, batch):
+    """One line on the memory that weights and ascents of `batch` jobs will take; WeightsError where that is more than is free."""
     (weights, working), free = predict(found, dtype, batch), free_bytes(device)
     amount = lambda n: f"{n / 2**30:.1f} GiB" if n >= 2 ** 30 else f"{n / 2**20:.0f} MiB"
     parts = ", ".join(f"{part} {sum(p.numel() for p in found.sources[part].net.parameters()) / 1e6:.1f} M"
@@ -85,7 +80,7 @@ def check_memory(path, device, dtype, ema=False, batch=None):
     print(f"{found.name}: {parts} numbers; the weights take {amount(weights)} in {str(dtype).removeprefix('torch.')}, ascents of "
           f"{batch} together about {amount(working)} more" + (f"; {amount(free)} are free" if free else ""))
     if free and weights + working > free:
-        raise WeightsError(f"{path}: takes about {amount(weights + working)}, {amount(free)} are free on {device}; give a smaller "
+        raise WeightsError(f"{found.folder}: takes about {amount(weights + working)}, {amount(free)} are free on {device}; give a smaller "
                            "--batch-size, --dtype bfloat16, or another --device")
 
 
@@ -108,18 +103,18 @@ def fit(model):
     return fvu(model.sae.preprocess(h), torch.cat(h_hat)).item(), active / len(h)
 
 
-def verdict(model, unexplained, active):
+def verdict(k, unexplained, active):
     """What the two numbers mean: "" when UNet and SAE fit, else one sentence for the user."""
-    if unexplained < FVU_FITS and active >= ACTIVE_WRONG * model.sae.k:
+    if unexplained < FVU_FITS and active >= ACTIVE_WRONG * k:
         return ""
-    sure = not unexplained < FVU_WRONG or active < ACTIVE_WRONG * model.sae.k                   # NaN is sure, too
+    sure = not unexplained < FVU_WRONG or active < ACTIVE_WRONG * k                   # NaN is sure, too
     return (f"UNet and SAE {'do not' if sure else 'may not'} belong together: of the activations' variance the SAE leaves "
             f"{unexplained:.2f} unexplained (below {FVU_FITS} where they do), {active:.1f} of its features are active at a position (k is "
-            f"{model.sae.k}); give the UNet that it was trained on")
+            f"{k}); give the UNet that it was trained on")
 
 
 def check_fit(model):
     """The line of --check about UNet and SAE."""
     unexplained, active = fit(model)
     return (f"fit of UNet and SAE: {unexplained:.3f} of the variance unexplained, {active:.1f} features active at a position (k is "
-            f"{model.sae.k}): {verdict(model, unexplained, active) or 'they belong together'}")
+            f"{model.sae.k}): {verdict(model.sae.k, unexplained, active) or 'they belong together'}")

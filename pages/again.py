@@ -9,7 +9,7 @@ import json
 import shlex
 from pathlib import Path
 
-from featviz import PRESETS, Config
+from config import PRESETS, Config
 
 ROOT = Path(__file__).parent
 FRAMES = 8                  # pictures of the course that a run keeps when no flag says otherwise

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-import featviz
+import ascent
 import regularizers
 import sae
 import schedule
-from results import to_uint8
-from webpage import chart, data_uri, document, escape
+from vae import to_uint8
+from pages.web import chart, data_uri, document, escape
 
 EDGE = 480                  # pixels that a map is enlarged to, at least
 THUMB = 96
@@ -36,12 +36,12 @@ ROOT = Path(__file__).parent
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
           "This is all that the ascent may change: {C} numbers at each of {H} × {W} places. First, what the decoder makes of them; then the "
-          "numbers themselves.", [(featviz, "z = before.clone()")], ["before"]),
+          "numbers themselves.", [(ascent, "z = before.clone()")], ["before"]),
     Stage("transformed", "Augmented", "<i>z′</i> = zoom(turn(roll(<i>z</i>)))",
           "A moved copy: what lifts the {kind} must survive small moves, so it cannot be a trick of single numbers. Drawn at random for this "
           "step: {down:+.2f} pixels down, {right:+.2f} right, {angle:+.1f} degrees, zoom {zoom:.3f}. Between pixels neighbours are mixed, which "
           "calms the grain: the deviation goes from {std_before:.3f} to {std_after:.3f}.{same}",
-          [(featviz, "transformed = reg.transform(z, shift, angle, zoom)"), (regularizers, "return F.grid_sample(z, grid,")], ["transformed"]),
+          [(ascent, "transformed = reg.transform(z, shift, angle, zoom)"), (regularizers, "return F.grid_sample(z, grid,")], ["transformed"]),
     Stage("noised", "Noised", "<i>x<sub>t</sub></i> = √<i>ᾱ<sub>t</sub></i> <i>z′</i> + √(1 − <i>ᾱ<sub>t</sub></i>) <i>ε</i>",
           "The UNet learnt to read pictures under noise, and at t = {t} it expects this much: {signal:.3f} of the latent, {noise:.3f} of new "
           "noise. What lifts the {kind} under ever new noise is in the picture, not in the noise.{same}",
@@ -49,15 +49,15 @@ STAGES = (
     Stage("hook", "At the hook point", "<i>h</i> = UNet(<i>x<sub>t</sub></i>, <i>t</i>, “”) at the hook point",
           "The UNet runs as far as {point} and stops: {D} numbers at each of {h} × {w} places. The prompt is empty, so only the picture speaks. "
           "First, how long the vector is at each place; then its longest channels: {channels}.",
-          [(featviz, "hook = model.unet(noised")], ["hook"]),
+          [(ascent, "hook = model.unet(noised")], ["hook"]),
     Stage("activation", "Activation of the {kind}", None, None, None, ["pre_activation"]),
     Stage("loss", "The loss", "loss = −<i>a</i> + <i>w</i><sub>tv</sub> TV(<i>z</i>) + <i>w</i><sub>range</sub> R(<i>z</i>) "
           "+ <i>w</i><sub>moment</sub> M(<i>z</i>)", "The activation with a minus sign, and penalties on latents of a kind that no picture "
           "has: restless, too large, of the wrong mean or deviation. Weights in this run: {weights}.{climbed}",
-          [(featviz, "loss = -climb + sum(")], []),
+          [(ascent, "loss = -climb + sum(")], []),
     Stage("gradient", "The gradient", "<i>g</i> = ∂loss / ∂<i>z</i>",
           "Which way each number of the latent would make the loss larger, found by going back through UNet, noise and move. Beside it its "
-          "spectrum: slow waves in the middle, fine grain at the rim.", [(featviz, "torch.autograd.grad(loss.sum(), z)")], ["gradient"]),
+          "spectrum: slow waves in the middle, fine grain at the rim.", [(ascent, "torch.autograd.grad(loss.sum(), z)")], ["gradient"]),
     Stage("filtered", "Spectral filter",
           "low = FFT<sup>−1</sup>[ FFT[<i>g</i>] / (<i>r</i> + 1) ],&ensp; <i>ĝ</i> = low · std(<i>g</i>) / std(low)",
           "A wave that fits <i>r</i> times into the picture is divided by <i>r</i> + 1, then the gradient gets its "
@@ -65,24 +65,24 @@ STAGES = (
           [(regularizers, "torch.fft.ifft2("), (regularizers, "return low * gain[")], ["filtered"]),
     Stage("smoothed", "Blur", "<i>g̃</i> = Gaussian blur of <i>ĝ</i>, <i>σ</i> = {sigma:.3g}",
           "A second, weaker way against grain. This is the gradient that the optimiser gets.{same}",
-          [(regularizers, "kernel = torch.exp("), (featviz, "smoothed = reg.blur(")], ["smoothed"]),
+          [(regularizers, "kernel = torch.exp("), (ascent, "smoothed = reg.blur(")], ["smoothed"]),
     Stage("update", "The update", "Δ<i>z</i> = −<i>η</i> <i>m̂</i> / (√<i>v̂</i> + <i>ε</i>) − <i>η λ z</i>",
           "AdamW divides the running mean of the gradient, <i>m</i>, by its running size, √<i>v</i>: each number moves by about the learning "
           "rate, {rate:g}, wherever the gradient keeps its sign. The last term, weight decay, takes {decay:.2g} of this move's length.",
-          [(featviz, "mean = mean.lerp("), (featviz, "square = (config.beta2"), (featviz, ".addcdiv(mean, size")], ["adam_mean", "adam_square", "update"]),
+          [(ascent, "mean = mean.lerp("), (ascent, "square = (config.beta2"), (ascent, ".addcdiv(mean, size")], ["adam_mean", "adam_square", "update"]),
     Stage("after", "The latent after", "<i>z</i> ← <i>z</i> + Δ<i>z</i>",
           "Hardly different from the first picture: one step changes the latent by {change:.1%} of its length. The picture comes from "
-          "doing this {steps} times.", [(featviz, "z = torch.where(alive")], ["after"]),
+          "doing this {steps} times.", [(ascent, "z = torch.where(alive")], ["after"]),
 )
 ANSWER = {      # of the stage "activation", for each kind of target: formula, idea, cites
     "feature": ("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − <i>b</i><sub>dec</sub>) + "
                 "<i>b</i><sub>enc</sub>[{n}]&nbsp;)",
                 "At each place, one dot product with the feature's row of the sparse autoencoder; what is below 0 counts as 0. Their mean, "
                 "{a:.4f}, is the activation, the number that the ascent climbs. {place} It fires at {firing} of {places} places.",
-                [(sae, "(h * self.encoder.weight[feature]"), (featviz, 'values.relu() if kind == "feature"')]),
+                [(sae, "(h * self.encoder.weight[feature]"), (ascent, 'values.relu() if kind == "feature"')]),
     "channel": ("<i>a</i> = mean<sub><i>s</i></sub> <i>h<sub>s</sub></i>[{n}]",
                 "The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation, the number that the ascent climbs. "
-                "{place}", [(featviz, "return h[torch.arange(len(jobs)), targets]"), (featviz, 'values.relu() if kind == "feature"')]),
+                "{place}", [(ascent, "return h[torch.arange(len(jobs)), targets]"), (ascent, 'values.relu() if kind == "feature"')]),
 }
 STYLE = """
 html { font-size: clamp(16px, 1.15vw, 30px); } body { max-width: 96rem; font-size: 1.1rem; } [tabindex="-1"]:focus { outline: none; }

@@ -6,7 +6,6 @@
     folder/tokenizer/{vocab.json, merges.txt}
     folder/scheduler/scheduler_config.json                                  SD 1.x's numbers where it is missing
     folder/sae/<hook point>/{cfg.json, sae.safetensors}                     SAeUron's layout
-    folder/sae/<hook point>/activity.safetensors                            largest mean activation at each sampling step
     folder/featviz.json                                                     settings that suit these weights
 
 or one file, `name.safetensors`, of the original layout ("LDM"): UNet, VAE and text encoder of SD 1.x's sizes; the tokenizer is made
@@ -22,19 +21,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import layouts
+from weights import layouts
 from clip import END, START, TextEncoder, Tokenizer, number
-from configs import SIZES, read_config, read_json, read_latent_size, read_sae_config, read_settings  # noqa: F401: SIZES, read_json
-from fingerprints import sha256, signature
-from layouts import WEIGHTS_FILE, modern_name, squeezes
+from weights.configs import read_config, read_latent_size, read_sae_config, read_settings
+from weights.fingerprints import sha256, signature
+from weights.layouts import modern_name, squeezes
 from sae import SAE
 from schedule import Schedule
-from tensorfile import AGAIN, WeightsError, match, open_regular, read, read_header, read_tensors, unreadable
+from config import HOOK_POINT
+from weights.disk import AGAIN, WeightsError, open_regular, unreadable
+from weights.tensorfile import match, read, read_header
 from unet import UNet
 from vae import VAE
 
-HOOK_POINT = "up_blocks.1.attentions.1"                         # of the method; an SAE's folder says otherwise
-BPE_FILE = Path(__file__).parent / "weights/clip/bpe_simple_vocab_16e6.txt.gz"
+BPE_FILE = Path(__file__).parent / "clip/bpe_simple_vocab_16e6.txt.gz"
 PARTS = ("unet", "vae", "text_encoder")                         # the networks
 
 
@@ -95,7 +95,7 @@ def find_single(path, ema):
 
 
 def find_sae(folder, unet):
-    """(hook point, Source of the SAE, sizes, path of its activity or None), or None where there is no SAE."""
+    """(hook point, Source of the SAE), or None where there is no SAE."""
     for cfg in sorted(folder.glob("sae/*/cfg.json"))[:1]:
         sizes = read_sae_config(cfg)
         try:
@@ -105,27 +105,9 @@ def find_sae(folder, unet):
         if sizes["d_in"] != unet.width(hook_point):
             raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of {folder / 'unet'} has "
                                f"{unet.width(hook_point)} channels; give the SAE of this UNet")
-        path, activity = cfg.with_name("sae.safetensors"), cfg.with_name("activity.safetensors")
-        source = fit(skeleton(SAE, sizes, cfg), path, read_header(path))
-        return hook_point, source, sizes, activity if activity.exists() else None
+        path = cfg.with_name("sae.safetensors")
+        return hook_point, fit(skeleton(SAE, sizes, cfg), path, read_header(path))
     return None
-
-
-def read_activity(path, sizes, device):
-    """{"timesteps": (N,), "max_feature": (N, F), "max_channel": (N, D)}: the largest mean activation seen at each of N steps.
-
-    From a capture also share_feature and share_channel: the share of images in which it was among the 20 largest.
-    """
-    header = read_header(path)
-    if "timesteps" not in header:
-        raise WeightsError(f"{path}: lacks tensor 'timesteps'; {AGAIN}")
-    n = sum(header["timesteps"].shape[:1])
-    if n == 0:
-        raise WeightsError(f"{path}: `timesteps` holds no list of time steps; {AGAIN}")
-    expected = {"timesteps": (n,), "max_feature": (n, sizes["num_latents"]), "max_channel": (n, sizes["d_in"])}
-    if "share_feature" in header:
-        expected |= {name.replace("max", "share"): shape for name, shape in expected.items() if name != "timesteps"}
-    return read_tensors(path, expected, dtype=torch.float32, device=device)
 
 
 def read_tokenizer(folder):
@@ -185,7 +167,7 @@ class Model:
         self.device, self.dtype, self.parts = torch.device(device), dtype, parts
         self.sources, self.unread, self.pieces = found.sources, {}, {}
         self.schedule, self.hook_point, self.settings = Schedule(**found.schedule, device=device), found.hook_point, found.settings
-        self.captured = None                    # the folder of a capture that activity.attach added
+        self.captured = self.activity = None    # the folder of a capture and its tables, which activity.profile.attach adds
         self.latent_shape = (parts["unet"].conv_in.in_channels, *found.latent)
 
     def part(self, name, contents):
@@ -228,8 +210,10 @@ class Model:
                          "needs it at the start and at the end alone, so lazily loaded it is let go of in between.")
     text_encoder = property(lambda self: self.part("text_encoder", "config.json and model.safetensors"))
     tokenizer = property(lambda self: self.part("tokenizer", "vocab.json and merges.txt"))
-    activity = property(lambda self: self.part("sae/*/activity.safetensors", "the largest activations, from which a steered prior "
-                                               "takes its strength; --prior noise does without"))
+    def strength(self, kind, target):
+        """Largest mean activation at t = 0..1000, 0 where it is not active: (1001,); known from a capture alone."""
+        raise WeightsError(f"{self.folder}: no capture is attached, from which a steered prior takes its strength; see activity.profile.attach, "
+                           "or start from noise (--prior noise)")
 
     @torch.no_grad()
     def embed(self, prompts):
@@ -277,7 +261,6 @@ class Found:
     tokenizer: Tokenizer | None = None
     schedule: dict = field(default_factory=dict)
     hook_point: str = HOOK_POINT
-    activity: tuple = ()                                        # path and sizes of the SAE's activity
     settings: dict = field(default_factory=dict)
     files: dict = field(default_factory=dict)                   # name -> (path, signature) of all that is read
 
@@ -326,12 +309,9 @@ def find(path, ema=False):
     found = find_networks(Path(path), ema)
     check_fit(found.folder, found.sources, found.tokenizer)
     if sae := find_sae(found.folder, found.sources["unet"].net):
-        found.hook_point, found.sources["sae"], sizes, activity = sae
+        found.hook_point, found.sources["sae"] = sae
         source = found.sources["sae"]
         found.note_files(source.path.with_name("cfg.json"), source.path)
-        if activity:
-            found.activity = (activity, sizes)
-            found.note_files(activity)
     if (settings := found.folder / "featviz.json").exists():
         found.settings = read_settings(settings)
         found.note_files(settings)
@@ -356,8 +336,6 @@ def load(path, device="cpu", dtype=torch.float32, ema=False, lazily=False):
     parts = {part: source.net if part in later else source.read(precision(part, dtype), device) for part, source in found.sources.items()}
     if found.tokenizer:
         parts["tokenizer"] = found.tokenizer
-    if found.activity:
-        parts["sae/*/activity.safetensors"] = read_activity(*found.activity, device)
     model = Model(found, device, dtype, parts)
     if lazily:
         model.read_later()

@@ -1,20 +1,18 @@
 """What lies in a feature's folder: read and checked, and drawn as one sheet to print.
 
-    python report.py out/toy/feature_00169      the contact sheet (sheet.png) and the page (index.html, page.py) of a feature
-    python report.py out/toy                    those of every feature and channel in the folder
-    python report.py --atlas out/toy            all of them on one page (atlas.py)
+    python -m pages out/toy/feature_00169      the contact sheet (sheet.png) and the page (index.html, page.py) of a feature
+    python -m pages out/toy                    those of every feature and channel in the folder
+    python -m pages --atlas out/toy            all of them on one page (atlas.py)
 
 Reads what results.py wrote and nothing else. A file that is broken, or no result, is left out.
 """
-import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from results import alone, replacing
+from weights.disk import alone, replacing
 
 TILE = 192                  # pixels an edge of a picture on the sheet, at least
 EXAMPLES = 3                # dataset examples a row of the sheet
@@ -283,42 +281,3 @@ def draw_profile(pen, record, box, font):
         pen.text((at(t, 0)[0] - 8, y + h + 2), str(t), fill="#555555", font=font)
     for t in record["peaks"]:
         pen.line([at(t, 0), at(t, curve[t])], fill="#c02020", width=2)
-
-
-def feature_folders(folder):
-    """The folder itself if results lie in it, else all in it that have some."""
-    folder = Path(folder)
-    if any(folder.glob("t*/seed_*.json")):
-        return [folder]
-    inside = sorted({path.parent.parent for path in folder.glob("*/t*/seed_*.json")})
-    if not inside:
-        raise ValueError(f"{folder}: holds no results; give a folder that featviz.py wrote, such as out/toy/feature_00169 or out/toy")
-    return inside
-
-
-def run(args):
-    from atlas import write_atlas
-    from page import write_page
-    folders = [inside for folder in args.folder for inside in feature_folders(folder)]
-    names = {folder.name for folder in folders}
-    for folder in folders:
-        write_sheet(folder)
-        print(f"look at {write_page(folder, names)}")
-    if args.atlas:
-        print(f"look at {write_atlas(args.atlas)}")
-    return 0
-
-
-def main(argv=None):
-    from cli import Parser, guarded
-    parser = Parser(prog="report.py", description="Sheets and pages of results that lie on disk.")
-    parser.add_argument("folder", type=Path, nargs="*", help="of a feature, such as out/toy/feature_00169, or of several, such as out/toy")
-    parser.add_argument("--atlas", type=Path, metavar="FOLDER", help="make one page of all features in this folder")
-    args = parser.parse_args(argv)
-    if not args.folder and not args.atlas:
-        parser.error("nothing to do: give a folder of results, such as out/toy/feature_00169")
-    return guarded("report", run, args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,18 +11,14 @@ wrong is one line: the file, what was expected, what to do. tests/test_fuzz.py h
 import json
 import math
 import os
-import stat
 from reprlib import repr as short                               # a value out of a broken file may be megabytes long
 from typing import NamedTuple
 
 import torch
 
+from weights.disk import AGAIN, WeightsError, open_regular, unreadable
 
-class WeightsError(Exception):
-    """Weights that cannot be used; the text is the one line that a user sees: the file, what was expected, what to do."""
-
-
-AGAIN, FOREIGN = "fetch or copy this file again", "the file does not belong to its config, fetch or copy both again"
+FOREIGN = "the file does not belong to its config, fetch or copy both again"
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4,
          "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -41,18 +37,6 @@ class Entry(NamedTuple):
     shape: tuple
     begin: int
     end: int
-
-
-def open_regular(path):
-    """The file, opened for bytes; OSError for what is none, before a pipe could block or a device never end."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise OSError(0, "a folder" if stat.S_ISDIR(mode) else "no regular file")
-    return open(path, "rb")
-
-
-def unreadable(path, error, kind="safetensors"):
-    return WeightsError(f"{path}: cannot be read ({error.strerror or error}); expected a {kind} file there, {AGAIN}")
 
 
 def read_header(path):

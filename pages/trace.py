@@ -15,20 +15,12 @@ import json
 import torch
 from safetensors.torch import save as save_tensors
 
-import again
-import results
-import tracepage
-from featviz import ascend, default_batch_size, draw, readout, start
+from pages import again
+from pages import files
+from pages import tracepage
+from ascent import ascend, default_batch_size, draw, readout, start
 
 STRONGEST = 10              # features or channels that are listed beside the target
-
-
-def check_steps(steps, config):
-    """ValueError for a step that the ascent does not have."""
-    for k in steps:
-        if not 0 <= k < config.num_steps:
-            raise ValueError(f"--trace {k} is out of range: the ascent has {config.num_steps} steps, 0..{config.num_steps - 1} "
-                             "(--num-steps sets how many)")
 
 
 def trace(model, jobs, config, steps, out, size, weights=None, on_step=None):
@@ -37,13 +29,13 @@ def trace(model, jobs, config, steps, out, size, weights=None, on_step=None):
     `weights`: as given on the command line, for the command that the page shows.
     """
     model.vae                                                   # says so where there is none, before any work
-    together = f" --batch-size {size}" if size != default_batch_size(model) else ""
+    together = f" --batch-size {size}" if size != default_batch_size(model.device, model.latent_shape) else ""
     for i in range(0, len(jobs), size):
         batch = jobs[i:i + size]
         for job, (records, curve) in zip(batch, follow(model, [*batch, *batch[-1:] * (size - len(batch))], config, set(steps), on_step)):
-            recipe = results.recipe(model, job, config)
+            recipe = files.recipe(model, job, config)
             command = again.command(recipe, [job.timestep], [job.seed], weights=weights) + f"{together} --trace {' '.join(map(str, steps))}"
-            yield write(model, recipe, command, records, curve, results.path_of(out, recipe).with_name(f"seed_{job.seed}_trace"))
+            yield write(model, recipe, command, records, curve, files.path_of(out, recipe).with_name(f"seed_{job.seed}_trace"))
 
 
 def follow(model, jobs, config, steps, on_step=None):
@@ -103,5 +95,5 @@ def write(model, recipe, command, records, curve, folder):
 
 
 def keep(path, data):
-    with results.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(data)

@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from tensorfile import unreadable
+from weights.disk import unreadable
 
 SMALL = 2 ** 20                                 # bytes; below, hashing is cheaper than remembering
 SETTLED = 2.0                                   # seconds; a file younger than this may change again within one tick of its clock

@@ -18,7 +18,6 @@ Axes: B images of a batch, N sampling steps in descending order of t, F features
 """
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,9 +27,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from activity import fingerprints, image_path
-from checkpoint import WeightsError, read_json
-from results import alone, replacing, to_uint8
+from activity.profile import fingerprints, image_path
+from weights.disk import WeightsError
+from weights.configs import read_json
+from weights.disk import alone, replacing
+from vae import to_uint8
 from schedule import SAMPLERS
 from steering import sample
 

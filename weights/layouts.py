@@ -8,7 +8,7 @@ Sources
 """
 import re
 
-from tensorfile import WeightsError
+from weights.disk import WeightsError
 
 STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 WEIGHTS_FILE = {part: stem + ".safetensors" for part, stem in STEM.items()}

@@ -1,6 +1,6 @@
 """The page of a feature: its pictures, when and on what it fires, how each ascent went, and the command that makes it again.
 
-    python report.py out/toy/feature_00169      writes index.html into that folder; featviz.py does it at the end of a run
+    python -m pages out/toy/feature_00169      writes index.html into that folder; featviz.py does it at the end of a run
 
 One file that opens from disk: pictures are embedded, the only script moves a slider. Without the script, and on paper, all that it
 would open lies open. Every value on the page is read from the files beside it (report.py reads and checks them).
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from again import commands
-from report import best, gain, raised, read_activity, read_results, seems, short
-from results import HOOK_POINT, alone, folder_of, replacing
-from webpage import chart, data_uri, document, escape, picture
+from pages.again import commands
+from pages.sheet import best, gain, raised, read_activity, read_results, seems, short
+from config import HOOK_POINT
+from weights.disk import alone, replacing
+from pages.files import folder_of
+from pages.web import chart, data_uri, document, escape, picture
 
 LARGE, EDGE = 100_000, 512          # bytes of a picture that is embedded as it is; pixels an edge of a larger one
 FRAME = 256                         # pixels an edge of a picture in a strip, at most
@@ -117,7 +119,7 @@ def page(folder, found, activity, others):
             starts(found), scores(found, activity), beside(folder, first, others), raw(folder, first, name, others),
             f'<h2 id="again">Make it again</h2><pre><code>{escape(chr(10).join(commands(found)))}</code></pre>', settings(first),
             *map(viewer, found), NO_SCRIPT,
-            f"<footer><p>Made by <code>python report.py</code> from the records in this folder. The pictures are gradient ascents of "
+            f"<footer><p>Made by <code>python -m pages</code> from the records in this folder. The pictures are gradient ascents of "
             f"featviz.py on {escape(first.recipe['weights'])}, torch {escape(first.recipe.get('torch', '?'))}; nobody chose them, all "
             "results of the folder are here.</p></footer>"]
     return document(f"{name} of {first.recipe['weights']}", "\n".join(body), STYLE + f"@media print {{ {OPEN} }}", SCRIPT)

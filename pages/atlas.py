@@ -1,9 +1,9 @@
 """The atlas: every feature and channel of a results folder on one page, a wall of pictures to sort, filter and search.
 
-    python report.py --atlas out/toy            writes out/toy/index.html and a thumbnail for each feature in out/toy/atlas
+    python -m pages --atlas out/toy            writes out/toy/index.html and a thumbnail for each feature in out/toy/atlas
 
-What stands for a feature is the result that its own page shows first, see `report.best`. Its *strength* is its activation in units of
-that of the dataset image that excites the feature most at the same time step (`report.gain`).
+What stands for a feature is the result that its own page shows first, see `sheet.best`. Its *strength* is its activation in units of
+that of the dataset image that excites the feature most at the same time step (`sheet.gain`).
 
 The page holds a row of numbers for each feature and draws only the tiles in view, so its speed does not depend on how many there are.
 Thumbnails are one file each: in any order but their own, every screen would need all of the sprite sheets.
@@ -19,17 +19,17 @@ from typing import NamedTuple
 
 from PIL import Image
 
-import report
-from results import replacing
-from webpage import document, escape
+from pages import sheet
+from weights.disk import replacing
+from pages.web import document, escape
 
 EDGE = 160                  # pixels an edge of a thumbnail, at most
 TARGET = re.compile(r"(?:(?P<hook>.+)_)?(?P<kind>feature|channel)_(?P<number>\d+)")
-BROKEN = (*report.BROKEN, IndexError)
+BROKEN = (*sheet.BROKEN, IndexError)
 
 
 class Result(NamedTuple):
-    """As much of report.Found as `report.best` and a tile need."""
+    """As much of sheet.Found as `sheet.best` and a tile need."""
     path: Path                  # of the record
     t: int
     seed: str                   # JavaScript rounds large numbers
@@ -42,7 +42,7 @@ def read_result(path):
     if not isinstance(record["verdict"], str):
         raise ValueError("no result")
     return Result(path, int(path.parent.name[1:]), path.stem.removeprefix("seed_"), record["verdict"],
-                  {name: report.number(record["scores"].get(name)) for name in ("activation", "activation_reencoded")})
+                  {name: sheet.number(record["scores"].get(name)) for name in ("activation", "activation_reencoded")})
 
 
 def read_activity(path):
@@ -68,9 +68,9 @@ def row(folder, thumbnails, broken):
     activity = attempt(read_activity, path, broken) if path.exists() else None
     found = [result for path in sorted(folder.glob("t[0-9][0-9][0-9][0-9]/seed_*.json")) if (result := attempt(read_result, path, broken))]
     while found:
-        first = report.best(found, activity)
+        first = sheet.best(found, activity)
         if write_thumbnail(first.path.with_suffix(".png"), thumbnails / thumbnail_name(folder.name, first.t, first.seed), broken):
-            scores = [rounded(v) for v in (first.scores["activation"], report.gain(first, activity))]
+            scores = [rounded(v) for v in (first.scores["activation"], sheet.gain(first, activity))]
             return [folder.name, first.t, first.seed, *scores, first.verdict.partition(" ")[0], activity and activity["peak"],
                     activity["concept"] if activity else [], int((folder / "index.html").exists())]
         found.remove(first)
@@ -180,7 +180,7 @@ BODY = """<header>
 </form>
 <noscript><p>This page needs JavaScript for pictures, sorting and search; here are the features' own pages.</p><ul>{links}</ul></noscript>
 <div id="wall"></div>
-<footer><p>Made by <code>python report.py --atlas {folder}</code>. Shown of a feature is the result that its own page
+<footer><p>Made by <code>python -m pages --atlas {folder}</code>. Shown of a feature is the result that its own page
 shows first; an excited one comes before all others.{left_out} The peak is the time step at which the feature is most often among the
 most active ones.</p></footer>
 <script type="application/json" id="data">{data}</script>"""

@@ -8,7 +8,8 @@ import json
 import re
 from reprlib import repr as short                               # a value out of a broken file may be megabytes long
 
-from tensorfile import AGAIN, WeightsError, open_regular, unreadable
+from config import SETTINGS
+from weights.disk import AGAIN, WeightsError, open_regular, unreadable
 
 # What the code does when the config is silent or must not say otherwise: config key -> the one value that is implemented.
 FIXED = {
@@ -116,4 +117,6 @@ def read_settings(path):
     if not all(type(settings.get(key, 0)) is int for key in ("timestep", "feature")) or not isinstance(presets, dict) \
             or not all(isinstance(changes, dict) for changes in presets.values()):
         raise WeightsError(f"{path}: expected whole numbers for timestep and feature, and an object of objects for presets; {AGAIN}")
+    if unknown := [(preset, name) for preset, changes in presets.items() for name in changes if name not in SETTINGS]:
+        raise WeightsError(f"{path}: preset {unknown[0][0]!r} sets {unknown[0][1]!r}, which is no setting; python featviz.py --help lists them all")
     return settings

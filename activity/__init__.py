@@ -1,0 +1,1 @@
+"""When and on what a feature fires. `python -m activity --help`; profile.py has the terms."""

@@ -1,0 +1,57 @@
+"""The model that the flags name, on the device that they name; how much memory was taken."""
+import os
+import sys
+
+import torch
+
+from ascent import default_batch_size
+from command.flags import PROJECT
+from weights.load import find, load
+from weights.preflight import check_memory
+
+try:
+    import resource                             # peak memory; not on Windows
+except ImportError:
+    resource = None
+
+SD_FOLDERS = ("weights/style50", "weights/sd14", "weights/sd15")
+
+
+def default_weights(wanted):
+    """The first folder of Stable Diffusion that is there, if a feature or channel is wanted; otherwise the toy."""
+    found = [PROJECT / f for f in SD_FOLDERS if (PROJECT / f / "unet").exists()]
+    return found[0] if found and wanted else PROJECT / "weights/toy"
+
+
+def choose_device(name):
+    """--device, checked; under torchrun each process takes its own GPU."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device is visible to torch {torch.__version__}; use --device cpu")
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f"--device {name}: {str(e).splitlines()[0]}; use --device cpu") from e
+    return torch.device(device)
+
+
+def open_model(args, wanted, check=False, batch=None):
+    """The model of --weights on --device in --dtype; `check`: look at every number, after a line on the memory that it will take."""
+    device, path = choose_device(args.device), args.weights or default_weights(wanted)
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if check:
+        found = find(path, args.ema)
+        check_memory(found, device, dtype, batch or default_batch_size(device, found.latent))
+    model = load(path, device, dtype, args.ema, lazily=not check)
+    if model.note:
+        print(f"{path}: takes {model.note}", file=sys.stderr)
+    return model
+
+
+def peak_memory(device):
+    """Bytes: of the GPU, or of the process; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024         # the same field counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale if resource else 0

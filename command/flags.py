@@ -1,0 +1,78 @@
+"""Flags that several commands share, and their errors. Nothing here needs torch: help and wrong flags are answered at once."""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from weights.disk import WeightsError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line, and help that shows each default once."""
+
+    def error(self, message):
+        name = self.prog.split()[0].removesuffix(".py")
+        self.exit(2, f"{name}: {message} (python {self.how} --help lists all flags)\n")
+
+    @property
+    def how(self):
+        """The command as it is typed after `python`."""
+        return self.prog if self.prog.endswith(".py") else f"-m {self.prog}"
+
+
+def shard(text):
+    """"1/4" -> (1, 4): the second of four."""
+    rank, shards = (int(part) for part in text.split("/"))
+    if not 0 <= rank < shards:
+        raise ValueError
+    return rank, shards
+
+
+def find_shard(given):
+    """Which share of the work is this process's: --shard, else torchrun's, else a SLURM array's; (0, 1) when alone."""
+    env = os.environ
+    if given:
+        return given
+    for rank, shards, first in (("RANK", "WORLD_SIZE", ""), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")):
+        if rank in env and shards in env:
+            try:
+                return shard(f"{int(env[rank]) - int(env.get(first, 0))}/{env[shards]}")
+            except ValueError as e:
+                raise ValueError(f"{rank} is {env[rank]} and {shards} {env[shards]}: expected consecutive numbers; give --shard I/N") from e
+    return 0, 1
+
+
+def add_model(group):
+    """Which model, on what: for every command that runs one."""
+    group.add_argument("--weights", type=Path, metavar="PATH", help="model folder or single .safetensors file (default: Stable "
+                       "Diffusion's folder where it is, else weights/toy)")
+    group.add_argument("--ema", action="store_true", help="of a single file with two sets of weights, take the moving average")
+    group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the networks (default: float32, bfloat16 on cuda)")
+
+
+def add_out(group):
+    group.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where results go (default: out)")
+
+
+def add_shard(group):
+    group.add_argument("--shard", type=shard, metavar="I/N", help="do the I-th of N shares, I from 0 (default: torchrun's or SLURM's)")
+
+
+def guarded(name, work, *args):
+    """The exit code of work(*args): what cannot be ends in one line on stderr and 2."""
+    try:
+        return work(*args)
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; finished results stay, the same command goes on from there", file=sys.stderr)
+        return 130
+    except (WeightsError, ValueError, OSError) as e:
+        error, hint = e, "; make room or give another --out, finished results stay" if isinstance(e, OSError) else ""
+    except RuntimeError as e:
+        if type(e).__name__ != "OutOfMemoryError":              # torch's, without importing torch
+            raise
+        error, hint = e, ""
+    print(f"{name}: " + " ".join(str(error).split()) + hint, file=sys.stderr)
+    return 2
