@@ -6,13 +6,16 @@ Gradient ascent on the clean latent z until the feature lights up at the hook po
     a   = mean over the hook's positions of relu(W_enc[f] . (h - b_dec) + b_enc[f]),  h = UNet(x_t, t, "") at the hook
     loss = -a + w_tv TV(z) + w_range R(z) + w_moment M(z);  the gradient is filtered and blurred;  AdamW moves z
 
+Read from top to bottom it is one run: the start, a step's random draws, the objective, AdamW, `ascend` (the loop: begin
+there), then what a result is worth: scores, verdict.
+
 Sources
  [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This: Visualizing Monosemantic Features in Diffusion Models",
-     arXiv 2605.08218, and its implementation: the method and every default below that is not marked as ours
+     arXiv 2605.08218, and its implementation: the method and every default that is not marked as ours
  [2] Cywinski & Deja, "SAeUron", arXiv 2501.18052: the sparse autoencoder
-Deliberate differences from [1] are listed in README.md.
+Deliberate differences from [1] are listed in docs/method.md.
 
-Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width, F features. Read `ascend` first.
+Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width, F features.
 """
 import math
 from dataclasses import dataclass
@@ -20,12 +23,79 @@ from dataclasses import dataclass
 import torch
 
 import regularizers as reg
-from config import REFERENCE_WIDTH, Config, Job, configure  # noqa: F401  # the doors of this file
+from config import REFERENCE_WIDTH, Config, Job, configure  # noqa: F401  # doors of this file
 from steering import directions, steered_prior
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over (ours)
 OTHERS = 10                                     # features named beside the target (ours)
-SCORE_SEED = 2 ** 40                            # added to a job's seed: scores draw from a generator of their own (ours)
+SCORE_SEED = 2 ** 40                            # added to a job's seed: scores have a generator of their own (ours)
+
+
+def start(model, jobs, config, priors=None):
+    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or the sample steered from that
+    noise.
+
+    That sample depends on target and seed alone. `priors` {(target, seed): (4, H, W)} holds those that earlier batches
+    made; it is brought up to date, and loses the targets that these jobs no longer have.
+    """
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
+    if config.prior == "steer":
+        known, keys = {} if priors is None else priors, [(job.target, job.seed) for job in jobs]
+        if not known.keys() >= set(keys):       # a whole batch or none: kernels of another shape round differently
+            curves = torch.stack([model.strength(job.kind, job.target) for job in jobs]).to(z)  # (B, 1001)
+            z = steered_prior(model, z, directions(model, jobs), config.steer_scale * curves, config.prior_sampler,
+                              config.prior_steps, config.steer_steps)
+            kept = {key: latent for key, latent in known.items() if key[0] in {job.target for job in jobs}}
+            known.clear()
+            known.update(kept | dict(zip(keys, z)))
+        z = torch.stack([known[key] for key in keys])
+    return generators, z
+
+
+def draw(generator, shape, config):
+    """One step's random numbers of one job: shift (2,), angle (), zoom (), noise (4, H, W). Always drawn, used or not,
+    so that settings can be compared at equal noise."""
+    whole = torch.randint(-config.jitter_max, config.jitter_max + 1, (2,), generator=generator)
+    turn = torch.rand(2, generator=generator)
+    return (whole * shape[-1] / REFERENCE_WIDTH, config.rotate_max * (2 * turn[0] - 1),
+            1 + (config.scale_max - 1) * turn[1], torch.randn(shape, generator=generator))
+
+
+def readout(model, h, jobs):
+    """What the jobs' relu is applied to, at each position: h (B, D, h, w) -> (B, S). A raw channel's is the channel
+    itself.
+
+    Only the jobs' own rows of W_enc are used.
+    """
+    h = h.float().flatten(2)                                                                    # (B, D, S)
+    targets = [job.target for job in jobs]
+    if jobs[0].kind == "channel":
+        return h[torch.arange(len(jobs)), targets]
+    return model.sae.linear(h.transpose(1, 2), targets)
+
+
+def activation(values, kind):
+    """Mean over positions, behind a relu for a feature: (B, S) -> (B,)."""
+    return (values.relu() if kind == "feature" else values).mean(dim=1)
+
+
+def adamw(z, g, mean, square, n, config):
+    """AdamW's n-th step, n = 1, 2, ...: the new z, mean and square, all (B, 4, H, W) [Loshchilov & Hutter, arXiv
+    1711.05101].
+
+        mean   <- beta1 mean + (1 - beta1) g                    square <- beta2 square + (1 - beta2) g^2
+        z      <- (1 - lr decay) z - lr mean / (1 - beta1^n) / (sqrt(square / (1 - beta2^n)) + epsilon)
+
+    By hand, in the order of torch.optim.AdamW, whose results it gives to the bit: importing that one takes a second and
+    80 MB.
+    """
+    mean = mean.lerp(g, 1 - config.beta1)
+    square = (config.beta2 * square).addcmul(g, g, value=1 - config.beta2)
+    size = square.sqrt() / math.sqrt(1 - config.beta2 ** n) + config.epsilon
+    z = z * (1 - config.learning_rate * config.weight_decay)
+    z = z.addcdiv(mean, size, value=-config.learning_rate / (1 - config.beta1 ** n))
+    return z, mean, square
 
 
 @dataclass
@@ -48,70 +118,10 @@ class Step:
     alive: torch.Tensor             # (B,) bool: finite so far; a row that is not stays as it was
 
 
-def readout(model, h, jobs):
-    """What the jobs' relu is applied to, at each position: h (B, D, h, w) -> (B, S). A raw channel's is the channel itself.
-
-    Only the jobs' own rows of W_enc are used.
-    """
-    h = h.float().flatten(2)                                                                    # (B, D, S)
-    targets = [job.target for job in jobs]
-    if jobs[0].kind == "channel":
-        return h[torch.arange(len(jobs)), targets]
-    return model.sae.linear(h.transpose(1, 2), targets)
-
-
-def activation(values, kind):
-    """Mean over positions, behind a relu for a feature: (B, S) -> (B,)."""
-    return (values.relu() if kind == "feature" else values).mean(dim=1)
-
-
-def draw(generator, shape, config):
-    """One step's random numbers of one job: shift (2,), angle (), zoom (), noise (4, H, W). Always drawn, used or not, so that
-    settings can be compared at equal noise."""
-    whole = torch.randint(-config.jitter_max, config.jitter_max + 1, (2,), generator=generator)
-    turn = torch.rand(2, generator=generator)
-    return (whole * shape[-1] / REFERENCE_WIDTH, config.rotate_max * (2 * turn[0] - 1),
-            1 + (config.scale_max - 1) * turn[1], torch.randn(shape, generator=generator))
-
-
-def start(model, jobs, config, priors=None):
-    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or the sample steered from that noise.
-
-    That sample depends on target and seed alone. `priors` {(target, seed): (4, H, W)} holds those that earlier batches made; it is brought
-    up to date, and loses the targets that these jobs no longer have.
-    """
-    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
-    z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
-    if config.prior == "steer":
-        known, keys = {} if priors is None else priors, [(job.target, job.seed) for job in jobs]
-        if not known.keys() >= set(keys):                           # a whole batch or none: kernels of another shape round differently
-            curves = torch.stack([model.strength(job.kind, job.target) for job in jobs]).to(z)  # (B, 1001)
-            z = steered_prior(model, z, directions(model, jobs), config.steer_scale * curves, config.prior_sampler,
-                              config.prior_steps, config.steer_steps)
-            kept = {key: latent for key, latent in known.items() if key[0] in {job.target for job in jobs}}
-            known.clear()
-            known.update(kept | dict(zip(keys, z)))
-        z = torch.stack([known[key] for key in keys])
-    return generators, z
-
-
-def adamw(z, g, mean, square, n, config):
-    """AdamW's n-th step, n = 1, 2, ...: the new z, mean and square, all (B, 4, H, W) [Loshchilov & Hutter, arXiv 1711.05101].
-
-        mean   <- beta1 mean + (1 - beta1) g                    square <- beta2 square + (1 - beta2) g^2
-        z      <- (1 - lr decay) z - lr mean / (1 - beta1^n) / (sqrt(square / (1 - beta2^n)) + epsilon)
-
-    By hand, in the order of torch.optim.AdamW, whose results it gives to the bit: importing that one takes a second and 80 MB.
-    """
-    mean = mean.lerp(g, 1 - config.beta1)
-    square = (config.beta2 * square).addcmul(g, g, value=1 - config.beta2)
-    size = square.sqrt() / math.sqrt(1 - config.beta2 ** n) + config.epsilon
-    z = (z * (1 - config.learning_rate * config.weight_decay)).addcdiv(mean, size, value=-config.learning_rate / (1 - config.beta1 ** n))
-    return z, mean, square
-
-
 def ascend(model, jobs, config, begin=None):
-    """The ascent of all jobs side by side, each on its own; yields every step as data, see `Step`. `begin`: what start() gave."""
+    """The ascent of all jobs side by side, each on its own; yields every step as data, see `Step`. `begin`: what
+    start() gave.
+    """
     generators, z = begin or start(model, jobs, config)
     mean = square = torch.zeros_like(z)                                                         # (B, 4, H, W) AdamW's
     context = model.embed([""]).expand(len(jobs), -1, -1)                                       # (B, 77, Dc)
@@ -122,7 +132,8 @@ def ascend(model, jobs, config, begin=None):
     for index in range(config.num_steps):
         before = z
         z = before.clone().requires_grad_(True)                     # the only leaf: weights are frozen
-        shift, angle, zoom, eps = (torch.stack(d).to(z) for d in zip(*(draw(g, z.shape[1:], config) for g in generators)))
+        drawn = zip(*(draw(g, z.shape[1:], config) for g in generators))
+        shift, angle, zoom, eps = (torch.stack(numbers).to(z) for numbers in drawn)
 
         # the feature must survive small moves and fresh noise, so it cannot be a trick of single latent pixels
         transformed = reg.transform(z, shift, angle, zoom)
@@ -166,8 +177,8 @@ class Result:
     verdict: str                    # see `judge_result`
     scores: dict                    # name -> number
     history: dict                   # name -> one number a step
-    others: list                    # [[index, activation], ...]: the OTHERS features (or channels) that it excites most beside its target
-    heat: torch.Tensor              # (h, w) activation of the target at each hook position, mean over the same fresh noises
+    others: list                    # [[index, activation], ...]: the OTHERS that it excites most beside its target
+    heat: torch.Tensor              # (h, w) activation of the target at each hook position, under the same noises
     stored_steps: list              # after how many steps a picture was kept; 0 is the start
     frames: list                    # these pictures, as `image`
     nearest_channel: int | None     # the raw channel that the feature's decoder row raises most; None for a channel
@@ -175,10 +186,11 @@ class Result:
 
 @torch.no_grad()
 def measure(model, z, jobs, noise=True):
-    """Activation at latents z (B, 4, H, W): of the jobs' own targets the mean (B,), of all features or channels (B, F or D), and the
-    targets' at each position (B, h, w).
+    """Activation at latents z (B, 4, H, W): of the jobs' own targets the mean (B,), of all features or channels (B, F
+    or D), and the targets' at each position (B, h, w).
 
-    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so that two latents of a job compare.
+    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so that two latents of a job
+    compare.
     """
     context = model.embed([""]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
@@ -227,12 +239,15 @@ def strongest(everything, target):
 
 
 def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
-    """The whole course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for each."""
+    """The whole course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for
+    each.
+    """
     begin = start(model, jobs, config, priors)
     first = measure(model, begin[1], jobs)[0]
-    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])         # steps done -> (B, 4, H, W)
+    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])     # steps done -> (B, 4, H, W)
     for step in ascend(model, jobs, config, begin):
-        norms = {"gradient_norm": step.gradient.flatten(1).norm(dim=1), "update_norm": (step.after - step.before).flatten(1).norm(dim=1)}
+        norms = {"gradient_norm": step.gradient, "update_norm": step.after - step.before}
+        norms = {name: value.flatten(1).norm(dim=1) for name, value in norms.items()}           # (B,)
         history.append({"activation": step.activation, **step.penalties, **norms, "alive": step.alive})
         if on_step:
             on_step(step)
@@ -249,26 +264,30 @@ def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
     for i, job in enumerate(jobs):
         scores = {"activation_start": first[i], "activation": last[i], "activation_no_noise": clean[i],
                   "activation_reencoded": again[i], "rank": 1 + (everything[i] > last[i]).sum(),
-                  "latent_mean": z[i].mean(), "latent_std": z[i].std(), "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
+                  "latent_mean": z[i].mean(), "latent_std": z[i].std(),
+                  "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
         scores = {k: v.item() for k, v in scores.items()}
         curves = {k: torch.stack([row[k][i] for row in history]).tolist() for k in history[0] if k != "alive"}
         steps_alive = sum(bool(row["alive"][i]) for row in history)
         verdict = judge_result(scores, steps_alive == len(history), steps_alive)
         nearest = model.whole_sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
         results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves,
-                              strongest(everything[i], job.target), heat[i].cpu(), list(stored), [c[i] for c in course], nearest))
+                              strongest(everything[i], job.target), heat[i].cpu(), list(stored),
+                              [c[i] for c in course], nearest))
     return results
 
 
 def stream(model, jobs, config, batch_size=None, on_step=None, frames=0):
-    """A Result a job, in order, as they are finished. Jobs are computed `batch_size` at a time; the last batch is filled up with
-    copies, because kernels of another shape round differently: so a job gives the same result alone and among others.
-    `frames` pictures of the course are kept with each, see `kept_steps`."""
+    """A Result a job, in order, as they are finished. Jobs are computed `batch_size` at a time; the last batch is
+    filled up with copies, because kernels of another shape round differently: so a job gives the same result alone and
+    among others. `frames` pictures of the course are kept with each, see `kept_steps`."""
     check_jobs(model, jobs)
-    size, priors = batch_size or default_batch_size(model.device, model.latent_shape), {}
-    for i in range(0, len(jobs), size):
-        batch = jobs[i:i + size]
-        yield from run_batch(model, [*batch, *batch[-1:] * (size - len(batch))], config, on_step, frames, priors)[:len(batch)]
+    unit, priors = default_batch_size(model.device, model.latent_shape), {}
+    most = batch_size or unit
+    for i in range(0, len(jobs), most):
+        batch = jobs[i:i + most]
+        copies = batch[-1:] * (rows(len(batch), most, unit) - len(batch))
+        yield from run_batch(model, [*batch, *copies], config, on_step, frames, priors)[:len(batch)]
 
 
 def visualize(model, jobs, config, batch_size=None, on_step=None):
@@ -277,8 +296,15 @@ def visualize(model, jobs, config, batch_size=None, on_step=None):
 
 
 def default_batch_size(device, latent_shape):
-    """Small latents (the toy's are 16 wide) leave cores idle unless several rows go together; SD's fill them alone. A GPU takes 8."""
+    """Small latents (the toy's are 16 wide) leave cores idle unless several rows go together; SD's fill them alone. A
+    GPU takes 8.
+    """
     return 8 if device.type == "cuda" or latent_shape[-1] <= 16 else 1
+
+
+def rows(n, most, unit):
+    """How many rows n jobs are computed in: the least of unit, 2 unit, 4 unit, ... that holds them; `most` at most."""
+    return min(most, unit * 2 ** max(0, math.ceil(math.log2(n / unit))))
 
 
 def check_jobs(model, jobs):
@@ -288,7 +314,8 @@ def check_jobs(model, jobs):
     count = model.sae.features if jobs[0].kind == "feature" else model.unet.width(model.hook_point)
     for job in jobs:
         if not 0 <= job.target < count:
-            raise ValueError(f"--{job.kind} {job.target} is out of range: {model.folder} has {count} {job.kind}s, 0..{count - 1}")
+            raise ValueError(f"--{job.kind} {job.target} is out of range: {model.folder} has {count} {job.kind}s, "
+                             f"0..{count - 1}")
         if not 0 <= job.timestep < len(model.schedule):
             raise ValueError(f"--timestep {job.timestep} is out of range: time steps are 0..{len(model.schedule) - 1}")
         if not 0 <= job.seed < 2 ** 62:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 EPS = 1e-5                                                      # LayerNorm [2: layer_norm_eps]
-MERGES = 49152 - 2 * 128 - 2                                    # of the 262,145 in OpenAI's file, that many are used [1]
+MERGES = 49152 - 2 * 128 - 2                                # of the 262,145 in OpenAI's file, that many are used [1]
 LENGTH = 77                                                     # tokens of a prompt, start and end included [2]
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
@@ -28,7 +28,9 @@ CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")    # tried in this 
 
 @lru_cache
 def byte_symbols():
-    """256 printable characters, one for each byte: itself where printable, else chr(256 + n) for the n-th that is not [1]."""
+    """256 printable characters, one for each byte: itself where printable, else chr(256 + n) for
+    the n-th that is not [1].
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
@@ -37,11 +39,13 @@ def byte_symbols():
 def split_words(text):
     """Pre-split: English contractions, runs of letters, single digits, runs of anything else; no spaces.
 
-    The classes are Unicode's general categories L and N, which `re` cannot name. U+001C..1F are spaces to Python alone [3].
+    The classes are Unicode's general categories L and N, which `re` cannot name. U+001C..1F are spaces to Python alone
+    [3].
     """
     words, i = [], 0
     space = lambda ch: ch.isspace() and not "\x1c" <= ch <= "\x1f"
-    kind = lambda ch: " " if space(ch) else unicodedata.category(ch)[0] if unicodedata.category(ch)[0] in "LN" else "other"
+    major = lambda ch: unicodedata.category(ch)[0]
+    kind = lambda ch: " " if space(ch) else major(ch) if major(ch) in "LN" else "other"
     while i < len(text):
         literal = next((s for s in CONTRACTIONS if text.startswith(s, i)), None)
         end = i + len(literal or " ")
@@ -55,16 +59,19 @@ def split_words(text):
 
 
 def number(merges):
-    """{token: id}: the bytes, the bytes at a word's end, what the merges make in their order, start, end; SD's vocab.json is this [2]."""
+    """{token: id}: the bytes, the bytes at a word's end, what the merges make in their order, start, end;
+    SD's vocab.json is this [2].
+    """
     symbols = list(byte_symbols().values())
-    return {token: i for i, token in enumerate([*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END])}
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
+    return {token: i for i, token in enumerate(tokens)}
 
 
 class Tokenizer:
     """Lower-cased text -> ids [start, at most 75 tokens, end, end, ...]: padding is the end token [2].
 
-    A word becomes the symbols of its UTF-8 bytes, `</w>` on the last; then the adjacent pair that comes first in `merges`
-    is joined, over and over, until no pair is in the list.
+    A word becomes the symbols of its UTF-8 bytes, `</w>` on the last; then the adjacent pair that comes first in
+    `merges` is joined, over and over, until no pair is in the list.
     """
 
     def __init__(self, vocab, merges):
@@ -105,7 +112,8 @@ class Tokenizer:
         return self.cache[word]
 
     def ids(self, text):
-        """Token ids without start, end and padding. Start and end, spelt exactly, may stand anywhere in the text [3]."""
+        """Token ids without start, end and padding. Start and end, spelt exactly, may stand anywhere in the text [3].
+        """
         tokens = []
         for piece in SPECIAL.split(text):
             if piece in (START, END):
@@ -148,7 +156,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x):                                                                       # (B, 77, C)
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)                     # (B, heads, 77, C/heads)
-        y = F.scaled_dot_product_attention(split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x)), is_causal=True)
+        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -187,9 +196,12 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Ids (B, 77) -> final_layer_norm(encoder(embeddings)) (B, 77, C). Argument names are the config's, defaults SD 1.x [2]."""
+    """Ids (B, 77) -> final_layer_norm(encoder(embeddings)) (B, 77, C). Argument names are the
+    config's, defaults SD 1.x [2].
+    """
 
-    def __init__(self, vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12):
+    def __init__(self, vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                 num_attention_heads=12):
         super().__init__()
         self.embeddings = Embeddings(vocab_size, hidden_size)
         self.encoder = Encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads)

@@ -1,7 +1,8 @@
-"""Every number of the method: what one ascent is asked for (`Job`) and how it goes about it (`Config`), with the presets.
+"""Every number of the method: what one ascent is asked for (`Job`) and how it goes about it (`Config`), with the
+presets.
 
-Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218, and its implementation; what is marked (ours) is not
-in it. Nothing here needs torch, so that help and wrong flags are answered at once.
+Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218, and its implementation; what is
+marked (ours) is not in it. Nothing here needs torch, so that help and wrong flags are answered at once.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 HOOK_POINT = "up_blocks.1.attentions.1"         # of the method; an SAE's folder says otherwise
 SEEDS = (1024, 1111, 4359, 3248, 1026)
 REFERENCE_WIDTH = 64                            # latent pixels across the picture for which the strengths were chosen
-LARGEST = 1e6                                   # of a setting (ours); the optimiser's own arithmetic overflows far above it
+LARGEST = 1e6                                   # of a setting (ours); AdamW's own arithmetic overflows far above it
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Config:
     scale_max: float = setting(1.1, "largest zoom")
     spectral_filter: bool = setting(True, "divide the gradient's spectrum by frequency + 1")
     noise: bool = setting(True, "see through fresh noise of the time step; off: the UNet sees the clean latent")
-    silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere (ours); off: no gradient then")
+    silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere (ours)")
     prior: str = setting("steer", "start: a sample steered towards the feature, or noise", ("steer", "noise"))
     prior_steps: int = setting(50, "sampling steps of the prior")
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
-    steer_steps: str = setting("active", "steer at the time steps at which the feature is active, or at all of them with equal strength",
+    steer_steps: str = setting("active", "steer where the feature is active, or at all time steps with equal strength",
                                ("active", "all"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
 
@@ -67,6 +68,8 @@ RAW = dict(total_variation_weight=0.5, moment_weight=0.0, gradient_smoothing_sig
 NONE = dict(weight_decay=0.0, range_weight=0.0, moment_weight=0.0, jitter_max=0, rotate_max=0.0, scale_max=1.0,
             spectral_filter=False, prior="noise")
 PRESETS = {"sae": Config(), "raw": Config(**RAW), "none": Config(**NONE)}
+NOT_NEGATIVE = ("weight_decay", "total_variation_weight", "range_weight", "range_threshold", "moment_weight",
+                "gradient_smoothing_sigma_start", "gradient_smoothing_sigma_end", "rotate_max", "steer_scale")
 SETTINGS = {field.name: field for field in dataclasses.fields(Config)}
 
 
@@ -76,18 +79,22 @@ def flag(name):
 
 
 def configure(own, preset="sae", **changes):
-    """A preset, then what the weights' own settings `own` (featviz.json) say of it, then `changes`; unknown names raise TypeError."""
+    """A preset, then what the weights' own settings `own` (featviz.json) say of it, then `changes`;
+    unknown names raise TypeError.
+    """
     return dataclasses.replace(PRESETS[preset], **(own.get("presets", {}).get(preset, {}) | changes))
 
 
 def check_config(config, edge=REFERENCE_WIDTH, T=1000):
-    """ValueError for a setting of the wrong kind or outside its range; latents are `edge` wide, the schedule has T time steps."""
+    """ValueError for a setting of the wrong kind or outside its range; latents are `edge` wide, the
+    schedule has T time steps.
+    """
     for name, field in SETTINGS.items():
         value, choices = getattr(config, name), field.metadata["choices"]
         whole = type(value) is int and field.type is float
         if type(value) is not field.type and not whole or field.type is float and not abs(value) <= LARGEST:
-            kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false", str: "a name"}
-            raise ValueError(f"{flag(name)} must be {kind[field.type]}, got {value!r}")
+            kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false"}
+            raise ValueError(f"{flag(name)} must be {kind.get(field.type, 'a name')}, got {value!r}")
         if choices and value not in choices:
             raise ValueError(f"{flag(name)} must be one of {', '.join(choices)}, got {value!r}")
     size = config.gradient_smoothing_kernel_size
@@ -98,8 +105,9 @@ def check_config(config, edge=REFERENCE_WIDTH, T=1000):
             (not 0 <= config.beta1 < 1, "--beta1 must be between 0 and 1"),
             (not 0 <= config.beta2 < 1, "--beta2 must be between 0 and 1"),
             (config.epsilon <= 0, "--epsilon must be above 0"),
-            (config.weight_decay < 0, "--weight-decay must be at least 0"),
-            (size % 2 == 0 or not 1 <= size < 2 * edge, f"--gradient-smoothing-kernel-size must be odd and below {2 * edge}"),
+            *((getattr(config, name) < 0, f"{flag(name)} must be at least 0") for name in NOT_NEGATIVE),
+            (size % 2 == 0 or not 1 <= size < 2 * edge,
+             f"--gradient-smoothing-kernel-size must be odd and below {2 * edge}"),
             (not 0 <= config.jitter_max <= REFERENCE_WIDTH, f"--jitter-max must be between 0 and {REFERENCE_WIDTH}"),
             (config.scale_max <= 0, "--scale-max must be above 0")):
         if bad:

@@ -1,18 +1,20 @@
-"""Linear and convolution layers that are quick where their weights are frozen; formulas, names and shapes are torch's own.
+"""Linear and convolution layers that are quick where their weights are frozen; formulas, names and shapes are torch's
+own.
 
-The ascent wants one gradient, that of the latent, and passes each weight twice. On a CPU torch spends much of that time on the way:
-its float32 matrix product is MKL's, which is slow on other makers' processors (90 GFLOP/s a core where oneDNN reaches 210), and a
-convolution of many channels over few positions spends three quarters of its time on reordering its weights. Here both become
-products x W^T by oneDNN, forward and backward, with the weights as they lie. bench/README.md has the measurements.
+The ascent wants one gradient, that of the latent, and passes each weight twice. On a CPU torch spends much of that time
+on the way: its float32 matrix product is MKL's, which is slow on other makers' processors (90 GFLOP/s a core where
+oneDNN reaches 210), and a convolution of many channels over few positions spends three quarters of its time on
+reordering its weights. Here both become products x W^T by oneDNN, forward and backward, with the weights as they lie.
+bench/README.md has the measurements.
 
-A layer whose weight collects gradients (training), a device that is no CPU and a precision that oneDNN lacks take torch's own way: the
-two differ by rounding, and tests/test_speed.py holds them together.
+A layer whose weight collects gradients (training), a device that is no CPU and a precision that oneDNN lacks take
+torch's own way: the two differ by rounding, and tests/test_speed.py holds them together.
 """
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-FEW, MANY = 512, 2 ** 20    # a 3x3 convolution becomes a product for at most FEW positions and at least MANY weights [measured]
+FEW, MANY = 512, 2 ** 20    # a 3x3 convolution becomes a product for at most FEW positions, at least MANY weights [measured]
 LARGE = 2 ** 19             # from so many weights on, a gated projection is made twice rather than kept [measured]
 
 
@@ -43,7 +45,9 @@ class Product(torch.autograd.Function):
 
 
 class Gated(torch.autograd.Function):
-    """y = value * gelu(gate), value and gate the halves of x W^T + b. Keeps x and makes the halves, eight times as wide, again."""
+    """y = value * gelu(gate), value and gate the halves of x W^T + b. Keeps x and makes the halves,
+    eight times as wide, again.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -81,4 +85,5 @@ class Conv2d(nn.Conv2d):
         if not quick(x, self.weight) or k > 1 and not few:
             return super().forward(x)
         rows = F.unfold(x, k, padding=self.padding) if k > 1 else x.flatten(2)                  # (B, c_in k k, h*w)
-        return Product.apply(rows.transpose(1, 2), self.weight.flatten(1), self.bias).transpose(1, 2).reshape(B, -1, h, w)
+        out = Product.apply(rows.transpose(1, 2), self.weight.flatten(1), self.bias)            # (B, h*w, c_out)
+        return out.transpose(1, 2).reshape(B, -1, h, w)

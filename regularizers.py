@@ -10,8 +10,8 @@
    (8  weight decay               the optimiser's, in featviz.py: the original's library default, here a named setting)
 
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218, and its implementation.
-Axes: B jobs, C channels, H W latent height and width. Where a strength is a length (shift, sigma) or a slope (total variation),
-`pitch` says how many of our latent pixels make one of SD's, whose latents are 64 wide: W / 64.
+Axes: B jobs, C channels, H W latent height and width. Where a strength is a length (shift, sigma) or a slope (total
+variation), `pitch` says how many of our latent pixels make one of SD's, whose latents are 64 wide: W / 64.
 """
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,8 @@ def blur(g, sigma, size=KERNEL_SIZE):
 
 
 def spectral_filter(g):
-    """FFT of g times 1 / (r + 1), r = sqrt(fy^2 + fx^2) with f in whole cycles a picture; back; g's own deviation restored.
+    """FFT of g times 1 / (r + 1), r = sqrt(fy^2 + fx^2) with f in whole cycles a picture; back; g's own deviation
+    restored.
 
     (B, C, H, W) -> the same; the deviation is that of the whole row, over C, H and W.
     """
@@ -78,11 +79,13 @@ def spectral_filter(g):
 
 
 def roll(z, shift):
-    """Each row moved by its own shift (B, 2) = (down, right) in pixels, wrapping; a fraction mixes the two nearest shifts."""
+    """Each row moved by its own shift (B, 2) = (down, right) in pixels, wrapping; a fraction
+    mixes the two nearest shifts.
+    """
     for dim, amount in ((2, shift[:, 0]), (3, shift[:, 1])):
         whole = amount.floor()
         share = (amount - whole)[:, None, None, None]
-        at = torch.arange(z.shape[dim], device=z.device)[None] - whole.long()[:, None]          # (B, size): where to read
+        at = torch.arange(z.shape[dim], device=z.device)[None] - whole.long()[:, None]      # (B, size): where to read
         read = lambda index: z.gather(dim, (index % z.shape[dim]).reshape(
             len(z), 1, *((-1, 1) if dim == 2 else (1, -1))).expand(z.shape))
         z = (1 - share) * read(at) + share * read(at - 1)
@@ -92,8 +95,8 @@ def roll(z, shift):
 def transform(z, shift, angle, zoom):
     """Roll by `shift` (B, 2) pixels, then turn by `angle` (B,) degrees and magnify by `zoom` (B,) about the centre.
 
-    Positive angles turn clockwise as seen (y points down), like torchvision's affine. Bilinear, zeros outside; an angle of 0
-    with a zoom of 1 is the identity. (B, C, H, W) -> the same, differentiable in z.
+    Positive angles turn clockwise as seen (y points down), like torchvision's affine. Bilinear, zeros outside; an angle
+    of 0 with a zoom of 1 is the identity. (B, C, H, W) -> the same, differentiable in z.
     """
     z = roll(z, shift)
     if (angle == 0).all() and (zoom == 1).all():                # exactly, without the resampling's rounding

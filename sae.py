@@ -48,14 +48,17 @@ class SAE(nn.Module):
         self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).eps)
 
     def preprocess(self, h):
-        """h itself, or each position brought to mean 0 and deviation 1 where the config asks for it (`input_unit_norm`)."""
+        """h itself, or each position brought to mean 0 and deviation 1 where the config asks
+        for it (`input_unit_norm`).
+        """
         if not self.input_unit_norm:
             return h
         h = h - h.mean(dim=-1, keepdim=True)
         return h / (h.std(dim=-1, keepdim=True) + UNIT_NORM_EPS)
 
     def linear(self, h, feature=None):
-        """What the relu is applied to: h (..., D) -> (..., F); for features (n,) of a batch's rows, h (n, S, D) -> (n, S).
+        """What the relu is applied to: h (..., D) -> (..., F); for features (n,) of a batch's rows, h (n, S, D) -> (n,
+        S).
 
         With `feature` only those rows of W_enc are used: one dot product a position instead of F.
         """
@@ -65,7 +68,9 @@ class SAE(nn.Module):
         return (h * self.encoder.weight[feature][:, None]).sum(-1) + self.encoder.bias[feature][:, None]
 
     def pre_acts(self, h):
-        """relu(W_enc (h - b_dec) + b_enc), without top-k: (..., D) -> (..., F). Its mean over positions is *the activation*."""
+        """relu(W_enc (h - b_dec) + b_enc), without top-k: (..., D) -> (..., F). Its mean over
+        positions is *the activation*.
+        """
         return self.linear(h).relu()
 
     def encode(self, h):
@@ -91,7 +96,8 @@ def fvu(h, h_hat):
 
 
 def training_loss(sae, h, dead):
-    """FVU of the batch top-k reconstruction + 1/32 of the share of its residual that dead features leave unexplained [2].
+    """FVU of the batch top-k reconstruction + 1/32 of the share of its residual that dead features leave unexplained
+    [2].
 
     h (n, D); dead (F,) bool, features that have not fired lately. Returns (loss, fired (F,) bool, fvu).
     """

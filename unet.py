@@ -1,7 +1,7 @@
 """The denoising UNet of Stable Diffusion 1.x, with a way out at any transformer block.
 
-Scope: noise prediction, the hook's output, and an addition at a hook (steering). Module names are the checkpoint's own, so
-`up_blocks.1.attentions.1` is a real submodule and a strict `load_state_dict` is the whole loader.
+Scope: noise prediction, the hook's output, and an addition at a hook (steering). Module names are the checkpoint's own,
+so `up_blocks.1.attentions.1` is a real submodule and a strict `load_state_dict` is the whole loader.
 Sources
  [1] Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752
  [2] the published SD 1.4 file `unet/config.json` and its 686 tensors (names, shapes, sizes)
@@ -25,7 +25,9 @@ MAX_PERIOD = 10_000         # of the time embedding's sinusoids [3]
 
 
 def time_embedding(t, width):
-    """Time steps (B,) -> (B, width) = [cos(t w_i) | sin(t w_i)], w_i = 10000^(-i / (width/2)), in float32 [3: flip_sin_to_cos]."""
+    """Time steps (B,) -> (B, width) = [cos(t w_i) | sin(t w_i)], w_i = 10000^(-i / (width/2)), in
+    float32 [3: flip_sin_to_cos].
+    """
     half = width // 2
     w = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * w                                                             # (B, width/2)
@@ -56,7 +58,7 @@ class Resnet(nn.Module):
         if c_in != c_out:
             self.conv_shortcut = Conv2d(c_in, c_out, 1)
 
-    def forward(self, x, temb):                                                                 # (B, c_in, h, w), (B, c_time)
+    def forward(self, x, temb):                                             # (B, c_in, h, w), (B, c_time)
         h = self.conv1(F.silu(self.norm1(x)))                                                   # (B, c_out, h, w)
         h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
@@ -74,7 +76,7 @@ class Attention(nn.Module):
         self.to_v = Linear(c_context, c, bias=False)
         self.to_out = nn.ModuleList([Linear(c, c)])
 
-    def forward(self, x, context):                                                              # (B, N, c), (B, L, c_context)
+    def forward(self, x, context):                                          # (B, N, c), (B, L, c_context)
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)                     # (B, heads, N, d)
         y = F.scaled_dot_product_attention(split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context)))
         return self.to_out[0](y.transpose(1, 2).flatten(2))                                     # (B, N, c)
@@ -94,14 +96,15 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(c, 4 * c), nn.Identity(), Linear(4 * c, c)])         # 1: the checkpoint's dropout, p = 0
+        self.net = nn.ModuleList([GEGLU(c, 4 * c), nn.Identity(), Linear(4 * c, c)])    # 1: a dropout of p = 0 there
 
     def forward(self, x):
         return self.net[2](self.net[0](x))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, cross-attention to the text, feed-forward, each added to its input."""
+    """Pre-norm transformer block: self-attention, cross-attention to the text, feed-forward, each added to its input.
+    """
 
     def __init__(self, c, c_context, heads):
         super().__init__()
@@ -155,7 +158,8 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: a resnet for each width in `c_ins`, each followed by a transformer if `heads`, then down or up."""
+    """One resolution: a resnet for each width in `c_ins`, each followed by a transformer if `heads`, then down or up.
+    """
 
     def __init__(self, c_ins, c, heads, resample, c_time, c_context, groups):
         super().__init__()
@@ -175,7 +179,9 @@ class Mid(nn.Module):
 
 
 def order(name):
-    """(stage, level, place in the level) of a tensor or hook point, by which names sort as they run: `up_blocks.1.attentions.2...`."""
+    """(stage, level, place in the level) of a tensor or hook point, by which names sort as they run:
+    `up_blocks.1.attentions.2...`.
+    """
     stage, *rest = name.split(".")
     stages = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
     level = int(rest.pop(0)) if stage in ("down_blocks", "up_blocks") else 0
@@ -222,7 +228,9 @@ class UNet(nn.Module):
         return [name for name, module in self.named_modules() if isinstance(module, Transformer)]
 
     def hook_name(self, name):
-        """The submodule's name for a hook point written with or without a leading `unet.`; ValueError names the nearest."""
+        """The submodule's name for a hook point written with or without a leading `unet.`;
+        ValueError names the nearest.
+        """
         short, points = name.removeprefix("unet."), self.hook_points
         if short not in points:
             near = difflib.get_close_matches(short, points, n=3, cutoff=0.0)

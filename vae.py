@@ -1,6 +1,7 @@
 """The autoencoder of Stable Diffusion 1.x: images <-> latents.
 
-Scope: encoder and decoder with the checkpoint's own module names, so that a strict `load_state_dict` is the whole loader.
+Scope: encoder and decoder with the checkpoint's own module names, so that a strict `load_state_dict` is the whole
+loader.
 Sources
  [1] Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752 (the architecture)
  [2] the published SD 1.4 file `vae/config.json` and its 248 tensors (names, shapes, sizes)
@@ -171,7 +172,9 @@ class VAE(nn.Module):
         return self.moments(images)[0] * self.scaling_factor
 
     def decode_raw(self, z):
-        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in about [-1, 1], unclamped: what has a gradient everywhere."""
+        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in about [-1, 1], unclamped: what
+        has a gradient everywhere.
+        """
         return self.decoder(self.post_quant_conv(z / self.scaling_factor))
 
     def decode(self, z):

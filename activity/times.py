@@ -1,6 +1,8 @@
-"""Which time steps the ascent of a feature runs at: those given, or 0 and the peaks of its activity in a capture, or in a probe.
+"""Which time steps the ascent of a feature runs at: those given, or 0 and the peaks of its activity in a capture, or in
+a probe.
 
-A probe is a small capture that stands in for a missing one: it is made once, said aloud, and kept in out/<weights>/probe.
+A probe is a small capture that stands in for a missing one: it is made once, said aloud, and kept in
+out/<weights>/probe.
 """
 import shutil
 import sys
@@ -23,11 +25,13 @@ def live(model, out):
 
 
 def with_activity(model, out, given, steered, probing, size, captured_here=True):
-    """(the model with the tables of its capture, a function (kind, target) -> time steps beside those given as numbers).
+    """(the model with the tables of its capture, a function (kind, target) -> time steps beside those given as
+    numbers).
 
     given          what --timestep says: numbers and "auto"; None: the weights' own, or auto
     steered        whether the prior's strength is needed, which is in the tables
-    probing        where there is no capture: what the probe reports its progress to, or "check" (only counted) or "shard" (refused)
+    probing        where there is no capture: what the probe reports its progress to, or "check" (only counted) or
+                   "shard" (refused)
     captured_here  whether the hook point is the one at which captures are made
     """
     own = lambda kind, n: () if given else (model.settings.get("timestep", 0),)

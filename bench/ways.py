@@ -4,7 +4,7 @@
                 gradient (and keeps adding to it, nobody clears it), all features of the SAE are computed to use one; it does leave the
                 UNet at the hook point and uses no guidance, as we do
     official    the same on the UNet of diffusers with the same weights, left by an exception at the hook, as the original does
-    ours        featviz.ascend, the very loop that makes the results
+    ours        ascent.ascend, the very loop that makes the results
     floor       the counted operations of our step over the rate of a large matrix product, same machine, same precision
 
 Source of the original's path: shared code of arXiv 2605.08218. Random weights are as good as trained ones here: no cost depends on them.

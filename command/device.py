@@ -7,7 +7,7 @@ import torch
 from ascent import default_batch_size
 from command.flags import PROJECT
 from weights.load import find, load
-from weights.preflight import check_memory
+from weights.preflight import check_memory, free_bytes, predict
 
 try:
     import resource                             # peak memory; not on Windows
@@ -36,17 +36,30 @@ def choose_device(name):
     return torch.device(device)
 
 
-def open_model(args, wanted, check=False, batch=None):
-    """The model of --weights on --device in --dtype; `check`: look at every number, after a line on the memory that it will take."""
+def open_model(args, wanted, check=False):
+    """The model of --weights on --device in --dtype; `check`: look at every number, after a line on memory."""
     device, path = choose_device(args.device), args.weights or default_weights(wanted)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if check:
         found = find(path, args.ema)
-        check_memory(found, device, dtype, batch or default_batch_size(device, found.latent))
+        check_memory(found, device, dtype, args.batch_size or default_batch_size(device, found.latent))
     model = load(path, device, dtype, args.ema, lazily=not check)
     if model.note:
         print(f"{path}: takes {model.note}", file=sys.stderr)
     return model
+
+
+def choose_size(args, wanted, model):
+    """How many jobs go together: as suits the device, or as --batch-size says; fewer, aloud, where memory is short."""
+    usual = default_batch_size(model.device, model.latent_shape)
+    size = asked = args.batch_size or usual
+    if size > usual and (free := free_bytes(model.device)):
+        found = find(args.weights or default_weights(wanted), args.ema)
+        size = max(usual, min(size, int(free * usual / predict(found, model.dtype, usual)[1])))
+        if size < asked:
+            print(f"--batch-size {asked} takes more memory than is free on {model.device}: {size} jobs at a time",
+                  file=sys.stderr)
+    return size
 
 
 def peak_memory(device):

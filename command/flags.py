@@ -1,4 +1,6 @@
-"""Flags that several commands share, and their errors. Nothing here needs torch: help and wrong flags are answered at once."""
+"""Flags that several commands share, and their errors. Nothing here needs torch: help and wrong
+flags are answered at once.
+"""
 import argparse
 import os
 import sys
@@ -10,7 +12,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line, and help that shows each default once."""
+    """argparse, with errors on one line and help of a line a flag."""
+
+    def __init__(self, **settings):
+        form = lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=118)
+        super().__init__(**{"formatter_class": form} | settings)
 
     def error(self, message):
         name = self.prog.split()[0].removesuffix(".py")
@@ -35,30 +41,41 @@ def find_shard(given):
     env = os.environ
     if given:
         return given
-    for rank, shards, first in (("RANK", "WORLD_SIZE", ""), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")):
+    for rank, shards, first in (("RANK", "WORLD_SIZE", ""),
+                                ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")):
         if rank in env and shards in env:
             try:
                 return shard(f"{int(env[rank]) - int(env.get(first, 0))}/{env[shards]}")
             except ValueError as e:
-                raise ValueError(f"{rank} is {env[rank]} and {shards} {env[shards]}: expected consecutive numbers; give --shard I/N") from e
+                raise ValueError(f"{rank} is {env[rank]} and {shards} {env[shards]}: expected consecutive numbers; "
+                                 "give --shard I/N") from e
     return 0, 1
+
+
+def folder(text):
+    """A flag's type: a path that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a folder, such as out")
+    return Path(text)
 
 
 def add_model(group):
     """Which model, on what: for every command that runs one."""
-    group.add_argument("--weights", type=Path, metavar="PATH", help="model folder or single .safetensors file (default: Stable "
-                       "Diffusion's folder where it is, else weights/toy)")
-    group.add_argument("--ema", action="store_true", help="of a single file with two sets of weights, take the moving average")
+    group.add_argument("--weights", type=folder, metavar="PATH", help="model folder or single .safetensors file "
+                       "(default: Stable Diffusion's folder where it is, else weights/toy)")
+    group.add_argument("--ema", action="store_true", help="of a single file with two sets of weights, the averaged one")
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the networks (default: float32, bfloat16 on cuda)")
+    group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), metavar="TYPE",
+                       help="float32, float16, bfloat16 (default: float32, on cuda bfloat16)")
 
 
 def add_out(group):
-    group.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where results go (default: out)")
+    group.add_argument("--out", type=folder, default=Path("out"), metavar="FOLDER", help="of results (default: out)")
 
 
 def add_shard(group):
-    group.add_argument("--shard", type=shard, metavar="I/N", help="do the I-th of N shares, I from 0 (default: torchrun's or SLURM's)")
+    group.add_argument("--shard", type=shard, metavar="I/N",
+                       help="the I-th of N shares, I from 0 (default: torchrun's or SLURM's)")
 
 
 def guarded(name, work, *args):
@@ -70,6 +87,8 @@ def guarded(name, work, *args):
         return 130
     except (WeightsError, ValueError, OSError) as e:
         error, hint = e, "; make room or give another --out, finished results stay" if isinstance(e, OSError) else ""
+    except ModuleNotFoundError as e:
+        error, hint = f"{e.name} is not installed; pip install -r requirements.txt", ""
     except RuntimeError as e:
         if type(e).__name__ != "OutOfMemoryError":              # torch's, without importing torch
             raise

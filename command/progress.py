@@ -1,35 +1,62 @@
-"""How far a long run is, on stderr: done, rate or activation, time left."""
+"""What a long run says while it goes on: results on stdout; on stderr what is done, how well, and the time left."""
+import os
 import sys
 import time
 
-
-class Progress:
-    """Steps of the ascent: one line a batch, rewritten at each of its steps."""
-
-    def __init__(self, total, steps):
-        self.total, self.steps, self.done, self.began = total, steps, 0, None
-
-    def __call__(self, step):
-        self.began = self.began or time.time()
-        self.done += 1
-        left = (time.time() - self.began) / max(self.done - 1, 1) * (self.total - self.done)
-        end = "\n" if step.index + 1 == self.steps else ""
-        print(f"\rstep {self.done}/{self.total}, mean activation {step.activation.mean():.4f}, {left:.0f} s left   ", end=end,
-              file=sys.stderr, flush=True)
+EVERY = 10                  # seconds between two lines where nobody watches
 
 
-class CaptureProgress:
-    """Images of a capture, their rate and the time left."""
+def say(text):
+    """A line on stdout; where nobody reads it any more (`| head -1`), the run goes on in silence."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")    # noqa: SIM115: stays open as long as the run
+
+
+class Line:
+    """One line on stderr: rewritten in place on a terminal, elsewhere a new one every ten seconds and at the end."""
 
     def __init__(self):
-        self.began = None
+        self.began = self.shown = time.monotonic()
+
+    def show(self, text, last):
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if terminal:
+            print(f"\r{text}   ", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last or now - self.shown >= EVERY:
+            self.shown = now
+            print(text, file=sys.stderr, flush=True)
+
+
+class Progress(Line):
+    """Steps of the ascents of all batches."""
+
+    def __init__(self, total):
+        super().__init__()
+        self.total, self.done = total, 0
+
+    def __call__(self, step):
+        if not self.done:
+            self.began = time.monotonic()                       # what came before is no step
+        self.done += 1
+        left = (time.monotonic() - self.began) / max(self.done - 1, 1) * (self.total - self.done)
+        self.show(f"step {self.done}/{self.total}, mean activation {step.activation.mean():.4f}, {left:.0f} s left",
+                  self.done == self.total)
+
+
+class CaptureProgress(Line):
+    """Images of a capture and their rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = None
 
     def __call__(self, done, total):
-        if self.began is None:
-            self.began, self.first = time.time(), done
+        if self.first is None:
+            self.began, self.first = time.monotonic(), done
             if done:
                 print(f"goes on after image {done} of {total}", file=sys.stderr)
             return
-        rate = (done - self.first) / max(time.time() - self.began, 1e-9)
-        print(f"\rimage {done}/{total}, {rate:.2f} images/s, {(total - done) / rate:.0f} s left   ", end="\n" if done == total else "",
-              file=sys.stderr, flush=True)
+        rate = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
+        self.show(f"image {done}/{total}, {rate:.2f} images/s, {(total - done) / rate:.0f} s left", done == total)

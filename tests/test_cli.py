@@ -46,7 +46,7 @@ def out(tmp_path):
 
 def run(weights, out, *flags):
     """Exit code of `python featviz.py` with two steps of everything."""
-    short = ["--num-steps", 2, "--prior-steps", 2, "--batch-size", 2]
+    short = ["--num-steps", 2, "--prior-steps", 2, "--batch-size", 2, "--timestep", 300]
     argv = ["--weights", weights, "--out", out, "--device", "cpu", *short, *flags]
     try:
         return featviz.main([str(a) for a in argv])
@@ -74,8 +74,10 @@ def refused(capsys, code, *fragments):
 
 # --- success ---------------------------------------------------------------------------------------------------------------
 
-def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(weights, out, capsys):
-    assert run(weights, out) == 0
+def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(tmp_path, out, capsys):
+    """Of weights without a capture."""
+    weights = write_model(tmp_path / "tiny", activity=None)
+    assert featviz.main([str(a) for a in ("--weights", weights, "--out", out, "--num-steps", 2, "--prior", "noise")]) == 0
     stems = [f"tiny/feature_00003/t0300/seed_{seed}" for seed in SEEDS]
     expected = {f"{stem}.{kind}" for stem in stems for kind in KINDS}
     assert files(out).keys() == expected | {f"tiny/feature_00003/{name}" for name in ("sheet.png", "index.html")}
@@ -90,7 +92,7 @@ def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(weights, 
 def test_several_features_time_steps_and_seeds(weights, out):
     assert run(weights, out, "--feature", 0, 63, "--timestep", 0, 999, "--seed", 1, 2, "--prior", "noise", "--batch-size", 3) == 0
     expected = {f"tiny/feature_{f:05d}/t{t:04d}/seed_{s}.json" for f in (0, 63) for t in (0, 999) for s in (1, 2)}
-    assert {name for name in files(out) if name.endswith(".json")} == expected
+    assert {name for name in files(out) if name.endswith(".json")} == expected | {f"tiny/feature_{f:05d}/activity.json" for f in (0, 63)}
     assert {name for name in files(out) if name.endswith("sheet.png")} == {f"tiny/feature_{f:05d}/sheet.png" for f in (0, 63)}
 
 
@@ -113,7 +115,8 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     assert recipe["config"] == dataclasses.asdict(Config(**given))
     assert recipe["hook_point"] == HOOK and recipe["weights"] == "tiny" and recipe["torch"] == torch.__version__
     assert (recipe["device"], recipe["dtype"]) == ("cpu", "float32")
-    assert recipe["fingerprints"].keys() == files(weights).keys() and all(len(h) == 64 for h in recipe["fingerprints"].values())
+    read = {name for name in files(weights) if not name.startswith("activity/")} | {"activity.safetensors"}
+    assert recipe["fingerprints"].keys() == read and all(len(h) == 64 for h in recipe["fingerprints"].values())
     assert made["verdict"] in ("silent", "weak", "fragile", "excited")
     assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank"} <= made["scores"].keys()
     assert all(len(curve) == 2 for curve in made["history"].values())
@@ -235,7 +238,7 @@ BAD_FLAGS = {
     "--feature 64": "--feature 64 is out of range: ",
     "--feature -1": "--feature -1 is out of range: ",
     "--feature 3 64": "has 64 features, 0..63",
-    "--feature x": "argument --feature: invalid feature value: 'x'",
+    "--feature x": "argument --feature: invalid whole number or 'live' value: 'x'",
     "--channel 32": "--channel 32 is out of range: ",
     "--channel -1": "has 32 channels, 0..31",
     "--feature 1 --channel 1": "not allowed with argument",

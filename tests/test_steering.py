@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from activity.profile import attach
 from weights.load import load
 from config import Job
 from ascent import measure
@@ -10,7 +11,14 @@ from steering import directions, sample, steered_prior
 
 @pytest.fixture(scope="module")
 def model():
-    return load("weights/toy")
+    model = load("weights/toy")
+    return attach(model, model.folder / "activity")
+
+
+def steered(model, jobs, noise, scale, steps):
+    """The prior of each job, at `scale` times its feature's largest mean activation."""
+    curves = torch.stack([model.strength("feature", job.feature) for job in jobs])
+    return steered_prior(model, noise, directions(model, jobs), scale * curves, steps=steps)
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +27,22 @@ def noise(model):
 
 
 def test_directions_are_decoder_rows_and_unit_vectors(model):
-    assert torch.equal(directions(model, [Job(feature=3), Job(feature=9)], "feature"), model.sae.W_dec[[3, 9]])
-    assert directions(model, [Job(channel=2)], "channel")[0].nonzero().tolist() == [[2]]
+    assert torch.equal(directions(model, [Job(feature=3), Job(feature=9)]), model.sae.W_dec[[3, 9]])
+    assert directions(model, [Job(channel=2)])[0].nonzero().tolist() == [[2]]
     assert torch.allclose(model.sae.W_dec.norm(dim=1), torch.ones(model.sae.features), atol=2e-3)   # fp16 files
 
 
 def test_without_strength_it_is_the_plain_sample(model, noise):
     jobs = [Job(feature=3), Job(feature=9)]
     plain = sample(model, noise, model.embed([""]), steps=4)
-    assert torch.allclose(steered_prior(model, jobs, "feature", noise, 0.0, steps=4), plain, atol=1e-5)
-    assert (steered_prior(model, jobs, "feature", noise, 30.0, steps=4) - plain).abs().max() > 0.1
+    assert torch.allclose(steered(model, jobs, noise, 0.0, 4), plain, atol=1e-5)
+    assert (steered(model, jobs, noise, 30.0, 4) - plain).abs().max() > 0.1
 
 
 def test_a_row_is_steered_by_its_own_feature_alone(model, noise):
     jobs = [Job(feature=3), Job(feature=model.settings["feature"])]
-    both = steered_prior(model, jobs, "feature", noise, 10.0, steps=4)
-    swapped = steered_prior(model, [Job(feature=8), jobs[1]], "feature", noise, 10.0, steps=4)
+    both = steered(model, jobs, noise, 10.0, 4)
+    swapped = steered(model, [Job(feature=8), jobs[1]], noise, 10.0, 4)
     assert torch.equal(both[1], swapped[1]) and not torch.allclose(both[0], swapped[0])
 
 
@@ -42,6 +50,6 @@ def test_steering_excites_the_feature(model, noise):
     """Mean over two seeds, at the toy's own strength: the steered picture excites the feature more than the plain one."""
     jobs = [Job(feature=model.settings["feature"], timestep=model.settings["timestep"], seed=s) for s in (1, 2)]
     scale = model.settings["presets"]["sae"]["steer_scale"]
-    steered = measure(model, steered_prior(model, jobs, "feature", noise, scale, steps=20), jobs)[0]
+    pushed = measure(model, steered(model, jobs, noise, scale, 20), jobs)[0]
     plain = measure(model, sample(model, noise, model.embed([""]), steps=20), jobs)[0]
-    assert steered.mean() > plain.mean()
+    assert pushed.mean() > plain.mean()

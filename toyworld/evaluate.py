@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from activity import profile
-from weights import load
+from weights.load import load
 from config import Job, configure
 from ascent import visualize
 from vae import to_uint8
@@ -280,7 +280,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--legibility", action="store_true")
     parser.add_argument("--concepts", action="store_true")
-    parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of featviz.Config, and timestep")
+    parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of config.Config, and timestep")
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--figure", action="store_true")
     parser.add_argument("--choose", action="store_true")
@@ -290,7 +290,7 @@ def main():
     parser.add_argument("--timestep", type=int, default=300, help="where concepts are looked for, if featviz.json does not say")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    model, judge = load.load(args.out, args.device), load_judge(args.out, args.device)
+    model, judge = load(args.out, args.device), load_judge(args.out, args.device)
     path = args.out / "evaluation.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}
     if args.legibility:

@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from weights import load
+from safetensors.torch import load_file
+from weights.configs import SIZES
+from weights.layouts import WEIGHTS_FILE
+from weights.load import build, load
 from clip import END, START, TextEncoder, Tokenizer, byte_symbols, split_words
 from sae import SAE, training_loss
 from schedule import Schedule, ddim, guided
@@ -42,7 +45,7 @@ BATCH = {"vae": 8, "unet": 32, "sae": 1_024, "judge": 64}
 
 def sizes(config, part):
     """The entries of a config that its network takes."""
-    return {key: config[key] for key in load.SIZES[part] if key in config}
+    return {key: config[key] for key in SIZES[part] if key in config}
 
 
 def write_json(path, value):
@@ -56,7 +59,7 @@ def export(args, part, net, config):
     """One part of the weights folder, as fp16 and in the layout that checkpoint.py reads."""
     folder = args.out / part
     write_json(folder / "config.json", config)
-    atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / load.WEIGHTS_FILE[part])
+    atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / WEIGHTS_FILE[part])
 
 
 def make_drawings(runs, count=COUNT, seed=0):
@@ -155,12 +158,12 @@ def train_unet(args):
     """
     tokenizer = make_tokenizer(args)
     images = make_drawings(args.runs)
-    vae = load.build("vae", VAE, *(args.out / "vae" / f for f in ("config.json", load.WEIGHTS_FILE["vae"])),
+    vae = build("vae", VAE, *(args.out / "vae" / f for f in ("config.json", WEIGHTS_FILE["vae"])),
                            torch.float32, args.device)
     path = args.runs / "latents.safetensors"
     if not path.exists():
         atomic_save({"z": encode_all(vae, images.to(args.device))}, path)
-    z = load.read_tensors(path, {"z": (len(images), 4, 16, 16)}, device=args.device)["z"]
+    z = load_file(path, device=args.device)["z"]
     objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
     n_objects, n_styles = len(drawings.OBJECTS), len(drawings.STYLES)
     text = lambda o, s: " ".join((["A", o] if o else ["A"]) + (["image in", s, "style"] if s else ["image"]))
@@ -232,13 +235,13 @@ def sae_data(args, model, images_per_pair=7, batch=CAPTURE_BATCH):
             _, h = capture(model, prompts[i:i + batch], torch.Generator(args.device).manual_seed(i))
             atomic_save({"h": h.reshape(-1, width)}, path)
             print(f"\rcapture: {i + batch} of {len(prompts)} images, {time.time() - began:.0f} s", end="", flush=True)
-        parts.append(load.read_tensors(path, {"h": (50 * batch * h_positions(), width)}, device=args.device)["h"])
+        parts.append(load_file(path, device=args.device)["h"])
     return torch.cat(parts)
 
 
 def train_sae(args):
     """Batch top-k reconstruction and the auxiliary loss of sae.py; a feature is dead when 100 batches did not wake it."""
-    model = load.load(args.out, args.device)
+    model = load(args.out, args.device)
     h = sae_data(args, model)
     latents = SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"]
     sae = SAE(SAE_CONFIG["d_in"], latents, SAE_CONFIG["k"]).to(args.device)

@@ -9,6 +9,7 @@ from PIL import Image
 
 import ascent
 from pages import files as results
+from activity.profile import attach
 from weights.load import load
 from config import Config, Job, PRESETS, configure
 from ascent import activation, adamw, ascend, judge_result, kept_steps, measure, readout, start, stream, visualize
@@ -18,7 +19,8 @@ TOY = "weights/toy"
 
 @pytest.fixture(scope="module")
 def model():
-    return load(TOY)
+    model = load(TOY)
+    return attach(model, model.folder / "activity")
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +231,11 @@ def test_a_seeded_picture_equals_the_stored_one(model, short, feature):
 def test_a_prior_is_sampled_once_for_a_target_and_seed(model, short, feature, monkeypatch):
     """Time steps share it, to the bit of one that is sampled for each; another target's are given up."""
     made, sampled = [], ascent.steered_prior
-    monkeypatch.setattr(ascent, "steered_prior", lambda model, jobs, *rest: made.append(jobs) or sampled(model, jobs, *rest))
+    monkeypatch.setattr(ascent, "steered_prior", lambda model, noise, d, *rest: made.append(d) or sampled(model, noise, d, *rest))
     settings = dataclasses.replace(short, prior="steer", num_steps=1)
     jobs = [Job(feature=f, timestep=t, seed=s) for f in (feature, 37) for t in (300, 600, 900) for s in (1, 2)]
     together = list(stream(model, jobs, settings, batch_size=2))
-    assert made == [jobs[:2], jobs[6:8]]
+    assert [d.tolist() for d in made] == [ascent.directions(model, pair).tolist() for pair in (jobs[:2], jobs[6:8])]
     for job, result in list(zip(jobs, together))[4::5]:
         alone, = stream(model, [job], settings, batch_size=2)
         assert torch.equal(alone.latent, result.latent)
