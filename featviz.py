@@ -4,7 +4,6 @@ The way from what you type to what you look at, one function a stage: flags -> m
 The method itself is ascent.py. Whatever cannot be ends in one line on stderr that says what to do, and exit code 2.
 """
 import argparse
-import copy
 import dataclasses
 import sys
 import time
@@ -21,11 +20,11 @@ EXAMPLES = """examples:
 
 # --- flags -----------------------------------------------------------------------------------------------------------------
 
-def number_or(word):
-    """A flag's type: a whole number, or this word."""
+def number_or(*words):
+    """A flag's type: a whole number, or one of these words."""
     def read(text):
-        return text if text == word else int(text)
-    read.__name__ = f"whole number or '{word}'"
+        return text if text in words else int(text)
+    read.__name__ = "whole number or " + " or ".join(f"'{word}'" for word in words)
     return read
 
 
@@ -39,8 +38,9 @@ def parse(argv=None):
                       "that fire in the capture")
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point, without the SAE")
     group.add_argument("--hook-point", metavar="NAME", help="where in the UNet, for --channel (default: where the SAE is, or up1.1)")
-    group.add_argument("--timestep", type=number_or("auto"), nargs="+", metavar="T", help="0..999, or auto: 0 and the peaks of the feature's "
-                       "activity (default: auto where there is a capture, else the weights' own)")
+    group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T", help="0..999; auto: 0 and the peaks of the "
+                       "feature's activity; active: 0 and all sampling steps at which it is active (default: auto where there is a capture, "
+                       "else the weights' own)")
     group.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), metavar="S", help=f"a result each (default: {' '.join(map(str, SEEDS))})")
     group = parser.add_argument_group("how")
     add_model(group)
@@ -75,11 +75,11 @@ def plan(args):
     config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **given)
     check_config(config, min(model.latent_shape[1:]), len(model.schedule))
     check_steps(args.trace or (), config)
-    home, model = model.hook_point, choose_hook_point(model, args, config)
+    model = choose_hook_point(model, args)
     kind, targets = ("channel", args.channel) if args.channel else ("feature", args.feature or [model.settings.get("feature", 0)])
     if "live" in targets:
         targets = list(dict.fromkeys([f for f in targets if f != "live"] + live(model, args.out)))
-    numbers = [t for t in args.timestep or () if t != "auto"]
+    numbers = [t for t in args.timestep or () if isinstance(t, int)]
     size = args.batch_size or default_batch_size(model.device, model.latent_shape)
     try:
         check_jobs(model, [Job(**{"feature": None, kind: n}, timestep=t, seed=seed) for n in targets for t in numbers or [0] for seed in args.seed])
@@ -87,7 +87,7 @@ def plan(args):
         hint = "" if args.weights else "; Stable Diffusion's 20480 features need its weights: see weights/README.md, then --weights"
         raise ValueError(f"{e}{hint}") from e
     probing = "check" if args.check else "shard" if shards > 1 else CaptureProgress()
-    model, times = with_activity(model, args.out, args.timestep, config.prior == "steer", probing, size, model.hook_point == home)
+    model, times = with_activity(model, args.out, args.timestep, config.prior == "steer", probing, size)
     jobs = [Job(**{"feature": None, kind: n}, timestep=t, seed=seed) for n in targets[rank::shards]
             for t in dict.fromkeys([*numbers, *times(kind, n)]) for seed in args.seed]
     return model, jobs, config, size
@@ -109,22 +109,16 @@ def check_steps(steps, config):
                              "(--num-steps sets how many)")
 
 
-def choose_hook_point(model, args, config):
-    """The model, looked at through --hook-point; ValueError where the SAE or the activity was made at another."""
-    wanted = model.unet.hook_name(args.hook_point) if args.hook_point else model.hook_point
-    if wanted != model.hook_point:
-        for bad, text in (
-                (not args.channel, f"the features of {model.folder} are at {model.hook_point}; leave the flag out, or look at raw channels "
-                                   "with --channel"),
-                (config.prior == "steer", f"the strength of a steered prior was measured at {model.hook_point} only; add --prior noise"),
-                ("auto" in (args.timestep or ()), f"activity was captured at {model.hook_point} only; give --timestep numbers")):
-            if bad:
-                raise ValueError(f"--hook-point {args.hook_point}: {text}")
-        model = copy.copy(model)
-        model.hook_point = wanted
+def choose_hook_point(model, args):
+    """The model, looked at through --hook-point; ValueError for a feature away from its SAE."""
+    from activity.profile import at
+    there = at(model, args.hook_point) if args.hook_point else model
+    if not args.channel and there.hook_point != model.hook_point:
+        raise ValueError(f"--hook-point {args.hook_point}: the features of {model.folder} are at {model.hook_point}; leave the flag out, or look "
+                         "at raw channels with --channel")
     if not args.channel:
-        model.sae                               # says so where there is none
-    return model
+        there.sae                               # says so where there is none
+    return there
 
 
 # --- ascent -> results -----------------------------------------------------------------------------------------------------
