@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 HOOK_POINT = "up_blocks.1.attentions.1"         # of the method; an SAE's folder says otherwise
 SEEDS = (1024, 1111, 4359, 3248, 1026)
+TOP = 20                                        # a feature counts as active in an image when it is among so many
+DISTANCE, PEAKS = 100, 3                        # time steps between peaks of its activity; peaks kept
+HALVES = ("conditional", "both")                # of the guided batch: what activity counts (activity/capture.py)
 REFERENCE_WIDTH = 64                            # latent pixels across the picture for which the strengths were chosen
 LARGEST = 1e6                                   # of a setting (ours); AdamW's own arithmetic overflows far above it
 
@@ -59,8 +62,8 @@ class Config:
     prior: str = setting("steer", "start: a sample steered towards the feature, or noise", ("steer", "noise"))
     prior_steps: int = setting(50, "sampling steps of the prior")
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
-    steer_steps: str = setting("active", "steer where the feature is active, or at all time steps with equal strength",
-                               ("active", "all"))
+    steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature "
+                               "is active, or at all; or all by the same, the largest (ours)", ("active", "all", "constant"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
 
 

@@ -5,7 +5,6 @@ The way from what you type to what you look at, one function a stage: flags -> m
 code 2.
 """
 import argparse
-import copy
 import dataclasses
 import sys
 import time
@@ -27,7 +26,7 @@ def number_or(*words):
     """A flag's type: a whole number, or one of these words."""
     def read(text):
         return text if text in words else int(text)
-    read.__name__ = f"whole number or '{' or '.join(words)}'"
+    read.__name__ = "whole number or " + " or ".join(f"'{word}'" for word in words)
     return read
 
 
@@ -41,9 +40,9 @@ def parse(argv=None):
                       help="features of the sparse autoencoder, or live: all that fire in the capture")
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point")
     group.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: the autoencoder's, or up1.1)")
-    group.add_argument("--timestep", type=number_or("auto"), nargs="+", metavar="T",
-                       help="0..999, or auto: 0 and the peaks of the feature's activity "
-                       "(default: auto where there is a capture, else the weights' own)")
+    group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T",
+                       help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
+                       "steps at which it is active (default: auto where there is a capture, else the weights' own)")
     group.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), metavar="S",
                        help=f"a result each (default: {' '.join(map(str, SEEDS))})")
     group = parser.add_argument_group("how")
@@ -91,15 +90,14 @@ def plan(args):
     config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **given)
     check_config(config, min(model.latent_shape[1:]), len(model.schedule))
     check_steps(args.trace or (), config)
-    home, model = model.hook_point, choose_hook_point(model, args, config)
+    model = choose_hook_point(model, args)
     kind, targets = find_targets(model, args)
-    numbers, seeds = [t for t in args.timestep or () if t != "auto"], list(dict.fromkeys(args.seed))
+    numbers, seeds = [t for t in args.timestep or () if isinstance(t, int)], list(dict.fromkeys(args.seed))
     make = lambda n, t, seed: Job(**{"feature": None, kind: n}, timestep=t, seed=seed)
     check_jobs(model, [make(n, t, seed) for n in targets for t in numbers or [0] for seed in seeds])
     size = choose_size(args, wanted, model)
     probing = "check" if args.check else "shard" if shards > 1 else CaptureProgress()
-    model, times = with_activity(model, args.out, args.timestep, config.prior == "steer", probing, size,
-                                 model.hook_point == home)
+    model, times = with_activity(model, args.out, args.timestep, config.prior == "steer", probing, size)
     jobs = [make(n, t, seed) for n in targets[rank::shards] for t in dict.fromkeys([*numbers, *times(kind, n)])
             for seed in seeds]
     return model, jobs, config, size
@@ -132,24 +130,16 @@ def check_steps(steps, config):
                              f"0..{config.num_steps - 1} (--num-steps sets how many)")
 
 
-def choose_hook_point(model, args, config):
-    """The model, looked at through --hook-point; ValueError where the SAE or the activity was made at another."""
-    wanted = model.unet.hook_name(args.hook_point) if args.hook_point else model.hook_point
-    if wanted != model.hook_point:
-        for bad, text in (
-                (not args.channel, f"the features of {model.folder} are at {model.hook_point}; leave the flag out, or "
-                                   "look at raw channels with --channel"),
-                (config.prior == "steer", f"the strength of a steered prior was measured at {model.hook_point} only; "
-                                          "add --prior noise"),
-                ("auto" in (args.timestep or ()), f"activity was captured at {model.hook_point} only; give --timestep "
-                                                  "numbers")):
-            if bad:
-                raise ValueError(f"--hook-point {args.hook_point}: {text}")
-        model = copy.copy(model)
-        model.hook_point = wanted
+def choose_hook_point(model, args):
+    """The model, looked at through --hook-point; ValueError for a feature away from its SAE."""
+    from activity.profile import at
+    there = at(model, args.hook_point) if args.hook_point else model
+    if not args.channel and there.hook_point != model.hook_point:
+        raise ValueError(f"--hook-point {args.hook_point}: the features of {model.folder} are at {model.hook_point}; "
+                         "leave the flag out, or look at raw channels with --channel")
     if not args.channel:
-        model.sae                               # says so where there is none
-    return model
+        there.sae                               # says so where there is none
+    return there
 
 
 # --- ascent -> results -----------------------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ row as in Cywinski & Deja, arXiv 2501.18052.
     at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation of the feature seen
     at t)
 
-or, with steer_steps "all", the same strength at every step: the largest s_t. Many features wake only in the last steps,
-when the picture is settled; steering then comes too late to shape it.
-
-d is W_dec[f] for a feature and the unit vector of c for a raw channel. Active steps and largest activations come as a
-curve, from a capture of the model's images (activity/profile.py).
+d is W_dec[f] for a feature and the unit vector of c for a raw channel. The largest activations come as a curve over t,
+from a capture of the model's images: activity.profile.strength, which also says what steer_steps "all" and "constant"
+(ours) make of them. Many features wake only in the last steps, when the picture is settled; steering them when they are
+active comes too late to shape it.
 """
 import torch
 
@@ -32,14 +31,15 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
     """Sample images' latents: noise (B, 4, H, W), context (B or 1, 77, Dc) -> (B, 4, H, W).
 
     add(t) -> {hook point: (B or 1, D)}: added at the hook at time step t, with guidance (1, D) to both halves of the
-    batch. see(t, h): is handed the hook's output (B, D, h, w) of the rows that saw `context`, before anything is added.
+    batch. see(t, h): is handed the hook's output, before anything is added, of the rows that saw `context`, (B, D, h,
+    w); with guidance (2B, D, h, w), first those that saw the empty prompt.
     """
-    B, caught = len(noise), []
+    caught = []
 
     def net(x, t, c):
         eps = model.unet(x.to(model.dtype), t, c, add=add and add(int(t[0]))).float()
         if see:
-            see(int(t[0]), caught.pop()[-B:])                   # a guided batch is (empty prompt, prompt)
+            see(int(t[0]), caught.pop())
         return eps
 
     hook = model.unet.get_submodule(model.hook_point)
@@ -54,14 +54,11 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
     return x
 
 
-def steered_prior(model, noise, d, s, sampler="pndm", steps=50, at="active"):
+def steered_prior(model, noise, d, s, sampler="pndm", steps=50):
     """Latents (B, 4, H, W) sampled from `noise` with the empty prompt, while s[:, t] d is added at every time step t.
 
-    d (B, D) directions; s (B, 1001) strengths at t = 0..1000, 0 where the feature is not active; `at` "all": the
-    largest at every t.
+    d (B, D) directions; s (B, 1001) strengths at t = 0..1000.
     """
     d = d.to(model.dtype)
-    if at == "all":
-        s = s.amax(dim=1, keepdim=True).expand_as(s)
     push = lambda t: {model.hook_point: s[:, t, None].to(model.dtype) * d}                      # (B, D)
     return sample(model, noise, model.embed([""]), sampler, steps, add=push)

@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 
 from command.flags import Parser, add_model, add_out, add_shard, guarded
-from config import SEEDS, SETTINGS
+from config import DISTANCE, HALVES, PEAKS, SEEDS, SETTINGS, TOP
 
 
 def steering(text):
     """"12=300" -> (12, 300.0)."""
     target, scale = text.split("=")
     return int(target), float(scale)
+
+
+def add_hook_point(parser):
+    parser.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: where the SAE is, or up1.1); away from the SAE "
+                        "there are raw channels alone")
 
 
 def add_sampling(parser):
@@ -31,11 +36,15 @@ def parse(argv):
     sub = commands.add_parser("capture", help="generate images from prompts and record what every feature does", **plain)
     add_model(sub)
     add_out(sub)
+    add_hook_point(sub)
     add_sampling(sub)
     add_shard(sub)
-    sub.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or .jsonl with a key text (default: the weights' own, or "
-                     "the 20 x 51 grid of UnlearnCanvas)")
+    sub.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or .jsonl with a key text; or a grid of objects and styles, "
+                     "thesis (20 x 61) or unlearncanvas (20 x 51) (default: the weights' own, or thesis)")
     sub.add_argument("--images-per-prompt", type=int, metavar="N", help="(default: 5, or the weights' own)")
+    sub.add_argument("--top", type=int, metavar="K", help=f"a feature is active in an image when it is among so many (default: {TOP})")
+    sub.add_argument("--halves", choices=HALVES, help="of the guided batch: what saw the prompt, or, as the original, also what did not "
+                     "(default: conditional)")
     sub.add_argument("--check", action="store_true", help="say how long it would take, how much disk and memory; then stop")
 
     sub = commands.add_parser("merge", help="put the shards of a capture together; the last shard to finish does it by itself")
@@ -44,6 +53,9 @@ def parse(argv):
     sub = commands.add_parser("analyse", help="profile, peaks and dataset examples of features", **plain)
     add_model(sub)
     add_out(sub)
+    add_hook_point(sub)
+    sub.add_argument("--distance", type=int, default=DISTANCE, metavar="T", help=f"time steps between peaks (default: {DISTANCE})")
+    sub.add_argument("--most-peaks", type=int, default=PEAKS, metavar="N", help=f"peaks kept, the highest (default: {PEAKS})")
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--feature", type=int, nargs="+", metavar="F")
     what.add_argument("--channel", type=int, nargs="+", metavar="C")
@@ -51,6 +63,7 @@ def parse(argv):
     sub = commands.add_parser("sample", help="generate an image, and the same one steered by features", **plain)
     add_model(sub)
     add_out(sub)
+    add_hook_point(sub)
     add_sampling(sub)
     sub.add_argument("prompt")
     sub.add_argument("--steer", type=steering, nargs="+", default=[], metavar="F=S", help="feature F, S times its largest mean activation")

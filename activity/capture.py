@@ -1,20 +1,25 @@
-"""Images from prompts, and what every feature did while they were made: the material of activity.py.
+"""Images from prompts, and what every feature did while they were made: the material of profile.py.
 
 Of every image, every sampling step and every feature (and raw channel) the mean activation over positions is looked at, that of
-the ascent's objective: relu(W_enc[f] . (h - b_dec) + b_enc[f]) without top-k, h[:, c] for a channel, of the half of the guided
-batch that saw the prompt. Kept of it is what `combine` lists. Sources: the method's section 5, from Szokalski & Modrzejewski,
-arXiv 2605.08218; the prompt grid is that of UnlearnCanvas (Zhang et al., arXiv 2402.11846).
+the ascent's objective: relu(W_enc[f] . (h - b_dec) + b_enc[f]) without top-k, h[:, c] for a channel. Kept of it is what `combine`
+lists. Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation; prompts as `grid` says.
+
+Under guidance the UNet sees every image twice, without and with its prompt. Looked at is the half with the prompt (ours), or with
+`halves` "both" the two as two samples: counts and maxima then run over both, the count is divided by the number of images, and a
+share may reach 2, as in the original. Examples are those of the half with the prompt in either case.
 
     out/<weights>/activity/images/00012.jpg     image 12: prompt 12 modulo the number of prompts, noise of seed 12
     .../activity.safetensors                    timesteps (N,); max_feature, share_feature (N, F); max_channel, share_channel (N, D)
     .../examples.safetensors                    image_feature, activation_feature (N, F, EXAMPLES); the same for channels; -1: no image
     .../capture.json                            settings, prompts, fingerprints; written last: without it there is no capture
     .../shard_0_of_1.safetensors                statistics of a capture under way, rewritten after every batch
+    out/<weights>/activity_<hook point>/...     the same at another hook point than up1.1
 
 But for the pictures, memory and disk do not grow with the number of images: 88 bytes for each step and feature or channel while it
 runs, 48 or 68 when it is done. SD's 50 steps x (20,480 + 1,280): 96 MB, then 52 MB; all activations of 5,100 images would be 22 GB.
 
-Axes: B images of a batch, N sampling steps in descending order of t, F features, D channels, S positions.
+Axes: B images of a batch, R = B or, with both halves, 2B rows, N sampling steps in
+descending order of t, F features, D channels, S positions.
 """
 import dataclasses
 import json
@@ -28,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from activity.profile import fingerprints, image_path
+from config import HALVES, TOP
 from weights.disk import WeightsError
 from weights.configs import read_json
 from weights.disk import alone, replacing
@@ -35,7 +41,6 @@ from vae import to_uint8
 from schedule import SAMPLERS
 from steering import sample
 
-TOP = 20                    # a feature counts as active in an image when it is among so many
 EXAMPLES = 10               # dataset examples kept for each step and feature (ours)
 PROBE_PROMPTS, PROBE_STEPS = 80, 20                             # of the small capture that stands in for a missing one (ours)
 KINDS = ("feature", "channel")
@@ -46,7 +51,10 @@ STYLES = ("Abstractionism Artist_Sketch Blossom_Season Bricks Byzantine Cartoon 
           "Dadaism Dapple Defoliation Early_Autumn Expressionism Fauvism French Glowing_Sunset Gorgeous_Love Greenfield Impressionism "
           "Ink_Art Joy Liquid_Dreams Magic_Cube Meta_Physics Meteor_Shower Monet Mosaic Neon_Lines On_Fire Pastel Pencil_Drawing "
           "Picasso Pop_Art Red_Blue_Ink Rust Sketch Sponge_Dabbed Structuralism Superstring Surrealism Ukiyoe Van_Gogh Vibrant_Flow "
-          "Warm_Love Warm_Smear Watercolor Winter photo").split()
+          "Warm_Love Warm_Smear Watercolor Winter").split()
+MORE_STYLES = ("Blue_Blooming Crypto_Punks Dreamweave Foliage_Patchwork Impasto Palette_Knife Pointillism Rainwash "
+               "Realistic_Watercolor Techno").split()
+GRIDS = ("thesis", "unlearncanvas")
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Capture:
     sampler: str = "pndm"
     guidance: float = 7.5
     batch_size: int = 8
+    top: int = TOP
+    halves: str = "conditional"
 
     @property
     def images(self):
@@ -66,9 +76,20 @@ class Capture:
 
 # --- prompts ---------------------------------------------------------------------------------------------------------------
 
-def grid():
-    """The 20 x 51 prompts of UnlearnCanvas, as its metadata spells them; `photo` is its style Seed_Images."""
-    return tuple(f"{'An' if o == 'Architectures' else 'A'} {o} image in {s.replace('_', ' ')} style" for o in OBJECTS for s in STYLES)
+def grid(name="thesis"):
+    """The prompts of one of GRIDS, every object in every style. [V] was looked up, [I] is inferred.
+
+    thesis         20 x 61: "An" before every object, 60 styles and photo. [V] Its four example prompts all say "An", one of them is in
+                   Pointillism style, which only UnlearnCanvas' list of 60 has. [I] That the other prompts are of this pattern, and
+                   that photo is among them: the file that it read is not public any more.
+    unlearncanvas  20 x 51: "An" before Architectures alone, 50 styles and photo. [V] dataset_preparation.py of UnlearnCanvas' code.
+
+    [V] Objects and styles: constants/const.py of the same code, whose longer list stands in a comment; `photo` is its Seed_Images. Source:
+    Zhang et al., arXiv 2402.11846.
+    """
+    styles = [*sorted(STYLES + MORE_STYLES * (name == "thesis")), "photo"]
+    article = lambda o: "An" if name == "thesis" or o == "Architectures" else "A"
+    return tuple(f"{article(o)} {o} image in {s.replace('_', ' ')} style" for o in OBJECTS for s in styles)
 
 
 def read_prompts(path):
@@ -93,23 +114,26 @@ def read_prompts(path):
 
 
 def configure(model, **given):
-    """The method's settings, then the model's own (featviz.json, "capture"), then what is given; `prompts` may be a file."""
+    """The method's settings, then the model's own (featviz.json, "capture"), then what is given; `prompts` may be a file or a grid."""
     path = model.folder / "featviz.json"
     own, kinds = model.settings.get("capture", {}), {f.name: f.type for f in dataclasses.fields(Capture)}
     if not isinstance(own, dict) or own.keys() - kinds.keys():
         raise WeightsError(f"{path}: \"capture\" must be an object with some of {', '.join(kinds)}")
-    if isinstance(own.get("prompts"), str):
+    if isinstance(own.get("prompts"), str) and own["prompts"] not in GRIDS:
         own = own | {"prompts": model.folder / own["prompts"]}
-    values = {"prompts": grid()} | own | {k: v for k, v in given.items() if v is not None}
-    if isinstance(values["prompts"], (str, Path)):
+    values = {"prompts": "thesis"} | own | {k: v for k, v in given.items() if v is not None}
+    if str(values["prompts"]) in GRIDS:
+        values["prompts"] = grid(str(values["prompts"]))
+    elif isinstance(values["prompts"], (str, Path)):
         values["prompts"] = read_prompts(values["prompts"])
     elif not isinstance(values["prompts"], (list, tuple)) or not values["prompts"] or not all(isinstance(p, str) for p in values["prompts"]):
         raise WeightsError(f"{path}: the prompts of \"capture\" must be a list of texts, or the name of a file beside it")
-    for name, kind in kinds.items():
-        sound = {int: type(values.get(name, 1)) is int and values.get(name, 1) >= 1, str: values.get(name, "pndm") in [*SAMPLERS],
-                 float: type(values.get(name, 1.0)) in (int, float) and 0 <= values.get(name, 1.0) <= 1000}.get(kind, True)
+    choices = {"sampler": [*SAMPLERS], "halves": HALVES}
+    for name, value in values.items():
+        sound = {int: type(value) is int and value >= 1, str: value in choices.get(name, ()),
+                 float: type(value) in (int, float) and 0 <= value <= 1000}.get(kinds[name], True)
         if not sound:
-            raise ValueError(f"--{name.replace('_', '-')} of a capture cannot be {values[name]!r}")
+            raise ValueError(f"--{name.replace('_', '-')} of a capture cannot be {value!r}")
     settings = Capture(**values | {"prompts": tuple(values["prompts"])})
     model.schedule.timesteps(settings.steps)                    # says so where there cannot be that many
     return settings
@@ -124,8 +148,9 @@ def probe_settings(settings):
 
 @torch.no_grad()
 def observe(model, settings, numbers):
-    """Sample the images of these numbers: pictures (B, 3, 8H, 8W) and {"feature": (B, N, F), "channel": (B, N, D)} mean activations.
+    """Sample the images of these numbers: pictures (B, 3, 8H, 8W) and {"feature": (R, N, F), "channel": (R, N, D)} mean activations.
 
+    The B rows that saw the prompts come last; before them, with both halves, those that did not.
     PNDM comes twice to its second time step; the later call counts, which sees the sample that the step starts from.
     """
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
@@ -133,7 +158,8 @@ def observe(model, settings, numbers):
     sae, seen = model.parts.get("sae"), {}
 
     def see(t, h):
-        h = h.float().flatten(2).transpose(1, 2)                                                # (B, S, D)
+        rows = h if settings.halves == "both" else h[-len(numbers):]
+        h = rows.float().flatten(2).transpose(1, 2)                                             # (R, S, D)
         feature = sae.pre_acts(h).mean(1) if sae else h.new_zeros(len(h), 0)
         seen[t] = {"feature": feature, "channel": h.mean(1)}
 
@@ -155,20 +181,21 @@ def empty(N, F, D, device="cpu"):
     return stats
 
 
-def strongest(means, kind):
-    """Which are among the TOP of their image and step: (B, N, width) -> bool. A silent feature never is; equals are so together."""
-    least = means.topk(min(TOP, means.shape[-1]), dim=-1).values[..., -1:]
+def strongest(means, kind, top=TOP):
+    """Which are among the `top` of their image and step: (R, N, width) -> bool. A silent feature never is; equals are so together."""
+    least = means.topk(min(top, means.shape[-1]), dim=-1).values[..., -1:]
     return (means >= least) & (means > 0) if kind == "feature" else means >= least
 
 
-def summarize(means, numbers):
-    """The statistics of a batch: {kind: (B, N, width)}, image numbers (B,)."""
+def summarize(means, numbers, top=TOP):
+    """The statistics of a batch: {kind: (R, N, width)}, image numbers (B,)."""
     stats = {}
     for kind, values in means.items():
-        member = strongest(values, kind)
+        member = strongest(values, kind, top)
+        stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": values.amax(0)}
+        values, member = values[-len(numbers):], member[-len(numbers):]                         # (B, N, width), saw the prompts
         image = torch.as_tensor(list(numbers), dtype=torch.int32, device=values.device)[:, None, None].expand(values.shape)
-        stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": values.amax(0),
-                  f"activation_{kind}": values.masked_fill(~member, -torch.inf).permute(1, 2, 0),
+        stats |= {f"activation_{kind}": values.masked_fill(~member, -torch.inf).permute(1, 2, 0),
                   f"image_{kind}": image.masked_fill(~member, -1).permute(1, 2, 0)}
     return stats
 
@@ -176,7 +203,7 @@ def summarize(means, numbers):
 def combine(a, b):
     """The statistics of two sets of images together; in whichever order and grouping, the same.
 
-    count       images in which the feature is among the TOP: a + b
+    count       rows in which the feature is among the `top`: a + b
     max         largest mean activation: max(a, b)
     activation  the EXAMPLES largest of those images, equals in the order of their numbers; image: their numbers
     """
@@ -197,8 +224,8 @@ def combine(a, b):
 def recipe(model, settings):
     """Everything that decides a capture, as JSON values."""
     return {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "hook_point": model.hook_point,
-            "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model), "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."),
-            "torch": torch.__version__}
+            "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model), "device": model.device.type,
+            "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
 
 
 def write(path, data):
@@ -220,10 +247,11 @@ def read_state(path):
 
 
 def check_recipe(path, stored, made):
-    """ValueError that names what differs."""
-    if stored == made:
+    """ValueError that names what differs. Settings that a capture does not name are younger than it: it was made with their defaults."""
+    younger = {name: getattr(Capture, name) for name in ("top", "halves")}
+    flat = lambda r: younger | {k: v for k, v in r.items() if k != "settings"} | r["settings"]
+    if flat(stored) == flat(made):
         return
-    flat = lambda r: {k: v for k, v in r.items() if k != "settings"} | r["settings"]
     names = [name for name, value in flat(made).items() if flat(stored).get(name) != value]
     raise ValueError(f"{path}: belongs to a capture with another {names[0] if names else 'recipe'}; give another --out, or delete "
                      f"{path.parent} to begin again")
@@ -264,13 +292,13 @@ def capture(model, settings, folder, shard=(0, 1), on_batch=lambda done, total: 
     write_shard(path, stats, done, len(batches), made)
     for numbers in batches[done:]:
         images, means = observe(model, settings, [*numbers, *[numbers[-1]] * (size - len(numbers))])
-        means = {kind: values[:len(numbers)] for kind, values in means.items()}
+        means = {kind: values.unflatten(0, (-1, size))[:, :len(numbers)].flatten(0, 1) for kind, values in means.items()}   # no copies
         if not all(values.isfinite().all() for values in means.values()):
             raise ValueError(f"images {numbers[0]} to {numbers[-1]}: activations are NaN or infinite in {model.dtype}; use --dtype float32")
         for number, image in zip(numbers, images.cpu()):
             with replacing(image_path(folder, number)) as file:
                 Image.fromarray(to_uint8(image)).save(file, format="JPEG", quality=90, subsampling=0)
-        stats, done = combine(stats, summarize(means, numbers)), done + 1
+        stats, done = combine(stats, summarize(means, numbers, settings.top)), done + 1
         write_shard(path, stats, done, len(batches), made)
         on_batch(counted[done], counted[-1])
     return merge(folder)

@@ -1,16 +1,21 @@
 """When and on what a feature fires: from the tables of a capture to profile, peaks and dataset examples.
 
     profile   at each time step t, the share of images in which the feature is among the 20 with the largest mean activation
-    active    the time steps at which the profile, linear between sampling steps, is above 0
+    active    the time steps at which the profile, linear between sampling steps and 0 outside them, is above 0
     peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: there the ascent runs, and at t = 0
+    strength  the largest mean activation in any image at t, by which a steered prior is pushed (steering.py)
     examples  the images in which the feature is among the 20 at t, the strongest first
 
     python -m activity capture --weights weights/toy                make the tables (capture.py)
     python -m activity analyse --feature 12                         profile, peaks, examples: numbers and a picture
     python -m activity sample "A Tree image in Winter style" --steer 12=300
 
-Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218; peaks are those of
-scipy.signal.find_peaks(y, height=0, distance=100, plateau_size=1).
+Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation: from shares to peaks
+
+    y = scipy.interpolate.interp1d(t, share, bounds_error=False, fill_value=0)(0..1000)
+    scipy.signal.find_peaks(y, height=0, distance=100, plateau_size=1), of these the three highest
+
+which is what this file computes, to the bit. A feature that is never among the 20 has a profile of 0, no active step and no peak.
 Axes: N sampling steps in descending order of t, F features, D channels; curves are (1001,), at t = 0..1000.
 """
 import copy
@@ -24,18 +29,35 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from config import DISTANCE, HOOK_POINT, PEAKS, TOP
 from schedule import T
 from weights.disk import AGAIN, WeightsError
 from weights.configs import read_json
 from weights.tensorfile import read_header, read_tensors
 
-DISTANCE, PEAKS = 100, 3    # time steps between peaks; peaks kept
 SHARED = 0.8                # of the examples that must have a word in common for it to name the feature (ours)
 
 
+def at(model, hook_point):
+    """The model, before a capture is attached, looked at through this hook point. Away from its SAE it has raw channels alone."""
+    name = model.unet.hook_name(hook_point)
+    if name == model.hook_point:
+        return model
+    model = copy.copy(model)
+    model.hook_point, model.parts = name, {part: net for part, net in model.parts.items() if part != "sae"}
+    return model
+
+
+def home(hook_point, name="activity"):
+    """The folder of a capture at this hook point, inside that of the weights or of their results."""
+    return name if hook_point == HOOK_POINT else f"{name}_{hook_point}"
+
+
 def fingerprints(model):
-    """Those of the files that a capture depends on: of the networks, not of settings and tables."""
-    return {name: value for name, value in model.fingerprints.items() if not name.endswith(("featviz.json", "activity.safetensors"))}
+    """Those of the files that a capture depends on: of networks and SAE, not of settings and tables."""
+    unused = ("featviz.json", "activity.safetensors")
+    return {name: value for name, value in model.fingerprints.items()
+            if not name.endswith(unused) and ("sae" in model.parts or not name.startswith("sae/"))}
 
 
 def fits(model, folder):
@@ -50,59 +72,64 @@ def fits(model, folder):
 
 
 def find(model, out):
-    """The folder of a finished capture, or None: the user's own in `out` before the one that the model ships with."""
-    return next((folder for folder in (Path(out) / model.name / "activity", model.folder / "activity") if fits(model, folder)), None)
+    """The folder of a finished capture at the model's hook point, or None: the user's own in `out` before the one that it ships with."""
+    name = home(model.hook_point)
+    return next((folder for folder in (Path(out) / model.name / name, model.folder / name) if fits(model, folder)), None)
 
 
 def attach(model, folder):
-    """The model with the tables of a capture: they are its `activity`, say its `strength`, and are part of its fingerprints."""
+    """The model with the tables of a capture: its `captured`, `activity` and `strength`; their hash joins its fingerprints."""
     model = copy.copy(model)
     sae, path = model.parts.get("sae"), folder / "activity.safetensors"
     tables = read_tables(path, sae.features if sae else 0, model.unet.width(model.hook_point))
     model.captured, model.activity = folder, tables
-    model.strength = lambda kind, target: torch.tensor(strength(tables, kind, target), dtype=torch.float32)
+    model.strength = lambda kind, target, when="active": torch.tensor(strength(tables, kind, target, when), dtype=torch.float32)
     model.fingerprints = model.fingerprints | {"activity.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
     return model
 
 
 def read_tables(path, features, width):
-    """{"timesteps": (N,), "max_feature": (N, F), "max_channel": (N, D)}: the largest mean activation seen at each of N steps.
-
-    From a capture also share_feature and share_channel: the share of images in which it was among the 20 largest.
-    """
+    """{"timesteps": (N,), "max_feature", "share_feature": (N, F), "max_channel", "share_channel": (N, D)} of a capture, float32."""
     header = read_header(path)
-    if "timesteps" not in header:
-        raise WeightsError(f"{path}: lacks tensor 'timesteps'; {AGAIN}")
-    n = sum(header["timesteps"].shape[:1])
+    n = sum(header["timesteps"].shape[:1]) if "timesteps" in header else 0
     if n == 0:
-        raise WeightsError(f"{path}: `timesteps` holds no list of time steps; {AGAIN}")
-    expected = {"timesteps": (n,), "max_feature": (n, features), "max_channel": (n, width)}
-    if "share_feature" in header:
-        expected |= {name.replace("max", "share"): shape for name, shape in expected.items() if name != "timesteps"}
-    return read_tensors(path, expected, dtype=torch.float32)
+        raise WeightsError(f"{path}: lacks a tensor 'timesteps' with a list of time steps; {AGAIN}")
+    widths = {"feature": features, "channel": width}
+    return read_tensors(path, {"timesteps": (n,)} | {f"{name}_{kind}": (n, w) for kind, w in widths.items() for name in ("max", "share")},
+                        dtype=torch.float32)
 
 
 def interpolate(timesteps, values):
-    """Values (N,) at descending time steps (N,) -> at t = 0..1000, linear, constant beyond the two ends: (1001,) float64."""
-    return np.interp(np.arange(T + 1), np.asarray(timesteps, np.float64)[::-1], np.asarray(values, np.float64)[::-1])
+    """Values (N,) at descending time steps (N,) -> at t = 0..1000, linear between them, 0 before and after: (1001,) float64.
 
-
-def column(tables, name, target):
-    return interpolate(tables["timesteps"].cpu(), tables[name][:, target].cpu())
+    The differences of neighbours are taken in float32, in which shares are kept, all else in float64: scipy's rounding. By another one
+    a plateau would end, and have its middle, elsewhere.
+    """
+    x, y, t = np.asarray(timesteps, np.float64)[::-1], np.asarray(values, np.float32)[::-1], np.arange(T + 1.0)
+    hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)
+    lo = np.maximum(hi - 1, 0)
+    slope = (y[hi] - y[lo]) / np.maximum(x[hi] - x[lo], 1)
+    return np.where((x[0] <= t) & (t <= x[-1]), slope * (t - x[lo]) + y[lo], 0)
 
 
 def profile(tables, kind, target):
-    """Share of images in which it is among the TOP, at t = 0..1000: (1001,).
+    """Share of images in which it is among the `top` of the capture, at t = 0..1000: (1001,)."""
+    return interpolate(tables["timesteps"].cpu(), tables[f"share_{kind}"][:, target].cpu())
 
-    For one that never is (or where no shares were measured) its largest mean activation stands in, negative ones as 0 (ours).
+
+def strength(tables, kind, target, when="active"):
+    """How strongly a prior is steered at t = 0..1000, in units of activation: (1001,).
+
+        active     its largest mean activation at t where it is active, else 0
+        all        its largest mean activation at t, at every t of the sampled range
+        constant   the largest of `active` at every t (ours)
+
+    A negative largest mean, which raw channels may have, counts as 0.
     """
-    shares = column(tables, f"share_{kind}", target) if f"share_{kind}" in tables else np.zeros(T + 1)
-    return shares if shares.any() else column(tables, f"max_{kind}", target).clip(min=0)
-
-
-def strength(tables, kind, target):
-    """Largest mean activation at t = 0..1000, 0 where it is not active: (1001,)."""
-    return column(tables, f"max_{kind}", target) * (profile(tables, kind, target) > 0)
+    largest = interpolate(tables["timesteps"].cpu(), tables[f"max_{kind}"][:, target].cpu().clamp(min=0))
+    if when != "all":
+        largest = largest * (profile(tables, kind, target) > 0)
+    return np.full_like(largest, largest.max()) if when == "constant" else largest
 
 
 def find_peaks(y, distance=DISTANCE):
@@ -122,17 +149,20 @@ def find_peaks(y, distance=DISTANCE):
     return at[keep]
 
 
-def peaks(y):
-    """The PEAKS highest of a profile's peaks, ascending. One that only falls or rises to an end has none; its maximum stands in (ours)."""
-    found = find_peaks(y)
-    if len(found) == 0 and y.any():
-        found = np.array([min(int(y.argmax()), T - 1)])
-    highest = found[np.argsort(-y[found], kind="stable")[:PEAKS]]
+def peaks(y, distance=DISTANCE, most=PEAKS):
+    """The `most` highest of a profile's peaks, ascending; of equals the earlier ones."""
+    found = find_peaks(y, distance)
+    highest = found[np.argsort(-y[found], kind="stable")[:most]]
     return sorted(int(t) for t in highest)
 
 
-def timesteps(tables, kind, target):
-    """Where the ascent runs: t = 0 and the peaks."""
+def timesteps(tables, kind, target, when="auto"):
+    """Where the ascent runs: t = 0 and the peaks, or with `when` "active" t = 0 and every sampling step at which it is active.
+
+    (The original, at all active steps, also takes every t between them.)
+    """
+    if when == "active":
+        return sorted({0, *(int(t) for t in tables["timesteps"][tables[f"share_{kind}"][:, target] > 0])})
     return sorted({0, *peaks(profile(tables, kind, target))})
 
 
@@ -159,17 +189,18 @@ def image_path(folder, number):
     return Path(folder) / "images" / f"{number:05d}.jpg"
 
 
-def analysis(model, kind, target, also=()):
+def analysis(model, kind, target, also=(), distance=DISTANCE, most=PEAKS):
     """What the model's capture knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at each peak and at
-    the time steps in `also`."""
-    folder, made = model.captured, read_json(model.captured / "capture.json")
-    curve, prompts = profile(model.activity, kind, target), made["recipe"]["settings"]["prompts"]
-    share, times = column(model.activity, f"share_{kind}", target), peaks(curve)
+    the time steps in `also`. `largest` holds its end values outside the sampled range, so that an ascent at t = 0 has a measure."""
+    folder, made, tables = model.captured, read_json(model.captured / "capture.json"), model.activity
+    settings, curve = made["recipe"]["settings"], profile(tables, kind, target)
+    prompts, times = settings["prompts"], peaks(curve, distance, most)
+    largest = np.interp(np.arange(T + 1), tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0))
     found = {t: [{"image": i, "activation": a, "prompt": prompts[i % len(prompts)], "file": str(image_path(folder, i))}
                  for i, a in examples(folder, kind, target, t)] for t in sorted({*times, *also})}
     strongest = found[max(times, key=lambda t: curve[t])] if times else []
     concept = shared_words([e["prompt"] for e in strongest], prompts) if strongest else []
-    return {kind: target, "weights": model.name, "images": made["images"], "ever_among_the_top": bool(share.any()), "concept": concept,
+    return {kind: target, "weights": model.name, "images": made["images"], "ever_among_the_top": bool(curve.any()), "concept": concept,
+            "top": settings.get("top", TOP), "halves": settings.get("halves", "conditional"), "distance": distance, "most_peaks": most,
             "active": int((curve > 0).sum()), "peaks": times, "examples": found, "profile": [round(v, 6) for v in curve.tolist()],
-            "largest": [round(v, 6) for v in column(model.activity, f"max_{kind}", target).tolist()]}
-
+            "largest": [round(v, 6) for v in largest.tolist()]}

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from activity import capture as recording
 from activity import profile
-from activity.times import FULL, probe
+from activity.times import full, probe
 from ascent import check_jobs, default_batch_size
 from command.device import open_model, peak_memory
 from command.flags import find_shard
@@ -27,18 +27,21 @@ from weights.disk import WeightsError, replacing
 JPEG_BYTES = 0.6            # of a pixel, about; small pictures take more than large ones
 
 
-def capture_folder(args, model):
-    return args.out / model.name / "activity"
+def model_of(args, wanted):
+    """The model of the flags, looked at through --hook-point."""
+    model = open_model(args, wanted)
+    return profile.at(model, args.hook_point) if args.hook_point else model
 
 
 def settings_of(args, model, **given):
-    return recording.configure(model.settings, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
-                             batch_size=args.batch_size or default_batch_size(model.device, model.latent_shape), **given)
+    return recording.configure(model, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
+                               batch_size=args.batch_size or default_batch_size(model.device, model.latent_shape), **given)
 
 
 def capture(args):
-    shard, model = find_shard(args.shard), open_model(args, True)
-    settings, folder = settings_of(args, model, prompts=args.prompts, images_per_prompt=args.images_per_prompt), capture_folder(args, model)
+    shard, model = find_shard(args.shard), model_of(args, True)
+    settings = settings_of(args, model, prompts=args.prompts, images_per_prompt=args.images_per_prompt, top=args.top, halves=args.halves)
+    folder = args.out / model.name / profile.home(model.hook_point)
     if args.check:
         return check_capture(model, settings, folder, shard)
     model.vae, model.text_encoder, model.tokenizer              # each says so where it is missing
@@ -69,7 +72,7 @@ def check_capture(model, settings, folder, shard):
     hours = batches * (one + step * (calls - 1)) / shard[1] / 3600
     sae, D = model.parts.get("sae"), model.unet.width(model.hook_point)
     edge = model.latent_shape[-1] * 2 ** (len(model.vae.encoder.down_blocks) - 1)
-    cost = costs(settings.steps, sae.features if sae else 0, D, settings.images, edge, settings.batch_size)
+    cost = costs(settings.steps, sae.features if sae else 0, D, settings.images, edge, settings.batch_size * (1 + (settings.halves == "both")))
     print(f"{settings.images} images of {len(settings.prompts)} prompts in {batches} batches, {calls} steps each, {model.folder} on "
           f"{model.device} in {model.dtype}: {hours:.2f} h on each of {shard[1]} processes; disk {cost['disk'] / 2**20:.0f} MiB in {folder}, "
           f"{cost['running'] / 2**20:.0f} MiB more for each process while it runs; memory {peak_memory(model.device) / 2**30:.2f} GiB for the "
@@ -78,7 +81,7 @@ def check_capture(model, settings, folder, shard):
 
 
 def costs(N, F, D, images, edge, size):
-    """Bytes: of the finished files, of the statistics on disk while it runs, and in memory while a batch is worked into them."""
+    """Bytes: of the finished files, of the statistics on disk while it runs, and in memory while `size` rows are worked into them."""
     cells, number = N * (F + D), 2 if images < 2 ** 15 else 4
     running = cells * (8 + 8 * recording.EXAMPLES)
     work = cells * (recording.EXAMPLES + size) * (8 + 16)         # `combine`: both lists joined, twice sorted with 8-byte positions
@@ -99,20 +102,22 @@ def with_tables(args, model, make=False):
     """The model with the tables of a capture; a probe is made if there is none and `make`, otherwise WeightsError."""
     folder = profile.find(model, args.out)
     if not folder and not make:
-        raise WeightsError(f"{model.folder}: has no capture; run {FULL.format(model.folder)}")
+        raise WeightsError(f"{model.folder}: has no capture; run {full(model)}")
     folder = folder or probe(model, args.out, default_batch_size(model.device, model.latent_shape), CaptureProgress())
     return profile.attach(model, folder)
 
 
 def analyse(args):
-    model = open_model(args, args.feature or args.channel)
+    model = model_of(args, args.feature or args.channel)
     kind = "channel" if args.channel else "feature"
     targets = args.channel or args.feature or [model.settings.get("feature", 0)]
     check_jobs(model, [Job(**{"feature": None, kind: n}) for n in targets])
+    if args.distance < 1 or args.most_peaks < 1:
+        raise ValueError("--distance and --most-peaks must be at least 1")
     model = with_tables(args, model)
     for n in targets:
         home = folder_of(args.out, model.name, model.hook_point, kind, n)
-        record = profile.analysis(model, kind, n, times_in(home))
+        record = profile.analysis(model, kind, n, times_in(home), args.distance, args.most_peaks)
         path = save_activity(home, record)
         print(f"{kind} {n}: active at {record['active']} of 1001 time steps, peaks at {record['peaks'] or 'none'}")
         for t, found in record["examples"].items():
@@ -123,7 +128,7 @@ def analyse(args):
 
 
 def sample(args):
-    model = open_model(args, args.steer or args.steer_channel)
+    model = model_of(args, args.steer or args.steer_channel)
     settings = settings_of(args, model)
     jobs = {"feature": [(Job(feature=f), s) for f, s in args.steer], "channel": [(Job(channel=c), s) for c, s in args.steer_channel]}
     for entries in jobs.values():

@@ -1,8 +1,10 @@
-"""Which time steps the ascent of a feature runs at: those given, or 0 and the peaks of its activity in a capture, or in
-a probe.
+"""Which time steps the ascent of a feature runs at: those given, or what its activity in a capture, or in a probe, says.
 
-A probe is a small capture that stands in for a missing one: it is made once, said aloud, and kept in
-out/<weights>/probe.
+    auto      0 and the peaks
+    active    0 and every sampling step at which it is active
+
+A probe is a small capture that stands in for a missing one: it is made once, said aloud, and kept in out/<weights>/probe, or
+probe_<hook point>.
 """
 import shutil
 import sys
@@ -11,56 +13,59 @@ from pathlib import Path
 
 from activity.capture import capture, probe_settings
 from activity.capture import configure as capture_settings
-from activity.profile import attach, find, fits, timesteps
+from activity.profile import attach, find, fits, home, timesteps
+from config import HOOK_POINT
 
-FULL = "python -m activity capture --weights {}"
+WORDS = ("auto", "active")
+COUNTED = {"auto": range(0, 1000, 250), "active": range(0, 1000, 50)}           # where a probe would say which, as many as these
+
+
+def full(model):
+    """The command that makes the whole capture."""
+    return f"python -m activity capture --weights {model.folder}" + f" --hook-point {model.hook_point}" * (model.hook_point != HOOK_POINT)
 
 
 def live(model, out):
     """Every feature whose mean activation is above 0 in some image at some time step of the capture."""
     folder = find(model, out)
     if not folder:
-        raise ValueError(f"--feature live: {model.folder} has no capture that says which fire; run {FULL.format(model.folder)} first")
+        raise ValueError(f"--feature live: {model.folder} has no capture that says which fire; run {full(model)} first")
     return (attach(model, folder).activity["max_feature"] > 0).any(dim=0).nonzero().flatten().tolist()
 
 
-def with_activity(model, out, given, steered, probing, size, captured_here=True):
-    """(the model with the tables of its capture, a function (kind, target) -> time steps beside those given as
-    numbers).
+def with_activity(model, out, given, steered, probing, size):
+    """(the model with the tables of its capture, a function (kind, target) -> time steps beside those given as numbers).
 
-    given          what --timestep says: numbers and "auto"; None: the weights' own, or auto
-    steered        whether the prior's strength is needed, which is in the tables
-    probing        where there is no capture: what the probe reports its progress to, or "check" (only counted) or
-                   "shard" (refused)
-    captured_here  whether the hook point is the one at which captures are made
+    given    what --timestep says: numbers, "auto", "active"; None: the weights' own, or auto
+    steered  whether the prior's strength is needed, which is in the tables
+    probing  where there is no capture: what the probe reports its progress to, or "check" (only counted) or "shard" (refused)
     """
-    own = lambda kind, n: () if given else (model.settings.get("timestep", 0),)
-    if not captured_here:
-        return model, own
-    folder = find(model, out)
-    auto = "auto" in given if given else folder is not None or "timestep" not in model.settings
-    if (auto or steered) and not folder:
+    folder, own = find(model, out), model.settings.get("timestep")
+    words = [word for word in WORDS if word in given] if given else ["auto"] * (folder is not None or own is None)
+    fixed = () if given or words else (own,)
+    if (words or steered) and not folder:
         if probing == "check":
-            print(f"{model.folder} has no capture: a probe would come first; time steps are counted as 4 a feature")
-            return model, (lambda kind, n: (0, 250, 500, 750)) if auto else own
+            counted = f"; time steps are counted as {len(COUNTED[words[-1]])} a feature" if words else ""
+            print(f"{model.folder} has no capture: a probe would come first{counted}")
+            return model, lambda kind, n: fixed or [t for word in words for t in COUNTED[word]]
         if probing == "shard":
-            raise ValueError(f"{model.folder} has no capture, which several processes need: run {FULL.format(model.folder)} first")
+            raise ValueError(f"{model.folder} has no capture, which several processes need: run {full(model)} first")
         folder = probe(model, out, size, probing)
     if not folder:
-        return model, own
+        return model, lambda kind, n: fixed
     model = attach(model, folder)
-    return model, (lambda kind, n: timesteps(model.activity, kind, n)) if auto else own
+    return model, lambda kind, n: fixed or sorted({t for word in words for t in timesteps(model.activity, kind, n, word)})
 
 
 def probe(model, out, size, on_batch=lambda done, total: None):
     """The folder of the probe, made where there is none; says so, what it costs, and what the real one is."""
-    folder, full = Path(out) / model.name / "probe", FULL.format(model.folder)
+    folder, command = Path(out) / model.name / home(model.hook_point, "probe"), full(model)
     if fits(model, folder):
-        print(f"{model.folder} has no capture: the probe in {folder} stands in for it; for the full one run {full}", file=sys.stderr)
+        print(f"{model.folder} has no capture: the probe in {folder} stands in for it; for the full one run {command}", file=sys.stderr)
         return folder
     settings = probe_settings(capture_settings(model, batch_size=size))
     print(f"{model.folder} has no capture: a probe of {settings.images} prompts in {settings.steps} steps stands in for it; for the full "
-          f"one run {full}", file=sys.stderr)
+          f"one run {command}", file=sys.stderr)
     if (folder / "capture.json").exists():                      # of other weights
         shutil.rmtree(folder)
     began = time.time()

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,27 +14,28 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from activity import profile
-import profile.__main__ as activity_command
-from activity import capture
 import featviz
+from activity import __main__ as activity_command
+from activity import capture, profile
+from activity import run as activity_run
+from ascent import start
 from command import flags as shared
+from config import Job, configure
+from schedule import SAMPLERS, guided
+from steering import sample
+from tests.tiny import ACTIVITY, HOOK, TIMES, edit_json, edit_tensors, write_model
 from weights.disk import WeightsError
 from weights.load import load
-from config import Job
-from schedule import SAMPLERS, guided
-from steering import sample, steered_prior, strengths
-from tests.tiny import HOOK, edit_json, write_model
 
 PROMPTS = ("A Tree", "A Cat", "A Sun")
-
+ELSEWHERE = "mid_block.attentions.0"                            # a hook point without an SAE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny", activity=None)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def model(weights):
 
 @pytest.fixture(scope="module")
 def settings(model):
-    return capture.configure(model.settings, prompts=PROMPTS, images_per_prompt=3, steps=5, batch_size=2)
+    return capture.configure(model, prompts=PROMPTS, images_per_prompt=3, steps=5, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +77,19 @@ def refused(capsys, code, *fragments):
 
 # --- prompts and settings --------------------------------------------------------------------------------------------------
 
-def test_the_grid_of_unlearn_canvas():
+def test_the_grid_of_the_thesis():
+    """Its four example prompts are all there."""
     prompts = capture.grid()
-    assert len(prompts) == len(set(prompts)) == 20 * 51
-    assert {"An Architectures image in Van Gogh style", "A Trees image in Winter style", "A Sea image in photo style"} <= set(prompts)
+    assert len(prompts) == len(set(prompts)) == 20 * 61
+    assert {"An Butterfly image in Pointillism style", "An Flowers image in Winter style", "An Towers image in Surrealism style",
+            "An Waterfalls image in French style", "An Sea image in photo style"} <= set(prompts)
+
+
+def test_the_grid_of_unlearn_canvas():
+    prompts = capture.grid("unlearncanvas")
+    assert len(prompts) == len(set(prompts)) == 20 * 51 and not any("Pointillism" in p for p in prompts)
+    assert {"An Architectures image in Van Gogh style", "A Trees image in Winter style", "A Sea image in photo style"} \
+        <= set(prompts)
 
 
 def test_prompt_files(tmp_path):
@@ -96,13 +107,18 @@ def test_prompt_files(tmp_path):
 def test_settings_are_the_method_s_then_the_model_s_then_the_user_s(tmp_path):
     folder = write_model(tmp_path / "m")
     plain = capture.configure(load(folder))
-    assert (plain.steps, plain.sampler, plain.guidance, plain.images) == (50, "pndm", 7.5, 5100) and plain.prompts == capture.grid()
+    assert (plain.steps, plain.sampler, plain.guidance, plain.images) == (50, "pndm", 7.5, 6100)
+    assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", capture.grid())
+    assert capture.configure(load(folder), prompts="unlearncanvas").prompts == capture.grid("unlearncanvas")
+    edit_json(folder / "featviz.json", capture={"prompts": "unlearncanvas"})
+    assert capture.configure(load(folder)).images == 5100
     (folder / "p.txt").write_text("a dog\n")
     edit_json(folder / "featviz.json", capture={"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"})
     own = capture.configure(load(folder), sampler="pndm", steps=None)
     assert (own.guidance, own.sampler, own.prompts, own.steps) == (3.0, "pndm", ("a dog",), 50)
     for wrong, says in (({"scale": 3.0}, "must be an object with some of"), ({"prompts": []}, "must be a list of texts"),
-                        ({"prompts": [1]}, "must be a list of texts"), ({"steps": "5"}, "--steps of a capture cannot be '5'")):
+                        ({"prompts": [1]}, "must be a list of texts"), ({"steps": "5"}, "--steps of a capture cannot be '5'"),
+                        ({"halves": "pndm"}, "--halves of a capture cannot be 'pndm'"), ({"top": 0}, "--top of a capture")):
         edit_json(folder / "featviz.json", capture=wrong)
         with pytest.raises((WeightsError, ValueError), match=says):
             capture.configure(load(folder))
@@ -110,10 +126,11 @@ def test_settings_are_the_method_s_then_the_model_s_then_the_user_s(tmp_path):
 
 # --- what is captured ------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("halves", ("conditional", "both"))
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_conditional_half_at_every_step_the_later_call_counting(model, settings, sampler):
+def test_what_is_looked_at_at_every_step_the_later_call_counting(model, settings, sampler, halves):
     """Against a trajectory whose noise predictions and hook outputs are each computed on their own."""
-    settings = dataclasses.replace(settings, sampler=sampler)
+    settings = dataclasses.replace(settings, sampler=sampler, halves=halves)
     images, means = capture.observe(model, settings, [4, 5])
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in (4, 5)])
     context, null, seen = model.embed([PROMPTS[1], PROMPTS[2]]), model.embed([""]), {}
@@ -121,14 +138,15 @@ def test_the_conditional_half_at_every_step_the_later_call_counting(model, setti
 
     @torch.no_grad()
     def predict(x, t):
-        seen[t] = model.unet(x, torch.full((2,), t), context, until=HOOK)
+        texts = [context] if halves == "conditional" else [null.expand(2, -1, -1), context]
+        seen[t] = torch.cat([model.unet(x, torch.full((2,), t), text, until=HOOK) for text in texts])
         return plain(x, t)
 
     with torch.no_grad():
         for _, x in SAMPLERS[sampler](model.schedule, predict, noise, settings.steps):
             pass
     assert list(seen) == model.schedule.timesteps(5)
-    h = torch.stack(list(seen.values()), dim=1)                                                 # (2, N, D, h, w)
+    h = torch.stack(list(seen.values()), dim=1)                                                 # (R, N, D, h, w)
     assert torch.allclose(means["channel"], h.mean((3, 4)), atol=1e-4)
     assert torch.allclose(means["feature"], model.sae.pre_acts(h.flatten(3).transpose(2, 3)).mean(2), atol=1e-4)
     assert torch.allclose(images, model.decode(x), atol=1e-3)
@@ -156,6 +174,34 @@ def test_the_files_are_what_all_activations_say(model, settings, whole):
                 image, value = examples[f"image_{kind}"][n, f], examples[f"activation_{kind}"][n, f]
                 assert image.tolist() == [*expected, *[-1] * (10 - len(expected))]
                 assert np.allclose(value[:len(expected)].float(), values[expected, n, f], rtol=1e-3)
+
+
+def test_both_halves_count_and_the_examples_are_those_of_the_prompts(model, settings, tmp_path):
+    """The original's way: two samples an image, divided by the number of images."""
+    settings = dataclasses.replace(settings, halves="both", top=7)
+    assert capture.capture(model, settings, tmp_path)
+    everything = [capture.observe(model, settings, [i, min(i + 1, 8)])[1] for i in range(0, 9, 2)]
+    tables, examples = load_file(tmp_path / "activity.safetensors"), load_file(tmp_path / "examples.safetensors")
+    for kind in capture.KINDS:
+        null, text = torch.cat([means[kind].unflatten(0, (2, 2)) for means in everything], dim=1)[:, :9]     # (9, N, width)
+        assert torch.equal(tables[f"max_{kind}"], torch.maximum(null.amax(0), text.amax(0)))
+        member = torch.stack([half >= half.topk(7).values[..., -1:] for half in (null, text)])
+        assert torch.allclose(tables[f"share_{kind}"], member.sum((0, 1)) / 9) and tables[f"share_{kind}"].max() > 1
+        n, f = divmod(int(member[1].sum(0).flatten().argmax()), null.shape[-1])
+        found = [i for i in examples[f"image_{kind}"][n, f].tolist() if i >= 0]
+        assert sorted(found) == member[1][:, n, f].nonzero().flatten().tolist()
+        assert torch.allclose(examples[f"activation_{kind}"][n, f][:len(found)].float(), text[found, n, f], rtol=1e-3)
+    made = json.loads((tmp_path / "capture.json").read_text())["recipe"]["settings"]
+    assert (made["halves"], made["top"]) == ("both", 7)
+    record = profile.analysis(profile.attach(model, tmp_path), "feature", 3)
+    assert (record["halves"], record["top"], record["distance"], record["most_peaks"]) == ("both", 7, 100, 3)
+
+
+def test_without_guidance_there_is_one_half(model, settings):
+    settings = dataclasses.replace(settings, guidance=1.0)
+    _, one = capture.observe(model, settings, [4, 5])
+    _, both = capture.observe(model, dataclasses.replace(settings, halves="both"), [4, 5])
+    assert all(torch.equal(one[kind], both[kind]) for kind in capture.KINDS)
 
 
 def test_pictures_and_record(model, settings, whole):
@@ -194,9 +240,9 @@ def test_silent_features_are_never_among_the_strongest():
 
 
 def test_memory_and_disk_do_not_grow_with_the_images_but_for_the_pictures():
-    sd = lambda images: activity_command.costs(50, 20480, 1280, images, 512, 8)
+    sd = lambda images: activity_run.costs(50, 20480, 1280, images, 512, 8)
     assert sd(5100)["memory"] == sd(100)["memory"] < 2 ** 30 and sd(5100)["running"] == 50 * 21760 * 88
-    assert sd(10)["disk"] - 10 * 512 ** 2 * activity_command.JPEG_BYTES == pytest.approx(50 * 21760 * 48, abs=1)
+    assert sd(10)["disk"] - 10 * 512 ** 2 * activity_run.JPEG_BYTES == pytest.approx(50 * 21760 * 48, abs=1)
 
 
 # --- kill, resume, shards --------------------------------------------------------------------------------------------------
@@ -222,8 +268,8 @@ def test_an_interrupted_capture_goes_on_at_the_same_image(after, model, settings
 
 def command(weights, out, *flags):
     (out.parent / "p.txt").write_text("\n".join(PROMPTS))
-    return ["activity.py", "capture", "--weights", str(weights), "--out", str(out), "--prompts", str(out.parent / "p.txt"),
-            "--images-per-prompt", "3", "--steps", "5", "--batch-size", "2", "--device", "cpu", *flags]
+    return ["-m", "activity", "capture", "--weights", str(weights), "--out", str(out), "--prompts",
+            str(out.parent / "p.txt"), "--images-per-prompt", "3", "--steps", "5", "--batch-size", "2", "--device", "cpu", *flags]
 
 
 def test_kill_9(weights, whole, tmp_path):
@@ -266,9 +312,25 @@ def test_a_folder_of_another_capture_is_refused(model, settings, whole, tmp_path
         capture.capture(model, settings, tmp_path)
     with pytest.raises(ValueError, match="another sampler"):
         capture.capture(model, dataclasses.replace(settings, sampler="ddim"), tmp_path, (0, 2))
+    with pytest.raises(ValueError, match="another top"):
+        capture.capture(model, dataclasses.replace(settings, top=19), whole)
+    with pytest.raises(ValueError, match="another halves"):
+        capture.capture(model, dataclasses.replace(settings, halves="both"), tmp_path, (0, 2))
     (tmp_path / "shard_0_of_2.safetensors").write_bytes(b"?")
     with pytest.raises(ValueError, match="no whole state of a capture"):
         capture.capture(model, settings, tmp_path, (0, 2))
+
+
+def test_a_capture_from_before_these_settings_was_made_with_their_defaults(model, settings, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "old")
+    made = json.loads((whole / "capture.json").read_text())
+    del made["recipe"]["settings"]["top"], made["recipe"]["settings"]["halves"]
+    (tmp_path / "old/capture.json").write_text(json.dumps(made))
+    assert capture.capture(model, settings, tmp_path / "old")
+    record = profile.analysis(profile.attach(model, tmp_path / "old"), "feature", 3)
+    assert (record["halves"], record["top"]) == ("conditional", 20)
+    with pytest.raises(ValueError, match="another halves"):
+        capture.capture(model, dataclasses.replace(settings, halves="both"), tmp_path / "old")
 
 
 def test_activations_that_are_no_numbers_are_refused(model, settings, tmp_path, monkeypatch):
@@ -280,9 +342,10 @@ def test_activations_that_are_no_numbers_are_refused(model, settings, tmp_path, 
 
 # --- analysis --------------------------------------------------------------------------------------------------------------
 
-def test_interpolation_is_linear_between_steps_and_constant_outside():
-    y = profile.interpolate([21.0, 11.0, 1.0], [4.0, 2.0, 0.0])
-    assert y.shape == (1001,) and y[:2].tolist() == [0, 0] and y[6] == 1 and y[16] == 3 and (y[21:] == 4).all()
+def test_interpolation_is_linear_between_steps_and_0_outside():
+    y = profile.interpolate([21.0, 11.0, 1.0], [4.0, 2.0, 0.5])
+    assert y.shape == (1001,) and y[[0, 1, 6, 16, 21]].tolist() == [0, 0.5, 1.25, 3, 4] and not y[22:].any()
+    assert np.flatnonzero(profile.interpolate([1.0], [4.0])).tolist() == [1]
 
 
 def curve(*points):
@@ -302,37 +365,72 @@ def test_local_maxima(y, expected):
     assert profile.find_peaks(y).tolist() == expected
 
 
-def test_three_highest_peaks_and_what_stands_in():
+def test_the_three_highest_peaks_and_other_numbers():
     y = curve((0, 0), (100, 1), (200, 0), (300, 2), (400, 0), (500, 3), (600, 0), (700, 4), (1000, 0))
-    assert profile.peaks(y) == [300, 500, 700]
-    assert profile.peaks(curve((0, 0), (1000, 1))) == [999] and profile.peaks(np.zeros(1001)) == []
+    assert profile.peaks(y) == [300, 500, 700] and profile.peaks(y, most=1) == [700] and profile.peaks(y, most=9) == [100, 300, 500, 700]
+    assert profile.peaks(y, distance=201) == [300, 700] and profile.peaks(y, distance=201, most=1) == [700]
+    assert profile.peaks(np.zeros(1001)) == []
+
+
+def small_tables(share, most, kind="feature"):
+    """Tables of one feature (or channel) at four sampling steps."""
+    return {"timesteps": torch.tensor([981.0, 641.0, 301.0, 1.0]), f"share_{kind}": torch.tensor(share)[:, None],
+            f"max_{kind}": torch.tensor(most)[:, None]}
+
+
+@pytest.mark.parametrize("share, expected", [
+    ([0.0, 0.1, 0.2, 0.4], [1]),                                # only rises towards the picture: the last sampled step
+    ([0.4, 0.2, 0.1, 0.0], [981]),                              # only falls: the first
+    ([0.4, 0.1, 0.1, 0.3], [1, 981]),
+    ([0.5, 0.5, 0.25, 0.0], [811]),                             # a plateau that begins with the first: its middle
+    ([0.5, 0.5, 0.5, 0.5], [491]),
+    ([0.0, 0.0, 0.0, 0.0], []),
+])
+def test_the_first_and_the_last_sampled_step_can_be_peaks(share, expected):
+    tables = small_tables(share, [1.0, 1.0, 1.0, 1.0])
+    assert profile.peaks(profile.profile(tables, "feature", 0)) == expected
+    assert profile.timesteps(tables, "feature", 0) == sorted({0, *expected})
 
 
 def test_active_steps_strengths_and_time_steps():
-    tables = {"timesteps": torch.tensor([981.0, 641.0, 301.0, 1.0]), "max_feature": torch.tensor([[4.0, 1], [3, 2], [2, 0], [1, 0]]),
-              "share_feature": torch.tensor([[0.0, 0], [0.5, 0], [0, 0], [0, 0]]), "max_channel": torch.tensor([[-1.0], [2], [-3], [-4]]),
-              "share_channel": torch.zeros(4, 1)}
-    s = profile.strength(tables, "feature", 0)
-    assert (s[302:981] > 0).all() and (s[:302] == 0).all() and (s[981:] == 0).all() and s[641] == 3 and s[471] == pytest.approx(2.5)
-    assert profile.timesteps(tables, "feature", 0) == [0, 641]
-    assert profile.timesteps(tables, "feature", 1) == [0, 641]                                 # never among the strongest: its maximum
-    assert (profile.strength(tables, "channel", 0)[:301] == 0).all() and profile.strength(tables, "channel", 0)[641] == 2
+    tables = small_tables([0.0, 0.5, 0.0, 0.0], [4.0, 3, 2, 1])
+    active, everywhere, constant = (profile.strength(tables, "feature", 0, when) for when in ("active", "all", "constant"))
+    assert active.tolist() == profile.strength(tables, "feature", 0).tolist()
+    assert (active[302:981] > 0).all() and not active[:302].any() and not active[981:].any()
+    assert active[641] == 3 and active[471] == pytest.approx(2.5)
+    assert everywhere[[981, 641, 471, 301, 1]].tolist() == pytest.approx([4, 3, 2.5, 2, 1]) and not everywhere[[0, 982, 1000]].any()
+    assert constant.tolist() == [active.max()] * 1001
+    assert profile.timesteps(tables, "feature", 0) == profile.timesteps(tables, "feature", 0, "active") == [0, 641]
+    wide = small_tables([0.1, 0.5, 0.2, 0.0], [4.0, 3, 2, 1])
+    assert profile.timesteps(wide, "feature", 0) == [0, 641] and profile.timesteps(wide, "feature", 0, "active") == [0, 301, 641, 981]
 
 
-def test_the_prior_is_steered_at_the_active_steps_only(model):
-    """By hand: a run of the sampler to which the direction is added where the profile is above 0."""
-    job = Job(feature=3)
-    model = copy.copy(model)
-    share = torch.zeros(5, 64)
+def test_a_feature_that_is_never_among_the_strongest_has_no_peaks_and_is_not_steered():
+    tables = small_tables([0.0, 0.0, 0.0, 0.0], [1.0, 2, 3, 4])
+    assert not profile.profile(tables, "feature", 0).any() and not profile.strength(tables, "feature", 0).any()
+    assert not profile.strength(tables, "feature", 0, "constant").any() and profile.strength(tables, "feature", 0, "all")[1] == 4
+    assert profile.timesteps(tables, "feature", 0) == profile.timesteps(tables, "feature", 0, "active") == [0]
+
+
+def test_a_negative_largest_mean_is_no_strength():
+    tables = small_tables([0.5, 0.5, 0.5, 0.5], [-1.0, 2.0, -3.0, -4.0], "channel")
+    s = profile.strength(tables, "channel", 0, "all")
+    assert s[641] == 2 and s[471] == 1 and not s[:302].any() and s[981] == 0 and s.min() == 0
+
+
+@pytest.mark.parametrize("when, expected", [("active", {601: 2, 401: 3}), ("all", {801: 1, 601: 2, 401: 3, 201: 4, 1: 5}),
+                                            ("constant", dict.fromkeys((801, 601, 401, 201, 1), 3.995))])     # active until t = 202
+def test_when_the_prior_is_steered(model, tmp_path, when, expected):
+    """By hand: a run of the sampler to which the direction is added, five times the largest mean activation, where it should be."""
+    share, maxima = torch.zeros(5, 64), torch.arange(1.0, 6.0)[:, None]
     share[1:3, 3] = 0.5
-    maxima = torch.arange(1.0, 6.0)[:, None].expand(5, 64).contiguous()
-    model.parts = model.parts | {profile.TABLES: {"timesteps": torch.tensor([801.0, 601, 401, 201, 1]), "max_feature": maxima,
-                                                  "share_feature": share}}
-    s = strengths(model, [job], "feature")
-    assert s.shape == (1, 1001) and s[0, [801, 601, 401, 201, 1]].tolist() == [0, 2, 3, 0, 0]
+    save_file({"timesteps": torch.tensor([801.0, 601, 401, 201, 1]), "max_feature": maxima.repeat(1, 64), "share_feature": share,
+               "max_channel": maxima.repeat(1, 32), "share_channel": torch.zeros(5, 32)}, tmp_path / "activity.safetensors")
+    model = profile.attach(model, tmp_path)
+    config = configure({}, steer_scale=5.0, steer_steps=when, prior_sampler="ddim", prior_steps=5)
+    _, ours = start(model, [Job(feature=3, seed=5)], config)
     noise, context = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(5)), model.embed([""])
-    by_hand = sample(model, noise, context, "ddim", 5, add=lambda t: {HOOK: 10 * {601: 2, 401: 3}.get(t, 0) * model.sae.W_dec[3][None]})
-    ours = steered_prior(model, [job], "feature", noise, 10.0, "ddim", 5)
+    by_hand = sample(model, noise, context, "ddim", 5, add=lambda t: {HOOK: 5 * expected.get(t, 0) * model.sae.W_dec[3][None]})
     assert torch.allclose(ours, by_hand, atol=1e-5) and (ours - sample(model, noise, context, "ddim", 5)).abs().max() > 0.01
 
 
@@ -352,15 +450,8 @@ def test_examples_are_read_back(model, whole):
 def test_a_capture_of_other_weights_is_left_out(model, weights, whole, tmp_path, capsys):
     out = whole.parents[1]
     assert profile.find(model, out) == whole and profile.find(model, tmp_path) is None
-    other = load(write_model(tmp_path / "tiny", seed=1))
+    other = load(write_model(tmp_path / "tiny", seed=1, activity=None))
     assert profile.find(other, out) is None and "captured with other weights" in capsys.readouterr().err
-
-
-def test_tables_without_shares_still_serve(tmp_path):
-    """The three tables of an older file: strengths as before, all steps active, and --timestep auto asks for more."""
-    model = load(write_model(tmp_path / "m"))
-    assert model.activity.keys() == {"timesteps", "max_feature", "max_channel"}
-    assert torch.allclose(strengths(model, [Job(feature=3)], "feature")[0, 841], model.activity["max_feature"][1, 3])
 
 
 SHORT = ["--num-steps", 1, "--prior-steps", 2, "--batch-size", 2, "--device", "cpu", "--seed", 1]
@@ -383,6 +474,52 @@ def test_auto_is_the_default_where_there_is_a_capture(model, weights, whole, tmp
     assert record["recipe"]["fingerprints"]["activity.safetensors"] and record["recipe"]["config"]["prior"] == "steer"
 
 
+def test_every_active_sampling_step(weights, whole, model, tmp_path):
+    out = tmp_path / "out"
+    (out / "tiny").mkdir(parents=True)
+    (out / "tiny/activity").symlink_to(whole)
+    tables = profile.attach(model, whole).activity
+    assert run(featviz.main, "--weights", weights, "--out", out, "--feature", 7, "--timestep", 7, "active", *SHORT) == 0
+    active = tables["timesteps"][tables["share_feature"][:, 7] > 0].int().tolist()
+    assert times(out, "feature_00007") == sorted({0, 7, *active}) and active
+
+
+def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, capsys):
+    """Recorded, found, analysed and steered there; the SAE's own capture is left alone."""
+    out, here = tmp_path / "out", ("--hook-point", f"unet.{ELSEWHERE}")
+    (out / "tiny").mkdir(parents=True)
+    (out / "tiny/activity").symlink_to(whole)
+    assert run(activity_command.main, *command(weights, out)[2:], *here) == 0
+    folder, model = out / "tiny" / f"activity_{ELSEWHERE}", profile.at(load(weights), ELSEWHERE)
+    tables = load_file(folder / "activity.safetensors")
+    assert tables["max_feature"].shape == (5, 0) and tables["max_channel"].shape == (5, 32)
+    assert profile.find(model, out) == folder and profile.find(load(weights), out) == out / "tiny/activity"
+    settings = capture.configure(model, prompts=PROMPTS, images_per_prompt=3, steps=5, batch_size=2)
+    _, means = capture.observe(model, settings, [0, 1])
+    assert (means["channel"].amax(0) <= tables["max_channel"]).all()
+    assert not torch.allclose(tables["max_channel"], load_file(whole / "activity.safetensors")["max_channel"])
+    made = json.loads((folder / "capture.json").read_text())["recipe"]
+    assert made["hook_point"] == ELSEWHERE and not any(name.startswith("sae/") for name in made["fingerprints"])
+    assert run(activity_command.main, "analyse", "--weights", weights, "--out", out, "--channel", 4, *here) == 0
+    assert (out / "tiny" / f"{ELSEWHERE}_channel_0004/activity.json").exists()
+    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, *here, *SHORT) == 0                # steered
+    expected = profile.timesteps(profile.attach(model, folder).activity, "channel", 4)
+    assert times(out, f"{ELSEWHERE}_channel_0004") == expected and not (out / "tiny/probe").exists()
+    record = json.loads(next((out / "tiny" / f"{ELSEWHERE}_channel_0004").rglob("seed_1.json")).read_text())
+    assert record["recipe"]["config"]["prior"] == "steer" and record["recipe"]["hook_point"] == ELSEWHERE
+    capsys.readouterr()
+    refused(capsys, run(activity_command.main, "analyse", "--weights", weights, "--out", out, "--feature", 4, *here), "sae")
+    code = run(activity_command.main, "analyse", "--weights", weights, "--out", tmp_path / "none", "--channel", 4, *here)
+    refused(capsys, code, f"run python -m activity capture --weights {weights} --hook-point {ELSEWHERE}")
+    refused(capsys, run(activity_command.main, "capture", "--weights", weights, "--out", out, "--hook-point", "mid"), "hook point 'mid'")
+
+
+def test_a_probe_of_another_hook_point_lies_apart(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(capture, "PROBE_PROMPTS", 3)
+    assert run(featviz.main, "--weights", weights, "--out", tmp_path, "--channel", 3, "--hook-point", ELSEWHERE, *SHORT) == 0
+    assert (tmp_path / "tiny" / f"probe_{ELSEWHERE}/capture.json").exists() and not (tmp_path / "tiny/probe").exists()
+
+
 def test_a_probe_stands_in_for_a_missing_capture(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(capture, "PROBE_PROMPTS", 4)
     monkeypatch.setattr(capture, "PROBE_STEPS", 4)
@@ -398,7 +535,7 @@ def test_a_probe_stands_in_for_a_missing_capture(weights, tmp_path, capsys, monk
 
 
 def test_nothing_is_probed_where_the_time_steps_are_given(weights, tmp_path):
-    assert run(featviz.main, "--weights", weights, "--out", tmp_path, *SHORT) == 0                  # featviz.json's own, and its table
+    assert run(featviz.main, "--weights", weights, "--out", tmp_path, "--prior", "noise", *SHORT) == 0           # featviz.json's own
     assert times(tmp_path) == [300] and not (tmp_path / "tiny/probe").exists()
 
 
@@ -412,7 +549,7 @@ def test_without_an_sae_channels_are_captured(tmp_path, monkeypatch):
 
 def test_two_processes_of_featviz_write_what_one_writes(weights, tmp_path):
     """At the same moment, as torchrun starts them; a third share of two features is empty."""
-    flags = ["--weights", weights, "--timestep", 0, "--feature", 1, 2, *SHORT]
+    flags = ["--weights", weights, "--timestep", 0, "--feature", 1, 2, "--prior", "noise", *SHORT]
     argv = [sys.executable, "featviz.py", *(str(f) for f in flags), "--out", str(tmp_path / "two")]
     started = [subprocess.Popen(argv, env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
                                 stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for rank in (0, 1)]
@@ -438,10 +575,26 @@ def test_analyse_and_sample(weights, whole, tmp_path, capsys):
         assert picture.size == (64, 32) and np.abs(a - b).max() > 0 and json.loads(picture.text["featviz"])["prompt"] == "A Tree"
 
 
+def test_the_numbers_of_the_analysis_are_flags(tmp_path, weights):
+    """Four peaks, 280 apart; of equals the earlier."""
+    folder, peaks = write_model(tmp_path / "tiny"), lambda: json.loads((tmp_path / "out/tiny/feature_00003/activity.json").read_text())["peaks"]
+    shares = torch.tensor([[4, 0, 3, 0, 2, 0, 1, 0.0]]).T.repeat(1, 64) / 8
+    edit_tensors(folder / ACTIVITY, lambda t: t | {"share_feature": shares})
+    analyse = ["analyse", "--weights", folder, "--out", tmp_path / "out", "--feature", 3]
+    for flags, expected in ((), [421, 701, 981]), (("--most-peaks", 9), [141, 421, 701, 981]), (("--most-peaks", 1), [981]), \
+            (("--distance", 281), [421, 981]):
+        assert run(activity_command.main, *analyse, *flags) == 0 and peaks() == expected
+    assert int(TIMES[0]) == 981
+    flags = command(weights, tmp_path / "five", "--top", "5", "--halves", "both")[2:]
+    assert run(activity_command.main, *flags) == 0
+    shares = load_file(tmp_path / "five/tiny/activity/activity.safetensors")["share_feature"]
+    assert shares.sum(1).tolist() == pytest.approx([10] * 5)
+
+
 def test_check_predicts_and_writes_nothing(weights, tmp_path, capsys):
     assert run(activity_command.main, "capture", "--weights", weights, "--out", tmp_path, "--batch-size", 2, "--check", "--shard", "0/4") == 0
     said = capsys.readouterr().out
-    assert "5100 images of 1020 prompts" in said and "each of 4 processes" in said and not any(tmp_path.iterdir())
+    assert "6100 images of 1220 prompts" in said and "each of 4 processes" in said and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("argv, says", [
@@ -450,7 +603,11 @@ def test_check_predicts_and_writes_nothing(weights, tmp_path, capsys):
     (["capture", "--guidance", "nan"], "--guidance of a capture cannot be nan"),
     (["capture", "--shard", "2/2"], "argument --shard: invalid shard value: '2/2'"),
     (["capture", "--steps", "1000"], "sampling steps must be between 1 and 999"),
+    (["capture", "--top", "0"], "--top of a capture cannot be 0"),
+    (["capture", "--halves", "first"], "argument --halves: invalid choice: 'first'"),
     (["analyse", "--feature", "64"], "--feature 64 is out of range"),
+    (["analyse", "--distance", "0"], "--distance and --most-peaks must be at least 1"),
+    (["analyse", "--most-peaks", "0"], "--distance and --most-peaks must be at least 1"),
     (["analyse"], "has no capture; run python -m activity capture --weights"),
     (["sample", "A Tree", "--steer", "12"], "argument --steer: invalid steering value: '12'"),
     (["sample", "A Tree", "--steer-channel", "99=1"], "--channel 99 is out of range"),
@@ -505,4 +662,4 @@ def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, ex
 
 
 def test_prompts_may_be_a_list(model):
-    assert capture.configure(model.settings, prompts=["A", "B"]).prompts == ("A", "B")
+    assert capture.configure(model, prompts=["A", "B"]).prompts == ("A", "B")

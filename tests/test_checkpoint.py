@@ -21,7 +21,7 @@ from weights.disk import WeightsError
 from weights.load import load
 from clip import END, number
 from weights.layouts import LEGACY_ATTENTION
-from tests.tiny import ACTIVITY, CONFIGS, HOOK, PATHS, TIMES, VOCAB, edit_json, edit_tensors, write_model
+from tests.tiny import ACTIVITY, CONFIGS, HOOK, PATHS, VOCAB, edit_json, edit_tensors, write_model
 
 SAE_FOLDER = f"sae/unet.{HOOK}"
 UNET, VAE, TEXT, SAE = (PATHS[part][1] for part in ("unet", "vae", "text_encoder", "sae"))

@@ -215,15 +215,12 @@ def capture(model, prompts, generator, guidance=GUIDANCE, steps=50):
     return x, torch.stack(seen)
 
 
-CAPTURE_BATCH = 40
-
-
 def h_positions():
     """S: at up1.1 the latent's edge has been halved twice."""
     return (UNET_CONFIG["sample_size"] // 4) ** 2
 
 
-def sae_data(args, model, images_per_pair=7, batch=CAPTURE_BATCH):
+def sae_data(args, model, images_per_pair=7, batch=40):
     """Hook outputs of sampled images, one file a batch so that a killed capture goes on: (n, D) in one tensor, in the order
     batch, step, image, position."""
     pairs = [drawings.caption(o, s) for o in drawings.OBJECTS for s in drawings.STYLES]
@@ -260,15 +257,6 @@ def train_sae(args):
     folder = args.out / "sae" / f"unet.{HOOK_POINT}"
     write_json(folder / "cfg.json", SAE_CONFIG | {"num_latents": latents, "normalize_decoder": True, "batch_topk": True})
     atomic_save({k: v.half() for k, v in sae.state_dict().items()}, folder / "sae.safetensors")
-    times = torch.tensor(model.schedule.timesteps(50), dtype=torch.float32)
-    atomic_save({"timesteps": times} | largest_means(sae, h.unflatten(0, (-1, 50, CAPTURE_BATCH, h_positions()))), folder / "activity.safetensors")
-
-
-@torch.no_grad()
-def largest_means(sae, h):
-    """Largest mean activation over positions, at each step, of every feature and channel: h (batches, N, B, S, D) -> (N, F), (N, D)."""
-    feature = torch.stack([torch.stack([sae.pre_acts(x.float()).mean(1).amax(0) for x in batch]) for batch in h]).amax(0)
-    return {"max_feature": feature.half(), "max_channel": h.float().mean(3).amax((0, 2)).half()}
 
 
 # --- the judge --------------------------------------------------------------------------------------------------------

@@ -210,8 +210,8 @@ class Model:
                          "needs it at the start and at the end alone, so lazily loaded it is let go of in between.")
     text_encoder = property(lambda self: self.part("text_encoder", "config.json and model.safetensors"))
     tokenizer = property(lambda self: self.part("tokenizer", "vocab.json and merges.txt"))
-    def strength(self, kind, target):
-        """Largest mean activation at t = 0..1000, 0 where it is not active: (1001,); known from a capture alone."""
+    def strength(self, kind, target, when="active"):
+        """Largest mean activation at t = 0..1000, (1001,), `when` as in activity.profile.strength; known from a capture alone."""
         raise WeightsError(f"{self.folder}: no capture is attached, from which a steered prior takes its strength; see activity.profile.attach, "
                            "or start from noise (--prior noise)")
 
