@@ -31,7 +31,6 @@ DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))                    
 EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))          # from nothing to the largest
 Panel = namedtuple("Panel", "name png alt caption smooth")
 Stage = namedtuple("Stage", "name title formula idea cites tensors")
-ROOT = Path(__file__).parent
 
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
