@@ -11,7 +11,7 @@ from pathlib import Path
 
 from config import PRESETS, Config
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 FRAMES = 8                  # pictures of the course that a run keeps when no flag says otherwise
 
 

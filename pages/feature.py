@@ -31,67 +31,6 @@ VERDICTS = {
 CURVES = {"gradient_norm": "Norm of the gradient", "update_norm": "Norm of the update", "total_variation": "Penalty: total variation",
           "range": "Penalty: range", "moment": "Penalty: mean and deviation"}
 
-STYLE = """
-header { margin-bottom: 2rem; } .over { margin: 0 0 .35rem; font-size: .9rem; overflow-wrap: anywhere; }
-h1 b { color: var(--accent); font-weight: 600; } h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; } h3 .soft { font-weight: 400; }
-h4 { font-size: .9rem; margin: 1.25rem 0 .5rem; font-weight: 600; } figcaption { margin-top: .4rem; }
-figcaption b { color: var(--ink); font-weight: 600; }
-.hero, .tiles, .small, .viewer, .charts { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(var(--least), 100%), 1fr)); }
-.hero { --least: 24rem; gap: 1rem 2rem; max-width: 64rem; } .nine { display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem; }
-.tiles { --least: min(11.5rem, 45%); } .small { --least: 6rem; gap: .75rem; } .small figcaption { font-size: .75rem; }
-.nine img { width: 100%; aspect-ratio: 1; object-fit: cover; } .tiles img, .small img, .open img { width: 100%; }
-button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: .25rem; padding: .3rem .8rem;
-  cursor: pointer; }
-.open { display: block; position: relative; width: 100%; padding: 0; border: 0; background: none; }
-.heat { position: absolute; inset: 0; width: 100%; height: 100%; opacity: 0; transition: opacity .2s; } .heat path { fill: #000; }
-.heat .grid { fill: none; stroke: #fff; stroke-opacity: .25; stroke-width: 1px; vector-effect: non-scaling-stroke; }
-#where { width: 1.1rem; height: 1.1rem; accent-color: var(--second); vertical-align: -.15rem; } #where:checked ~ * .heat { opacity: 1; }
-.charts { --least: 28rem; gap: .75rem 2rem; align-content: start; } dialog .charts { --least: 12rem; gap: .75rem; }
-.charts figure { display: flex; flex-direction: column-reverse; justify-content: flex-end; } .course { grid-column: 1 / -1; }
-dialog { width: min(64rem, 96vw); max-height: 94vh; padding: 1.25rem; color: inherit; background: var(--paper);
-  border: 1px solid var(--line); border-radius: .5rem; }
-dialog::backdrop { background: #000a; } dialog h3 { margin: 0 6rem 1rem 0; } dialog form { position: absolute; right: 1.25rem; top: 1rem; }
-dialog svg .peak { stroke: var(--line); } dialog svg .peak.now { stroke: var(--second); stroke-width: 3; }
-.viewer { --least: 22rem; gap: 1.5rem; } .strip { width: 100%; object-fit: cover; clip-path: inset(0 .8%);
-  object-position: calc(100% * var(--k) / var(--last)) 0; margin-bottom: .75rem; }
-input[type=range] { width: 100%; accent-color: var(--second); height: 2rem; margin: 0; }
-output { font-variant-numeric: tabular-nums; color: var(--ink); }
-.bars { width: 100%; max-width: 34rem; } .bars td:last-child { width: 60%; padding-right: 0; }
-.bars th { font-weight: 400; white-space: nowrap; }
-.bar { display: block; height: .6rem; background: var(--second); min-width: 1px; } .bars .target * { font-weight: 600; }
-.target .bar { background: var(--accent); } .bars + p, .scroll + p { margin-top: .5rem; font-size: .85rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; } summary { cursor: pointer; padding: .3rem 0; }
-details td { overflow-wrap: anywhere; } footer { margin-top: 3rem; border-top: 1px solid var(--line); font-size: .85rem; }
-.all { display: none; } @media print { input, label { display: none; } .heat { opacity: 0; } .hero { grid-template-columns: 1fr 1fr; } }
-"""
-OPEN = """dialog { display: block; position: static; width: auto; max-height: none; border: 0; padding: 0; margin: 1.5rem 0;
-  break-inside: avoid; }
-.viewer { display: block; } .strip { aspect-ratio: auto !important; clip-path: none; margin: 0; } .all { display: block; }
-dialog :is(input, label, output, form) { display: none; }"""
-SCRIPT = """
-document.addEventListener("click", event => {
-  const opener = event.target.closest("[data-view]");
-  if (opener) document.getElementById(opener.dataset.view).showModal();
-  else if (event.target.nodeName === "DIALOG") event.target.close();
-});
-for (const slider of document.querySelectorAll("input[type=range]")) {
-  const view = slider.closest("dialog"), says = JSON.parse(slider.dataset.says);
-  const show = () => {
-    const k = Number(slider.value);
-    const strip = view.querySelector(".strip");
-    strip.style.setProperty("--k", k);
-    strip.alt = "The picture " + says[k];
-    view.querySelector("output").textContent = says[k];
-    slider.setAttribute("aria-valuetext", says[k]);
-    view.querySelectorAll(".course .peak").forEach((line, i) => line.classList.toggle("now", i === k));
-  };
-  slider.addEventListener("input", show);
-  show();
-}
-"""
-NO_SCRIPT = f"<noscript><style>{OPEN}</style></noscript>"
-
 
 WHERE = '<input type="checkbox" id="where"> <label for="where">Show where the picture excites it, on the grid of the hook point</label>'
 
@@ -118,11 +57,11 @@ def page(folder, found, activity, others):
             WHERE if any(r.heat for r in found) else "", *(time_step(t, [r for r in found if r.t == t], activity) for t in times),
             starts(found), scores(found, activity), beside(folder, first, others), raw(folder, first, name, others),
             f'<h2 id="again">Make it again</h2><pre><code>{escape(chr(10).join(commands(found)))}</code></pre>', settings(first),
-            *map(viewer, found), NO_SCRIPT,
+            *map(viewer, found), 
             f"<footer><p>Made by <code>python -m pages</code> from the records in this folder. The pictures are gradient ascents of "
             f"featviz.py on {escape(first.recipe['weights'])}, torch {escape(first.recipe.get('torch', '?'))}; nobody chose them, all "
             "results of the folder are here.</p></footer>"]
-    return document(f"{name} of {first.recipe['weights']}", "\n".join(body), STYLE + f"@media print {{ {OPEN} }}", SCRIPT)
+    return document(f"{name} of {first.recipe['weights']}", "\n".join(body), "feature")
 
 
 def key(r):

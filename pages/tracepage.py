@@ -31,7 +31,6 @@ DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))                    
 EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))          # from nothing to the largest
 Panel = namedtuple("Panel", "name png alt caption smooth")
 Stage = namedtuple("Stage", "name title formula idea cites tensors")
-ROOT = Path(__file__).parent
 
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
@@ -84,32 +83,6 @@ ANSWER = {      # of the stage "activation", for each kind of target: formula, i
                 "The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation, the number that the ascent climbs. "
                 "{place}", [(ascent, "return h[torch.arange(len(jobs)), targets]"), (ascent, 'values.relu() if kind == "feature"')]),
 }
-STYLE = """
-html { font-size: clamp(16px, 1.15vw, 30px); } body { max-width: 96rem; font-size: 1.1rem; } [tabindex="-1"]:focus { outline: none; }
-section { border-top: 1px solid var(--line); padding: 2rem 0 1rem; }
-section > div { display: grid; gap: 1rem 3rem; } section > div > * { min-width: 0; }
-h2 { font-size: 2.1rem; line-height: 1.15; margin: 0 0 .75rem; }
-.where { margin: 0; } .formula { font: 1.6rem/1.4 Georgia, "Times New Roman", serif; color: var(--ink); margin: 0 0 .75rem; }
-.formula sub, .formula sup { font-size: .62em; line-height: 0; } .idea { color: var(--ink); margin: 0 0 1rem; }
-.line { margin: 0 0 .5rem; } .line pre { margin: 0 0 .5rem; padding: .5rem .75rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.pictures { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); align-items: start; }
-.pictures img { width: 100%; max-width: 36rem; } img.map { image-rendering: pixelated; } img.bars { background: none; }
-.numbers { font-size: .85rem; } .numbers td, .numbers th { padding-right: 1rem; } .numbers td { text-align: right; } tr.me { font-weight: 700; }
-.bar { display: inline-block; width: 5rem; height: .7rem; vertical-align: middle; border: 1px solid var(--line); print-color-adjust: exact;
-  -webkit-print-color-adjust: exact; } .wide { grid-column: 1 / -1; }
-.strongest { width: 100%; font-size: .9rem; } .strongest :is(th, td) { padding-block: .1rem; white-space: nowrap; font-weight: inherit; }
-.strongest td:last-child { width: 65%; } .share { display: block; height: .8rem; min-width: 1px; background: var(--soft); }
-.me .share { background: var(--accent); }
-.glance { display: flex; gap: .5rem; list-style: none; margin: 0; padding: .25rem; } .glance a { display: block; width: 6rem; font-size: .8rem;
-  line-height: 1.2; text-decoration: none; } .glance img { width: 6rem; height: 6rem; object-fit: cover; margin-bottom: .25rem; }
-.ways { display: flex; flex-wrap: wrap; gap: .25rem 2rem; padding: 1rem 0 0; } .ways a { padding: .25rem 0; }
-@media (min-width: 64rem) { section > div { grid-template-columns: minmax(24rem, 2fr) 3fr; } section { min-height: 96vh; display: flex;
-  flex-direction: column; } .ways { margin-top: auto; } }
-@media (prefers-color-scheme: dark) { img.bars { filter: invert(1) hue-rotate(180deg); } }
-@media print { html { font-size: 9px; } section { min-height: 0; break-inside: avoid; } section > div { grid-template-columns: 2fr 3fr; }
-  .pictures { grid-template-columns: 1fr 1fr; } .glance { flex-wrap: wrap; } }
-"""
-SCRIPT = """
 document.addEventListener("keydown", event => {         // arrow keys and n, p turn the page
   const turn = {ArrowRight: 1, n: 1, ArrowLeft: -1, p: -1}[event.key];
   if (!turn || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -407,4 +380,4 @@ scrolling, by the links, or with the arrow keys.</p>
 <p>By <code>featviz.py --trace</code>, from the tensors in {files} beside it; they hold every number of these steps, by the names in the
 tables, and with the weights each stage can be computed again from the one before. Torch {escape(recipe["torch"])} on {escape(recipe["device"])},
 {escape(recipe["dtype"])}. The command:</p><pre>{escape(command)}</pre></footer>"""
-    return document(f"{name}: steps {', '.join(map(str, steps))}", body, STYLE, SCRIPT)
+    return document(f"{name}: steps {', '.join(map(str, steps))}", body, "trace")

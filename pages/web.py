@@ -8,31 +8,6 @@ import hashlib
 from html import escape as escape_html
 from pathlib import Path
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --ink: #1c1b19; --soft: #6a665e; --line: #d9d5cb; --card: #ffffff;
-  --accent: #b3261e; --second: #1f5fa8; }
-@media (prefers-color-scheme: dark) { :root { --paper: #161513; --ink: #ece8df; --soft: #a39d91; --line: #3a3732; --card: #201e1b;
-  --accent: #ff8a7d; --second: #8ab8f0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
-p, figcaption, .soft { color: var(--soft); } p.lead { color: var(--ink); font-size: 1.1rem; margin: .25rem 0 1.25rem; max-width: 46rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; line-height: 1.35; }
-img { display: block; max-width: 100%; background: var(--line); }
-a { color: var(--second); } :focus-visible { outline: 3px solid var(--second); outline-offset: 2px; }
-code, pre { font: .88em/1.45 ui-monospace, monospace; } pre { overflow-x: auto; padding: .75rem; background: var(--card);
-  border: 1px solid var(--line); }
-table { border-collapse: collapse; } th, td { padding: .2rem .75rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem; } .scroll { overflow-x: auto; }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .axis { stroke: var(--line); }
-svg .curve { fill: none; stroke: var(--ink); stroke-width: 1.5; } svg .peak { stroke: var(--accent); stroke-width: 2; }
-@media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --card: #fff; } body { max-width: none; padding: 0; }
-  .noprint { display: none; } figure, tr { break-inside: avoid; } }
-"""
-
-
 def escape(value):
     """Any value as text that is safe between tags and inside a quoted attribute."""
     return escape_html(str(value), quote=True)
@@ -49,8 +24,14 @@ def picture(path):
     return data_uri(path.read_bytes(), "jpeg" if path.suffix in (".jpg", ".jpeg") else "png")
 
 
-def document(title, body, style="", script=""):
-    """A whole page; `body` is HTML already, `title` is text. Only this very script may run."""
+def asset(name):
+    """The text of a style sheet or script that lies beside this file."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def document(title, body, name):
+    """A whole page; `body` is HTML already, `title` is text. Its looks are style.css and <name>.css; only <name>.js may run."""
+    style, script = asset("style.css") + asset(f"{name}.css"), asset(f"{name}.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f"""<!doctype html>
@@ -60,7 +41,8 @@ def document(title, body, style="", script=""):
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{escape(title)}</title>
-<style>{STYLE}{style}</style>
+<style>
+{style}</style>
 </head>
 <body>
 {body}
