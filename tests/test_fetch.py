@@ -1,7 +1,7 @@
-"""weights/fetch.py against a hub on this machine that misbehaves on demand: what is kept is whole, what is wrong is one line."""
+"""Fetching weights from a hub on this machine that misbehaves on demand: what is kept is whole, what is wrong is one line."""
 import errno
 import hashlib
-import importlib
+import json
 import os
 import random
 import re
@@ -10,28 +10,44 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from tests import clip_vocab
+from tests import clip_vocab, tiny
+from weights import download, fetch, layouts, listing, sources
+from weights import hub as hubs_own
+from weights.load import load
+from weights.sources import Bundle, File, Piece, Source
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
-sys.path.append(str(WEIGHTS))                                   # as `python weights/fetch.py` has it
-download, fetch, sources = (importlib.import_module(name) for name in ("download", "fetch", "sources"))
-Bundle, File, Source = sources.Bundle, sources.File, sources.Source
-
+ROOT = Path(__file__).parent.parent
 DATA = random.Random(0).randbytes(300_000)
 HALF = random.Random(1).randbytes(150_000)
 CARD, LICENCE, CONFIG = b"---\nlicense: x\n---\nA card.\n", b"You may.\n", b'{"in_channels": 4}\n'
-BIG = "unet/weights.safetensors"
+BIG = "unet/diffusion_pytorch_model.safetensors"
+BIG_HALF = "unet/diffusion_pytorch_model.fp16.safetensors"
+OTHERS = {name: name.encode() for name in (
+    "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
+    "tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json")}
 REPO = "/pub/model/resolve/rev1/"
+LARGE = (".safetensors", ".bin")
 sha = lambda data: hashlib.sha256(data).hexdigest()
 
-# One entry of a hub's `script` is how one request is answered: status, retry (seconds), cut (bytes sent), length (added to
-# Content-Length), body, html, ignore_range, content_range, location, linked (headers to change), bare (no hash), chunked,
-# hold (bytes sent before it falls silent).
+# One entry of a hub's `script` is how one request is answered: status, retry (seconds), code (X-Error-Code), cut (bytes
+# sent), length (added to Content-Length), body, html, ignore_range, content_range, location, linked (headers to change),
+# bare (no hash), chunked, hold (bytes sent before it falls silent). It counts for addresses that contain `only`.
+
+
+def listed(path, data):
+    """A file as a hub lists it."""
+    item = {"type": "file", "path": path, "size": len(data), "oid": clip_vocab.git_blob(data)}
+    if path.endswith(LARGE):
+        item |= {"oid": "0" * 40, "lfs": {"oid": sha(data), "size": len(data), "pointerSize": 135}, "xetHash": "f" * 64}
+    return item
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,11 +61,14 @@ class Handler(BaseHTTPRequestHandler):
         how = hub.script.pop(0) if hub.script and hub.only in self.path else {}
         hub.log.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
         self.close_connection = True
-        if "status" in how or self.path not in hub.files:
-            return self.head(how.get("status", 404), {"Content-Length": 0, "Retry-After": how.get("retry", "")})
-        data = hub.files[self.path]
+        if self.path.startswith("/api/") and not {"status", "location", "html"} & how.keys():
+            return self.list(how)
+        if "status" in how or self.path not in hub.files and not {"location", "html"} & how.keys():
+            code = {"X-Error-Code": how["code"]} if "code" in how else {}
+            return self.head(how.get("status", 404), {"Content-Length": 0, "Retry-After": how.get("retry", "")} | code)
+        data = hub.files.get(self.path, b"")
         linked = {} if "bare" in how else {"ETag": f'"{clip_vocab.git_blob(data)}"'}
-        if self.path.endswith(".safetensors") and "bare" not in how:
+        if self.path.endswith(LARGE) and "bare" not in how:
             linked = {"X-Linked-Etag": f'"{sha(data)}"', "X-Linked-Size": len(data), "ETag": '"storage"'}
         linked |= how.get("linked", {})
         if "location" in how:
@@ -64,6 +83,27 @@ class Handler(BaseHTTPRequestHandler):
         if begin:
             linked["Content-Range"] = how.get("content_range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
         self.send(206 if begin else 200, body[begin:], linked, how)
+
+    def list(self, how):
+        """The files below a folder, `hub.page` at a time; the next page is said to be at another host."""
+        hub, (path, _, query) = self.server, self.path.partition("?")
+        repo, _, rest = path.removeprefix("/api/models/").partition("/tree/")
+        revision, _, folder = rest.partition("/")
+        home = f"/{repo}/resolve/{revision}/"
+        items = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": f"{folder}/some".strip("/")}]
+        items += [listed(name.removeprefix(home), data) for name, data in hub.files.items()
+                  if name.startswith(home + (folder and folder + "/"))]
+        if not hub.listing:
+            return self.head(404, {"Content-Length": 0})
+        if len(items) == 1 and "body" not in how:
+            return self.head(404, {"Content-Length": 0, "X-Error-Code": "EntryNotFound"})
+        assert "recursive=true" in query
+        begin = int((re.search(r"cursor=(\d+)", query) or [0, 0])[1])
+        end = begin + hub.page
+        headers = {"Content-Type": "application/json; charset=utf-8"}
+        if end < len(items) or "endless" in how:
+            headers["Link"] = f'<https://elsewhere.test{path}?limit=9&recursive=true&cursor={end}>; rel="next"'
+        self.send(200, how.get("body", json.dumps(items[begin:end]).encode()), headers, how)
 
     def head(self, status, headers):
         self.send_response(status)
@@ -89,6 +129,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.script, self.only, self.log, self.release = {}, [], BIG, [], threading.Event()
+        self.listing, self.page = True, 1000
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -117,27 +158,38 @@ def hubs(monkeypatch):
         hub.server_close()
 
 
-TINY = Bundle("Tiny", "tiny", "openrail", (Source("pub/model", "rev1"),),
-              (File("README.md", len(CARD)),
-               File("license.txt", 9, source=Source("spaces/terms"), save_as="LICENSE", optional=True),
-               File("unet/config.json", len(CONFIG), "git:" + clip_vocab.git_blob(CONFIG)[:12], sure=True)),
+PIECE = Piece("the model", (Source("pub/model", "rev1"),),
+              (File("README.md", len(CARD), optional=True, at_root=True),
+               File("unet/config.json", len(CONFIG), "git:" + clip_vocab.git_blob(CONFIG)[:12], sure=True),
+               *(File(name, len(data)) for name, data in OTHERS.items())),
               (File(BIG, len(DATA), "sha256:" + sha(DATA)[:16], sure=True),),
-              (File("unet/weights.fp16.safetensors", len(HALF)),), then="Go on.")
+              (File(BIG_HALF, len(HALF)),), rule="model")
+TERMS = Piece("the licence's text", (Source("spaces/terms"),), (File("license.txt", 9, save_as="LICENSE", optional=True),))
+TINY = Bundle("Tiny", "tiny", ("openrail",), (PIECE, TERMS), "Go on in {folder}.", "look elsewhere")
+
+
+def of(*pieces):
+    return Bundle("T", "t", ("apache",), pieces)
 
 
 @pytest.fixture
 def hub(hubs, monkeypatch):
     """A hub that has the whole of TINY, which is "sd14" here, named by HF_ENDPOINT."""
     hub = hubs()
-    hub.files = {REPO + "README.md": CARD, "/spaces/terms/resolve/main/license.txt": LICENCE, REPO + "unet/config.json": CONFIG,
-                 REPO + BIG: DATA, REPO + "unet/weights.fp16.safetensors": HALF}
+    names = {"README.md": CARD, "unet/config.json": CONFIG, BIG: DATA, BIG_HALF: HALF} | OTHERS
+    hub.files = {REPO + name: data for name, data in names.items()} | {"/spaces/terms/resolve/main/license.txt": LICENCE}
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setitem(fetch.BUNDLES, "sd14", TINY)
+    monkeypatch.setitem(sources.BUNDLES, "sd14", TINY)
     return hub
 
 
 def run(folder, *flags):
     return fetch.main(["sd14", "--folder", str(folder), "--yes", *flags])
+
+
+def asked_only(hub):
+    """Whether the hub was asked what it has, and for nothing else."""
+    return [path for path, *_ in hub.log] == ["/api/models/pub/model/tree/rev1?recursive=true"]
 
 
 def check_whole(folder):
@@ -164,8 +216,8 @@ def test_everything_arrives_verified_with_its_licence(hub, tmp_path, capsys):
     assert (tmp_path / "new/sd/README.md").read_bytes() == CARD and (tmp_path / "new/sd/LICENSE").read_bytes() == LICENCE
     out = capsys.readouterr().out
     assert out.index("CreativeML OpenRAIL-M") < out.index("verified by git") < out.index("verified by sha256")
-    assert out.endswith("complete, every file verified. Go on.\n")
-    assert [path for path, *_ in hub.log][0] == REPO + "README.md"          # the card before the weights
+    assert out.endswith(f"complete, every file verified. Go on in {tmp_path / 'new/sd'}.\n")
+    assert [path for path, *_ in hub.log][:2] == ["/api/models/pub/model/tree/rev1?recursive=true", REPO + "README.md"]
 
 
 def test_a_second_run_verifies_and_fetches_nothing(hub, tmp_path, capsys):
@@ -173,51 +225,65 @@ def test_a_second_run_verifies_and_fetches_nothing(hub, tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     hub.log.clear()
     assert run(tmp_path) == 0 and hub.ranges() == []            # pinned: no need to ask
-    assert capsys.readouterr().out.count("was there, verified") == 4
+    assert capsys.readouterr().out.count("was there, verified") == 11
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
 def test_half_precision_takes_other_files(hub, tmp_path):
     assert run(tmp_path, "--fp16") == 0
-    assert (tmp_path / "unet/weights.fp16.safetensors").read_bytes() == HALF and not (tmp_path / BIG).exists()
+    assert (tmp_path / BIG_HALF).read_bytes() == HALF and not (tmp_path / BIG).exists()
 
 
-def test_the_plan_lists_every_file_and_asks_nobody(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(fetch, "free_space", lambda _: 50e9)
-    monkeypatch.setattr(download.OPENER, "open", lambda *_, **__: pytest.fail("a connection"))
+def test_where_nobody_answers_the_plan_is_the_table(monkeypatch, tmp_path, capsys):
+    def nobody(*_, **__):
+        raise OSError("nobody")
+
+    monkeypatch.setattr(hubs_own, "free_space", lambda _: 50e9)
+    monkeypatch.setattr(download.OPENER, "open", nobody)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sd/unet").mkdir(parents=True)
     (tmp_path / "sd/unet/config.json").write_bytes(b"x")
     (tmp_path / "sd/unet/diffusion_pytorch_model.safetensors.partial").write_bytes(bytes(1_000_000))
     assert fetch.main(["sd14", "--check", "--folder", "sd"]) == 0
     assert capsys.readouterr().out == """\
-Stable Diffusion 1.4 -> sd
-from https://huggingface.co/CompVis/stable-diffusion-v1-4 at 133a221b8aa7
+Stable Diffusion 1.4 and the SAE that was trained on it -> sd
+the model, from https://huggingface.co/CompVis/stable-diffusion-v1-4 at 133a221b8aa7
   README.md                                           ~16 kB
-  LICENSE                                             ~14 kB
-  scheduler/scheduler_config.json                     ~310 B
-  text_encoder/config.json                            ~600 B
-  tokenizer/merges.txt                                ~525 kB
-  tokenizer/vocab.json                                ~1.06 MB
   unet/config.json                                    ~743 B  there
-  vae/config.json                                     ~550 B
   unet/diffusion_pytorch_model.safetensors            ~3.44 GB  goes on after 1 MB
+  vae/config.json                                     ~550 B
   vae/diffusion_pytorch_model.safetensors              335 MB
+  text_encoder/config.json                            ~600 B
   text_encoder/model.safetensors                      ~492 MB
-11 files, about 4.27 GB; to fetch: 4.27 GB, free there: 50 GB
+  tokenizer/vocab.json                                ~1.06 MB
+  tokenizer/merges.txt                                ~525 kB
+  scheduler/scheduler_config.json                     ~310 B
+  note: the hub lists nothing (huggingface.co: no connection (nobody)): names and sizes are those of weights/sources.py
+the licence's text, from https://huggingface.co/spaces/CompVis/stable-diffusion-license at main
+  LICENSE                                             ~14 kB
+the SAE that was trained on Stable Diffusion 1.4, from https://huggingface.co/bcywinski/SAeUron_coco at main
+  sae/README.md                                       ~831 B
+  sae/unet.up_blocks.1.attentions.1/cfg.json          ~400 B
+  sae/unet.up_blocks.1.attentions.1/sae.safetensors   ~210 MB
+14 files, about 4.48 GB; to fetch: 4.48 GB, free there: 50 GB
 Licence: CreativeML OpenRAIL-M, https://huggingface.co/spaces/CompVis/stable-diffusion-license
-  Use and sharing are free, some uses are forbidden (its attachment A); who passes the weights on, passes on the
-  same limits and a copy of the licence.
+  Use and sharing are free, some uses are forbidden (its attachment A).
+  Who passes the weights on, passes on the same limits and a copy of the licence.
+Licence: Apache-2.0 by the model card of bcywinski/SAeUron; the model that the SAE reads has its own licence.
 """
-    for flags in ("sd14 --fp16", "sd15", "sd15 --fp16", "sae", "sae-sd14", "style50 --mirror"):
+    for flags in ("sd14 --fp16", "sd15", "sd15 --fp16", "sae", "sae-sd14", "style50 --mirror", "style50"):
         assert fetch.main([*flags.split(), "--dry-run"]) == 0
-    assert "sae/unet.up_blocks.1.attentions.1/sae.safetensors" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "what is lacking there: Stable Diffusion 1.5's vae/, text_encoder/, tokenizer/, scheduler/, from" in out
+    assert out.count("full.safetensors") == 1 and "unet/diffusion_pytorch_model.fp16.safetensors" in out
     assert [p.name for p in tmp_path.iterdir()] == ["sd"]
 
 
 def test_the_tables_are_well_formed_and_the_tokenizers_are_clips():
-    files = {f for b in sources.BUNDLES.values() for f in (*b.files, *b.full, *b.half)}
+    pieces = {piece for b in sources.BUNDLES.values() for piece in b.pieces} | {sources.SD15}
+    files = {file for piece in pieces for file in (*piece.files, *piece.full, *piece.half)}
     for file in files:
         assert not file.pin or re.fullmatch("sha256:[0-9a-f]{12,64}|git:[0-9a-f]{12,40}", file.pin), file
         assert file.pin or not file.sure, file
@@ -225,7 +291,7 @@ def test_the_tables_are_well_formed_and_the_tokenizers_are_clips():
     for name, data in clip_vocab.files().items():
         for file in (f for f in files if f.name == "tokenizer/" + name):
             assert file.size == len(data) and file.pin == "sha256:" + sha(data)
-    assert all(b.licence in sources.LICENCES for b in sources.BUNDLES.values())
+    assert all(name in sources.LICENCES for b in sources.BUNDLES.values() for name in b.licences)
 
 
 @pytest.mark.parametrize("answer, code", [("y\n", 0), ("Yes\n", 0), ("n\n", 2), ("\n", 2), (None, 2)])
@@ -242,13 +308,14 @@ def test_it_asks_first(hub, tmp_path, monkeypatch, capsys, answer, code):
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr("builtins.input", reply)
     assert fetch.main(["sd14", "--folder", str(tmp_path)]) == code
-    assert code == 0 or one_line(capsys) == "fetch: nothing was fetched" and not hub.log and not list(tmp_path.iterdir())
+    assert code == 0 or one_line(capsys) == "fetch: nothing was fetched"
+    assert code == 0 or asked_only(hub) and not list(tmp_path.iterdir())
 
 
 def test_without_a_terminal_it_refuses(hub, tmp_path, capsys):
     assert fetch.main(["sd14", "--folder", str(tmp_path)]) == 2
     assert one_line(capsys).startswith("fetch: nothing was fetched: there is no terminal to ask on; --yes agrees")
-    assert not hub.log and not list(tmp_path.iterdir())
+    assert asked_only(hub) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("cuts", [[1], [100_000], [0, 0, 5, 299_990], [50_000] * 5])
@@ -362,16 +429,22 @@ def test_a_reply_of_unknown_length_is_held_against_the_hash(hub, tmp_path, capsy
 
 
 def test_without_a_hash_from_anyone_nothing_is_trusted(hub, tmp_path, capsys):
-    hub.script, hub.only = [{"bare": True}], "README.md"
+    hub.script, hub.only, hub.listing = [{"bare": True}], "vae/config.json", False
     assert run(tmp_path) == 2
-    assert "README.md: the server states no hash and none is known here" in one_line(capsys) and not list(tmp_path.iterdir())
+    assert "vae/config.json: the server states no hash and none is known here" in one_line(capsys)
+    assert not (tmp_path / "vae/config.json").exists()
+    hub.script, hub.listing = [{"bare": True}], True
+    assert run(tmp_path) == 0                                   # the listing states it
+    check_whole(tmp_path)
 
 
-def test_an_inferred_hash_yields_to_the_servers(hub, tmp_path, monkeypatch, capsys):
-    inferred = File(BIG, len(DATA), "sha256:" + sha(OTHER)[:16])
-    monkeypatch.setitem(fetch.BUNDLES, "sd14", Bundle("T", "t", "apache", TINY.sources, (), (inferred,)))
+@pytest.mark.parametrize("has_listing", [True, False])
+def test_an_inferred_hash_yields_to_the_hubs(hub, tmp_path, monkeypatch, capsys, has_listing):
+    inferred = replace(PIECE, full=(File(BIG, len(DATA), "sha256:" + sha(OTHER)[:16]),))
+    monkeypatch.setitem(sources.BUNDLES, "sd14", of(inferred))
+    hub.listing = has_listing
     assert run(tmp_path) == 0 and (tmp_path / BIG).read_bytes() == DATA
-    assert "the server's word counts" in capsys.readouterr().err
+    assert ("the hub's word counts" if has_listing else "the server's word counts") in "".join(capsys.readouterr())
 
 
 def test_a_file_that_is_there_and_differs_is_left_alone(hub, tmp_path, capsys):
@@ -404,7 +477,8 @@ def test_the_storage_servers_word_does_not_count(hub, hubs, tmp_path, monkeypatc
     assert run(tmp_path) == 2 and "it was deleted" in one_line(capsys)
     check_absent(tmp_path)
     hub.script = [{"location": storage.url + "/x.safetensors", "bare": True}]
-    monkeypatch.setitem(fetch.BUNDLES, "sd14", Bundle("T", "t", "apache", TINY.sources, (), (File(BIG, len(DATA)),)))
+    hub.listing = False
+    monkeypatch.setitem(sources.BUNDLES, "sd14", of(replace(PIECE, full=(File(BIG, len(DATA)),))))
     assert run(tmp_path) == 2 and "the server states no hash" in one_line(capsys)
     check_absent(tmp_path)
 
@@ -433,14 +507,20 @@ def test_bad_environments_are_refused_without_showing_secrets(monkeypatch, tmp_p
 
 
 def test_the_next_source_is_tried_and_two_are_never_mixed(hub, tmp_path, monkeypatch, capsys):
-    both = (Source("gone/model"), Source("pub/model", "rev1"))
-    monkeypatch.setitem(fetch.BUNDLES, "sd14", Bundle("T", "t", "apache", both, TINY.files, TINY.full))
-    assert run(tmp_path / "a") == 0
-    check_whole(tmp_path / "a")
-    assert "trying pub/model" in capsys.readouterr().err
-    hub.files["/gone/model/resolve/main/README.md"] = CARD      # has the card, but no weights
-    assert run(tmp_path / "b") == 2
-    assert "/gone/model/resolve/main/unet/config.json: is not there" in one_line(capsys)
+    both = replace(PIECE, sources=(Source("gone/model"), Source("pub/model", "rev1")))
+    monkeypatch.setitem(sources.BUNDLES, "sd14", of(both))
+    for name, has_listing in (("a", True), ("b", False)):
+        hub.listing = has_listing
+        assert run(tmp_path / name) == 0
+        check_whole(tmp_path / name)
+        out = capsys.readouterr().out
+        assert "the model, from " + hub.url + "/pub/model at rev1" in out and re.search("note: .*gone/model.* is not there", out)
+    hub.files["/gone/model/resolve/main/unet/config.json"] = CONFIG     # has the first file, but no weights
+    assert run(tmp_path / "c") == 2
+    assert f"/gone/model/resolve/main/{BIG}: is not there" in one_line(capsys)
+    hub.listing = True
+    assert run(tmp_path / "d") == 0
+    assert "note: gone/model: holds no UNet that can be read; expected " + BIG in capsys.readouterr().out
 
 
 def test_a_missing_licence_text_is_told_and_does_not_stop(hub, tmp_path, capsys):
@@ -457,7 +537,7 @@ def test_folders_that_cannot_be_used(hub, tmp_path, capsys):
         assert one_line(capsys) == f"fetch: {folder}: cannot be used ({why}); give another --folder"
     (tmp_path / "d" / BIG).mkdir(parents=True)
     assert run(tmp_path / "d") == 2
-    assert "unet/weights.safetensors: cannot be read (Is a directory)" in one_line(capsys)
+    assert BIG + ": cannot be read (Is a directory)" in one_line(capsys)
     (tmp_path / "e" / (BIG + ".partial")).mkdir(parents=True)
     assert run(tmp_path / "e") == 2
     assert "cannot be written (Is a directory)" in one_line(capsys)
@@ -468,14 +548,14 @@ def test_a_folder_that_may_not_be_written_is_seen_before_anything_is_fetched(hub
     if os.access(tmp_path, os.W_OK):                            # root may write anywhere
         monkeypatch.setattr(os, "access", lambda *_: False)
     assert run(tmp_path) == 2
-    assert one_line(capsys) == f"fetch: {tmp_path}: cannot be used (not writable); give another --folder" and not hub.log
+    assert one_line(capsys) == f"fetch: {tmp_path}: cannot be used (not writable); give another --folder" and asked_only(hub)
 
 
 def test_a_full_disk_is_seen_before_and_said_when_it_happens(hub, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "free_space", lambda _: 1000)
+        patch.setattr(hubs_own, "free_space", lambda _: 1000)
         assert run(tmp_path) == 2
-        assert "300 kB are needed and 1 kB are free; make room" in one_line(capsys) and not hub.log
+        assert "300 kB are needed and 1 kB are free; make room" in one_line(capsys) and asked_only(hub)
 
     class Full:
         """A file on a disk with room for 100,000 bytes of the weights."""
@@ -521,9 +601,9 @@ def test_two_fetches_do_not_write_one_file(hub, tmp_path, capsys):
 @pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_fetch_goes_on_where_it_ended(hub, tmp_path, number, code):
     hub.script = [{"hold": 123_456}]
-    program = (f"import sys; sys.path[:0] = [{str(WEIGHTS)!r}, {str(WEIGHTS.parent)!r}]\n"
-               "import fetch\nfrom sources import Bundle, File, Source\n"
-               f"fetch.BUNDLES['sd14'] = {TINY!r}\nsys.exit(fetch.main(sys.argv[1:]))")
+    program = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+               "from weights import fetch\nfrom weights.sources import BUNDLES, Bundle, File, Piece, Source\n"
+               f"BUNDLES['sd14'] = {TINY!r}\nsys.exit(fetch.main(sys.argv[1:]))")
     child = subprocess.Popen([sys.executable, "-c", program, "sd14", "--yes", "--folder", str(tmp_path)], text=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     partial = tmp_path / (BIG + ".partial")
@@ -541,19 +621,11 @@ def test_a_killed_fetch_goes_on_where_it_ended(hub, tmp_path, number, code):
 
 def test_progress_tells_amount_rate_and_time_left(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(fetch.time, "monotonic", lambda: now[0])
-    show = fetch.Progress(4_000_000_000)
+    monkeypatch.setattr(hubs_own.time, "monotonic", lambda: now[0])
+    show = hubs_own.Progress(4_000_000_000)
     now[0] = 40.0
     show("unet", 1_000_000_000, 1_000_000_000)
     assert capsys.readouterr().err.strip() == "unet: 1 GB of 4 GB, 25 MB/s, 2 min left"
-
-
-def test_style50_says_what_can_be_done(capsys):
-    assert fetch.main(["style50"]) == 2
-    out, err = capsys.readouterr()
-    assert err == "fetch: style50: nothing was fetched, see above what can be done\n"
-    for text in ("14iztBXs-GoBFVLePC2_psP00YUMK5-cy", "404", "--mirror", "fetch.py sd14 && python weights/fetch.py sae-sd14"):
-        assert text in out
 
 
 @pytest.mark.parametrize("flags, text", [

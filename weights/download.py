@@ -1,7 +1,8 @@
-"""One published file over HTTP, verified: redirects, ranges, retries, hashes. Standard library only; `fetch.py` is the command.
+"""One published file over HTTP, verified: redirects, ranges, retries, hashes. Standard library only.
 
-A file goes to `<name>.partial`, is resumed there, and takes its name only when its hash is the pinned one, or the one that the hub
-states: the SHA-256 of large files (X-Linked-Etag), the git object name of small ones (ETag). A token goes to the hub alone.
+A file goes to `<name>.partial`, is resumed there, and takes its name only when its hash is the pinned one, or the one
+that the hub states: the SHA-256 of large files (X-Linked-Etag), the git object name of small ones (ETag). A token goes
+to the hub alone. `listing.py` asks what there is to fetch, `hub.py` puts both together, `fetch.py` is the command.
 """
 import errno
 import hashlib
@@ -41,6 +42,10 @@ class Trouble(FetchError):
         self.wait = wait
 
 
+class NoConnection(Trouble):
+    """Nobody answered at all."""
+
+
 class NoRedirect(urllib.request.HTTPRedirectHandler):
     """Leaves redirects alone: `connect` decides where the token goes."""
 
@@ -60,7 +65,7 @@ def host(url):
 
 
 def statement(reply):
-    """{"size", "pin"} of the file by the hub's headers, each only where stated. A redirect's own ETag is not the file's."""
+    """{"size", "pin"} of the file by the hub's headers, where stated. A redirect's own ETag is not the file's."""
     out = {}
     tag = reply.headers.get("X-Linked-Etag") or (reply.headers.get("ETag", "") if reply.status < 300 else "")
     tag = tag.removeprefix("W/").strip('"').lower()
@@ -72,8 +77,8 @@ def statement(reply):
 
 
 def connect(url, token, offset=0):
-    """GET from byte `offset` on -> (reply, what the hub states). Follows redirects; the token stays on the first host, whose word
-    alone counts: a storage server's own ETag means nothing here."""
+    """GET from byte `offset` on -> (reply, what the hub states). Follows redirects; the token stays on the first host,
+    whose word alone counts: a storage server's own ETag means nothing here."""
     first, home, at_home, stated = url, host(url), True, {}
     for _ in range(REDIRECTS + 1):
         headers = {"User-Agent": "featviz-fetch", **({"Range": f"bytes={offset}-"} if offset else {}),
@@ -83,7 +88,7 @@ def connect(url, token, offset=0):
         except urllib.error.HTTPError as e:
             reply = e
         except (OSError, http.client.HTTPException, ValueError) as e:
-            raise Trouble(f"{urlsplit(url).hostname}: no connection ({getattr(e, 'reason', None) or e})") from e
+            raise NoConnection(f"{urlsplit(url).hostname}: no connection ({getattr(e, 'reason', None) or e})") from e
         if at_home:
             stated = statement(reply) | stated
         if reply.status not in (301, 302, 303, 307, 308):
@@ -111,13 +116,16 @@ def check_status(reply, url, token):
         wait = reply.headers.get("Retry-After", "")
         why = "too many requests, wait a while" if code == 429 else "the server is in trouble, try later"
         raise Trouble(f"{url}: {why} (HTTP {code})", min(int(wait), 60) if wait.isdigit() else None)
-    if code in (401, 404):
-        why = {401: "HF_TOKEN is not accepted" if token else "asks for a login: private or gone; set HF_TOKEN if you have access",
+    gated = code == 403 or reply.headers.get("X-Error-Code") == "GatedRepo"
+    if code in (401, 404) and not gated:
+        why = {401: "HF_TOKEN is not accepted" if token else
+               "asks for a login: private or gone; set HF_TOKEN if you have access",
                404: "is not there; the repository moved, or HF_ENDPOINT is no complete mirror"}[code]
         raise Gone(f"{url}: {why} (HTTP {code})")
     why = "an answer that means nothing here"
-    if code == 403:
-        why = f"access refused; accept the terms at {url.split('/resolve/')[0]}, then set HF_TOKEN"
+    if gated:
+        page = url.split("/resolve/")[0].split("/tree/")[0].replace("/api/models/", "/")
+        why = f"access refused; accept the terms at {page}, then set HF_TOKEN"
     raise FetchError(f"{url}: {why} (HTTP {code})")
 
 
@@ -126,25 +134,33 @@ def most(file):
     return int(1.05 * file.size) + 2 ** 16
 
 
+def other(pin, known):
+    """Whether two hashes of one kind differ; `known` may be its leading digits."""
+    return bool(known) and pin.partition(":")[0] == known.partition(":")[0] and not pin.startswith(known)
+
+
 def settle(file, stated, length):
-    """-> (size or None, pin) to hold the bytes against; FetchError where there is no hash, or the server has another file."""
+    """-> (size or None, pin) to hold the bytes against; FetchError for no hash, or for another file."""
     size, pin = stated.get("size", length), stated.get("pin", "")
-    same_kind = file.pin.partition(":")[0] == pin.partition(":")[0]
-    if file.pin and pin and same_kind and not pin.startswith(file.pin):
+    if other(pin, file.pin):
         if file.sure:
-            raise FetchError(f"{file.name}: the server has another file ({pin}) than the published one ({file.pin}); {ELSEWHERE}")
-        print(f"note: {file.name} is {pin} there, another revision has {file.pin}; the server's word counts", file=sys.stderr)
+            raise FetchError(f"{file.name}: the server has another file ({pin}) than the published one ({file.pin}); "
+                             f"{ELSEWHERE}")
+        print(f"note: {file.name} is {pin} there, another revision has {file.pin}; the server's word counts",
+              file=sys.stderr)
     elif file.pin and (file.sure or not pin):
         pin = file.pin
     if not pin:
-        raise FetchError(f"{file.name}: the server states no hash and none is known here, so it cannot be verified; {ELSEWHERE}")
+        raise FetchError(f"{file.name}: the server states no hash and none is known here, so it cannot be verified; "
+                         f"{ELSEWHERE}")
     if (size or 0) > most(file):
-        raise FetchError(f"{file.name}: the server speaks of {size} bytes where about {file.size} are expected; {ELSEWHERE}")
+        raise FetchError(f"{file.name}: the server speaks of {size} bytes where about {file.size} are expected; "
+                         f"{ELSEWHERE}")
     return size, pin
 
 
 def mismatch(path, pin, size=None):
-    """Why the file at `path` is not the one of `pin` (and `size`); "" where it is. A git object name is SHA-1(header + bytes)."""
+    """Why the file at `path` is not the one of `pin` (and `size`); "" where it is. git hashes more than bytes."""
     kind, _, digits = pin.partition(":")
     try:
         length = path.stat().st_size
@@ -165,7 +181,7 @@ def size_of(path):
 
 
 def start_of(reply, have, size):
-    """The byte at which the reply begins: `have`, or 0 from a server that ignores ranges; -1 for any other part of the file."""
+    """The byte at which the reply begins: `have`, or 0 from a server that ignores ranges; -1 for any other part."""
     if reply.status == 200:
         return 0
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", ""))
@@ -181,8 +197,9 @@ def length_of(reply):
 
 
 def receive(reply, file, partial, start, size, show):
-    """Write the reply's bytes to `partial` from `start` on; Trouble when the connection ends before `size`. A reply of unknown
-    length ends where it ends: the hash decides."""
+    """Write the reply's bytes to `partial` from `start` on; Trouble when the connection ends before `size`.
+
+    A reply of unknown length ends where it ends: the hash decides."""
     try:
         open(partial, "ab").close()
         with open(partial, "r+b", buffering=0) as out:
@@ -207,13 +224,14 @@ def receive(reply, file, partial, start, size, show):
                     show(file.name, written, have)
             os.fsync(out.fileno())
     except OSError as e:
-        why = {errno.ENOSPC: "the disk is full; make room", errno.EAGAIN: "another fetch is writing this file; let it finish"}.get(
-            e.errno, f"cannot be written ({e.strerror})")
+        known = {errno.ENOSPC: "the disk is full; make room",
+                 errno.EAGAIN: "another fetch is writing this file; let it finish"}
+        why = known.get(e.errno, f"cannot be written ({e.strerror})")
         raise FetchError(f"{partial}: {why}; what has arrived stays, the same command goes on from there") from e
 
 
 def attempt(file, url, token, partial, show):
-    """One connection -> (size, pin) of the file that now lies whole in `partial`; Trouble or FetchError where it does not."""
+    """One connection -> (size, pin) of the file that now lies whole in `partial`; Trouble or FetchError otherwise."""
     have = size_of(partial)
     reply, stated = connect(url, token, have)
     with reply:
@@ -227,7 +245,8 @@ def attempt(file, url, token, partial, show):
         start, length = start_of(reply, have, size), reply.headers.get("Content-Length", "")
         if start < 0:
             partial.unlink(missing_ok=True)                     # the next try asks for the whole file
-            raise Trouble(f"asked for the bytes from {have} on, the server answered {reply.headers.get('Content-Range')}", wait=0)
+            answer = reply.headers.get("Content-Range")
+            raise Trouble(f"asked for the bytes from {have} on, the server answered {answer}", wait=0)
         if length.isdigit() and size is not None and start + int(length) != size:
             raise Trouble(f"the server announces {start + int(length)} bytes in one place and {size} in another")
         receive(reply, file, partial, start, size, show)
@@ -235,7 +254,7 @@ def attempt(file, url, token, partial, show):
 
 
 def check_present(file, url, token, target):
-    """FetchError where the file that is at `target` is not the published one; asks the server only where no pin settles it."""
+    """FetchError where the file at `target` is not the published one; asks the server only where no pin settles it."""
     if file.pin and not mismatch(target, file.pin):
         return
     reply, stated = connect(url, token)
@@ -246,25 +265,27 @@ def check_present(file, url, token, target):
         raise FetchError(f"{target}: is there, but {why}; move it away or delete it, then run again")
 
 
+def patiently(name, attempt, arrived=lambda: 0):
+    """attempt(), again after Trouble: as long as bytes arrive, and RETRIES times without any. Then FetchError."""
+    left = RETRIES
+    while True:
+        before = arrived()
+        try:
+            return attempt()
+        except Trouble as e:
+            left = RETRIES if arrived() - before >= MIB else left - 1
+            if left == 0:
+                raise FetchError(f"{name}: {e}; gave up after {RETRIES} tries without progress, what has arrived stays, "
+                                 "the same command goes on from there") from e
+            time.sleep(BACKOFF * 2 ** (RETRIES - left) if e.wait is None else e.wait)
+
+
 def fetch_file(file, url, token, target, show):
     """`file` verified at `target` -> the kind of hash it was held against. FetchError where that cannot be."""
     partial = target.with_name(target.name + ".partial")
-    left = RETRIES
-    while True:
-        before = size_of(partial)
-        try:
-            size, pin = attempt(file, url, token, partial, show)
-            break
-        except Trouble as e:
-            left = RETRIES if size_of(partial) - before >= MIB else left - 1
-            if left == 0:
-                raise FetchError(f"{file.name}: {e}; gave up after {RETRIES} tries without progress, what has arrived stays, "
-                                 "the same command goes on from there") from e
-            time.sleep(BACKOFF * 2 ** (RETRIES - left) if e.wait is None else e.wait)
+    size, pin = patiently(file.name, lambda: attempt(file, url, token, partial, show), lambda: size_of(partial))
     if why := mismatch(partial, pin, size):
         partial.unlink()
         raise FetchError(f"{file.name}: what came {why}; it was deleted, run again, and if that repeats, {ELSEWHERE}")
     os.replace(partial, target)
     return pin.partition(":")[0]
-
-
