@@ -3,23 +3,23 @@ import sys
 from pathlib import Path
 
 from command.flags import Parser, guarded
-from pages.atlas import write_atlas
-from pages.feature import write_page
-from pages.sheet import write_sheet
 
 
 def feature_folders(folder):
     """The folder itself if results lie in it, else all in it that have some."""
-    folder = Path(folder)
     if any(folder.glob("t*/seed_*.json")):
         return [folder]
     inside = sorted({path.parent.parent for path in folder.glob("*/t*/seed_*.json")})
     if not inside:
-        raise ValueError(f"{folder}: holds no results; give a folder that featviz.py wrote, such as out/toy/feature_00169 or out/toy")
+        raise ValueError(f"{folder}: holds no results; give a folder that featviz.py wrote, such as "
+                         "out/toy/feature_00169 or out/toy")
     return inside
 
 
 def run(args):
+    from pages.atlas import write_atlas
+    from pages.feature import write_page
+    from pages.sheet import write_sheet
     folders = [inside for folder in args.folder for inside in feature_folders(folder)]
     names = {folder.name for folder in folders}
     for folder in folders:
@@ -32,7 +32,8 @@ def run(args):
 
 def main(argv=None):
     parser = Parser(prog="pages", description="Sheets and pages of results that lie on disk.")
-    parser.add_argument("folder", type=Path, nargs="*", help="of a feature, such as out/toy/feature_00169, or of several, such as out/toy")
+    parser.add_argument("folder", type=Path, nargs="*", help="of a feature, such as out/toy/feature_00169, or of "
+                        "several, such as out/toy")
     parser.add_argument("--atlas", type=Path, metavar="FOLDER", help="make one page of all features in this folder")
     args = parser.parse_args(argv)
     if not args.folder and not args.atlas:

@@ -1,13 +1,13 @@
 """The atlas: every feature and channel of a results folder on one page, a wall of pictures to sort, filter and search.
 
-    python -m pages --atlas out/toy            writes out/toy/index.html and a thumbnail for each feature in out/toy/atlas
+    python -m pages --atlas out/toy        writes out/toy/index.html and a thumbnail for each feature in out/toy/atlas
 
-What stands for a feature is the result that its own page shows first, see `sheet.best`. Its *strength* is its activation in units of
-that of the dataset image that excites the feature most at the same time step (`sheet.gain`).
+What stands for a feature is the result that its own page shows first, see `read.best`. Its *strength* is its activation
+in units of that of the dataset image that excites the feature most at the same time step (`read.gain`).
 
-The page holds a row of numbers for each feature and draws only the tiles in view, so its speed does not depend on how many there are.
-Thumbnails are one file each: in any order but their own, every screen would need all of the sprite sheets.
-Reads what results.py wrote and nothing else, and of that only what it shows: report.py's readers open every picture.
+The page holds a row of numbers for each feature, and atlas.js draws only the tiles in view, so its speed does not
+depend on how many there are. Thumbnails are one file each: in any order but their own, every screen would need all of
+the sprite sheets. Records are read as for a page, but no picture is opened that is not shown.
 """
 import json
 import math
@@ -15,63 +15,29 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
-from pages import sheet
-from weights.disk import replacing
+from pages.read import attempt, best, gain, read_activity, read_record
 from pages.web import document, escape
+from weights.disk import replacing
 
 EDGE = 160                  # pixels an edge of a thumbnail, at most
 TARGET = re.compile(r"(?:(?P<hook>.+)_)?(?P<kind>feature|channel)_(?P<number>\d+)")
-BROKEN = (*sheet.BROKEN, IndexError)
-
-
-class Result(NamedTuple):
-    """As much of sheet.Found as `sheet.best` and a tile need."""
-    path: Path                  # of the record
-    t: int
-    seed: str                   # JavaScript rounds large numbers
-    verdict: str
-    scores: dict
-
-
-def read_result(path):
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record["verdict"], str):
-        raise ValueError("no result")
-    return Result(path, int(path.parent.name[1:]), path.stem.removeprefix("seed_"), record["verdict"],
-                  {name: sheet.number(record["scores"].get(name)) for name in ("activation", "activation_reencoded")})
-
-
-def read_activity(path):
-    """activity.json -> largest dataset activation at t = 0..1000, the highest peak or None, words of the concept."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    largest, profile = ([float(v) for v in record[key]] for key in ("largest", "profile"))
-    return {"largest": largest, "peak": max(map(int, record["peaks"]), key=lambda t: profile[t], default=None),
-            "concept": [str(word) for word in record.get("concept", [])]}
-
-
-def attempt(read, path, broken):
-    """What `read` makes of a file; None where it cannot, and then the file is among the broken."""
-    try:
-        return read(path)
-    except BROKEN:
-        broken.append(path)
-        return None
 
 
 def row(folder, thumbnails, broken):
     """A feature's folder -> what the page knows of it, see `write_atlas`; None without a sound result."""
-    path = folder / "activity.json"
-    activity = attempt(read_activity, path, broken) if path.exists() else None
-    found = [result for path in sorted(folder.glob("t[0-9][0-9][0-9][0-9]/seed_*.json")) if (result := attempt(read_result, path, broken))]
+    activity = read_activity(folder, False, broken)
+    peak = max(activity["peaks"], key=lambda t: activity["profile"][t], default=None) if activity else None
+    found = [attempt(read_record, path, broken) for path in sorted(folder.glob("t[0-9][0-9][0-9][0-9]/seed_*.json"))]
+    found = list(filter(None, found))
     while found:
-        first = sheet.best(found, activity)
-        if write_thumbnail(first.path.with_suffix(".png"), thumbnails / thumbnail_name(folder.name, first.t, first.seed), broken):
-            scores = [rounded(v) for v in (first.scores["activation"], sheet.gain(first, activity))]
-            return [folder.name, first.t, first.seed, *scores, first.verdict.partition(" ")[0], activity and activity["peak"],
+        first = best(found, activity)
+        seed = str(first.seed)                                  # JavaScript rounds large numbers
+        if write_thumbnail(first.path, thumbnails / thumbnail_name(folder.name, first.t, seed), broken):
+            scores = [rounded(v) for v in (first.scores["activation"], gain(first, activity))]
+            return [folder.name, first.t, seed, *scores, first.verdict.partition(" ")[0], peak,
                     activity["concept"] if activity else [], int((folder / "index.html").exists())]
         found.remove(first)
     return None
@@ -93,7 +59,7 @@ def shrink(path):
 
 
 def write_thumbnail(source, target, broken):
-    """A JPEG of at most EDGE pixels an edge; one that is there and not older than the picture stays. Whether there is one."""
+    """A JPEG of at most EDGE pixels an edge; one that is not older than the picture stays. Whether there is one."""
     if target.exists() and source.exists() and target.stat().st_mtime >= source.stat().st_mtime:
         return True
     if small := attempt(shrink, source, broken):
@@ -105,13 +71,13 @@ def write_thumbnail(source, target, broken):
 def write_atlas(folder):
     """folder/index.html; returns its path. ValueError where there is no result.
 
-    A row: folder's name, time step and seed of the best result, its activation, strength and verdict, the highest peak of the
-    feature's activity, the words of its concept, 1 if it has a page of its own.
+    A row: folder's name, time step and seed of the best result, its activation, strength and verdict, the highest peak
+    of the feature's activity, the words of its concept, 1 if it has a page of its own.
     """
     folder, broken = Path(folder), []
     if not folder.is_dir():
         raise ValueError(f"--atlas {folder}: is no folder; give that of a model's results, such as out/toy")
-    targets = sorted((p for p in folder.iterdir() if TARGET.fullmatch(p.name) and p.is_dir()), key=lambda p: p.name)
+    targets = sorted(p for p in folder.iterdir() if TARGET.fullmatch(p.name) and p.is_dir())
     thumbnails = folder / "atlas"
     if targets:
         thumbnails.mkdir(exist_ok=True)
@@ -129,38 +95,37 @@ def write_atlas(folder):
     return folder / "index.html"
 
 
-def link(entry):
-    """From the atlas to a feature's own page, or to its picture where it has none."""
-    name, t, seed, page = entry[0], entry[1], entry[2], entry[-1]
-    return f"{name}/index.html" if page else f"{name}/t{t:04d}/seed_{seed}.png"
-
-
 def count(n, thing):
     return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
-def label(name):
+def item(entry):
+    """A feature as a link to its own page, or to its picture where it has none."""
+    name, t, seed, *_, words, page = entry
     hook, kind, number = TARGET.fullmatch(name).groups()
-    return f"{kind} {int(number)}" + (f" at {hook}" if hook else "")
+    link = f"{name}/index.html" if page else f"{name}/t{t:04d}/seed_{seed}.png"
+    label = f"{kind} {int(number)}" + (f" at {hook}" if hook else "")
+    return f'<li><a href="{escape(link)}">{escape(label)}</a> {escape(" ".join(words))}</li>'
 
 
 def page(folder, rows, broken):
-    """The whole document. Data goes into it as JSON in which no tag can end; without scripts there is a list of links."""
-    name = folder.resolve().name
+    """The whole document. Data goes into it as JSON in which no tag can end; without scripts it is a list of links."""
     counts = Counter(TARGET.fullmatch(entry[0])["kind"] for entry in rows)
-    title = " and ".join(count(n, kind) for kind, n in sorted(counts.items(), reverse=True)) + f" of {name}"
-    score = "strength" if any(entry[4] is not None for entry in rows) else "activation"
+    what = " and ".join(count(n, kind) for kind, n in sorted(counts.items(), reverse=True))
+    title, score = f"{what} of {folder.resolve().name}", "activation" if all(e[4] is None for e in rows) else "strength"
     data = json.dumps({"rows": rows, "score": score}, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    links = "".join(f'<li><a href="{escape(link(entry))}">{escape(label(entry[0]))}</a> {escape(" ".join(entry[7]))}</li>'
-                    for entry in rows)
     left_out = f" Left out because they cannot be read: {count(broken, 'file')}." if broken else ""
-    body = BODY.format(title=escape(title), lead=LEAD[score], score=score, links=links, data=data, folder=escape(folder), left_out=left_out)
+    body = BODY.format(title=escape(title), lead=LEAD[score], score=score, links="".join(map(item, rows)), data=data,
+                       folder=escape(folder), left_out=left_out)
     return document(title, body, "atlas")
 
 
-LEAD = {"strength": "Each picture is what gradient ascent drew to excite one feature. Under it, what the dataset images that excite the "
-                    "feature most have in common, and its number; 2&times; is twice as active as on the best of them.",
-        "activation": "Each picture is what gradient ascent drew to excite one feature. Under it, its number and its activation."}
+LEAD = {
+    "strength": "Each picture is what gradient ascent drew to excite one feature. Under it, what the dataset images "
+                "that excite the feature most have in common, and its number; 2&times; is twice as active as on the "
+                "best of them.",
+    "activation": "Each picture is what gradient ascent drew to excite one feature. Under it, its number and its "
+                  "activation."}
 BODY = """<header>
 <div class="row"><h1>{title}</h1> <button id="print" hidden>Print</button></div>
 <p class="lead">{lead}</p>
@@ -168,19 +133,21 @@ BODY = """<header>
 <form id="filter" role="search" hidden>
 <label class="wide">Search <input type="search" name="search" placeholder="number or word" autocomplete="off"></label>
 <label>Concept <select name="concept"><option value="">any</option></select></label>
-<label>Sort by <select name="sort"><option>strength</option><option>concept</option><option>activation</option><option>number</option>
-<option>peak</option></select></label>
+<label>Sort by <select name="sort"><option>strength</option><option>concept</option><option>activation</option>
+<option>number</option><option>peak</option></select></label>
 <label class="toggle"><input type="checkbox"> More filters</label>
 <label class="more">Verdict <select name="verdict"><option value="">any</option></select></label>
 <label class="more">Least {score} <input type="number" name="least" step="any" placeholder="any"></label>
 <label class="more">Peak at t <span class="pair">
-<input type="number" name="from" min="0" max="1000" placeholder="0" aria-label="Peak at t, from"> <span aria-hidden="true">&ndash;</span>
+<input type="number" name="from" min="0" max="1000" placeholder="0" aria-label="Peak at t, from">
+<span aria-hidden="true">&ndash;</span>
 <input type="number" name="to" min="0" max="1000" placeholder="1000" aria-label="Peak at t, to"></span></label>
 <div class="end"><span id="count" aria-live="polite"></span> <button type="reset">Show all</button></div>
 </form>
-<noscript><p>This page needs JavaScript for pictures, sorting and search; here are the features' own pages.</p><ul>{links}</ul></noscript>
+<noscript><p>This page needs JavaScript for pictures, sorting and search; here are the features' own pages.</p>
+<ul>{links}</ul></noscript>
 <div id="wall"></div>
 <footer><p>Made by <code>python -m pages --atlas {folder}</code>. Shown of a feature is the result that its own page
-shows first; an excited one comes before all others.{left_out} The peak is the time step at which the feature is most often among the
-most active ones.</p></footer>
+shows first; an excited one comes before all others.{left_out} The peak is the time step at which the feature is most
+often among the most active ones.</p></footer>
 <script type="application/json" id="data">{data}</script>"""

@@ -2,40 +2,43 @@
 
     python featviz.py --feature 12 --timestep 600 --seed 1024 --trace 0 50
 
-    out/<weights>/feature_00012/t0600/seed_1024_trace/step_050.safetensors      all tensors of the step, by name (`record`)
-                                                      step_050_<stage>_<what>.png  its pictures (tracepage.py)
-                                                      trace.html                written last: stages in order, formula, line, numbers
+    out/<weights>/feature_00012/t0600/seed_1024_trace/
+        step_050.safetensors            all tensors of the step, by name (`record`)
+        step_050_<stage>_<what>.png     its pictures (tracepage.py)
+        trace.html                      written last: stages in order, formula, line, numbers
 
-The loop is not touched: tensors come from the `Step` that featviz.ascend yields. What a step does not carry, its random draws, are
-played again beside it, from a copy of the job's generator, so that all of it can be recomputed from the file. Nothing runs after the
-last step asked for, and no result is written.
+The loop is not touched: tensors come from the `Step` that ascent.ascend yields. What a step does not carry, its random
+draws, are played again beside it, from a copy of the job's generator, so that all of it can be recomputed from the
+file. Nothing runs after the last step asked for, and no result is written.
 """
 import json
 
 import torch
 from safetensors.torch import save as save_tensors
 
-from pages import again
-from pages import files
-from pages import tracepage
 from ascent import ascend, default_batch_size, draw, readout, start
+from pages import again, files, tracepage
+from weights.disk import replacing
 
 STRONGEST = 10              # features or channels that are listed beside the target
 
 
 def trace(model, jobs, config, steps, out, size, weights=None, on_step=None):
-    """Run the jobs, `size` together as featviz.stream does, up to the last of `steps`; yields the path of each job's page.
+    """Run the jobs, `size` together as ascent.stream does, up to the last of `steps`; yields each job's page.
 
     `weights`: as given on the command line, for the command that the page shows.
     """
-    model.vae                                                   # says so where there is none, before any work
+    _ = model.vae                                               # says so where there is none, before any work
     together = f" --batch-size {size}" if size != default_batch_size(model.device, model.latent_shape) else ""
     for i in range(0, len(jobs), size):
         batch = jobs[i:i + size]
-        for job, (records, curve) in zip(batch, follow(model, [*batch, *batch[-1:] * (size - len(batch))], config, set(steps), on_step)):
+        full = [*batch, *batch[-1:] * (size - len(batch))]
+        for job, (records, curve) in zip(batch, follow(model, full, config, set(steps), on_step)):
             recipe = files.recipe(model, job, config)
-            command = again.command(recipe, [job.timestep], [job.seed], weights=weights) + f"{together} --trace {' '.join(map(str, steps))}"
-            yield write(model, recipe, command, records, curve, files.path_of(out, recipe).with_name(f"seed_{job.seed}_trace"))
+            command = again.command(recipe, [job.timestep], [job.seed], weights=weights)
+            command += f"{together} --trace {' '.join(map(str, steps))}"
+            folder = files.path_of(out, recipe).with_name(f"seed_{job.seed}_trace")
+            yield write(model, recipe, command, records, curve, folder)
 
 
 def follow(model, jobs, config, steps, on_step=None):
@@ -65,15 +68,17 @@ def record(model, job, config, step, i, values, drawn):
     everything = model.sae.pre_acts(flat) if job.kind == "feature" else flat                    # (S, F)
     top = everything.mean(dim=0).topk(min(STRONGEST, everything.shape[1]))
     climb = values.mean() if config.silent_gradient and step.silent[i] else step.activation[i]
-    tensors = {name: getattr(step, name)[i] for name in ("before", "transformed", "noised", "gradient", "filtered", "smoothed", "after",
-                                                         "activation", "silent")}
+    tensors = {name: getattr(step, name)[i] for name in ("before", "transformed", "noised", "gradient", "filtered",
+                                                         "smoothed", "after", "activation", "silent")}
     tensors |= dict(zip(("shift", "angle", "zoom", "eps"), map(torch.as_tensor, drawn)))
-    tensors |= {"hook": hook, "pre_activation": values.reshape(grid), "climbed": climb, "update": step.after[i] - step.before[i],
-                "strongest": top.indices, "strongest_activation": top.values, "strongest_map": everything[:, top.indices].T.unflatten(1, grid),
-                "adam_mean": step.mean[i], "adam_square": step.square[i]}
+    tensors |= {"hook": hook, "pre_activation": values.reshape(grid), "climbed": climb,
+                "update": step.after[i] - step.before[i], "strongest": top.indices, "strongest_activation": top.values,
+                "strongest_map": everything[:, top.indices].T.unflatten(1, grid), "adam_mean": step.mean[i],
+                "adam_square": step.square[i]}
     tensors |= {f"penalty_{name}": value[i] for name, value in step.penalties.items()}
     tensors["loss"] = sum(value[i] for value in step.penalties.values()) - climb
-    return {name: (t.float() if t.is_floating_point() else t).cpu().clone().contiguous() for name, t in tensors.items()}
+    return {name: (t.float() if t.is_floating_point() else t).cpu().clone().contiguous()
+            for name, t in tensors.items()}
 
 
 def write(model, recipe, command, records, curve, folder):
@@ -95,5 +100,5 @@ def write(model, recipe, command, records, curve, folder):
 
 
 def keep(path, data):
-    with files.replacing(path) as file:
+    with replacing(path) as file:
         file.write(data)

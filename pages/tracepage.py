@@ -1,18 +1,17 @@
-"""The page of a trace: the stages of a step in order, each with its formula, its line in the code, its numbers and its pictures.
+"""The page of a trace: the stages of a step in order, each with its formula, its line of code, numbers and pictures.
 
     STAGES     the literal table: what a section says, and which lines of which file it cites
     pictures   tensors of a step -> pictures; the same bytes lie on disk and in the page
     page       everything -> one self-contained HTML document, a section a stage, as wide as a projector
 
-A cited line is searched for when the page is made, by a text that occurs once in its file, so the number cannot go stale. Every number
-on the page is computed from the tensors that lie beside it, nothing else (tests/test_trace.py does it again).
+A cited line is searched for when the page is made, by a text that occurs once in its file, so its number cannot go
+stale. Every number on the page is computed from the tensors that lie beside it (tests/test_trace.py does it again).
 Axes: 4 x H x W latents, D x h x w at the hook point.
 """
 import inspect
 import io
 import math
 from collections import namedtuple
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,84 +21,90 @@ import ascent
 import regularizers
 import sae
 import schedule
+from pages.web import bars, chart, data_uri, document, escape, img, table
 from vae import to_uint8
-from pages.web import chart, data_uri, document, escape
 
 EDGE = 480                  # pixels that a map is enlarged to, at least
 THUMB = 96
-DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))                    # negative, 0, positive; told apart by the colour-blind
-EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))          # from nothing to the largest
-Panel = namedtuple("Panel", "name png alt caption smooth")
+DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))          # negative, 0, positive; also for the colour-blind
+EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from nothing to the largest
+Panel = namedtuple("Panel", "name png alt caption look")          # look: picture, map or terms (trace.css)
 Stage = namedtuple("Stage", "name title formula idea cites tensors")
 
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
-          "This is all that the ascent may change: {C} numbers at each of {H} × {W} places. First, what the decoder makes of them; then the "
-          "numbers themselves.", [(ascent, "z = before.clone()")], ["before"]),
+          "This is all that the ascent may change: {C} numbers at each of {H} × {W} places. First, what the decoder "
+          "makes of them; then the numbers themselves.", [(ascent, "z = before.clone()")], ["before"]),
     Stage("transformed", "Augmented", "<i>z′</i> = zoom(turn(roll(<i>z</i>)))",
-          "A moved copy: what lifts the {kind} must survive small moves, so it cannot be a trick of single numbers. Drawn at random for this "
-          "step: {down:+.2f} pixels down, {right:+.2f} right, {angle:+.1f} degrees, zoom {zoom:.3f}. Between pixels neighbours are mixed, which "
-          "calms the grain: the deviation goes from {std_before:.3f} to {std_after:.3f}.{same}",
-          [(ascent, "transformed = reg.transform(z, shift, angle, zoom)"), (regularizers, "return F.grid_sample(z, grid,")], ["transformed"]),
-    Stage("noised", "Noised", "<i>x<sub>t</sub></i> = √<i>ᾱ<sub>t</sub></i> <i>z′</i> + √(1 − <i>ᾱ<sub>t</sub></i>) <i>ε</i>",
-          "The UNet learnt to read pictures under noise, and at t = {t} it expects this much: {signal:.3f} of the latent, {noise:.3f} of new "
-          "noise. What lifts the {kind} under ever new noise is in the picture, not in the noise.{same}",
+          "A moved copy: what lifts the {kind} must survive small moves, so it cannot be a trick of single numbers. "
+          "Drawn at random for this step: {down:+.2f} pixels down, {right:+.2f} right, {angle:+.1f} degrees, zoom "
+          "{zoom:.3f}. Between pixels neighbours are mixed, which calms the grain: the deviation goes from "
+          "{std_before:.3f} to {std_after:.3f}.{same}",
+          [(ascent, "transformed = reg.transform(z, shift, angle, zoom)"),
+           (regularizers, "return F.grid_sample(z, grid,")], ["transformed"]),
+    Stage("noised", "Noised",
+          "<i>x<sub>t</sub></i> = √<i>ᾱ<sub>t</sub></i> <i>z′</i> + √(1 − <i>ᾱ<sub>t</sub></i>) <i>ε</i>",
+          "The UNet learnt to read pictures under noise, and at t = {t} it expects this much: {signal:.3f} of the "
+          "latent, {noise:.3f} of new noise. What lifts the {kind} under ever new noise is in the picture, not in the "
+          "noise.{same}",
           [(schedule, "return abar.sqrt() * z + (1 - abar).sqrt() * eps")], ["eps", "noised"]),
     Stage("hook", "At the hook point", "<i>h</i> = UNet(<i>x<sub>t</sub></i>, <i>t</i>, “”) at the hook point",
-          "The UNet runs as far as {point} and stops: {D} numbers at each of {h} × {w} places. The prompt is empty, so only the picture speaks. "
-          "First, how long the vector is at each place; then its longest channels: {channels}.",
-          [(ascent, "hook = model.unet(noised")], ["hook"]),
+          "The UNet runs as far as {point} and stops: {D} numbers at each of {h} × {w} places. The prompt is empty, so "
+          "only the picture speaks. First, how long the vector is at each place; then its longest channels: "
+          "{channels}.", [(ascent, "hook = model.unet(noised")], ["hook"]),
     Stage("activation", "Activation of the {kind}", None, None, None, ["pre_activation"]),
-    Stage("loss", "The loss", "loss = −<i>a</i> + <i>w</i><sub>tv</sub> TV(<i>z</i>) + <i>w</i><sub>range</sub> R(<i>z</i>) "
-          "+ <i>w</i><sub>moment</sub> M(<i>z</i>)", "The activation with a minus sign, and penalties on latents of a kind that no picture "
-          "has: restless, too large, of the wrong mean or deviation. Weights in this run: {weights}.{climbed}",
+    Stage("loss", "The loss", "loss = −<i>a</i> + <i>w</i><sub>tv</sub> TV(<i>z</i>) + <i>w</i><sub>range</sub> "
+          "R(<i>z</i>) + <i>w</i><sub>moment</sub> M(<i>z</i>)",
+          "The activation with a minus sign, and penalties on latents of a kind that no picture has: restless, too "
+          "large, of the wrong mean or deviation. Weights in this run: {weights}.{climbed}",
           [(ascent, "loss = -climb + sum(")], []),
     Stage("gradient", "The gradient", "<i>g</i> = ∂loss / ∂<i>z</i>",
-          "Which way each number of the latent would make the loss larger, found by going back through UNet, noise and move. Beside it its "
-          "spectrum: slow waves in the middle, fine grain at the rim.", [(ascent, "torch.autograd.grad(loss.sum(), z)")], ["gradient"]),
+          "Which way each number of the latent would make the loss larger, found by going back through UNet, noise and "
+          "move. Beside it its spectrum: slow waves in the middle, fine grain at the rim.",
+          [(ascent, "torch.autograd.grad(loss.sum(), z)")], ["gradient"]),
     Stage("filtered", "Spectral filter",
           "low = FFT<sup>−1</sup>[ FFT[<i>g</i>] / (<i>r</i> + 1) ],&ensp; <i>ĝ</i> = low · std(<i>g</i>) / std(low)",
           "A wave that fits <i>r</i> times into the picture is divided by <i>r</i> + 1, then the gradient gets its "
-          "spread back. Its energy moves from {grain_before:.2f} to {grain_after:.2f} waves a picture, on average.{same}",
+          "spread back. Its energy moves from {grain_before:.2f} to {grain_after:.2f} waves a picture, on "
+          "average.{same}",
           [(regularizers, "torch.fft.ifft2("), (regularizers, "return low * gain[")], ["filtered"]),
     Stage("smoothed", "Blur", "<i>g̃</i> = Gaussian blur of <i>ĝ</i>, <i>σ</i> = {sigma:.3g}",
           "A second, weaker way against grain. This is the gradient that the optimiser gets.{same}",
           [(regularizers, "kernel = torch.exp("), (ascent, "smoothed = reg.blur(")], ["smoothed"]),
     Stage("update", "The update", "Δ<i>z</i> = −<i>η</i> <i>m̂</i> / (√<i>v̂</i> + <i>ε</i>) − <i>η λ z</i>",
-          "AdamW divides the running mean of the gradient, <i>m</i>, by its running size, √<i>v</i>: each number moves by about the learning "
-          "rate, {rate:g}, wherever the gradient keeps its sign. The last term, weight decay, takes {decay:.2g} of this move's length.",
-          [(ascent, "mean = mean.lerp("), (ascent, "square = (config.beta2"), (ascent, ".addcdiv(mean, size")], ["adam_mean", "adam_square", "update"]),
+          "AdamW divides the running mean of the gradient, <i>m</i>, by its running size, √<i>v</i>: each number moves "
+          "by about the learning rate, {rate:g}, wherever the gradient keeps its sign. The last term, weight decay, "
+          "takes {decay:.2g} of this move's length.",
+          [(ascent, "mean = mean.lerp("), (ascent, "square = (config.beta2"), (ascent, ".addcdiv(mean, size")],
+          ["adam_mean", "adam_square", "update"]),
     Stage("after", "The latent after", "<i>z</i> ← <i>z</i> + Δ<i>z</i>",
-          "Hardly different from the first picture: one step changes the latent by {change:.1%} of its length. The picture comes from "
-          "doing this {steps} times.", [(ascent, "z = torch.where(alive")], ["after"]),
+          "Hardly different from the first picture: one step changes the latent by {change:.1%} of its length. The "
+          "picture comes from doing this {steps} times.", [(ascent, "z = torch.where(alive")], ["after"]),
 )
 ANSWER = {      # of the stage "activation", for each kind of target: formula, idea, cites
-    "feature": ("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − <i>b</i><sub>dec</sub>) + "
-                "<i>b</i><sub>enc</sub>[{n}]&nbsp;)",
-                "At each place, one dot product with the feature's row of the sparse autoencoder; what is below 0 counts as 0. Their mean, "
-                "{a:.4f}, is the activation, the number that the ascent climbs. {place} It fires at {firing} of {places} places.",
+    "feature": (("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − "
+                 "<i>b</i><sub>dec</sub>) + <i>b</i><sub>enc</sub>[{n}]&nbsp;)"),
+                ("At each place, one dot product with the feature's row of the sparse autoencoder; what is below 0 "
+                 "counts as 0. Their mean, {a:.4f}, is the activation, the number that the ascent climbs. {place} It "
+                 "fires at {firing} of {places} places."),
                 [(sae, "(h * self.encoder.weight[feature]"), (ascent, 'values.relu() if kind == "feature"')]),
     "channel": ("<i>a</i> = mean<sub><i>s</i></sub> <i>h<sub>s</sub></i>[{n}]",
-                "The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation, the number that the ascent climbs. "
-                "{place}", [(ascent, "return h[torch.arange(len(jobs)), targets]"), (ascent, 'values.relu() if kind == "feature"')]),
+                ("The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation, the number "
+                 "that the ascent climbs. {place}"),
+                [(ascent, "return h[torch.arange(len(jobs)), targets]"),
+                 (ascent, 'values.relu() if kind == "feature"')]),
 }
-document.addEventListener("keydown", event => {         // arrow keys and n, p turn the page
-  const turn = {ArrowRight: 1, n: 1, ArrowLeft: -1, p: -1}[event.key];
-  if (!turn || event.altKey || event.ctrlKey || event.metaKey) return;
-  const all = [...document.querySelectorAll("header, section")];
-  const here = all.findLastIndex(s => s.getBoundingClientRect().top < innerHeight / 3);
-  const next = all[Math.min(Math.max(here + turn, 0), all.length - 1)];
-  next.scrollIntoView(); next.focus({preventScroll: true});
-});
-"""
+BEFORE = {"transformed": "before", "noised": "transformed", "filtered": "gradient", "smoothed": "filtered"}
+JUMPS = " It jumps because the noise is new at every step."
+OFF = " <b>Switched off in this run: the same numbers as before.</b>"
 
 
 # Pictures: tensors -> PNG bytes
 
-def png(array):
-    """(H, W, 3) uint8 -> bytes."""
+def png(picture):
+    """An image, or (H, W, 3) uint8 -> bytes."""
     file = io.BytesIO()
-    Image.fromarray(array).save(file, format="PNG")
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -134,19 +139,19 @@ def largest(*tensors):
 def bar(stops, low, high):
     """The colour scale as HTML, between its two ends."""
     line = ", ".join(f"rgb{stop}" for stop in stops)
-    return f'<br>{low:.3g} <span class="bar" style="background:linear-gradient(90deg, {line})"></span> {high:.3g}'
+    return f'<br>{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {high:.3g}'
 
 
 def decoded(name, model, z, what):
     image = model.decode(z[None].to(model.device))[0].cpu()
-    return Panel(name, png(to_uint8(image)), f"{what}, decoded", f"{what}, decoded by the autoencoder.", True)
+    return Panel(name, png(to_uint8(image)), f"{what}, decoded", f"{what}, decoded by the autoencoder.", "picture")
 
 
 def signed(name, x, top, what):
     """Up to four maps (n, H, W) in blue and red, `top` the number of full colour."""
     tiles = [enlarge(colours(0.5 + 0.5 * m / top, DIVERGING), EDGE // 2) for m in x[:4].numpy()]
     scale = bar(DIVERGING, -top, top) if x.any() else "<br>0 everywhere"
-    return Panel(name, png(mosaic(tiles)), f"{what}: blue below 0, red above", f"{what}. {scale}", False)
+    return Panel(name, png(mosaic(tiles)), f"{what}: blue below 0, red above", f"{what}. {scale}", "map")
 
 
 def heat(name, x, what, low=0.0, top=None):
@@ -161,7 +166,7 @@ def heat(name, x, what, low=0.0, top=None):
             pen.text(((column + 0.5) * cell, (row + 0.5) * cell), f"{v:.2f}", anchor="mm", font=font,
                      fill="black" if share[row, column] > 0.6 else "white")
         picture = np.asarray(picture)
-    return Panel(name, png(picture), f"{what}, brighter where larger", f"{what}. {bar(EMBER, low, top)}", False)
+    return Panel(name, png(picture), f"{what}, brighter where larger", f"{what}. {bar(EMBER, low, top)}", "map")
 
 
 def lit(name, model, z, fires, what):
@@ -169,7 +174,8 @@ def lit(name, model, z, fires, what):
     image = to_uint8(model.decode(z[None].to(model.device))[0].cpu())
     light = Image.fromarray((255 * fires / largest(fires)).nan_to_num(0, 0, 0).numpy().astype(np.uint8))
     light = np.asarray(light.resize(image.shape[1::-1], Image.Resampling.NEAREST))
-    return Panel(name, png((image * (0.2 + 0.8 * light[..., None] / 255)).round().astype(np.uint8)), what, what + ".", True)
+    shown = (image * (0.2 + 0.8 * light[..., None] / 255)).round().astype(np.uint8)
+    return Panel(name, png(shown), what, what + ".", "picture")
 
 
 def spectrum(g):
@@ -186,14 +192,13 @@ def loss_bars(s):
     pen, font, top = ImageDraw.Draw(picture), ImageFont.load_default(20), largest(*(v for _, v in terms))
     for i, (name, value) in enumerate(terms):
         y, end = 8 + i * row, zero + (value.nan_to_num(0, 0, 0).item() / top) * (180 if value > 0 else 200)
-        pen.rectangle((min(zero, end), y + 8, max(zero, end), y + row - 12), fill=DIVERGING[2] if value > 0 else DIVERGING[0])
+        pen.rectangle((min(zero, end), y + 8, max(zero, end), y + row - 12), fill=DIVERGING[2 if value > 0 else 0])
         pen.text((8, y + 14), name, fill="black", font=font)
         pen.text((width - 8, y + 14), f"{value.item():+.4f}", anchor="ra", fill="black", font=font)
     pen.line((zero, 0, zero, height), fill="#888888", width=2)
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
     said = ", ".join(f"{name} {value.item():+.4f}" for name, value in terms)
-    return Panel("terms", file.getvalue(), f"Terms of the loss: {said}", "The terms and their sum. Blue lowers the loss, red raises it.", None)
+    return Panel("terms", png(picture), f"Terms of the loss: {said}",
+                 "The terms and their sum. Blue lowers the loss, red raises it.", "terms")
 
 
 def loss_terms(s):
@@ -214,10 +219,10 @@ def pictures(model, kind, s):
     z_top = largest(*(s[name] for name in ("before", "transformed", "noised", "after")))
     g_top = largest(*(s[name] for name in ("gradient", "filtered", "smoothed")))
     waves = {name: spectrum(s[name]) for name in ("gradient", "filtered", "smoothed")}
-    low, high = (f(w.nan_to_num(0, 0, 0)).item() for f, w in ((torch.min, waves["gradient"]), (torch.max, waves["filtered"])))
-    high = max(high, waves["gradient"].nan_to_num(0, 0, 0).max().item())
-    fires = s["pre_activation"].relu()
-    channels = strongest_channels(s["hook"])
+    sound = {name: w.nan_to_num(0, 0, 0) for name, w in waves.items()}
+    low, high = sound["gradient"].min().item(), max(sound[name].max().item() for name in ("gradient", "filtered"))
+    pre, long = s["pre_activation"], s["hook"][strongest_channels(s["hook"])]
+    fires, lights = pre.relu(), "feature fires" if kind == "feature" else "channel is above 0"
     latent = lambda name, what: [decoded("picture", model, s[name], what),
                                  signed("channels", s[name], z_top, f"{what}, channels 0 to 3 row by row")]
     force = lambda name, what: [signed("channels", s[name], g_top, f"{what}, channels 0 to 3 row by row"),
@@ -226,15 +231,16 @@ def pictures(model, kind, s):
         "before": latent("before", "The latent"), "transformed": latent("transformed", "The moved copy"),
         "noised": latent("noised", "What the UNet sees"),
         "hook": [heat("norm", s["hook"].norm(dim=0), "Length of the vector at each place"),
-                 signed("channels", s["hook"][channels], largest(s["hook"][channels]), "Its four longest channels")],
+                 signed("channels", long, largest(long), "Its four longest channels")],
         "activation": [heat("map", fires, "Activation at each place") if kind == "feature" else
-                       signed("map", s["pre_activation"][None], largest(s["pre_activation"]), "The channel at each place"),
-                       lit("where", model, s["transformed"], fires, "The moved copy, lit where the " + ("feature fires" if kind == "feature" else "channel is above 0"))],
+                       signed("map", pre[None], largest(pre), "The channel at each place"),
+                       lit("where", model, s["transformed"], fires, f"The moved copy, lit where the {lights}")],
         "loss": [loss_bars(s)],
         "gradient": force("gradient", "Gradient"), "filtered": force("filtered", "After the filter"),
         "smoothed": force("smoothed", "After the blur"),
         "update": [signed("channels", s["update"], largest(s["update"]), "The update, channels 0 to 3 row by row"),
-                   signed("mean", s["adam_mean"], largest(s["adam_mean"]), "The running mean of the gradient, as it was before this step")],
+                   signed("mean", s["adam_mean"], largest(s["adam_mean"]),
+                          "The running mean of the gradient, as it was before this step")],
         "after": latent("after", "The latent after the step"),
     }
 
@@ -262,85 +268,78 @@ def grain(g):
 
 
 def facts(recipe, k, s, abar):
-    """The numbers that the sentences of STAGES and ANSWER take, from a step's tensors and its recipe; abar is that of the time step."""
+    """What the sentences of STAGES and ANSWER take, from a step's tensors and its recipe; abar is that of its t."""
     job, config = recipe["job"], recipe["config"]
     kind = "channel" if job["feature"] is None else "feature"
-    values, order = s["pre_activation"], s["strongest"].tolist()
-    rank = order.index(job[kind]) if job[kind] in order else None
+    order = s["strongest"].tolist()
+    more = order.index(job[kind]) if job[kind] in order else f"{len(order)} or more"
     unit = s["before"].shape[-1] / regularizers.REFERENCE_WIDTH
-    sigma = unit * regularizers.smoothing_sigma(k, config["num_steps"], config["gradient_smoothing_sigma_start"],
-                                                config["gradient_smoothing_sigma_end"])
-    return {
+    sigma = regularizers.smoothing_sigma(k, config["num_steps"], config["gradient_smoothing_sigma_start"],
+                                         config["gradient_smoothing_sigma_end"])
+    climbed = " The feature is silent at every place, so its mean before the relu is climbed instead."
+    told = {
         "kind": kind, "n": job[kind], "t": job["timestep"], "point": recipe["hook_point"], "steps": config["num_steps"],
         **dict(zip("CHW", s["before"].shape)), **dict(zip("Dhw", s["hook"].shape)),
-        "down": s["shift"][0], "right": s["shift"][1], "angle": s["angle"], "zoom": s["zoom"], "signal": abar.sqrt(), "noise": (1 - abar).sqrt(),
+        "down": s["shift"][0], "right": s["shift"][1], "angle": s["angle"], "zoom": s["zoom"],
+        "signal": abar.sqrt(), "noise": (1 - abar).sqrt(),
         "channels": ", ".join(map(str, strongest_channels(s["hook"]).tolist())), "a": s["activation"],
-        "place": f"At this step {len(order)} {kind}s or more are more active." if rank is None else
-                 f"At this step no other {kind} is more active." if rank == 0 else f"At this step {rank} other {kind}s are more active.",
-        "firing": (values > 0).sum(), "places": values.numel(), "grain_before": grain(s["gradient"]), "grain_after": grain(s["filtered"]),
-        "climbed": " The feature is silent at every place, so its mean before the relu is climbed instead." if s["silent"] and
-                   config["silent_gradient"] else "",
-        "sigma": sigma, "rate": config["learning_rate"], "change": s["update"].norm() / s["before"].norm(),
+        "place": f"At this step {more or 'no'} other {kind}s are more active.",
+        "firing": (s["pre_activation"] > 0).sum(), "places": s["pre_activation"].numel(),
+        "grain_before": grain(s["gradient"]), "grain_after": grain(s["filtered"]),
+        "climbed": climbed if s["silent"] and config["silent_gradient"] else "",
+        "sigma": unit * sigma, "rate": config["learning_rate"], "change": s["update"].norm() / s["before"].norm(),
         "std_before": s["before"].std(), "std_after": s["transformed"].std(),
-        "weights": ", ".join(f"{name.replace('_', ' ')} {config[name + '_weight']:g}" for name in ("total_variation", "range", "moment")),
+        "weights": ", ".join(f"{name.replace('_', ' ')} {config[name + '_weight']:g}"
+                             for name in ("total_variation", "range", "moment")),
         "decay": config["learning_rate"] * config["weight_decay"] * s["before"].norm() / s["update"].norm(),
     }
+    return {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in told.items()}
 
 
-BEFORE = {"transformed": "before", "noised": "transformed", "filtered": "gradient", "smoothed": "filtered"}     # what a stage works on
-OFF = " <b>Switched off in this run: the same numbers as before.</b>"
-
-
-def section(stage, k, steps, recipe, s, panels, told):
+def section(stage, k, steps, s, panels, told):
     """One stage of step k as HTML; `told` are its facts."""
-    place, same = [t.name for t in STAGES].index(stage.name), stage.name in BEFORE and torch.equal(s[stage.name], s[BEFORE[stage.name]])
+    place, before = STAGES.index(stage), BEFORE.get(stage.name)
     formula, idea, cites = ANSWER[told["kind"]] if stage.name == "activation" else stage[2:5]
-    told = {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in told.items()} | {"same": OFF if same else ""}
+    told = told | {"same": OFF if before and torch.equal(s[stage.name], s[before]) else ""}
     lines = "".join('<p class="line"><b>{}:{}</b></p><pre>{}</pre>'.format(*map(escape, cite(*c))) for c in cites)
-    figures = "".join(f'<figure><img class="{"bars" if p.smooth is None else "picture" if p.smooth else "map"}" src="{data_uri(p.png, "png")}" '
-                      f'alt="{escape(p.alt)}, step {k}"><figcaption>{p.caption}</figcaption></figure>' for p in panels)
-    more = strongest(s, told) if stage.name == "activation" else ""
+    figures = "".join(f'<figure><img class="{p.look}" src="{data_uri(p.png, "png")}" alt="{escape(p.alt)}, step {k}">'
+                      f"<figcaption>{p.caption}</figcaption></figure>" for p in panels)
     return f"""<section id="s{k}-{stage.name}" tabindex="-1"><div><div>
 <p class="where">step {k} of {told["steps"]}, stage {place + 1} of {len(STAGES)}</p>
 <h2>{stage.title.format(**told)}</h2>
 <p class="formula">{formula.format(**told)}</p>
 <p class="idea">{idea.format(**told)}</p>
 <div class="line">{lines}</div>
-{table(stage, s)}
-</div><div class="pictures">{figures}{more}</div></div>
+{tensors(stage, s)}
+</div><div class="pictures">{figures}{strongest(s, told) if stage.name == "activation" else ""}</div></div>
 {ways(place, k, steps)}</section>
 """
 
 
-def table(stage, s):
+def tensors(stage, s):
     """The numbers of a stage's tensors; for the loss its terms."""
     if stage.name == "loss":
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{v.item():.5g}</td></tr>" for name, v in loss_terms(s))
-        return f'<div class="scroll"><table class="numbers">{rows}</table></div>'
-    head = "".join(f"<th>{name}</th>" for name in numbers(s["before"]))
-    rows = "".join(f'<tr><th><code>{name}</code></th>{"".join(f"<td>{v.item():.4g}</td>" for v in numbers(s[name]).values())}</tr>'
-                   for name in stage.tensors)
-    return f'<div class="scroll"><table class="numbers"><tr><th></th>{head}</tr>{rows}</table></div>'
+        return table((), [(name, f"{v.item():.5g}") for name, v in loss_terms(s)], "Terms of the loss")
+    rows = [(name, *(f"{v.item():.4g}" for v in numbers(s[name]).values())) for name in stage.tensors]
+    return table(("", *numbers(s["before"])), rows, "Numbers of its tensors")
 
 
 def strongest(s, told):
-    """The most active features or channels at this step as bars, the target in bold."""
-    top = largest(s["strongest_activation"])
-    rows = "".join(f'<tr{" class=me" if n == told["n"] else ""}><th>{told["kind"]} {n}</th><td>{a:.4f}</td><td><span class="share" '
-                   f'style="width:{max(a, 0) / top:.1%}"></span></td></tr>'
-                   for n, a in zip(s["strongest"].tolist(), s["strongest_activation"].tolist()))
-    return f'<div class="wide"><p>The most active {told["kind"]}s at this step, mean over places:</p><table class="strongest">{rows}</table></div>'
+    """The most active features or channels at this step as bars, the target in another colour."""
+    rows = [(f"{told['kind']} {n}", f"{a:.4f}", a, n == told["n"])
+            for n, a in zip(s["strongest"].tolist(), s["strongest_activation"].nan_to_num(0).tolist())]
+    return f'<div class="wide"><p>The most active {told["kind"]}s at this step, mean over places:</p>{bars(rows)}</div>'
 
 
 def ways(place, k, steps):
     """Links to the stage before and after, and to the same stage of the other steps."""
-    at, links = steps.index(k), []
-    if place or at:
-        there = (k, STAGES[place - 1]) if place else (steps[at - 1], STAGES[-1])
-        links.append(f'<a rel="prev" href="#s{there[0]}-{there[1].name}">← {"" if place else f"step {there[0]}: "}{title(there[1])}</a>')
-    if place + 1 < len(STAGES) or at + 1 < len(steps):
-        there = (k, STAGES[place + 1]) if place + 1 < len(STAGES) else (steps[at + 1], STAGES[0])
-        links.append(f'<a rel="next" href="#s{there[0]}-{there[1].name}">{"" if there[0] == k else f"step {there[0]}: "}{title(there[1])} →</a>')
+    order, links = [(step, stage) for step in steps for stage in STAGES], []
+    at = steps.index(k) * len(STAGES) + place
+    for i, rel, arrow in ((at - 1, "prev", "← {}"), (at + 1, "next", "{} →")):
+        if 0 <= i < len(order):
+            step, stage = order[i]
+            there = title(stage) if step == k else f"step {step}: {title(stage)}"
+            links.append(f'<a rel="{rel}" href="#s{step}-{stage.name}">{arrow.format(there)}</a>')
     links += [f'<a href="#s{other}-{STAGES[place].name}">the same at step {other}</a>' for other in steps if other != k]
     return f'<nav class="ways noprint" aria-label="Stages">{"".join(links)} <a href="#top">overview</a></nav>'
 
@@ -349,35 +348,41 @@ def title(stage):
     return stage.title.format(kind="target")
 
 
-def thumb(panel):
-    """The picture, small."""
-    picture, file = Image.open(io.BytesIO(panel.png)), io.BytesIO()
-    picture.resize((THUMB * picture.width // picture.height, THUMB), Image.Resampling.BICUBIC if panel.smooth else
-                   Image.Resampling.BOX).save(file, format="PNG")
-    return data_uri(file.getvalue(), "png")
+def glance(k, panels):
+    """The first picture of every stage of step k, small, as links to the stages."""
+    entries = []
+    for stage in STAGES:
+        panel = panels[stage.name][0]
+        picture = Image.open(io.BytesIO(panel.png))
+        small = picture.resize((THUMB * picture.width // picture.height, THUMB), Image.Resampling.BICUBIC
+                               if panel.look == "picture" else Image.Resampling.BOX)
+        source = img(data_uri(png(small), "png"), f"{stage.name} at step {k}")
+        entries.append(f'<li><a href="#s{k}-{stage.name}">{source}{title(stage)}</a></li>')
+    return f'<h3>Step {k}</h3><div class="scroll"><ol class="glance">{"".join(entries)}</ol></div>'
 
 
 def page(noise_schedule, recipe, command, records, pictures, curve):
     """The document: {step: tensors}, {step: {stage: [Panel]}}, the activation at each step so far."""
-    job, steps = recipe["job"], list(records)
-    kind = "channel" if job["feature"] is None else "feature"
-    name = f"{kind} {job[kind]} of {recipe['weights']}, t {job['timestep']}, seed {job['seed']}"
-    glances = "".join(f'<h3>Step {k}</h3><div class="scroll"><ol class="glance">' + "".join(
-        f'<li><a href="#s{k}-{stage.name}"><img src="{thumb(pictures[k][stage.name][0])}" alt="{escape(stage.name)} at step {k}">'
-        f'{title(stage)}</a></li>' for stage in STAGES) + "</ol></div>" for k in steps)
+    job, steps, last = recipe["job"], list(records), len(curve) - 1
     abar = noise_schedule.alphas_cumprod[job["timestep"]].double().cpu()
-    sections = "".join(section(stage, k, steps, recipe, records[k], pictures[k][stage.name], facts(recipe, k, records[k], abar))
+    told = {k: facts(recipe, k, records[k], abar) for k in steps}
+    kind = told[steps[0]]["kind"]
+    name = f"{kind} {job[kind]} of {recipe['weights']}, t {job['timestep']}, seed {job['seed']}"
+    sections = "".join(section(stage, k, steps, records[k], pictures[k][stage.name], told[k])
                        for k in steps for stage in STAGES)
     files = ", ".join(f"<code>step_{k:03d}.safetensors</code>" for k in steps)
-    body = f"""<header id="top" tabindex="-1"><h1>{"One step" if len(steps) == 1 else f"{len(steps)} steps"} of the ascent, opened up</h1>
-<p class="lead">{escape(name)}. Every step changes the latent a little so that the {kind} answers more. Follow one from stage to stage: by
-scrolling, by the links, or with the arrow keys.</p>
-{glances}
+    course = chart(list(curve), f"Activation at steps 0 to {last}", max(last, 1), 900, marks=steps if last else ())
+    body = f"""<header id="top" tabindex="-1">
+<h1>{"One step" if len(steps) == 1 else f"{len(steps)} steps"} of the ascent, opened up</h1>
+<p class="lead">{escape(name)}. Every step changes the latent a little so that the {kind} answers more. Follow one from
+stage to stage: by scrolling, by the links, or with the arrow keys.</p>
+{"".join(glance(k, pictures[k]) for k in steps)}
 <h3>Activation at every step so far</h3>
-{chart(list(curve), f"Activation at steps 0 to {len(curve) - 1}", max(len(curve) - 1, 1), width=900, marks=steps if len(curve) > 1 else ())}
-<p>Marked: the steps opened up here.{" It jumps because the noise is new at every step." if recipe["config"]["noise"] else ""}</p></header>
+{course}
+<p>Marked: the steps opened up here.{JUMPS if recipe["config"]["noise"] else ""}</p></header>
 {sections}<footer><h2>How this page was made</h2>
-<p>By <code>featviz.py --trace</code>, from the tensors in {files} beside it; they hold every number of these steps, by the names in the
-tables, and with the weights each stage can be computed again from the one before. Torch {escape(recipe["torch"])} on {escape(recipe["device"])},
-{escape(recipe["dtype"])}. The command:</p><pre>{escape(command)}</pre></footer>"""
+<p>By <code>featviz.py --trace</code>, from the tensors in {files} beside it; they hold every number of these steps, by
+the names in the tables, and with the weights each stage can be computed again from the one before. Torch
+{escape(recipe["torch"])} on {escape(recipe["device"])}, {escape(recipe["dtype"])}. The command:</p>
+<pre>{escape(command)}</pre></footer>"""
     return document(f"{name}: steps {', '.join(map(str, steps))}", body, "trace")

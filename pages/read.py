@@ -1,0 +1,180 @@
+"""Results on disk, read and checked: what the sheet, the page and the atlas show of them.
+
+Reads what files.py wrote and nothing else. A file that is broken, or no result, is left out; so is a picture that lies
+neither among the results nor among the weights, whatever a record says of it.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+PROJECT = Path(__file__).resolve().parent.parent
+BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError,
+          SyntaxError, SafetensorError)         # SyntaxError is Pillow's
+SCORES = ("activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank")
+
+
+@dataclass
+class Found:
+    """A result on disk; the last five are empty in records of older versions."""
+    path: Path                  # of the picture
+    t: int
+    seed: int
+    recipe: dict
+    verdict: str
+    scores: dict                # name -> number, None where it was not finite
+    history: dict               # name -> one number a step
+    others: list                # [[index, activation]] of what the picture excites most beside the target
+    heat: list                  # h x w activation of the target at each hook position
+    steps: list                 # after how many steps a picture was kept
+    strip: Path | None          # of these pictures, side by side
+    nearest_channel: int | None
+
+    @property
+    def kind(self):
+        return "channel" if self.recipe["job"]["feature"] is None else "feature"
+
+    @property
+    def target(self):
+        return self.recipe["job"][self.kind]
+
+    @property
+    def steered(self):
+        """Whether the first of the kept pictures is a steered prior."""
+        return self.strip is not None and self.recipe["config"].get("prior") == "steer"
+
+    def frame(self, k):
+        """The k-th of the kept pictures."""
+        with Image.open(self.strip) as strip:
+            width = strip.width // len(self.steps)
+            return strip.crop((k * width, 0, (k + 1) * width, strip.height)).convert("RGB")
+
+    def trace(self):
+        """The page of the trace that lies beside it, or None; one of other settings is none of this result."""
+        page = self.path.with_name(f"{self.path.stem}_trace") / "trace.html"
+        made = [attempt(traced_recipe, path) for path in page.parent.glob("step_*.safetensors")]
+        return page if page.exists() and made and all(recipe == self.recipe for recipe in made) else None
+
+
+def attempt(read, path, broken=None):
+    """What `read` makes of a file; None where it cannot, and then the file is among the broken."""
+    try:
+        return read(path)
+    except BROKEN:
+        if broken is not None:
+            broken.append(path)
+        return None
+
+
+def traced_recipe(path):
+    """The recipe that a step's file of a trace names (trace.py)."""
+    with safe_open(path, framework="numpy") as file:
+        recipe = json.loads(file.metadata()["featviz"])
+    del recipe["step"]
+    return recipe
+
+
+def number(value):
+    return None if value is None else float(value)
+
+
+def read_record(path):
+    """One record, checked, its pictures not yet; raises one of BROKEN for what is no result."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    job, nearest, verdict = record["recipe"]["job"], record.get("nearest_channel"), record["verdict"]
+    t, seed = int(job["timestep"]), int(job["seed"])
+    if job["feature"] is None and job["channel"] is None or not isinstance(verdict, str):
+        raise ValueError("no result")
+    if not path.parent.name.startswith(f"t{t:04d}") or path.stem != f"seed_{seed}":
+        raise ValueError("not the result of this time step and seed")
+    scores = {name: number(value) for name, value in record["scores"].items()}
+    steps = [int(n) for n in record.get("stored_steps", [])]
+    return Found(path.with_suffix(".png"), t, seed, {"config": {}, "fingerprints": {}} | record["recipe"], verdict,
+                 dict.fromkeys(SCORES) | scores,
+                 {name: [number(v) for v in values] for name, values in record["history"].items()},
+                 [(int(i), number(a)) for i, a in record.get("others", [])],
+                 [[number(v) for v in row] for row in record.get("heat", [])],
+                 steps, path.with_suffix(".steps.jpg") if steps else None, None if nearest is None else int(nearest))
+
+
+def read_result(path):
+    """One record with its pictures, checked; raises one of BROKEN for what is no result."""
+    found = read_record(path)
+    for file in filter(None, (found.path, found.strip)):
+        with Image.open(file) as image:
+            image.load()
+    if image.width < len(found.steps):
+        raise ValueError("fewer pixels than pictures")
+    return found
+
+
+def read_results(folder):
+    """The results below a feature's folder, by time step and seed."""
+    found = (attempt(read_result, path) for path in Path(folder).glob("t*/seed_*.json"))
+    return sorted(filter(None, found), key=lambda r: (r.t, r.seed))
+
+
+def read_activity(folder, examples=True, broken=None):
+    """activity.json, checked: what is known of the feature's activity in a dataset; None where nothing is. Without
+    `examples` no picture is opened."""
+    def read(path):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        curves = {name: [float(v) for v in record[name]] for name in ("profile", "largest")}
+        peaks = [int(t) for t in record["peaks"]]
+        if not all(0 <= t < len(curve) > 1 for curve in curves.values() for t in [0, *peaks]):
+            raise ValueError("no curve over the time steps")
+        shown = {int(t): [{"activation": float(e["activation"]), "prompt": str(e["prompt"]),
+                           "file": find_image(folder, e["file"])} for e in found]
+                 for t, found in (record["examples"] if examples else {}).items()}
+        return curves | {"examples": shown, "peaks": peaks, "images": int(record["images"]),
+                         "concept": [str(word) for word in record.get("concept", [])],
+                         "ever_among_the_top": bool(record["ever_among_the_top"])}
+    path = Path(folder) / "activity.json"
+    return attempt(read, path, broken) if path.exists() else None
+
+
+def find_image(folder, file):
+    """Where a dataset image lies now: as written down, or beside the folder when all was moved; None if it cannot be
+    opened, or lies neither among the results, nor in the capture beside them, nor in the project's weights."""
+    results = Path(folder).resolve().parent
+    rooms = [room.resolve() for room in (results, results / "activity", PROJECT / "weights")]
+    for path in (Path(file), results / "activity" / "images" / Path(file).name):
+        if any(path.resolve().is_relative_to(room) for room in rooms) and attempt(load, path):
+            return path
+    return None
+
+
+def load(path):
+    with Image.open(path) as image:
+        return image.load()
+
+
+def in_units(value, t, activity):
+    """An activation in units of the strongest dataset image's at this time step; None where one is not known or 0."""
+    most = activity["largest"][t] if activity and t < len(activity["largest"]) else 0
+    return value / most if most > 0 and value is not None else None
+
+
+def gain(result, activity):
+    """What the ascent reached, in these units."""
+    return in_units(result.scores["activation"], result.t, activity)
+
+
+def best(found, activity):
+    """The result to show first: an excited one before others. Of those whose picture, decoded and encoded again,
+    excites the feature as much as any dataset image at that time step, the one seen through the most noise, which
+    leaves it no fine texture to lean on; else the one that excites it most."""
+    low = lambda v: float("-inf") if v is None else v
+
+    def order(r):
+        value = r.scores["activation_reencoded"]
+        strength = low(in_units(value, r.t, activity))
+        return r.verdict == "excited", r.t if strength >= 1 else -1, strength, low(value)
+    return max(found, key=order)
+
+
+def short(value):
+    """A number to read."""
+    return "-" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
