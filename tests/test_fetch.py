@@ -724,7 +724,7 @@ def test_rate_limits_of_the_listing_are_waited_for(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(download.time, "sleep", waited.append)
     hub.script, hub.only = [{"status": 429, "retry": 7}, {"status": 429, "retry": 900}, {"status": 503}], "/api/"
     assert run(tmp_path) == 0
-    assert waited == [7, 60, 0]                                 # as long as the hub asks for, but a minute; BACKOFF is 0
+    assert waited == [7, 60, 0]                                 # as the hub asks for, a minute at most; BACKOFF is 0
     check_whole(tmp_path)
 
 
@@ -739,6 +739,16 @@ def test_a_listed_hash_that_is_not_the_published_one_is_refused_before_anything(
     assert run(tmp_path) == 2
     assert f"{BIG}: the hub lists another file (sha256:{sha(OTHER)}) than the published one" in one_line(capsys)
     assert asked_only(hub) and not list(tmp_path.iterdir())
+
+
+def test_a_sure_hash_of_another_kind_than_the_listed_one_counts(hub, tmp_path, monkeypatch, capsys):
+    """The hub lists git's name of a small file; of the tokenizer the SHA-256 is known."""
+    for text, code in ((b"other", 2), (OTHERS["tokenizer/merges.txt"], 0)):
+        pinned = tuple(replace(f, pin="sha256:" + sha(text), sure=True) if f.name == "tokenizer/merges.txt" else f
+                       for f in PIECE.files)
+        monkeypatch.setitem(sources.BUNDLES, "sd14", of(replace(PIECE, files=pinned)))
+        assert run(tmp_path) == code
+        assert code == 0 or "tokenizer/merges.txt: what came has sha256" in one_line(capsys)
 
 
 def test_a_file_that_is_not_the_listed_one_is_refused(hub, tmp_path, capsys):
