@@ -1,4 +1,4 @@
-"""Fetching weights from a hub on this machine that misbehaves on demand: what is kept is whole, what is wrong is one line."""
+"""Fetching weights from a hub on this machine that misbehaves on demand: what is kept is whole, errors are one line."""
 import errno
 import hashlib
 import json
@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests import clip_vocab, tiny
-from weights import download, fetch, layouts, listing, sources
+from weights import download, fetch, sources
 from weights import hub as hubs_own
+from weights.layouts import LEGACY_ATTENTION
 from weights.load import load
 from weights.sources import Bundle, File, Piece, Source
 
@@ -31,15 +32,16 @@ CARD, LICENCE, CONFIG = b"---\nlicense: x\n---\nA card.\n", b"You may.\n", b'{"i
 BIG = "unet/diffusion_pytorch_model.safetensors"
 BIG_HALF = "unet/diffusion_pytorch_model.fp16.safetensors"
 OTHERS = {name: name.encode() for name in (
-    "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
-    "tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json")}
+    "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
+    "text_encoder/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt",
+    "scheduler/scheduler_config.json")}
 REPO = "/pub/model/resolve/rev1/"
 LARGE = (".safetensors", ".bin")
 sha = lambda data: hashlib.sha256(data).hexdigest()
 
 # One entry of a hub's `script` is how one request is answered: status, retry (seconds), code (X-Error-Code), cut (bytes
-# sent), length (added to Content-Length), body, html, ignore_range, content_range, location, linked (headers to change),
-# bare (no hash), chunked, hold (bytes sent before it falls silent). It counts for addresses that contain `only`.
+# sent), length (added to Content-Length), body, html, ignore_range, content_range, location, linked (headers to
+# change), bare (no hash), chunked, hold (bytes sent before it falls silent), endless. For addresses that have `only`.
 
 
 def listed(path, data):
@@ -164,7 +166,8 @@ PIECE = Piece("the model", (Source("pub/model", "rev1"),),
                *(File(name, len(data)) for name, data in OTHERS.items())),
               (File(BIG, len(DATA), "sha256:" + sha(DATA)[:16], sure=True),),
               (File(BIG_HALF, len(HALF)),), rule="model")
-TERMS = Piece("the licence's text", (Source("spaces/terms"),), (File("license.txt", 9, save_as="LICENSE", optional=True),))
+TERMS = Piece("the licence's text", (Source("spaces/terms"),),
+              (File("license.txt", 9, save_as="LICENSE", optional=True),))
 TINY = Bundle("Tiny", "tiny", ("openrail",), (PIECE, TERMS), "Go on in {folder}.", "look elsewhere")
 
 
@@ -177,7 +180,8 @@ def hub(hubs, monkeypatch):
     """A hub that has the whole of TINY, which is "sd14" here, named by HF_ENDPOINT."""
     hub = hubs()
     names = {"README.md": CARD, "unet/config.json": CONFIG, BIG: DATA, BIG_HALF: HALF} | OTHERS
-    hub.files = {REPO + name: data for name, data in names.items()} | {"/spaces/terms/resolve/main/license.txt": LICENCE}
+    hub.files = {REPO + name: data for name, data in names.items()}
+    hub.files["/spaces/terms/resolve/main/license.txt"] = LICENCE
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setitem(sources.BUNDLES, "sd14", TINY)
     return hub
@@ -213,7 +217,8 @@ def one_line(capsys):
 def test_everything_arrives_verified_with_its_licence(hub, tmp_path, capsys):
     assert run(tmp_path / "new/sd") == 0
     check_whole(tmp_path / "new/sd")
-    assert (tmp_path / "new/sd/README.md").read_bytes() == CARD and (tmp_path / "new/sd/LICENSE").read_bytes() == LICENCE
+    assert (tmp_path / "new/sd/README.md").read_bytes() == CARD
+    assert (tmp_path / "new/sd/LICENSE").read_bytes() == LICENCE
     out = capsys.readouterr().out
     assert out.index("CreativeML OpenRAIL-M") < out.index("verified by git") < out.index("verified by sha256")
     assert out.endswith(f"complete, every file verified. Go on in {tmp_path / 'new/sd'}.\n")
@@ -347,8 +352,8 @@ FAILS = {   # answers to every request -> (what the line says, bytes that stay)
     "too long, length true": ({"body": DATA + b"x"}, "announces 300001 bytes", None),
     "announces more": ({"length": 7}, "announces 300007 bytes", None),
     "announces less": ({"length": -7}, "announces 299993 bytes", None),
-    "hub states less": ({"linked": {"X-Linked-Size": 10}}, "announces 300000 bytes in one place and 10 in another", None),
-    "hub states far more": ({"linked": {"X-Linked-Size": 10 ** 12}}, "speaks of 1000000000000 bytes where about 300000", None),
+    "hub states less": ({"linked": {"X-Linked-Size": 10}}, "announces 300000 bytes in one place and 10 in ", None),
+    "hub states far more": ({"linked": {"X-Linked-Size": 10 ** 12}}, "speaks of 1000000000000 bytes where about", None),
     "hub states another hash": ({"linked": {"X-Linked-Etag": f'"{sha(OTHER)}"'}}, "has another file", None),
     "page": ({"html": "text/html; charset=utf-8"}, "a web page came in place of the file", None),
     "page in disguise": ({"html": "application/octet-stream"}, "a web page came in place of the file", 0),
@@ -379,8 +384,8 @@ def test_what_cannot_be_ends_in_one_line_and_never_takes_the_name(hub, tmp_path,
     check_whole(tmp_path)
 
 
-@pytest.mark.parametrize("how", [{"status": 429, "retry": 0}, {"status": 503}, {"status": 500}, {"length": 5}, {"body": DATA[:9]},
-                                 {"cut": 9}, {"location": "http://127.0.0.1:1/x"}])
+@pytest.mark.parametrize("how", [{"status": 429, "retry": 0}, {"status": 503}, {"status": 500}, {"length": 5},
+                                 {"body": DATA[:9]}, {"cut": 9}, {"location": "http://127.0.0.1:1/x"}])
 def test_passing_trouble_passes(hub, tmp_path, how):
     hub.script = [how, how]
     assert run(tmp_path) == 0
@@ -493,7 +498,8 @@ def test_an_https_hub_may_not_send_us_to_http(monkeypatch):
 
 
 @pytest.mark.parametrize("endpoint, token, text", [
-    ("ftp://x", "", "HF_ENDPOINT must be"), ("huggingface.co", "", "HF_ENDPOINT must be"), ("http://[x", "", "HF_ENDPOINT must be"),
+    ("ftp://x", "", "HF_ENDPOINT must be"), ("huggingface.co", "", "HF_ENDPOINT must be"),
+    ("http://[x", "", "HF_ENDPOINT must be"),
     ("https://me:hf_secret@x", "", "HF_ENDPOINT must be"), ("https://x?a=hf_secret", "", "HF_ENDPOINT must be"),
     ("http://hub.test", "hf_secret", "would travel unencrypted to hub.test"),
     ("https://x", "hf_secret\nX: y", "HF_TOKEN holds characters"),
@@ -514,7 +520,8 @@ def test_the_next_source_is_tried_and_two_are_never_mixed(hub, tmp_path, monkeyp
         assert run(tmp_path / name) == 0
         check_whole(tmp_path / name)
         out = capsys.readouterr().out
-        assert "the model, from " + hub.url + "/pub/model at rev1" in out and re.search("note: .*gone/model.* is not there", out)
+        assert "the model, from " + hub.url + "/pub/model at rev1" in out
+        assert re.search("note: .*gone/model.* is not there", out)
     hub.files["/gone/model/resolve/main/unet/config.json"] = CONFIG     # has the first file, but no weights
     assert run(tmp_path / "c") == 2
     assert f"/gone/model/resolve/main/{BIG}: is not there" in one_line(capsys)
@@ -548,7 +555,8 @@ def test_a_folder_that_may_not_be_written_is_seen_before_anything_is_fetched(hub
     if os.access(tmp_path, os.W_OK):                            # root may write anywhere
         monkeypatch.setattr(os, "access", lambda *_: False)
     assert run(tmp_path) == 2
-    assert one_line(capsys) == f"fetch: {tmp_path}: cannot be used (not writable); give another --folder" and asked_only(hub)
+    assert one_line(capsys) == f"fetch: {tmp_path}: cannot be used (not writable); give another --folder"
+    assert asked_only(hub)
 
 
 def test_a_full_disk_is_seen_before_and_said_when_it_happens(hub, tmp_path, monkeypatch, capsys):
@@ -608,7 +616,8 @@ def test_a_killed_fetch_goes_on_where_it_ended(hub, tmp_path, number, code):
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     partial = tmp_path / (BIG + ".partial")
     until = time.monotonic() + 120
-    while not (partial.exists() and partial.stat().st_size == 123_456) and time.monotonic() < until and child.poll() is None:
+    arrived = lambda: partial.exists() and partial.stat().st_size == 123_456
+    while not arrived() and time.monotonic() < until and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(number)
     error = child.communicate(timeout=120)[1]
@@ -630,10 +639,353 @@ def test_progress_tells_amount_rate_and_time_left(monkeypatch, capsys):
 
 @pytest.mark.parametrize("flags, text", [
     (["sd14", "--mirror"], "--mirror is for style50"), (["sae", "--fp16"], "sae is not published in float16"),
-    (["sd16"], "invalid choice: 'sd16'"), ([], "required: what"), (["sd14", "--fast"], "unrecognized arguments: --fast")])
+    (["sd16"], "invalid choice: 'sd16'"), ([], "required: what"),
+    (["sd14", "--fast"], "unrecognized arguments: --fast"),
+    (["style50", "--mirror", "--fp16"], "style50 --mirror is not published in float16")])
 def test_flags_that_mean_nothing(capsys, flags, text):
     try:
         code = fetch.main(flags)
     except SystemExit as e:
         code = e.code
     assert code == 2 and text in one_line(capsys)
+
+
+# --- what the hub lists -----------------------------------------------------------------------------------------------
+
+API = "/api/models/pub/model/tree/rev1"
+ITEM = listed("README.md", CARD)
+
+
+def test_a_listing_of_many_pages_is_read_to_its_end_and_the_token_stays_home(hub, tmp_path, monkeypatch, capsys):
+    """Each page names the next at another host, as a mirror's do that hands on the hub's own words."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.page = 2
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    pages = [(path, token) for path, _, token in hub.log if path.startswith("/api/")]
+    assert pages == [(API + query, "Bearer hf_secret") for query in (
+        "?recursive=true", *(f"?limit=9&recursive=true&cursor={n}" for n in (2, 4, 6, 8, 10)))]
+    assert "hf_secret" not in "".join(capsys.readouterr())
+
+
+def test_a_repository_that_moved_is_followed_and_named(hub, tmp_path, capsys):
+    for path in list(hub.files):
+        if path.startswith(REPO):
+            hub.files[path.replace("/pub/", "/new/")] = hub.files[path]
+    hub.script, hub.only = [{"location": API.replace("/pub/", "/new/") + "?recursive=true"}], "/api/"
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    assert "note: pub/model has moved to new/model\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", [{"status": 404}, {"status": 501}, {"html": "text/html"},
+                                 {"location": "http://127.0.0.1:1/x"}])
+def test_a_hub_without_a_listing_falls_back_to_the_table(hub, tmp_path, capsys, how):
+    hub.script, hub.only = [how] * 2, "/api/"
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    out = capsys.readouterr().out
+    assert "note: the hub lists nothing (" in out and "names and sizes are those of weights/sources.py" in out
+    assert "not fetched from there" not in out
+
+
+LISTINGS = {    # answers to every question for the listing -> what the line says
+    "gone": ({"status": 404, "code": "RepoNotFound"}, "is not there; the repository moved"),
+    "private or gone": ({"status": 401, "code": "RepoNotFound"}, "asks for a login: private or gone; set HF_TOKEN"),
+    "gated, no token": ({"status": 401, "code": "GatedRepo"}, "accept the terms at {hub}/pub/model, then set HF_TOKEN"),
+    "gated": ({"status": 403, "code": "GatedRepo"}, "accept the terms at {hub}/pub/model, then set HF_TOKEN"),
+    "too often": ({"status": 429, "retry": 0}, "too many requests, wait a while (HTTP 429); gave up after 6 tries"),
+    "trouble": ({"status": 503}, "the server is in trouble, try later (HTTP 503); gave up after 6 tries"),
+    "cut": ({"body": b'[{"type": "file", "pa'}, "the listing came incomplete (JSONDecodeError); gave up"),
+    "deep": ({"body": b"[" * 100_000}, "the listing came incomplete (RecursionError); gave up"),
+    "no list": ({"body": b'{"error": "busy"}'}, "the hub lists \"{'error': 'busy'}\"; use another HF_ENDPOINT"),
+    "no items": ({"body": b"[7]"}, "the hub lists '7', which is no file below 'the repository'"),
+    "empty": ({"body": b"[]"}, f"pub/model: holds no UNet that can be read; expected {BIG} or a .bin, found no folder"),
+    "endless": ({"body": b"[]", "endless": True}, "the listing has no end"),
+    **{name: ({"body": json.dumps([ITEM | change]).encode()}, "which is no file below") for name, change in {
+        "size": {"size": -1}, "size is text": {"size": "9"}, "no hash": {"oid": "x" * 40}, "short hash": {"oid": "ab"},
+        "hash of another kind": {"oid": "a" * 64}, "path": {"path": 7}, "odd lfs": {"lfs": [1]},
+        "no SHA-256": {"lfs": {"oid": "a" * 40, "size": 3}}}.items()},
+}
+
+
+@pytest.mark.parametrize("name", LISTINGS)
+def test_a_listing_that_cannot_be_ends_in_one_line(hub, tmp_path, capsys, name):
+    how, text = LISTINGS[name]
+    hub.script, hub.only = [how] * 200, "/api/"
+    assert run(tmp_path) == 2
+    line = one_line(capsys)
+    assert text.replace("{hub}", hub.url) in line and len(line) < 400, line
+    assert not list(tmp_path.iterdir()) and all(path.startswith("/api/") for path, *_ in hub.log)
+
+
+def test_rate_limits_of_the_listing_are_waited_for(hub, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(download.time, "sleep", waited.append)
+    hub.script, hub.only = [{"status": 429, "retry": 7}, {"status": 429, "retry": 900}, {"status": 503}], "/api/"
+    assert run(tmp_path) == 0
+    assert waited == [7, 60, 0]                                 # as the hub asks for, a minute at most; BACKOFF is 0
+    check_whole(tmp_path)
+
+
+def test_a_repository_that_is_gone_says_where_else_to_look(hub, tmp_path, capsys):
+    hub.files, hub.listing = {}, False
+    assert run(tmp_path) == 2
+    assert re.search("unet/config.json: is not there; .* look elsewhere$", one_line(capsys))
+
+
+def test_a_listed_hash_that_is_not_the_published_one_is_refused_before_anything(hub, tmp_path, capsys):
+    hub.files[REPO + BIG] = OTHER
+    assert run(tmp_path) == 2
+    assert f"{BIG}: the hub lists another file (sha256:{sha(OTHER)}) than the published one" in one_line(capsys)
+    assert asked_only(hub) and not list(tmp_path.iterdir())
+
+
+def test_a_sure_hash_of_another_kind_than_the_listed_one_counts(hub, tmp_path, monkeypatch, capsys):
+    """The hub lists git's name of a small file; of the tokenizer the SHA-256 is known."""
+    for text, code in ((b"other", 2), (OTHERS["tokenizer/merges.txt"], 0)):
+        pinned = tuple(replace(f, pin="sha256:" + sha(text), sure=True) if f.name == "tokenizer/merges.txt" else f
+                       for f in PIECE.files)
+        monkeypatch.setitem(sources.BUNDLES, "sd14", of(replace(PIECE, files=pinned)))
+        assert run(tmp_path) == code
+        assert code == 0 or "tokenizer/merges.txt: what came has sha256" in one_line(capsys)
+
+
+def test_a_file_that_is_not_the_listed_one_is_refused(hub, tmp_path, capsys):
+    hub.only, hub.script = "text_encoder/model.safetensors", [{"body": b"text_encoder/mmmmm.safetensors"}]
+    assert run(tmp_path) == 2
+    assert "text_encoder/model.safetensors: what came has sha256" in one_line(capsys)
+
+
+def test_what_is_lacking_has_no_other_source(hub, tmp_path, capsys):
+    for name in ("vae/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt", "unet/config.json"):
+        del hub.files[REPO + name]
+    assert run(tmp_path) == 2
+    assert "fetch: pub/model: lacks unet/config.json, vae/, tokenizer/merges.txt; look elsewhere" == one_line(capsys)
+
+
+def test_weights_in_pieces_are_no_weights_that_can_be_read(hub, tmp_path, capsys):
+    hub.files[REPO + BIG.replace(".safetensors", "-00001-of-00002.safetensors")] = hub.files.pop(REPO + BIG)
+    del hub.files[REPO + BIG_HALF]
+    assert run(tmp_path) == 2
+    assert "found unet/config.json, unet/diffusion_pytorch_model-00001-of-00002.safetensors" in one_line(capsys)
+
+
+def test_precision_by_name(hub, tmp_path, capsys):
+    assert run(tmp_path / "half", "--fp16") == 0
+    out = capsys.readouterr().out
+    assert "note: vae, by its name, lies there in full precision alone" in out and "note: unet, by its name" not in out
+    del hub.files[REPO + BIG]
+    assert run(tmp_path / "full") == 0
+    assert f"note: unet, by its name, lies there in half precision alone: {BIG_HALF}\n" in capsys.readouterr().out
+
+
+def test_asking_needs_no_torch():
+    code = "import sys; sys.path.insert(0, '.'); import weights.fetch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+
+
+# --- Style50, in every shape that its folder could have ---------------------------------------------------------------
+
+STYLE, BASE, SAE = "/NormalUhr/UnlearnCanvas-ckpts/resolve/", "/base/model/resolve/", "/bcywinski/SAeUron/resolve/"
+BIN = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "pytorch_model"}
+
+
+def publish(hub, folder, below):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            hub.files[below + path.relative_to(folder).as_posix()] = path.read_bytes()
+
+
+def pickle(folder, part, change=lambda t: t, variant=""):
+    """Replace a part's safetensors by a .bin."""
+    path = folder / tiny.PATHS[part][1]
+    torch.save({k: change(v.clone()) for k, v in load_file(path).items()}, path.with_name(f"{BIN[part]}{variant}.bin"))
+    path.unlink()
+
+
+def old_names(tensors):
+    """The VAE's attention as it was called before 2023."""
+    for new, old in ((v, k) for k, v in LEGACY_ATTENTION.items()):
+        tensors = {k.replace(f".attentions.0.{new}.", f".attentions.0.{old}."): v for k, v in tensors.items()}
+    return tensors
+
+
+def without(*names):
+    def change(folder):
+        for path in [path for name in names for path in sorted(folder.rglob(name), reverse=True)]:
+            path.unlink() if path.is_file() else path.rmdir()
+    return change
+
+
+def with_ema(folder):
+    (folder / "unet_ema").mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (folder / "unet_ema" / name).write_bytes(b"the moving average")
+
+
+def bins_in_half(folder):
+    tiny.edit_tensors(folder / tiny.PATHS["vae"][1], old_names)
+    full = (folder / tiny.PATHS["unet"][1]).read_bytes()
+    pickle(folder, "unet", torch.Tensor.half)
+    (folder / tiny.PATHS["unet"][1]).write_bytes(full)          # beside it, as the card says
+    pickle(folder, "vae", torch.Tensor.half)
+    pickle(folder, "text_encoder", torch.Tensor.half, ".fp16")
+
+
+HALVED = ("vae", "text_encoder")
+SHAPES = {  # what is done to the folder -> (parts in half precision, parts that come from the base, what the plan says)
+    "safetensors": (lambda folder: None, (), (), ["not fetched from there: model_index.json"]),
+    "VAE and text encoder .bin in float16, legacy names": (bins_in_half, HALVED, (), [
+        "vae/diffusion_pytorch_model.bin is a pickle; after the download weights/convert.py makes "
+        "vae/diffusion_pytorch_model.safetensors of it",
+        "text_encoder/pytorch_model.fp16.bin is a pickle; after the download weights/convert.py makes "
+        "text_encoder/model.fp16.safetensors of it",
+        "not fetched from there: model_index.json, unet/diffusion_pytorch_model.bin"]),
+    "legacy names": (lambda folder: tiny.edit_tensors(folder / tiny.PATHS["vae"][1], old_names), (), (), []),
+    "UNet .bin": (lambda folder: pickle(folder, "unet"), (), (), ["unet/diffusion_pytorch_model.bin is a pickle"]),
+    "unet_ema": (with_ema, (), (), ["unet/ is taken, not unet_ema/ (its moving average): from_pretrained reads unet/",
+                                    "not fetched from there: model_index.json, unet_ema/"]),
+    "no scheduler, no tokenizer": (without("scheduler/*", "tokenizer/*"), (), ("scheduler", "tokenizer"), [
+        "what is lacking there: Stable Diffusion 1.5's tokenizer/, scheduler/, from {hub}/base/model at b1"]),
+    "no VAE, no text encoder": (without("vae/*", "text_encoder/*.safetensors"), (), HALVED, [
+        "what is lacking there: Stable Diffusion 1.5's vae/, text_encoder/, from {hub}/base/model at b1"]),
+    "no configs": (without("config.json", "merges.txt"), (), (), [
+        "Stable Diffusion 1.5's unet/config.json, vae/config.json, text_encoder/config.json, tokenizer/merges.txt, f"]),
+}
+
+
+@pytest.fixture
+def style(hubs, monkeypatch, tmp_path):
+    """(hub, folder): a hub with SAE, licence, a base of other numbers; the folder is Style50's, not yet published."""
+    hub = hubs()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(hubs_own, "free_space", lambda _: 50e9)
+    publish(hub, tiny.write_model(tmp_path / "base", seed=2, sae=None, featviz=None), BASE + "b1/")
+    folder = tiny.write_model(tmp_path / "published", seed=1, featviz=None, activity=None)
+    (folder / "model_index.json").write_text("{}")
+    for path in list((folder / "sae").rglob("*.*")):
+        if path.is_file():
+            hub.files[SAE + "main/" + path.relative_to(folder / "sae").as_posix()] = path.read_bytes()
+    without("sae/*/*", "sae/*", "sae")(folder)
+    hub.files |= {SAE + "main/unet.up_blocks.1.attentions.2/cfg.json": b"{}", SAE + "main/README.md": CARD,
+                  STYLE + "main/README.md": CARD,
+                  "/spaces/CompVis/stable-diffusion-license/resolve/main/license.txt": LICENCE}
+    base = replace(sources.SD15, sources=(Source("gone/base"), Source("base/model", "b1")), full=(), files=tuple(
+        replace(file, pin="", sure=False) for file in sources.SD15.files + sources.SD15.full))
+    bundle = sources.BUNDLES["style50"]
+    pieces = (replace(bundle.pieces[0], base=base), *bundle.pieces[1:])
+    monkeypatch.setitem(sources.BUNDLES, "style50", replace(bundle, pieces=pieces))
+    return hub, folder
+
+
+STYLE_FOLDER = STYLE + "main/diffusion/diffuser/style50/"
+
+
+def fetch_style(folder, *flags):
+    return fetch.main(["style50", "--folder", str(folder), "--yes", *flags])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_style50_in_every_shape_becomes_a_folder_that_loads(style, tmp_path, capsys, name):
+    hub, published = style
+    change, halved, from_base, says = SHAPES[name]
+    change(published)
+    publish(hub, published, STYLE_FOLDER)
+    assert fetch_style(tmp_path / "got", "--check") == 0 and not (tmp_path / "got").exists()
+    plan = capsys.readouterr().out
+    assert fetch_style(tmp_path / "got") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(plan) and all(text.replace("{hub}", hub.url) in plan for text in says), plan
+    assert plan.count("moving average") == (name == "unet_ema")
+    assert plan.count("is a pickle") == plan.count("to be converted") == out.count("weights only, compared after")
+    model = load(tmp_path / "got")
+    for part in ("unet", "vae", "text_encoder", "sae"):
+        expected = tiny.tensors(part, tiny.CONFIGS[part], 2 if part in from_base else 1)
+        for key, tensor in getattr(model, part).state_dict().items():
+            assert torch.equal(tensor, expected[key].half().float() if part in halved else expected[key]), (part, key)
+    assert model.hook_point == tiny.HOOK and len(model.tokenizer.vocab) == len(tiny.VOCAB)
+    assert (tmp_path / "got/scheduler/scheduler_config.json").exists()
+    assert (tmp_path / "got/LICENSE").read_bytes() == LICENCE
+    assert not (tmp_path / "got/unet_ema").exists() and not list((tmp_path / "got").rglob("*.partial"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "got").rglob("*")}
+    assert fetch_style(tmp_path / "got") == 0                   # verified again, nothing fetched or converted anew
+    out = capsys.readouterr().out
+    assert "verified by" not in out and "weights only, compared" not in out and "to fetch: 0 B, free" in out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "got").rglob("*")} == before
+
+
+def test_style50_where_the_hub_lists_nothing(style, tmp_path, capsys):
+    """The UNet under the name that its card suggests; all else is SD 1.5's."""
+    hub, published = style
+    publish(hub, published, STYLE_FOLDER)
+    hub.listing = False
+    assert fetch_style(tmp_path / "got") == 0
+    model = load(tmp_path / "got")
+    for part, seed in (("unet", 1), ("vae", 2), ("text_encoder", 2), ("sae", 1)):
+        expected = tiny.tensors(part, tiny.CONFIGS[part], seed)
+        assert all(torch.equal(t, expected[key]) for key, t in getattr(model, part).state_dict().items()), part
+    assert capsys.readouterr().out.count("note: the hub lists nothing") == 3
+
+
+@pytest.mark.parametrize("lacking, text", [
+    (STYLE, "is not there; the repository moved, or HF_ENDPOINT is no complete mirror (HTTP 404); other ways to Style"),
+    (BASE, "is not there"), (SAE, "is not there")])
+def test_style50_or_what_it_needs_is_gone(style, tmp_path, capsys, lacking, text):
+    hub, published = style
+    without("vae/*")(published)
+    publish(hub, published, STYLE_FOLDER)
+    hub.files = {path: data for path, data in hub.files.items() if not path.startswith(lacking)}
+    assert fetch_style(tmp_path / "got") == 2
+    line = one_line(capsys)
+    assert text in line and "weights/README.md" in line and not (tmp_path / "got").exists()
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_a_pickle_that_would_run_code_is_refused(style, tmp_path, monkeypatch, capsys):
+    hub, published = style
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Payload()}, published / "vae/diffusion_pytorch_model.bin")
+    without("vae/*.safetensors")(published)
+    publish(hub, published, STYLE_FOLDER)
+    assert fetch_style(tmp_path / "got") == 2
+    assert "model.bin: could not be converted: " in (line := one_line(capsys)) and "would call posix.mkdir" in line
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "got/vae/diffusion_pytorch_model.safetensors").exists()
+
+
+# --- the SAE that belongs to a model ----------------------------------------------------------------------------------
+
+SAE_COCO = sources.BUNDLES["sd14"].pieces[-1]
+
+
+def publish_coco(hub, repo, below):
+    hub.files |= {f"/{repo}/resolve/main/{below}{name}": name.encode() for name in ("cfg.json", "sae.safetensors")}
+
+
+@pytest.mark.parametrize("repo, below, says", [
+    ("bcywinski/SAeUron_coco", "unet.up_blocks.1.attentions.1/", "/bcywinski/SAeUron_coco at main\n"),
+    ("bcywinski/SAeUron", "coco/unet.up_blocks.1.attentions.1/", "/bcywinski/SAeUron at main, coco\n"),
+    ("bcywinski/SAeUron", "coco/", "the folder does not name the SAE's hook point; unet.up_blocks.1.attentions.1 is")])
+def test_sd14_brings_its_sae_from_wherever_it_lies(hub, tmp_path, monkeypatch, capsys, repo, below, says):
+    monkeypatch.setitem(sources.BUNDLES, "sd14", of(PIECE, SAE_COCO))
+    publish_coco(hub, repo, below)
+    publish_coco(hub, "bcywinski/SAeUron", "unet.up_blocks.1.attentions.1/")         # Style50's
+    hub.files["/bcywinski/SAeUron/resolve/main/unet.up_blocks.1.attentions.1/sae.safetensors"] = b"Style50's"
+    assert run(tmp_path) == 0
+    assert says in capsys.readouterr().out
+    home = tmp_path / "sae/unet.up_blocks.1.attentions.1"
+    assert (home / "sae.safetensors").read_bytes() == b"sae.safetensors" and (home / "cfg.json").exists()
+
+
+def test_sd14_without_its_sae_is_the_model_alone_and_says_so(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sources.BUNDLES, "sd14", of(PIECE, SAE_COCO))
+    hub.files["/bcywinski/SAeUron/resolve/main/coco/something.pt"] = b"?"
+    assert run(tmp_path) == 0
+    check_whole(tmp_path)
+    out = capsys.readouterr().out
+    assert "note: without the SAE that was trained on Stable Diffusion 1.4, so for raw channels alone: " in out
+    assert "with cfg.json and sae.safetensors, found something.pt\n" in out and not (tmp_path / "sae").exists()

@@ -275,8 +275,8 @@ def patiently(name, attempt, arrived=lambda: 0):
         except Trouble as e:
             left = RETRIES if arrived() - before >= MIB else left - 1
             if left == 0:
-                raise FetchError(f"{name}: {e}; gave up after {RETRIES} tries without progress, what has arrived stays, "
-                                 "the same command goes on from there") from e
+                raise FetchError(f"{name}: {e}; gave up after {RETRIES} tries without progress, what has arrived "
+                                 "stays, the same command goes on from there") from e
             time.sleep(BACKOFF * 2 ** (RETRIES - left) if e.wait is None else e.wait)
 
 

@@ -127,7 +127,7 @@ HOOK = "unet.up_blocks.1.attentions.1"
 SAE_TABLE = {
     "files": (File("README.md", 831, save_as="sae/README.md", optional=True, at_root=True),       # [V] size
               File(f"{HOOK}/cfg.json", 400, save_as=f"sae/{HOOK}/cfg.json")),                     # [V] name, [I] size
-    "full": (File(f"{HOOK}/sae.safetensors", 209_802_570, save_as=f"sae/{HOOK}/sae.safetensors"),),       # [V], [I] size
+    "full": (File(f"{HOOK}/sae.safetensors", 209_802_570, save_as=f"sae/{HOOK}/sae.safetensors"),),     # [V], [I] size
     "rule": "sae"}
 SAE = Piece("the SAE that was trained on Style50", (Source("bcywinski/SAeUron"),), **SAE_TABLE)              # [V]
 # coco/ holds a folder of that hook point, which came with the commit "Upload 2 files" [V: the hub's file list, a stored
