@@ -25,7 +25,7 @@ from steering import directions, steered_prior
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over (ours)
 OTHERS = 10                                     # features named beside the target (ours)
-SCORE_SEED = 2 ** 40                            # added to a job's seed: scores draw from a generator of their own (ours)
+SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores draw from a generator of their own (ours)
 
 
 @dataclass
@@ -182,7 +182,7 @@ def measure(model, z, jobs, noise=True):
     """
     context = model.embed([""]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
-    generators = [torch.Generator().manual_seed(SCORE_SEED + job.seed) for job in jobs]
+    generators = [torch.Generator().manual_seed(SCORE_SEED ^ job.seed) for job in jobs]
     everything, heat, rows, targets = 0, 0, torch.arange(len(jobs)), [job.target for job in jobs]
     for _ in range(SCORE_DRAWS if noise else 1):
         eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
