@@ -28,24 +28,30 @@ from steering import directions, steered_prior
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over (ours)
 OTHERS = 10                                     # features named beside the target (ours)
-SCORE_SEED = 2 ** 40                            # added to a job's seed: scores have a generator of their own (ours)
+SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own (ours)
 
 
-def start(model, jobs, config, priors=None):
-    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or the sample steered from that
-    noise.
+def steer(model, jobs, noise, config):
+    """The sample that is steered towards each job's target: noise (B, 4, H, W) -> the same."""
+    if config.prior != "steer":
+        raise ValueError(f"a start by --prior {config.prior} is not made here: take finish.start, or finish.stream")
+    curves = [model.strength(job.kind, job.target, config.steer_steps) for job in jobs]
+    curves = config.steer_scale * torch.stack(curves).to(noise)                                 # (B, 1001)
+    return steered_prior(model, noise, directions(model, jobs), curves, config.prior_sampler, config.prior_steps)
 
-    That sample depends on target and seed alone. `priors` {(target, seed): (4, H, W)} holds those that earlier batches
+
+def start(model, jobs, config, priors=None, sample=steer):
+    """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or what `sample` makes of that noise.
+
+    A sample depends on target and seed alone. `priors` {(target, seed): (4, H, W)} holds those that earlier batches
     made; it is brought up to date, and loses the targets that these jobs no longer have.
     """
     generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
     z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
-    if config.prior == "steer":
+    if config.prior != "noise":
         known, keys = {} if priors is None else priors, [(job.target, job.seed) for job in jobs]
         if not known.keys() >= set(keys):       # a whole batch or none: kernels of another shape round differently
-            curves = [model.strength(job.kind, job.target, config.steer_steps) for job in jobs]
-            curves = config.steer_scale * torch.stack(curves).to(z)                             # (B, 1001)
-            z = steered_prior(model, z, directions(model, jobs), curves, config.prior_sampler, config.prior_steps)
+            z = sample(model, jobs, z, config)
             kept = {key: latent for key, latent in known.items() if key[0] in {job.target for job in jobs}}
             known.clear()
             known.update(kept | dict(zip(keys, z)))
@@ -182,6 +188,7 @@ class Result:
     stored_steps: list              # after how many steps a picture was kept; 0 is the start
     frames: list                    # these pictures, as `image`
     nearest_channel: int | None     # the raw channel that the feature's decoder row raises most; None for a channel
+    finished: "Result | None" = None    # what the model made of it, see finish.py
 
 
 @torch.no_grad()
@@ -194,7 +201,7 @@ def measure(model, z, jobs, noise=True):
     """
     context = model.embed([""]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
-    generators = [torch.Generator().manual_seed(SCORE_SEED + job.seed) for job in jobs]
+    generators = [torch.Generator().manual_seed(SCORE_SEED ^ job.seed) for job in jobs]
     everything, heat, rows, targets = 0, 0, torch.arange(len(jobs)), [job.target for job in jobs]
     for _ in range(SCORE_DRAWS if noise else 1):
         eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
@@ -238,17 +245,55 @@ def strongest(everything, target):
     return [[k, everything[k].item()] for k in order if k != target][:OTHERS]
 
 
-def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
-    """The whole course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for
-    each.
+@torch.no_grad()
+def assess(model, z, jobs, images, first):
+    """For each job (its scores, the others that it excites, its heat): of latents z (B, 4, H, W) that show `images` and
+    whose starts had the activations `first` (B,).
     """
-    begin = start(model, jobs, config, priors)
+    last, everything, heat = measure(model, z, jobs)
+    clean = measure(model, z, jobs, noise=False)[0]
+    again = measure(model, model.encode(images), jobs)[0]
+    out = []
+    for i, job in enumerate(jobs):
+        scores = {"activation_start": first[i], "activation": last[i], "activation_no_noise": clean[i],
+                  "activation_reencoded": again[i], "rank": 1 + (everything[i] > last[i]).sum(),
+                  "latent_mean": z[i].mean(), "latent_std": z[i].std(),
+                  "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
+        scores = {k: v.item() for k, v in scores.items()}
+        out.append((scores, strongest(everything[i], job.target), heat[i].cpu()))
+    return out
+
+
+def row(step):
+    """What is kept of a step for each job: name -> (B,)."""
+    return {"activation": step.activation, "gradient_norm": step.gradient.flatten(1).norm(dim=1),
+            "update_norm": (step.after - step.before).flatten(1).norm(dim=1), "alive": step.alive}
+
+
+def summarize(model, jobs, z, images, assessed, history):
+    """A Result for each job, without pictures of the course. history: a `row` a step."""
+    results = []
+    for i, (job, (scores, others, heat)) in enumerate(zip(jobs, assessed)):
+        curves = {k: torch.stack([step[k][i] for step in history]).tolist() for k in history[0] if k != "alive"}
+        steps_alive = sum(bool(step["alive"][i]) for step in history)
+        verdict = judge_result(scores, steps_alive == len(history), steps_alive)
+        nearest = model.whole_sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
+        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves, others,
+                              heat, [], [], nearest))
+    return results
+
+
+def run_batch(model, jobs, config, on_step=None, frames=0, priors=None, begin=None):
+    """The course of jobs that are computed together: start, ascent, scores, verdicts. Returns a Result for each.
+
+    begin   what start() gave
+    frames  so many pictures of the course are kept with each, see `kept_steps`
+    """
+    begin = begin or start(model, jobs, config, priors)
     first = measure(model, begin[1], jobs)[0]
     history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])     # steps done -> (B, 4, H, W)
     for step in ascend(model, jobs, config, begin):
-        norms = {"gradient_norm": step.gradient, "update_norm": step.after - step.before}
-        norms = {name: value.flatten(1).norm(dim=1) for name, value in norms.items()}           # (B,)
-        history.append({"activation": step.activation, **step.penalties, **norms, "alive": step.alive})
+        history.append(row(step) | step.penalties)
         if on_step:
             on_step(step)
         if step.index + 1 in stored:
@@ -256,38 +301,31 @@ def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
     z = step.after
     with torch.no_grad():
         images = model.decode(z)
-        last, everything, heat = measure(model, z, jobs)
-        clean = measure(model, z, jobs, noise=False)[0]
-        again = measure(model, model.encode(images), jobs)[0]
         course = [(images if latents is z else model.decode(latents)).cpu() for latents in stored.values()]
-    results = []
-    for i, job in enumerate(jobs):
-        scores = {"activation_start": first[i], "activation": last[i], "activation_no_noise": clean[i],
-                  "activation_reencoded": again[i], "rank": 1 + (everything[i] > last[i]).sum(),
-                  "latent_mean": z[i].mean(), "latent_std": z[i].std(),
-                  "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
-        scores = {k: v.item() for k, v in scores.items()}
-        curves = {k: torch.stack([row[k][i] for row in history]).tolist() for k in history[0] if k != "alive"}
-        steps_alive = sum(bool(row["alive"][i]) for row in history)
-        verdict = judge_result(scores, steps_alive == len(history), steps_alive)
-        nearest = model.whole_sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
-        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves,
-                              strongest(everything[i], job.target), heat[i].cpu(), list(stored),
-                              [c[i] for c in course], nearest))
+    results = summarize(model, jobs, z, images, assess(model, z, jobs, images, first), history)
+    for i, result in enumerate(results):
+        result.stored_steps, result.frames = list(stored), [c[i] for c in course]
     return results
 
 
-def stream(model, jobs, config, batch_size=None, on_step=None, frames=0):
-    """A Result a job, in order, as they are finished. Jobs are computed `batch_size` at a time; the last batch is
-    filled up with copies, because kernels of another shape round differently: so a job gives the same result alone and
-    among others. `frames` pictures of the course are kept with each, see `kept_steps`."""
+def stream(model, jobs, config, batch_size=None, on_step=None, frames=0, course=run_batch):
+    """A Result a job, in order, as they are finished; at most `batch_size` are computed together, by `course`.
+
+    A batch is filled up with copies to one of a few sizes, see `filled`: kernels of another shape round differently, so
+    a job gives the same result alone and among others that fill the same size.
+    """
     check_jobs(model, jobs)
-    unit, priors = default_batch_size(model.device, model.latent_shape), {}
-    most = batch_size or unit
+    usual, priors = default_batch_size(model.device, model.latent_shape), {}
+    most = batch_size or usual
     for i in range(0, len(jobs), most):
         batch = jobs[i:i + most]
-        copies = batch[-1:] * (rows(len(batch), most, unit) - len(batch))
-        yield from run_batch(model, [*batch, *copies], config, on_step, frames, priors)[:len(batch)]
+        copies = batch[-1:] * (filled(len(batch), most, usual) - len(batch))
+        yield from course(model, [*batch, *copies], config, on_step, frames, priors)[:len(batch)]
+
+
+def filled(n, most, usual):
+    """How many rows n jobs are computed in: the least of usual, 2 usual, 4 usual, ... that holds them; `most` at most."""
+    return min(most, usual * 2 ** max(0, math.ceil(math.log2(n / usual))))
 
 
 def visualize(model, jobs, config, batch_size=None, on_step=None):
@@ -300,11 +338,6 @@ def default_batch_size(device, latent_shape):
     GPU takes 8.
     """
     return 8 if device.type == "cuda" or latent_shape[-1] <= 16 else 1
-
-
-def rows(n, most, unit):
-    """How many rows n jobs are computed in: the least of unit, 2 unit, 4 unit, ... that holds them; `most` at most."""
-    return min(most, unit * 2 ** max(0, math.ceil(math.log2(n / unit))))
 
 
 def check_jobs(model, jobs):

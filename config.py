@@ -33,6 +33,14 @@ class Job:
         return self.channel if self.feature is None else self.feature
 
 
+def scale(text):
+    """A setting's type: a number, or auto."""
+    return text if text == "auto" else float(text)
+
+
+scale.__name__ = "number or 'auto'"             # as the command line names it
+
+
 def setting(default, help, choices=None):
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
@@ -59,17 +67,22 @@ class Config:
     spectral_filter: bool = setting(True, "divide the gradient's spectrum by frequency + 1")
     noise: bool = setting(True, "see through fresh noise of the time step; off: the UNet sees the clean latent")
     silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere (ours)")
-    prior: str = setting("steer", "start: a sample steered towards the feature, or noise", ("steer", "noise"))
+    prior: str = setting("steer", "start: a sample steered towards the feature, noise, or a sample guided by it (ours)",
+                         ("steer", "noise", "guided"))
     prior_steps: int = setting(50, "sampling steps of the prior")
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
     steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature "
                                "is active, or at all; or all by the same, the largest (ours)", ("active", "all", "constant"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
+    finish: bool = setting(True, "let the model redraw the result while the feature pulls (ours)")
+    finish_from: int = setting(600, "time step to which the result is noised and redrawn from: how much is redrawn")
+    finish_scale: scale = setting("auto", "how hard the feature pulls, in units of the predicted noise; auto: as needed")
+    finish_steps: int = setting(30, "steps of the redrawing")
 
 
 RAW = dict(total_variation_weight=0.5, moment_weight=0.0, gradient_smoothing_sigma_start=0.5, steer_scale=50.0)
 NONE = dict(weight_decay=0.0, range_weight=0.0, moment_weight=0.0, jitter_max=0, rotate_max=0.0, scale_max=1.0,
-            spectral_filter=False, prior="noise")
+            spectral_filter=False, prior="noise", finish=False)
 PRESETS = {"sae": Config(), "raw": Config(**RAW), "none": Config(**NONE)}
 NOT_NEGATIVE = ("weight_decay", "total_variation_weight", "range_weight", "range_threshold", "moment_weight",
                 "gradient_smoothing_sigma_start", "gradient_smoothing_sigma_end", "rotate_max", "steer_scale")
@@ -94,10 +107,14 @@ def check_config(config, edge=REFERENCE_WIDTH, T=1000):
     """
     for name, field in SETTINGS.items():
         value, choices = getattr(config, name), field.metadata["choices"]
-        whole = type(value) is int and field.type is float
-        if type(value) is not field.type and not whole or field.type is float and not abs(value) <= LARGEST:
+        if field.type is scale and value == "auto":
+            continue
+        wanted = float if field.type is scale else field.type
+        whole = type(value) is int and wanted is float
+        if type(value) is not wanted and not whole or wanted is float and not abs(value) <= LARGEST:
             kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false"}
-            raise ValueError(f"{flag(name)} must be {kind.get(field.type, 'a name')}, got {value!r}")
+            or_auto = " or auto" * (field.type is scale)
+            raise ValueError(f"{flag(name)} must be {kind.get(wanted, 'a name')}{or_auto}, got {value!r}")
         if choices and value not in choices:
             raise ValueError(f"{flag(name)} must be one of {', '.join(choices)}, got {value!r}")
     size = config.gradient_smoothing_kernel_size
@@ -112,6 +129,10 @@ def check_config(config, edge=REFERENCE_WIDTH, T=1000):
             (size % 2 == 0 or not 1 <= size < 2 * edge,
              f"--gradient-smoothing-kernel-size must be odd and below {2 * edge}"),
             (not 0 <= config.jitter_max <= REFERENCE_WIDTH, f"--jitter-max must be between 0 and {REFERENCE_WIDTH}"),
-            (config.scale_max <= 0, "--scale-max must be above 0")):
+            (config.scale_max <= 0, "--scale-max must be above 0"),
+            (not 1 <= config.finish_from < T, f"--finish-from must be between 1 and {T - 1}"),
+            (not 1 <= config.finish_steps <= config.finish_from,
+             f"--finish-steps must be between 1 and --finish-from, which is {config.finish_from}"),
+            (config.finish_scale != "auto" and config.finish_scale < 0, "--finish-scale must be at least 0, or auto")):
         if bad:
             raise ValueError(text)
