@@ -21,7 +21,9 @@ def result(folder, t=600, seed=1, activation=2.0, verdict="excited", png=None):
     path = folder / f"t{t:04d}" / f"seed_{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".png").write_bytes(png or picture(seed))
-    path.write_text(json.dumps({"verdict": verdict, "scores": {"activation": activation, "activation_reencoded": activation}}))
+    job = {"feature": 1, "channel": None, "timestep": t, "seed": seed}
+    scores = {"activation": activation, "activation_reencoded": activation}
+    path.write_text(json.dumps({"recipe": {"job": job}, "verdict": verdict, "scores": scores, "history": {}}))
     return path
 
 
@@ -31,8 +33,9 @@ def activity(folder, largest=4.0, peaks=(100, 700), concept=("Tree",)):
     for i, t in enumerate(peaks):
         profile[t] = (i + 1) / len(peaks)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "activity.json").write_text(json.dumps({"profile": profile, "largest": [largest] * 1001, "peaks": list(peaks),
-                                                      "concept": list(concept)}))
+    (folder / "activity.json").write_text(json.dumps({
+        "profile": profile, "largest": [largest] * 1001, "peaks": list(peaks), "concept": list(concept), "images": 40,
+        "examples": {}, "ever_among_the_top": True}))
 
 
 def features(folder, count):

@@ -7,13 +7,12 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-import activity.__main__ as activity_command
-from pages import atlas
 import featviz
 from activity import times
-from pages import sheet
+from pages import atlas
+from pages.__main__ import main
 from tests import made
-from tests.tiny import write_model
+from tests.tiny import CONFIGS, write_capture, write_model
 
 SCRIPT = "</script><script>alert(1)</script>"
 
@@ -160,9 +159,9 @@ def test_thumbnails_are_small(out):
 def test_nothing_to_show_ends_in_one_line(out, capsys):
     for prepare in (lambda: None, out.mkdir, (out / "feature_00001").mkdir):
         prepare()
-        assert sheet.main(["--atlas", str(out)]) == 2
+        assert main(["--atlas", str(out)]) == 2
         captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.startswith("report: ") and captured.err.count("\n") == 1 and str(out) in captured.err
+        assert captured.out == "" and captured.err.startswith("pages: ") and captured.err.count("\n") == 1 and str(out) in captured.err
     assert not (out / "index.html").exists()
 
 
@@ -172,19 +171,19 @@ def test_a_full_disk_is_no_broken_picture(out, monkeypatch, capsys):
 
     made.result(out / "feature_00001")
     monkeypatch.setattr(Image.Image, "save", full)
-    assert sheet.main(["--atlas", str(out)]) == 2
+    assert main(["--atlas", str(out)]) == 2
     assert "No space left on device" in capsys.readouterr().err and not list((out / "atlas").iterdir())
 
 
 def test_the_command_names_the_page(out, capsys):
     made.result(out / "feature_00001")
-    assert sheet.main(["--atlas", str(out)]) == 0
+    assert main(["--atlas", str(out)]) == 0
     assert capsys.readouterr().out == f"look at {out / 'index.html'}\n"
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_live_features_are_those_that_fire_in_the_capture(tmp_path, monkeypatch, capsys):
-    weights, out = write_model(tmp_path / "tiny"), tmp_path / "out"
+    weights, out = write_model(tmp_path / "tiny", activity=None), tmp_path / "out"
     call = ["--weights", str(weights), "--out", str(out), "--device", "cpu", "--feature", "live", "--seed", "1", "--num-steps", "1",
             "--prior", "noise", "--frames", "0"]
     assert featviz.main(call) == 2
@@ -197,9 +196,7 @@ def test_live_features_are_those_that_fire_in_the_capture(tmp_path, monkeypatch,
         model.activity["max_feature"][3, 41] = model.activity["max_feature"][0, 7] = 0.5
         return model
 
-    (tmp_path / "prompts.txt").write_text("A Tree image\nA Cat image\n")
-    assert activity_command.main(["capture", "--weights", str(weights), "--out", str(out), "--device", "cpu", "--steps", "5",
-                              "--images-per-prompt", "1", "--prompts", str(tmp_path / "prompts.txt")]) == 0
+    write_capture(weights, CONFIGS["sae"]["num_latents"], CONFIGS["sae"]["d_in"])
     monkeypatch.setattr(times, "attach", one_fires)
     capsys.readouterr()
     assert featviz.main([*call, "--timestep", "600"]) == 0

@@ -22,7 +22,7 @@ def main():
         for name, page, fragment, height in SHOTS:
             browser.window(1280, height)
             browser.open(page, fragment)
-            browser.screenshot(ROOT / f"pictures/{name}.png")
+            browser.screenshot(ROOT / f"docs/pictures/{name}.png")
             assert not browser.errors, browser.errors
         browser.close()
 

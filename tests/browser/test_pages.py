@@ -74,7 +74,7 @@ def toy(tmp_path_factory):
     few = ["featviz.py", "--weights", "weights/toy", "--device", "cpu", "--num-steps", 6, "--prior", "noise", "--out", out]
     command(*few, "--feature", 169, 37, "--seed", 1024, 1111, "--timestep", 0, 600, "--frames", 4)
     command(*few, "--feature", 169, "--seed", 1024, "--timestep", 600, "--trace", 0, 5)
-    command("report.py", out / "toy", "--atlas", out / "toy")
+    command("-m", "pages", out / "toy", "--atlas", out / "toy")
     return out / "toy"
 
 
@@ -82,7 +82,7 @@ def toy(tmp_path_factory):
 def wall(tmp_path_factory):
     """An atlas of 2,000 features."""
     folder = made.features(tmp_path_factory.mktemp("wall") / "toy", 2000)
-    command("report.py", "--atlas", folder)
+    command("-m", "pages", "--atlas", folder)
     return folder / "index.html"
 
 
