@@ -17,12 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ascent
-import config
 import featviz
-from pages import trace
-from pages import tracepage
-from weights.load import load
+from config import Job, configure
+from pages import trace, tracepage
 from tests.tiny import write_model
+from weights.load import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -230,7 +229,7 @@ def test_a_section_for_every_stage_and_no_dead_link(page):
 
 def test_every_picture_is_a_file_beside_the_page_and_has_an_alternative(page, traced):
     files = sorted(traced[0].glob("*.png"))
-    assert len(page.images) == len(files) + len(STEPS) * len(tracepage.STAGES)      # once in its section, once small in the overview
+    assert len(page.images) == len(files) + len(STEPS) * len(tracepage.STAGES)      # and once small in the overview
     assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.images)
     assert {stage.name for stage in tracepage.STAGES} == {f.name.split("_")[2] for f in files}
     assert all(max(Image.open(f).size) >= 64 for f in files)
@@ -328,15 +327,16 @@ def test_switched_off_stages_say_so(tiny, tmp_path):
     off = ["--preset", "none", "--no-noise"]
     assert run(tmp_path, "--weights", tiny, *SHORT, *off, "--seed", 5, "--trace", 0) == 0
     text = next(tmp_path.rglob("trace.html")).read_text(encoding="utf-8")
-    said = {name: tracepage.OFF.strip() in text[text.index(f'id="s0-{name}"'):].split("</section>")[0] for name in tracepage.BEFORE}
+    said = {name: tracepage.OFF.strip() in text[text.index(f'id="s0-{name}"'):].split("</section>")[0]
+            for name in tracepage.BEFORE}
     assert said == {"transformed": True, "noised": True, "filtered": True, "smoothed": True}
 
 
 def test_nothing_of_the_loop_is_drawn_twice(tiny):
     """Replayed draws come from a copy of each generator: the ascent of a traced job and of an untraced one are the same."""
     m = load(tiny)
-    config = config.configure(m.settings, num_steps=3, prior="noise")
-    jobs = [config.Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
+    config = configure(m.settings, num_steps=3, prior="noise")
+    jobs = [Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
     plain = [step.after for step in ascent.ascend(m, jobs, config)]
     found = trace.follow(m, jobs, config, {0, 2})
     for i, (records, curve) in enumerate(found):
