@@ -1,4 +1,4 @@
-"""The sheet and what it reads: every picture in its place, broken files left out, one sheet from two processes at once."""
+"""The sheet and what it reads: every picture in its place, broken files left out, one sheet from two processes."""
 import json
 import multiprocessing
 import subprocess
@@ -40,7 +40,7 @@ def test_rows_are_time_steps_and_columns_seeds(folder):
             for column, seed in enumerate(SEEDS):
                 made = expected(folder / f"t{t:04d}/seed_{seed}.png")
                 assert np.array_equal(tile(drawn, form.left(column), top(row)), made), (t, seed)
-        for k in range(2):                                      # the peak is at t 300; the third of the images is not on disk
+        for k in range(2):                                      # the peak is at t 300; the third image is not on disk
             example = expected(folder.parent / f"activity/images/{k:05d}.jpg")
             assert np.array_equal(tile(drawn, form.left(2.25 + k), top(1)), example)
         assert (tile(drawn, form.left(2.25), top(0)) == 255).all()
@@ -62,9 +62,11 @@ def test_larger_pictures_make_larger_tiles(tmp_path):
         assert drawn.size == sheet.Sheet(256, 2 + sheet.EXAMPLES + 0.25, 1).image.size
 
 
-BAD = {"not JSON": "{", "not a record": "[]", "no scores": '{"recipe": {"job": {"feature": 1, "channel": null, "timestep": 0, "seed": 1}}}',
+BAD = {"not JSON": "{", "not a record": "[]",
+       "no scores": '{"recipe": {"job": {"feature": 1, "channel": null, "timestep": 0, "seed": 1}}}',
        "deep": "[" * 100_000}
-WRONG_ENTRIES = {"scores": {"activation": "high"}, "stored_steps": list(range(200)), "others": [1], "heat": [["a"]], "history": {"a": 1},
+WRONG_ENTRIES = {"scores": {"activation": "high"}, "stored_steps": list(range(200)), "others": [1], "heat": [["a"]],
+                 "history": {"a": 1},
                  "nearest_channel": float("inf"), "verdict": 3}
 
 
@@ -84,7 +86,8 @@ def test_a_broken_picture_leaves_its_result_out(suffix, folder):
     sheet.write_sheet(folder)
 
 
-WRONG = {"JSON": None, "examples": {"x": 1}, "profile": ["a"], "largest": [], "peaks": [1001], "images": float("inf"), "concept": 3}
+WRONG = {"JSON": None, "examples": {"x": 1}, "profile": ["a"], "largest": [], "peaks": [1001], "images": float("inf"),
+         "concept": 3}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -118,7 +121,8 @@ def test_the_best_is_excited_then_through_the_most_noise_then_the_strongest():
     assert read.gain(late, known) == 4.5 and read.gain(late, None) is None
 
 
-@pytest.mark.parametrize("value, text", [(None, "-"), (0.0, "0"), (0.04567, "0.0457"), (1.189, "1.19"), (1234.5, "1234"),
+@pytest.mark.parametrize("value, text", [(None, "-"), (0.0, "0"), (0.04567, "0.0457"), (1.189, "1.19"),
+                                         (1234.5, "1234"),
                                          (-0.366, "-0.366")])
 def test_numbers_to_read(value, text):
     assert read.short(value) == text
@@ -148,7 +152,8 @@ def test_without_a_result_there_is_one_line_and_exit_code_2(tmp_path, capsys):
     for folder in (tmp_path, tmp_path / "toy", tmp_path / "toy/feature_00001", tmp_path / "nowhere"):
         assert main([str(folder)]) == 2
         captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith(f"pages: {folder}: holds no result")
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert captured.err.startswith(f"pages: {folder}: holds no result")
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 2 and "give a folder of results" in capsys.readouterr().err
