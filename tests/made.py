@@ -21,18 +21,21 @@ def result(folder, t=600, seed=1, activation=2.0, verdict="excited", png=None):
     path = folder / f"t{t:04d}" / f"seed_{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".png").write_bytes(png or picture(seed))
-    path.write_text(json.dumps({"verdict": verdict, "scores": {"activation": activation, "activation_reencoded": activation}}))
+    job = {"feature": 1, "channel": None, "timestep": t, "seed": seed}
+    scores = {"activation": activation, "activation_reencoded": activation}
+    path.write_text(json.dumps({"recipe": {"job": job}, "verdict": verdict, "scores": scores, "history": {}}))
     return path
 
 
 def activity(folder, largest=4.0, peaks=(100, 700), concept=("Tree",)):
-    """activity.json: a profile that is 1 at the last of the peaks and lower at the others; the same largest activation at each t."""
+    """activity.json: a profile that is 1 at the last of the peaks, lower at the others; `largest` at each t."""
     profile = [0.0] * 1001
     for i, t in enumerate(peaks):
         profile[t] = (i + 1) / len(peaks)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "activity.json").write_text(json.dumps({"profile": profile, "largest": [largest] * 1001, "peaks": list(peaks),
-                                                      "concept": list(concept)}))
+    (folder / "activity.json").write_text(json.dumps({
+        "profile": profile, "largest": [largest] * 1001, "peaks": list(peaks), "concept": list(concept), "images": 40,
+        "examples": {}, "ever_among_the_top": True}))
 
 
 def features(folder, count):
@@ -41,8 +44,10 @@ def features(folder, count):
     words = ["Tree", "Flower", "House", "Cat", "Tower", "Sea", "Winter", "Cartoon", "<b>Bear</b>"]
     for i in range(count):
         inside, strong = folder / f"feature_{i:05d}", float(rng.gamma(4, 0.5))
-        result(inside, activation=strong, verdict="excited" if strong > 0.8 else "weak", png=pictures[i % len(pictures)])
-        activity(inside, 1.0, [int(rng.integers(1000))], [str(w) for w in rng.choice(words, rng.integers(3), replace=False)])
+        result(inside, activation=strong, verdict="excited" if strong > 0.8 else "weak",
+               png=pictures[i % len(pictures)])
+        peak = int(rng.integers(1000))
+        activity(inside, 1.0, [peak], [str(w) for w in rng.choice(words, rng.integers(3), replace=False)])
     return folder
 
 
@@ -53,8 +58,9 @@ def jpeg(path, *pictures):
     Image.fromarray(np.concatenate(tiles, axis=1)).save(path, format="JPEG", quality=90, subsampling=0)
 
 
-def feature(folder, times=(0, 300), seeds=(1, 2), prior="noise", prompts=("A Tree image", "A Tree photo", "A Tree"), png=None, **changes):
-    """A feature's or channel's folder as a run of two steps leaves it, with activity.json and two of three dataset images.
+def feature(folder, times=(0, 300), seeds=(1, 2), prior="noise", prompts=("A Tree image", "A Tree photo", "A Tree"),
+            png=None, **changes):
+    """A feature's or channel's folder as a run of two steps leaves it, activity.json and two of three dataset images.
 
     `changes` are entries of the records; None takes one out.
     """
@@ -63,21 +69,29 @@ def feature(folder, times=(0, 300), seeds=(1, 2), prior="noise", prompts=("A Tre
         jpeg(folder.parent / f"activity/images/{k:05d}.jpg", picture(90 + k))
     for t in times:
         for seed in seeds:
-            path, config = folder / f"t{t:04d}" / f"seed_{seed}.json", {"num_steps": 2, "prior": prior, "learning_rate": 0.125}
+            path = folder / f"t{t:04d}" / f"seed_{seed}.json"
+            config = {"num_steps": 2, "prior": prior, "learning_rate": 0.125}
             jpeg(path.with_suffix(".steps.jpg"), *(picture(10 * seed + k) for k in range(3)))
             path.with_suffix(".png").write_bytes(png or picture(t + seed))
             job = {"feature": None, "channel": None, kind: int(number), "timestep": t, "seed": seed}
-            recipe = {"job": job, "config": config, "hook_point": "up_blocks.1.attentions.1", "weights": folder.parent.name, "fingerprints":
+            recipe = {"job": job, "config": config, "hook_point": "up_blocks.1.attentions.1",
+                      "weights": folder.parent.name, "fingerprints":
                       {"unet/config.json": "ab" * 32}, "device": "cpu", "dtype": "float32", "torch": "2.0"}
-            scores = {"activation_start": 0.1, "activation": 1.5 + seed, "activation_no_noise": 2.0, "activation_reencoded": 1 + seed / 4,
+            scores = {"activation_start": 0.1, "activation": 1.5 + seed, "activation_no_noise": 2.0,
+                      "activation_reencoded": 1 + seed / 4,
                       "rank": 1}
-            record = {"recipe": recipe, "verdict": "excited", "scores": scores, "history": {"activation": [0.1, 0.75], "moment": [0.5, 0.25]},
-                      "others": [[7, 0.5], [9, 0.25]], "heat": [[0.0, 1.0], [2.0, 0.5]], "stored_steps": [0, 1, 2], "nearest_channel": 5,
+            record = {"recipe": recipe, "verdict": "excited", "scores": scores,
+                      "history": {"activation": [0.1, 0.75], "moment": [0.5, 0.25]},
+                      "others": [[7, 0.5], [9, 0.25]], "heat": [[0.0, 1.0], [2.0, 0.5]], "stored_steps": [0, 1, 2],
+                      "nearest_channel": 5,
                       "sha256": {}} | changes
             path.write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
-    examples = [{"image": k, "activation": 3.0 - k, "prompt": prompt, "file": str(folder.parent / f"activity/images/{k:05d}.jpg")}
+    examples = [{"image": k, "activation": 3.0 - k, "prompt": prompt,
+                 "file": str(folder.parent / f"activity/images/{k:05d}.jpg")}
                 for k, prompt in enumerate(prompts)]
     (folder / "activity.json").write_text(json.dumps({
-        kind: int(number), "weights": folder.parent.name, "images": 40, "ever_among_the_top": True, "concept": ["Tree"], "active": 500,
-        "peaks": [300], "examples": {"300": examples}, "profile": [t / 1000 for t in range(1001)], "largest": [1.0] * 1001}))
+        kind: int(number), "weights": folder.parent.name, "images": 40, "ever_among_the_top": True, "concept": ["Tree"],
+        "active": 500,
+        "peaks": [300], "examples": {"300": examples}, "profile": [t / 1000 for t in range(1001)],
+        "largest": [1.0] * 1001}))
     return folder

@@ -1,4 +1,4 @@
-"""The atlas: which result stands for a feature, what is left out, what the page holds. How it behaves: tests/browser."""
+"""The atlas: which result stands for a feature, what is left out, what it holds. How it behaves: tests/browser."""
 import errno
 import json
 import os
@@ -7,13 +7,12 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-import activity.__main__ as activity_command
-from pages import atlas
 import featviz
 from activity import times
-from pages import sheet
+from pages import atlas
+from pages.__main__ import main
 from tests import made
-from tests.tiny import write_model
+from tests.tiny import CONFIGS, write_capture, write_model
 
 SCRIPT = "</script><script>alert(1)</script>"
 
@@ -66,11 +65,13 @@ def test_what_its_page_shows_first_stands_for_a_feature(out):
     assert page(out).rows == [["feature_00012", 0, "1", 1.25, 2.5, "excited", 700, ["Tree", "Winter"], 0]]
 
 
-@pytest.mark.parametrize("activation, largest, strength", [(1.0, 0.0, None), (1.0, -2.0, None), (None, 4.0, None), (-1.0, 4.0, -0.25)])
+@pytest.mark.parametrize("activation, largest, strength", [(1.0, 0.0, None), (1.0, -2.0, None), (None, 4.0, None),
+                                                           (-1.0, 4.0, -0.25)])
 def test_strength_is_unknown_where_it_means_nothing(activation, largest, strength, out):
     made.activity(out / "channel_0003", largest)
-    made.result(out / "channel_0003", activation=activation, verdict="non-finite at step 5" if activation is None else "weak")
-    assert page(out).rows[0][3:6] == [activation, strength, "non-finite" if activation is None else "weak"]
+    verdict = "weak" if activation else "non-finite at step 5"
+    made.result(out / "channel_0003", activation=activation, verdict=verdict)
+    assert page(out).rows[0][3:6] == [activation, strength, verdict.split()[0]]
 
 
 def test_features_and_channels_of_all_hook_points_and_nothing_else(out):
@@ -81,7 +82,8 @@ def test_features_and_channels_of_all_hook_points_and_nothing_else(out):
     (out / "feature_00002" / "index.html").write_text("its page")
     found = page(out)
     assert [row[0] for row in found.rows] == names
-    assert found.links == [f"{name}/index.html" if name == "feature_00002" else f"{name}/t0600/seed_1.png" for name in names]
+    assert found.links == [f"{name}/index.html" if name == "feature_00002" else f"{name}/t0600/seed_1.png"
+                           for name in names]
     text = (out / "index.html").read_text()
     assert "<h1>2 features and 2 channels of toy</h1>" in text and ">channel 3 at mid_block.attentions.0</a>" in text
     assert sorted(p.name for p in (out / "atlas").iterdir()) == [f"{name}_t0600_seed_1.jpg" for name in names]
@@ -89,7 +91,8 @@ def test_features_and_channels_of_all_hook_points_and_nothing_else(out):
 
 DAMAGE = {"cut": lambda text: text[:20], "not JSON": lambda text: "{", "a list": lambda text: "[]",
           "no scores": lambda text: '{"verdict": "weak"}',
-          "a word for a number": lambda text: text.replace("2.0", '"high"'), "no verdict": lambda text: text.replace('"excited"', "3"),
+          "a word for a number": lambda text: text.replace("2.0", '"high"'),
+          "no verdict": lambda text: text.replace('"excited"', "3"),
           "deep": lambda text: "[" * 100000, "not UTF-8": lambda text: b"\xff\xfe"}
 
 
@@ -131,7 +134,7 @@ def test_text_from_prompts_stays_text(out):
     made.result(out / "feature_00001", verdict=SCRIPT)
     made.activity(out / "feature_00001", concept=[SCRIPT, "<img src=x onerror=alert(1)>"])
     found = page(out)
-    assert len([tag for tag, _ in found.tags if tag == "script"]) == 2 and not [tag for tag, _ in found.tags if tag == "img"]
+    assert [tag for tag, _ in found.tags if tag in ("script", "img")] == ["script", "script"]
     assert found.rows[0][7] == [SCRIPT, "<img src=x onerror=alert(1)>"]
     assert "alert(1)" not in found.scripts[1]
 
@@ -147,7 +150,8 @@ def test_a_second_run_makes_only_the_thumbnails_that_are_missing_or_old(out):
     assert thumbnails[1].read_bytes() == b"as it was" and Image.open(thumbnails[2]).size == (32, 32)
     made.result(out / "feature_00001", seed=9, activation=5.0)
     page(out)
-    assert sorted(p.name for p in (out / "atlas").iterdir()) == ["feature_00001_t0600_seed_9.jpg", "feature_00002_t0600_seed_1.jpg"]
+    assert sorted(p.name for p in (out / "atlas").iterdir()) == ["feature_00001_t0600_seed_9.jpg",
+                                                                 "feature_00002_t0600_seed_1.jpg"]
     assert first.exists() and first.with_suffix(".png").exists()
 
 
@@ -160,9 +164,10 @@ def test_thumbnails_are_small(out):
 def test_nothing_to_show_ends_in_one_line(out, capsys):
     for prepare in (lambda: None, out.mkdir, (out / "feature_00001").mkdir):
         prepare()
-        assert sheet.main(["--atlas", str(out)]) == 2
+        assert main(["--atlas", str(out)]) == 2
         captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.startswith("report: ") and captured.err.count("\n") == 1 and str(out) in captured.err
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert captured.err.startswith("pages: ") and str(out) in captured.err
     assert not (out / "index.html").exists()
 
 
@@ -172,24 +177,26 @@ def test_a_full_disk_is_no_broken_picture(out, monkeypatch, capsys):
 
     made.result(out / "feature_00001")
     monkeypatch.setattr(Image.Image, "save", full)
-    assert sheet.main(["--atlas", str(out)]) == 2
+    assert main(["--atlas", str(out)]) == 2
     assert "No space left on device" in capsys.readouterr().err and not list((out / "atlas").iterdir())
 
 
 def test_the_command_names_the_page(out, capsys):
     made.result(out / "feature_00001")
-    assert sheet.main(["--atlas", str(out)]) == 0
+    assert main(["--atlas", str(out)]) == 0
     assert capsys.readouterr().out == f"look at {out / 'index.html'}\n"
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_live_features_are_those_that_fire_in_the_capture(tmp_path, monkeypatch, capsys):
-    weights, out = write_model(tmp_path / "tiny"), tmp_path / "out"
-    call = ["--weights", str(weights), "--out", str(out), "--device", "cpu", "--feature", "live", "--seed", "1", "--num-steps", "1",
+    weights, out = write_model(tmp_path / "tiny", activity=None), tmp_path / "out"
+    call = ["--weights", str(weights), "--out", str(out), "--device", "cpu", "--feature", "live", "--seed", "1",
+            "--num-steps", "1",
             "--prior", "noise", "--frames", "0"]
     assert featviz.main(call) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "--feature live" in error and f"run python -m activity capture --weights {weights}" in error
+    assert error.count("\n") == 1 and "--feature live" in error
+    assert f"run python -m activity capture --weights {weights}" in error
 
     def one_fires(model, folder, attach=times.attach):
         model = attach(model, folder)
@@ -197,9 +204,7 @@ def test_live_features_are_those_that_fire_in_the_capture(tmp_path, monkeypatch,
         model.activity["max_feature"][3, 41] = model.activity["max_feature"][0, 7] = 0.5
         return model
 
-    (tmp_path / "prompts.txt").write_text("A Tree image\nA Cat image\n")
-    assert activity_command.main(["capture", "--weights", str(weights), "--out", str(out), "--device", "cpu", "--steps", "5",
-                              "--images-per-prompt", "1", "--prompts", str(tmp_path / "prompts.txt")]) == 0
+    write_capture(weights, CONFIGS["sae"]["num_latents"], CONFIGS["sae"]["d_in"])
     monkeypatch.setattr(times, "attach", one_fires)
     capsys.readouterr()
     assert featviz.main([*call, "--timestep", "600"]) == 0

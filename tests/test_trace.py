@@ -1,13 +1,15 @@
-"""A step opened up: each stage follows from the one before by formulas written here again; the page says what the tensors say.
+"""A step opened up: each stage follows from the one before by formulas written here again, and the page says what the
+tensors say.
 
-The audit reads the tensor file alone, and takes nothing of the project but the networks (which tests/oracle compares with the official
-ones), the SAE's weights and alphas_cumprod.
+The audit reads the tensor file alone, and takes nothing of the project but the networks (which tests/oracle compares
+with the official ones), the SAE's weights and alphas_cumprod.
 """
 import json
 import math
 import re
 import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,16 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ascent
-import config
 import featviz
-from pages import trace
-from pages import tracepage
-from weights.load import load
+from config import Job, configure
+from pages import trace, tracepage
 from tests.tiny import write_model
+from weights.load import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EVERYTHING_ON = ["--total-variation-weight", 0.3, "--gradient-smoothing-sigma-start", 6, "--gradient-smoothing-sigma-end", 2, "--jitter-max", 8,
+EVERYTHING_ON = ["--total-variation-weight", 0.3, "--gradient-smoothing-sigma-start", 6,
+                 "--gradient-smoothing-sigma-end", 2, "--jitter-max", 8,
                  "--prior", "noise"]
 STEPS = (0, 4)
 
@@ -44,7 +46,8 @@ def model():
 def traced(request, tmp_path_factory, one_thread):
     """(folder of a trace on the toy, its flags)"""
     out = tmp_path_factory.mktemp("out")
-    flags = [*request.param.split(), "--timestep", 600, "--seed", 5, "--num-steps", 6, "--batch-size", 1, *EVERYTHING_ON, "--trace", *STEPS]
+    flags = [*request.param.split(), "--timestep", 600, "--seed", 5, "--num-steps", 6, "--batch-size", 1,
+             *EVERYTHING_ON, "--trace", *STEPS]
     assert run(out, *flags) == 0
     folder, = out.rglob("seed_5_trace")
     return folder, flags
@@ -55,10 +58,10 @@ def saved(folder, k):
         return load_file(folder / f"step_{k:03d}.safetensors"), json.loads(file.metadata()["featviz"])
 
 
-# --- the audit: the method, a second time ------------------------------------------------------------------------------------
+# --- the audit: the method, a second time -------------------------------------------------------------------
 
 def moved(z, s):
-    """Roll with mixing, then read at the turned, shrunk place, bilinear, 0 outside; differentiable: (C, H, W) -> the same."""
+    """Roll with mixing, then read at the turned, shrunk place, bilinear, 0 outside: (C, H, W) -> the same."""
     for dim, d in ((1, s["shift"][0].item()), (2, s["shift"][1].item())):
         f = d - math.floor(d)
         z = (1 - f) * z.roll(math.floor(d), dim) + f * z.roll(math.floor(d) + 1, dim)
@@ -169,24 +172,27 @@ def test_the_strongest_are_those_of_the_whole_sae(traced, model):
 
 
 def test_what_is_traced_is_the_ascent_itself(traced, tmp_path):
-    """The last step of a trace ends at the very latent that a run of as many steps writes, bit for bit; the first begins at its noise."""
+    """A trace's last step ends at the very latent that a run of as many steps writes, bit for bit; its first begins at
+    the seed's noise."""
     folder, flags = traced
     assert run(tmp_path, *flags[:flags.index("--trace")], "--trace", 5) == 0
     assert not list(tmp_path.rglob("seed_5.*"))                 # a trace writes no result
     assert run(tmp_path, *flags[:flags.index("--trace")]) == 0
     latent, = tmp_path.rglob("seed_5.safetensors")
     assert torch.equal(load_file(latent)["latent"], saved(latent.with_name("seed_5_trace"), 5)[0]["after"])
-    assert torch.equal(saved(folder, 0)[0]["before"], torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5)))
+    noise = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(saved(folder, 0)[0]["before"], noise)
 
 
-# --- the page ----------------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 
 class Page(HTMLParser):
     """Ids, links, pictures, the text of cells by section, and cited lines."""
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.images, self.rows, self.cited, self.section, self.inside = [], [], [], {}, [], None, []
+        self.ids, self.links, self.images, self.cited, self.inside = [], [], [], [], []
+        self.rows, self.section = {}, None
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -230,7 +236,7 @@ def test_a_section_for_every_stage_and_no_dead_link(page):
 
 def test_every_picture_is_a_file_beside_the_page_and_has_an_alternative(page, traced):
     files = sorted(traced[0].glob("*.png"))
-    assert len(page.images) == len(files) + len(STEPS) * len(tracepage.STAGES)      # once in its section, once small in the overview
+    assert len(page.images) == len(files) + len(STEPS) * len(tracepage.STAGES)      # and once small in the overview
     assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.images)
     assert {stage.name for stage in tracepage.STAGES} == {f.name.split("_")[2] for f in files}
     assert all(max(Image.open(f).size) >= 64 for f in files)
@@ -243,14 +249,16 @@ def test_the_page_needs_no_network(traced):
 
 def test_cited_lines_are_the_ones_that_do_it(page):
     """Each stage's line, looked up by its number in the file itself, holds the operation that the section speaks of."""
-    expected = {"before": "clone()", "transformed": "reg.transform(", "noised": "abar.sqrt() * z", "hook": "until=model.hook_point",
-                "loss": "-climb + sum(", "gradient": "autograd.grad(", "filtered": "ifft2", "smoothed": "torch.exp(", "update": "config.beta",
+    expected = {"before": "clone()", "transformed": "reg.transform(", "noised": "abar.sqrt() * z",
+                "hook": "until=model.hook_point",
+                "loss": "-climb + sum(", "gradient": "autograd.grad(", "filtered": "ifft2", "smoothed": "torch.exp(",
+                "update": "config.beta",
                 "after": "torch.where(alive"}
     cited = list(zip(page.cited[::2], page.cited[1::2]))
     assert len(cited) == len(STEPS) * sum(len(stage.cites or "12") for stage in tracepage.STAGES)
     for where, line in cited:
         file, number = where.split(":")
-        assert " ".join(open(file, encoding="utf-8").read().splitlines()[int(number) - 1].split()) == line
+        assert " ".join(Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1].split()) == line
     for stage in tracepage.STAGES:
         if stage.cites:
             assert expected[stage.name] in tracepage.cite(*stage.cites[0])[2]
@@ -266,10 +274,13 @@ def test_numbers_on_the_page_are_those_of_the_tensors(page, traced):
             for name in stage.tensors:
                 x = s[name].numpy().astype(np.float64)
                 shown, = [[float(v) for v in row[1:]] for row in rows if row[0] == name]
-                assert shown == pytest.approx([x.mean(), x.std(), x.min(), x.max(), np.sqrt((x ** 2).sum())], rel=1e-3, abs=1e-12)
+                assert shown == pytest.approx([x.mean(), x.std(), x.min(), x.max(), np.sqrt((x ** 2).sum())], rel=1e-3,
+                                              abs=1e-12)
         terms = {row[0]: float(row[1]) for row in page.rows[f"s{k}-loss"]}
-        assert terms == pytest.approx({"-activation": -s["climbed"].item(), "loss": s["loss"].item(), "range": s["penalty_range"].item(),
-                                       "moment": s["penalty_moment"].item(), "total variation": s["penalty_total_variation"].item()}, rel=1e-4)
+        assert terms == pytest.approx({"-activation": -s["climbed"].item(), "loss": s["loss"].item(),
+                                       "range": s["penalty_range"].item(),
+                                       "moment": s["penalty_moment"].item(),
+                                       "total variation": s["penalty_total_variation"].item()}, rel=1e-4)
         listed = [row for row in page.rows[f"s{k}-activation"] if re.match(r"(feature|channel) \d", row[0])]
         assert [int(row[0].split()[1]) for row in listed] == s["strongest"].tolist()
         assert [float(row[1]) for row in listed] == pytest.approx(s["strongest_activation"].tolist(), abs=1e-4)
@@ -283,7 +294,7 @@ def test_the_command_on_the_page_makes_the_same_files(traced, tmp_path):
     assert {f.name: f.read_bytes() for f in again.iterdir()} == {f.name: f.read_bytes() for f in traced[0].iterdir()}
 
 
-# --- what may go wrong, and odd cases, on the tiny model ------------------------------------------------------------------------
+# --- what may go wrong, and odd cases, on the tiny model ----------------------------------------------------
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -328,16 +339,17 @@ def test_switched_off_stages_say_so(tiny, tmp_path):
     off = ["--preset", "none", "--no-noise"]
     assert run(tmp_path, "--weights", tiny, *SHORT, *off, "--seed", 5, "--trace", 0) == 0
     text = next(tmp_path.rglob("trace.html")).read_text(encoding="utf-8")
-    said = {name: tracepage.OFF.strip() in text[text.index(f'id="s0-{name}"'):].split("</section>")[0] for name in tracepage.BEFORE}
+    said = {name: tracepage.OFF.strip() in text[text.index(f'id="s0-{name}"'):].split("</section>")[0]
+            for name in tracepage.BEFORE}
     assert said == {"transformed": True, "noised": True, "filtered": True, "smoothed": True}
 
 
 def test_nothing_of_the_loop_is_drawn_twice(tiny):
-    """Replayed draws come from a copy of each generator: the ascent of a traced job and of an untraced one are the same."""
+    """Replayed draws come from a copy of each generator: a traced job's ascent and an untraced one's are the same."""
     m = load(tiny)
-    config = config.configure(m.settings, num_steps=3, prior="noise")
-    jobs = [config.Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
+    config = configure(m.settings, num_steps=3, prior="noise")
+    jobs = [Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
     plain = [step.after for step in ascent.ascend(m, jobs, config)]
     found = trace.follow(m, jobs, config, {0, 2})
     for i, (records, curve) in enumerate(found):
-        assert torch.equal(records[0]["after"], plain[0][i]) and torch.equal(records[2]["after"], plain[2][i]) and len(curve) == 3
+        assert all(torch.equal(records[k]["after"], plain[k][i]) for k in (0, 2)) and len(curve) == 3

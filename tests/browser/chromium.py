@@ -14,21 +14,25 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe")
-KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9, "Enter": 13, "Escape": 27}
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+         "--remote-debugging-pipe")
+KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9, "Enter": 13,
+        "Escape": 27}
 PATIENCE = 60               # seconds until an answer must be there
 
 
 class Chromium:
-    """The browser with one page. `errors` gathers uncaught exceptions, what the console calls an error, requests for other than files."""
+    """The browser with one page. `errors` gathers uncaught exceptions, the console's errors, requests for other than
+    files."""
 
     def __init__(self, profile):
         program = next(filter(None, map(shutil.which, NAMES)), None)
         if not program:
             raise FileNotFoundError(f"none of {', '.join(NAMES)} is installed: apt-get install chromium")
         (theirs_in, self.to), (self.back, theirs_out) = os.pipe(), os.pipe()
-        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs_in, theirs_out)]       # out of the way of 3 and 4
+        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs_in, theirs_out)]   # clear of 3 and 4
         self.process = subprocess.Popen([program, *FLAGS, f"--user-data-dir={profile}", "about:blank"], pass_fds=(3, 4),
                                         preexec_fn=lambda: [os.dup2(fd, i) for fd, i in zip(ends, (3, 4))],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -69,13 +73,15 @@ class Chromium:
             self.errors.append([a.get("value", a.get("description")) for a in params["args"]])
         elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append((params["entry"]["text"], params["entry"].get("url")))
-        elif event == "Network.requestWillBeSent" and params["request"]["url"].split(":")[0] not in ("file", "data", "about"):
-            self.errors.append(params["request"]["url"])
+        elif event == "Network.requestWillBeSent":
+            url = params["request"]["url"]
+            self.errors += [] if url.split(":")[0] in ("file", "data", "about") else [url]
 
     def send(self, method, **params):
         """The result of a command."""
         self.count += 1
-        message = {"id": self.count, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": self.count, "method": method, "params": params}
+        message |= {"sessionId": self.session} if self.session else {}
         os.write(self.to, json.dumps(message).encode() + b"\0")
         until = time.time() + PATIENCE
         while (answer := self.receive(until)).get("id") != self.count:
@@ -102,22 +108,26 @@ class Chromium:
 
     def key(self, name):
         """A key goes down and up, as from a keyboard; a single letter is typed."""
-        code = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]} if name in KEYS else {"key": name, "text": name}
+        code = {"key": name, "text": name}
+        if name in KEYS:
+            code = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]}
         if name == "Enter":
             code["text"] = "\r"
         self.send("Input.dispatchKeyEvent", type="keyDown" if "text" in code else "rawKeyDown", **code)
         self.send("Input.dispatchKeyEvent", type="keyUp", **code)
 
     def window(self, width, height=800, dark=False, media="screen"):
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                  mobile=width < 500)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
     def settled(self):
-        """Two frames later, with every picture in view decoded (or 5 seconds gone: one that leaves the page never is)."""
-        self.run("""new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => Promise.race([
-            new Promise(done => setTimeout(done, 5000)), Promise.all([...document.images].filter(i => i.loading !== "lazy")
-            .map(i => i.decode().catch(() => null)))]))""")
+        """Two frames later, with every picture in view decoded (or 5 seconds gone: one that leaves the page is not)."""
+        self.run("""new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() =>
+            Promise.race([new Promise(done => setTimeout(done, 5000)),
+                          Promise.all([...document.images].filter(i => i.loading !== "lazy")
+                                      .map(i => i.decode().catch(() => null)))]))""")
 
     def screenshot(self, path, whole=False):
         self.settled()

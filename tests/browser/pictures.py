@@ -1,6 +1,6 @@
 """The README's pictures of pages: python -m tests.browser.pictures
 
-Needs `python featviz.py --out out/first`, and what the README's commands for a trace and for the atlas leave in out/toy.
+Needs `python featviz.py --out out/first`, and what the commands for a trace and for the atlas leave in out/toy.
 """
 import tempfile
 from pathlib import Path
@@ -22,7 +22,7 @@ def main():
         for name, page, fragment, height in SHOTS:
             browser.window(1280, height)
             browser.open(page, fragment)
-            browser.screenshot(ROOT / f"pictures/{name}.png")
+            browser.screenshot(ROOT / f"docs/pictures/{name}.png")
             assert not browser.errors, browser.errors
         browser.close()
 

@@ -1,4 +1,5 @@
-"""The pages in a real Chromium: no console error, no request, usable by keyboard, readable in light and dark, on a phone and on paper.
+"""The pages in a real Chromium: no console error, no request, usable by keyboard, readable in light and dark, on a
+phone and on paper.
 
     python -m pytest tests/browser                  not among the fast tests; fails where no Chromium is installed
     SHOTS=shots python -m pytest -s tests/browser   keeps the screenshots, shows the times measured
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PHONE = 380
 FOCUSED = "document.activeElement.matches({!r})"
 
-# every element with text of its own -> those whose contrast with what lies behind is below WCAG's 4.5 (3 for large text)
+# every element with text of its own -> those whose contrast with what is behind is below WCAG's 4.5 (3 for large text)
 PALE = r"""(() => {
   const parts = text => (text.match(/[\d.]+/g) ?? []).map(Number);
   const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
@@ -34,12 +35,14 @@ PALE = r"""(() => {
     return [255, 255, 255];
   };
   const measure = e => {
-    const style = getComputedStyle(e), pair = [parts(e.closest("svg") ? style.fill : style.color), behind(e)].map(light);
-    return [(Math.max(...pair) + .05) / (Math.min(...pair) + .05), parseFloat(style.fontSize) >= 24 ? 3 : 4.5, e.outerHTML.slice(0, 120)];
+    const style = getComputedStyle(e), colour = e.closest("svg") ? style.fill : style.color;
+    const pair = [parts(colour), behind(e)].map(light), least = parseFloat(style.fontSize) >= 24 ? 3 : 4.5;
+    return [(Math.max(...pair) + .05) / (Math.min(...pair) + .05), least, e.outerHTML.slice(0, 120)];
   };
   const written = e => e.checkVisibility() && !e.closest("noscript, script, option")
     && [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
-  return [...document.body.querySelectorAll("*")].filter(written).map(measure).filter(([ratio, least]) => ratio < least);
+  const all = [...document.body.querySelectorAll("*")].filter(written);
+  return all.map(measure).filter(([ratio, least]) => ratio < least);
 })()"""
 
 
@@ -63,7 +66,7 @@ def shots(tmp_path_factory):
 
 
 def command(*flags):
-    done = subprocess.run([sys.executable, *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -71,10 +74,11 @@ def command(*flags):
 def toy(tmp_path_factory):
     """out/toy with two features, each at two time steps from two seeds, and a trace, all in a few steps."""
     out = tmp_path_factory.mktemp("out")
-    few = ["featviz.py", "--weights", "weights/toy", "--device", "cpu", "--num-steps", 6, "--prior", "noise", "--out", out]
+    few = ["featviz.py", "--weights", "weights/toy", "--device", "cpu", "--num-steps", 6, "--prior", "noise", "--out",
+           out]
     command(*few, "--feature", 169, 37, "--seed", 1024, 1111, "--timestep", 0, 600, "--frames", 4)
     command(*few, "--feature", 169, "--seed", 1024, "--timestep", 600, "--trace", 0, 5)
-    command("report.py", out / "toy", "--atlas", out / "toy")
+    command("-m", "pages", out / "toy", "--atlas", out / "toy")
     return out / "toy"
 
 
@@ -82,7 +86,7 @@ def toy(tmp_path_factory):
 def wall(tmp_path_factory):
     """An atlas of 2,000 features."""
     folder = made.features(tmp_path_factory.mktemp("wall") / "toy", 2000)
-    command("report.py", "--atlas", folder)
+    command("-m", "pages", "--atlas", folder)
     return folder / "index.html"
 
 
@@ -90,7 +94,8 @@ def look(browser, page, shots, name):
     """What must hold for every page, with a picture of each way to see it."""
     browser.open(page)
     browser.screenshot(shots / f"{name}.png")
-    assert browser.run("[...document.images].filter(i => !i.naturalWidth || !i.hasAttribute('alt')).map(i => i.outerHTML)") == []
+    bad = "[...document.images].filter(i => !i.naturalWidth || !i.hasAttribute('alt')).map(i => i.outerHTML)"
+    assert browser.run(bad) == []
     assert browser.run(PALE) == []
     browser.window(1280, dark=True)
     browser.screenshot(shots / f"{name}_dark.png")
@@ -133,7 +138,8 @@ def test_the_slider_of_a_feature_s_page(browser, toy, shots):
     tab_to(browser, "[data-view]")
     browser.key("Enter")
     tab_to(browser, "input[type=range]")
-    state = "[...document.querySelectorAll('dialog[open] :is(output, .strip)')].map(e => e.textContent + e.getAttribute('style')).join()"
+    state = ("[...document.querySelectorAll('dialog[open] :is(output, .strip)')]"
+             ".map(e => e.textContent + e.getAttribute('style')).join()")
     states = [browser.run(state)]
     for key in ("ArrowLeft", "ArrowLeft", "Home"):
         browser.key(key)
@@ -161,6 +167,10 @@ def test_the_atlas(browser, wall, toy, shots):
 
 
 COUNT, TILES = "document.getElementById('count').textContent", "[...document.querySelectorAll('.tile')]"
+SORTS = {"concept": "t.querySelector('b').textContent", "activation": "-shown[t.dataset.index].activation",
+         "number": "parseInt(t.querySelector('i').textContent)", "peak": "shown[t.dataset.index].peak"}
+FILTERS = (("least", "2", "x.strength >= 2"), ("from", "300", "x.peak >= 300"), ("to", "600", "x.peak <= 600"),
+           ("verdict", "e", "x.verdict === 'excited'"))
 
 
 def test_the_atlas_is_searched_filtered_and_sorted_by_keyboard(browser, wall):
@@ -182,16 +192,15 @@ def test_the_atlas_is_searched_filtered_and_sorted_by_keyboard(browser, wall):
     tab_to(browser, "[name=concept]")
     browser.key("ArrowDown")                                    # the most frequent word
     both = browser.run("shown.length")
-    assert 1 < both < trees and browser.run("shown.every(x => x.words.includes(form.concept.value) && x.words.includes('Tree'))")
+    has_both = "shown.every(x => x.words.includes(form.concept.value) && x.words.includes('Tree'))"
+    assert 1 < both < trees and browser.run(has_both)
     assert "concept=" in browser.run("location.hash") and "search=tree" in browser.run("location.hash")
     tab_to(browser, "[name=sort]")
-    for by, values in (("concept", "t.querySelector('b').textContent"), ("activation", "-shown[t.dataset.index].activation"),
-                       ("number", "parseInt(t.querySelector('i').textContent)"), ("peak", "shown[t.dataset.index].peak")):
+    for by, values in SORTS.items():
         browser.key("ArrowDown")
         order = browser.run(f"{TILES}.filter(t => !t.querySelector('.off')).map(t => {values})")
         assert browser.run("form.sort.value") == by and len(order) > 10 and order == sorted(order)
-    for name, value, holds in (("least", "2", "x.strength >= 2"), ("from", "300", "x.peak >= 300"), ("to", "600", "x.peak <= 600"),
-                               ("verdict", "e", "x.verdict === 'excited'")):
+    for name, value, holds in FILTERS:
         tab_to(browser, f"[name={name}]")
         for letter in value:
             browser.key(letter)
@@ -222,7 +231,8 @@ def test_arrow_keys_walk_through_the_atlas(browser, wall):
 
 def test_the_print_button_lays_out_the_first_240(browser, wall):
     browser.open(wall)
-    browser.run("window.print = () => window.printed = [...document.images].filter(i => i.complete && i.naturalWidth).length")
+    browser.run("window.print = () => "
+                "window.printed = [...document.images].filter(i => i.complete && i.naturalWidth).length")
     tab_to(browser, "#print")
     browser.key("Enter")
     assert wait_for(browser, "window.printed") == 240 and browser.run(f"{TILES}.length") < 200 and browser.errors == []
@@ -239,7 +249,8 @@ def test_a_tile_leads_to_the_feature_s_page(browser, toy):
 
 def test_words_with_markup_stay_words(browser, wall):
     browser.open(wall, "#concept=<b>Bear</b>&sort=none&submit=none")
-    assert browser.run(f"{TILES}.length") > 10 and browser.run(f"{TILES}.every(t => t.textContent.includes('<b>Bear</b>'))")
+    assert browser.run(f"{TILES}.length") > 10
+    assert browser.run(f"{TILES}.every(t => t.textContent.includes('<b>Bear</b>'))")
 
 
 def test_without_scripts_the_atlas_is_a_list_of_links(browser, wall):
@@ -250,7 +261,8 @@ def test_without_scripts_the_atlas_is_a_list_of_links(browser, wall):
     assert browser.run("[...document.querySelectorAll('form, button')].every(e => !e.checkVisibility())")
 
 
-SCROLL = """new Promise(done => { const times = []; let before, step = now => { if (before) times.push(now - before); before = now;
+SCROLL = """new Promise(done => { const times = []; let before;
+  const step = now => { if (before) times.push(now - before); before = now;
   scrollBy(0, 60); times.length < 180 ? requestAnimationFrame(step) : done(times); }; requestAnimationFrame(step); })"""
 
 
@@ -262,8 +274,10 @@ def test_20480_features_open_at_once_and_scroll(browser, tmp_path):
     for k, path in enumerate(pictures):
         path.write_bytes(made.picture(k, 160))
     rows = []
-    for i, (strength, peak) in enumerate(zip(rng.gamma(4, 0.5, 20480).round(4).tolist(), rng.integers(1000, size=20480).tolist())):
-        rows.append([f"feature_{i:05d}", 600, "1024", strength, strength, "excited", peak, ["Tree", "Winter"][:i % 3], 1])
+    for i, (strength, peak) in enumerate(zip(rng.gamma(4, 0.5, 20480).round(4).tolist(),
+                                             rng.integers(1000, size=20480).tolist())):
+        rows.append([f"feature_{i:05d}", 600, "1024", strength, strength, "excited", peak, ["Tree", "Winter"][:i % 3],
+                     1])
         os.link(pictures[i % len(pictures)], page.parent / "atlas" / thumbnail_name(*rows[-1][:3]))
     page.write_text(render(page.parent, rows, 0), encoding="utf-8")
     loaded = browser.open(page)
@@ -271,7 +285,7 @@ def test_20480_features_open_at_once_and_scroll(browser, tmp_path):
     paint = browser.run("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
     frames = np.array(browser.run(SCROLL))
     print(f"\n20,480 features: {page.stat().st_size / 2**20:.1f} MiB; load {loaded:.2f} s, first paint {paint:.2f} s; "
-          f"frames while scrolling 60 pixels each: median {np.median(frames):.0f} ms, 95% below {np.quantile(frames, 0.95):.0f} ms, "
-          f"longest {frames.max():.0f} ms")
+          f"frames while scrolling 60 pixels each: median {np.median(frames):.0f} ms, 95% below "
+          f"{np.quantile(frames, 0.95):.0f} ms, longest {frames.max():.0f} ms")
     assert browser.run(COUNT) == "20,480 of 20,480" and loaded < 3 and paint < 3 and np.median(frames) < 100
     assert browser.run("document.querySelectorAll('*').length") < 2000 and browser.errors == []
