@@ -126,7 +126,8 @@ def strength(tables, kind, target, when="active"):
 
     A negative largest mean, which raw channels may have, counts as 0.
     """
-    largest = interpolate(tables["timesteps"].cpu(), tables[f"max_{kind}"][:, target].cpu().clamp(min=0))
+    x, y = tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0).clamp(min=0)
+    largest = np.interp(np.arange(T + 1), x, y, left=0, right=0)
     if when != "all":
         largest = largest * (profile(tables, kind, target) > 0)
     return np.full_like(largest, largest.max()) if when == "constant" else largest

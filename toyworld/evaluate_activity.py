@@ -21,18 +21,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from activity import profile
-from activity import capture
-from weights import load
-import featviz
-from config import Job, configure
+from activity import capture, profile
+from activity.times import full, probe
 from ascent import start, visualize
+from config import PEAKS, Job, configure
 from pages.sheet import write_profiles
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.evaluate import PICTURES, SHARE, right, share, tell
 from toyworld.judge import load_judge
 from toyworld.train import write_json
+from weights.load import load
 
 SEED, NEAR = 1024, 50       # of the first ascent; time steps within which two peaks count as the same
 PAIR = {drawings.caption(o, s): (i, j) for i, o in enumerate(OBJECTS) for j, s in enumerate(STYLES)}
@@ -125,33 +124,37 @@ def evaluate_priors(model, judge, concepts, config, batch_size, scales=(1.0, 5.0
 
 
 def agreement(theirs, ours, concepts):
-    """How well time steps found in one set of tables serve another: peaks in common, and how much of the profile they catch.
+    """How well time steps found in one set of tables serve another: peaks in common, and how much of the profile they catch. Of the
+    features that have a profile in `theirs`; one without peaks in `ours` finds and catches nothing.
 
     highest_peak_found  features whose highest peak of `theirs` has a peak of `ours` within NEAR
     catch               the profile of `theirs` at the highest peak of `ours`, over its own maximum: mean and median
     """
     found, caught = [], []
     for c in concepts:
-        full, small = (profile.profile(tables, "feature", c["feature"]) for tables in (theirs, ours))
-        best, peaks = int(full.argmax()), profile.peaks(small)
-        found.append(any(abs(max(profile.peaks(full), key=lambda t: full[t]) - t) <= NEAR for t in peaks))
-        caught.append(full[max(peaks, key=lambda t: small[t])] / full[best] if peaks else 0.0)
-    return {"highest_peak_found": share(torch.tensor(found)), "catch": round(float(np.mean(caught)), 3), "catch_median": round(float(np.median(caught)), 3)}
+        there, small = (profile.profile(tables, "feature", c["feature"]) for tables in (theirs, ours))
+        if not there.any():
+            continue
+        peaks, highest = profile.peaks(small), max(profile.peaks(there), key=lambda t: there[t])
+        found.append(any(abs(highest - t) <= NEAR for t in peaks))
+        caught.append(there[max(peaks, key=lambda t: small[t])] / there.max() if peaks else 0.0)
+    return {"highest_peak_found": share(torch.tensor(found)), "catch": round(float(np.mean(caught)), 3),
+            "catch_median": round(float(np.median(caught)), 3)}
 
 
 def by_chance(theirs, concepts):
     """What a time step drawn at random would catch of the profile, on average."""
     curves = [profile.profile(theirs, "feature", c["feature"]) for c in concepts]
-    return round(float(np.mean([curve.mean() / curve.max() for curve in curves])), 3)
+    return round(float(np.mean([curve.mean() / curve.max() for curve in curves if curve.any()])), 3)
 
 
 def second_capture(model, folder):
     """Tables of a capture like that in `folder` but of other noise: how far would its own repetition agree with it?"""
-    made = capture.configure(model.settings, **json.loads((folder / "capture.json").read_text())["recipe"]["settings"])
-    sae, stats, began = model.sae, None, time.time()
+    made = capture.configure(model, **json.loads((folder / "capture.json").read_text())["recipe"]["settings"])
+    stats, began = None, time.time()
     for i in range(made.images, 2 * made.images, made.batch_size):
         numbers = range(i, min(i + made.batch_size, 2 * made.images))
-        part = capture.summarize(capture.observe(model, made, numbers)[1], numbers)
+        part = capture.summarize(capture.observe(model, made, numbers)[1], numbers, made.top)
         stats = capture.combine(stats, part) if stats else part
         done = numbers.stop - made.images
         print(f"\rsecond capture: {done}/{made.images} images, {(time.time() - began) / done * (made.images - done):.0f} s left  ", end="",
@@ -167,7 +170,7 @@ def evaluate_probe(model, folder, concepts, out):
     small = out / model.name / "probe"
     there = (small / "capture.json").exists()
     if not there:
-        small = featviz.probe(model, out, 8)
+        small = probe(model, out, 8)
     seconds, made = None if there else round(time.time() - began), json.loads((small / "capture.json").read_text())
     return {"images": made["images"], "steps": made["recipe"]["settings"]["steps"], "seconds": seconds,
             "probe": agreement(model.activity, profile.attach(model, small).activity, concepts),
@@ -175,14 +178,14 @@ def evaluate_probe(model, folder, concepts, out):
             "catch_by_chance": by_chance(model.activity, concepts)}
 
 
-def draw_profiles(model, folder, concepts):
+def draw_profiles(model, concepts):
     """profiles.png: the strongest concept feature of an object, the strongest of a style, and the strongest other one with three peaks."""
     peaks = lambda c: profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
     shown = [next(c for c in concepts if c["kind"] == kind and peaks(c)) for kind in ("object", "style")]
-    shown.append(next(c for c in concepts if c not in shown and len(peaks(c)) == profile.PEAKS))
+    shown.append(next(c for c in concepts if c not in shown and len(peaks(c)) == PEAKS))
     paths = [Path("runs") / f"profile_{c['feature']}.json" for c in shown]
     for c, path in zip(shown, paths):
-        write_json(path, profile.analysis(model, folder, "feature", c["feature"]) | {"note": f"; {c['object'] or c['style']}"})
+        write_json(path, profile.analysis(model, "feature", c["feature"]) | {"note": f"; {c['object'] or c['style']}"})
     return write_profiles(paths, PICTURES / "profiles.png")
 
 
@@ -195,10 +198,10 @@ def main():
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    model, judge = load.load(args.weights, args.device), load_judge(args.weights, args.device)
+    model, judge = load(args.weights, args.device), load_judge(args.weights, args.device)
     folder = profile.find(model, args.out)
     if folder is None:
-        raise SystemExit(f"evaluate_activity: {args.weights} has no capture; run {featviz.FULL.format(args.weights)}")
+        raise SystemExit(f"evaluate_activity: {args.weights} has no capture; run {full(model)}")
     model = profile.attach(model, folder)
     stored = json.loads((args.weights / "concepts.json").read_text())
     concepts = stored["features"]
@@ -210,7 +213,7 @@ def main():
     path = args.weights / "activity.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}
     numbers |= {"images": json.loads((folder / "capture.json").read_text())["images"], "concept_features": len(concepts)}
-    print(f"look at {draw_profiles(model, folder, concepts)}")
+    print(f"look at {draw_profiles(model, concepts)}")
     for name in args.only or work:
         numbers[name] = tell(name, work[name]())
         write_json(path, numbers)

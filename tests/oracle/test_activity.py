@@ -1,17 +1,18 @@
-"""Peaks against scipy; sampling, its observation and steering against a run of diffusers' networks and schedulers."""
+"""Profile and peaks against scipy; shares and strengths against numpy; sampling and steering against diffusers."""
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from scipy.interpolate import interp1d
 from scipy.signal import find_peaks
 
-from activity import profile
-from activity import capture
+from activity import capture, profile
 from config import Job
 from sae import SAE
 from schedule import Schedule
-from steering import sample, steered_prior
+from steering import directions, sample, steered_prior
 from tests import seeded
 from tests.oracle import record
 from tests.seeded import HOOK, TOY, filled, randn, relative_error
@@ -20,37 +21,93 @@ SAMPLERS, STEPS, F, D = ("ddim", "pndm"), 12, 96, TOY["unet"]["block_out_channel
 TEXTS = {"": randn(1, 77, 64, seed=30), "a": randn(1, 77, 64, seed=31), "b": randn(1, 77, 64, seed=32)}
 
 
-def random_profile(rng):
-    """Shares of few images at 50 sampling steps, so many are equal, with runs of the same value; or a rough curve of 1001 values."""
-    kind = rng.integers(3)
-    if kind == 2:
-        return rng.integers(0, rng.integers(2, 30), 1001) / 8
-    values = rng.integers(0, rng.integers(2, 9), 50) / 8
-    if kind == 1:
-        values = np.repeat(values, rng.integers(1, 6, 50))[:50]
-    return profile.interpolate(np.arange(981.0, 0, -20), values)
+def by_scipy(times, shares):
+    """From shares (N,) float32 at ascending time steps to the profile (1001,) and its three highest peaks, of equals the earlier."""
+    y = interp1d(times, shares, bounds_error=False, fill_value=0)(np.arange(1001))
+    at, about = find_peaks(y, height=0, distance=100, plateau_size=1)
+    return y, sorted(int(t) for _, t in sorted(zip(-about["peak_heights"], at))[:3])
 
 
-def test_peaks_are_scipy_s_on_ten_thousand_profiles():
-    rng, found = np.random.default_rng(0), 0
+def random_shares(rng):
+    """Ascending sampled time steps (N,), and counts of few or many images there over their number: many are equal, with runs of
+    the same value, many 0, often the largest at an end."""
+    images = int(rng.choice([4, 7, 80, 560, 5100]))
+    counts = rng.integers(0, rng.choice([2, 5, images + 1]), 50)
+    if rng.integers(2):
+        counts = np.repeat(counts, rng.integers(1, 9, 50))[:50]
+    if rng.integers(2):
+        counts = np.cumsum(counts)[::rng.choice([1, -1])] % (images + 1)
+    times = np.array(Schedule().timesteps(int(rng.choice([50, 50, 20, 7, 99])))[::-1])
+    counts = np.resize(counts, len(times))
+    return times, (counts.astype(np.float32) / images).astype(np.float32)
+
+
+def test_profile_and_peaks_are_scipy_s_on_ten_thousand_tables_of_shares():
+    rng, found, ends = np.random.default_rng(0), 0, 0
     for i in range(10_000):
-        y = random_profile(rng)
-        expected = find_peaks(y, height=0, distance=100, plateau_size=1)[0]
-        assert np.array_equal(profile.find_peaks(y), expected), i
-        found += len(expected)
-    print(f"{found} peaks")
-    assert found > 20_000
+        times, shares = random_shares(rng)
+        y, expected = by_scipy(times, shares)
+        tables = {"timesteps": torch.tensor(times[::-1].copy()).float(), "share_feature": torch.tensor(shares[::-1].copy())[:, None]}
+        ours = profile.profile(tables, "feature", 0)
+        assert np.array_equal(ours, y), i                       # to the bit, so the active steps are the same too
+        assert profile.peaks(ours) == expected, i
+        assert profile.timesteps(tables, "feature", 0) == sorted({0, *expected}), i
+        found, ends = found + len(expected), ends + sum(t in (times[0], times[-1]) for t in expected)
+    print(f"{found} peaks, {ends} of them at the first or the last sampled step")
+    assert found > 20_000 and ends > 2_000
 
 
-def test_the_three_highest_of_scipy_s_peaks():
+@pytest.mark.parametrize("most, distance", [(1, 100), (9, 100), (3, 37), (5, 400)])
+def test_other_numbers_of_peaks_and_distances_are_scipy_s(most, distance):
     rng = np.random.default_rng(1)
-    for _ in range(1000):
-        y = random_profile(rng)
-        at, about = find_peaks(y, height=0, distance=100, plateau_size=1)
-        if len(at):
-            ours = profile.peaks(y)
-            assert len(ours) == min(3, len(at)) and set(ours) <= set(at.tolist()) and ours == sorted(ours)
-            assert sorted(y[ours]) == sorted(sorted(about["peak_heights"])[-3:])
+    for _ in range(500):
+        y, _ = by_scipy(*random_shares(rng))
+        at, about = find_peaks(y, height=0, distance=distance, plateau_size=1)
+        expected = sorted(int(t) for _, t in sorted(zip(-about["peak_heights"], at))[:most])
+        assert profile.peaks(y, distance, most) == expected
+
+
+@pytest.mark.parametrize("halves", ("conditional", "both"))
+def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp_path):
+    """The whole way by numpy and scipy alone: the largest 20 of each row counted one by one, maxima that begin at 0."""
+    rng, images, N, widths, top = np.random.default_rng(2), 24, 50, {"feature": 90, "channel": 40}, 20
+    times = Schedule().timesteps(N)                             # descending
+    rises = {kind: np.sin(np.linspace(0, 7, N))[:, None] * rng.normal(size=width) for kind, width in widths.items()}
+    levels = {kind: np.where(np.arange(width) < 5, -6, 0) for kind, width in widths.items()}    # the first five hardly ever
+    raw = {kind: (rng.normal(size=(2, images, N, width)) + rises[kind] + levels[kind]).astype(np.float32) for kind, width in widths.items()}
+    raw["feature"] = np.maximum(raw["feature"], 0)
+    rows = 2 if halves == "both" else 1
+
+    stats = capture.empty(N, *widths.values())
+    for some in (range(0, 5), range(5, 6), range(6, 24)):
+        means = {kind: torch.tensor(values[-rows:, some].reshape(-1, *values.shape[2:])) for kind, values in raw.items()}
+        stats = capture.combine(stats, capture.summarize(means, some, top))
+    settings = {"prompts": ["a"] * images, "images_per_prompt": 1, "halves": halves, "top": top}
+    capture.write_capture(tmp_path, stats, {"settings": settings, "timesteps": times})
+    tables = load_file(tmp_path / "activity.safetensors")
+
+    never = 0
+    for kind, width in widths.items():
+        counts, most = np.zeros((N, width)), np.zeros((N, width))
+        for half in range(2 - rows, 2):
+            for i in range(images):
+                for n in range(N):
+                    row = raw[kind][half, i, n]
+                    counts[n, np.argsort(-row)[:top]] += 1
+                    most[n] = np.maximum(most[n], row)
+        for target in range(width):
+            share = (counts[:, target] / images).astype(np.float32)
+            y, expected = by_scipy(np.array(times[::-1]), share[::-1])
+            ours, active = profile.profile(tables, kind, target), np.flatnonzero(y > 0)
+            assert np.array_equal(ours, y) and profile.peaks(ours) == expected
+            never += len(expected) == 0
+            all_active = profile.timesteps(tables, kind, target, "active")
+            assert all_active == sorted({0, *(t for t, s in zip(times, share) if s > 0)}) and set(all_active) <= {0, *active}
+            by_time = dict(zip(times, most[:, target]))
+            for when, steered in (("active", {t for t in times if t in active}), ("all", set(times))):
+                strengths = profile.strength(tables, kind, target, when)
+                assert np.allclose(strengths[times], [by_time[t] * (t in steered) for t in times], rtol=1e-6)
+    assert 0 < never < 30
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +127,13 @@ def model():
 
 @torch.no_grad()
 def official_run(kind, noise, context, guidance, push=None):
-    """A sampling loop on diffusers alone: (latents, {t: hook's output of the prompt's half}); push(t) (B, D) is added at the hook."""
+    """A sampling loop on diffusers alone: (latents, {t: hook's output}); push(t) (B, D) is added at the hook."""
     net, scheduler, seen = record.official("unet", TOY["unet"]), record.scheduler(kind), {}
     scheduler.set_timesteps(STEPS)
     now, null = [None], TEXTS[""]
 
     def hook(module, args, output):
-        seen[now[0]] = output[0][-len(noise):].clone()
+        seen[now[0]] = output[0].clone()
         return (output[0] + push(now[0])[:, :, None, None],) if push else None
 
     net.get_submodule(HOOK).register_forward_hook(hook)
@@ -92,15 +149,17 @@ def official_run(kind, noise, context, guidance, push=None):
     return x, seen
 
 
-@pytest.mark.parametrize("guidance", (1.0, 3.0, 7.5))
+@pytest.mark.parametrize("guidance, halves", [(1.0, "conditional"), (3.0, "conditional"), (7.5, "conditional"), (7.5, "both")])
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_a_capture_sees_what_the_official_pipeline_computes(model, kind, guidance):
-    settings = capture.Capture(("a", "b"), 2, STEPS, kind, guidance, 2)
+def test_a_capture_sees_what_the_official_pipeline_computes(model, kind, guidance, halves):
+    settings = capture.Capture(("a", "b"), 2, STEPS, kind, guidance, 2, halves=halves)
     z, means = capture.observe(model, settings, [2, 3])
     noise = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (2, 3)])
     expected, seen = official_run(kind, noise, torch.cat([TEXTS["a"], TEXTS["b"]]), guidance)
     assert list(seen) == model.schedule.timesteps(STEPS)
-    h = torch.stack(list(seen.values()), dim=1).flatten(3).transpose(2, 3)                      # (B, N, S, D)
+    h = torch.stack(list(seen.values()), dim=1).flatten(3).transpose(2, 3)                      # (B or 2B, N, S, D)
+    h = h if halves == "both" else h[-2:]
+    assert len(means["channel"]) == len(h) == (4 if halves == "both" else 2)
     W, b, b_dec = model.sae.encoder.weight, model.sae.encoder.bias, model.sae.b_dec
     errors = {"latent": relative_error(z, expected), "channel": relative_error(means["channel"], h.mean(2)),
               "feature": relative_error(means["feature"], ((h - b_dec) @ W.T + b).clamp(min=0).mean(2))}
@@ -108,27 +167,33 @@ def test_a_capture_sees_what_the_official_pipeline_computes(model, kind, guidanc
     assert max(errors.values()) < 1e-4
 
 
+@pytest.mark.parametrize("when", ("active", "all", "constant"))
 @pytest.mark.parametrize("target", ("feature", "channel"))
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_a_steered_prior_is_the_official_run_with_the_direction_added(model, kind, target):
-    """At sampling steps with a share above 0, s_t W_dec[f] (or s_t on channel c) with s_t = 60 * the largest mean activation at t."""
+def test_a_steered_prior_is_the_official_run_with_the_direction_added(model, kind, target, when):
+    """s_t W_dec[f] (or s_t on channel c) with s_t = 60 * the largest mean activation at t: at sampling steps with a share above 0, or
+    at all; or the largest s_t of the former at all."""
     jobs, noise = [Job(**{target: 5}), Job(**{target: 17})], randn(2, 4, 16, 16, seed=50)
     share, most = model.activity[f"share_{target}"].numpy(), model.activity[f"max_{target}"].numpy()
     at, grid = np.arange(981.0, 0, -20), lambda values, t: np.interp(t, np.arange(1.0, 982, 20), values[::-1])
 
+    def strength(n, t):
+        if when == "constant":
+            return max(grid(most[:, n], t) for t in range(1, 982) if grid(share[:, n], t) > 0)
+        return grid(most[:, n], t) * (when == "all" or grid(share[:, n], t) > 0)
+
     def push(t):
-        rows = torch.zeros(2, D)
-        for row, n in zip(rows, (5, 17)):
-            if grid(share[:, n], t) > 0:
-                row += 60 * grid(most[:, n], t) * (model.sae.W_dec[n] if target == "feature" else torch.eye(D)[n])
-        return rows
+        directions = [model.sae.W_dec[n] if target == "feature" else torch.eye(D)[n] for n in (5, 17)]
+        return torch.stack([60 * strength(n, t) * d for n, d in zip((5, 17), directions)]).float()
 
     expected, _ = official_run(kind, noise, TEXTS[""].expand(2, -1, -1), 1.0, push)
-    ours = steered_prior(model, jobs, target, noise, 60.0, kind, STEPS)
+    s = np.stack([60 * profile.strength(model.activity, target, job.target, when) for job in jobs])
+    ours = steered_prior(model, noise, directions(model, jobs), torch.tensor(s).float(), kind, STEPS)
     plain = sample(model, noise, TEXTS[""], kind, STEPS)
     active = [t for t in model.schedule.timesteps(STEPS) if push(t)[0].any()]
     print(kind, target, f"{relative_error(ours, expected):.1e}", f"active at {len(active)} of {STEPS}, {len(at)} measured")
-    assert relative_error(ours, expected) < 1e-4 and relative_error(ours, plain) > 0.01 and 0 < len(active) < STEPS
+    assert relative_error(ours, expected) < 1e-4 and relative_error(ours, plain) > 0.01
+    assert 0 < len(active) < STEPS if when == "active" else len(active) == STEPS
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
