@@ -324,7 +324,7 @@ def stream(model, jobs, config, batch_size=None, on_step=None, frames=0, course=
 
 
 def filled(n, most, usual):
-    """How many rows n jobs are computed in: the least of usual, 2 usual, 4 usual, ... that holds them; `most` at most."""
+    """How many rows n jobs are computed in: the least of usual, 2 usual, 4 usual, ... that holds them, or `most`."""
     return min(most, usual * 2 ** max(0, math.ceil(math.log2(n / usual))))
 
 

@@ -72,11 +72,12 @@ class Config:
     prior_steps: int = setting(50, "sampling steps of the prior")
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
     steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature "
-                               "is active, or at all; or all by the same, the largest (ours)", ("active", "all", "constant"))
+                               "is active, or at all; or all by the same, the largest (ours)",
+                               ("active", "all", "constant"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
     finish: bool = setting(True, "let the model redraw the result while the feature pulls (ours)")
     finish_from: int = setting(600, "time step to which the result is noised and redrawn from: how much is redrawn")
-    finish_scale: scale = setting("auto", "how hard the feature pulls, in units of the predicted noise; auto: as needed")
+    finish_scale: scale = setting("auto", "how hard the feature pulls, in units of the predicted noise, or auto")
     finish_steps: int = setting(30, "steps of the redrawing")
 
 

@@ -54,6 +54,8 @@ def parse(argv=None):
     add_out(group)
     group.add_argument("--frames", type=int, default=FRAMES, metavar="N",
                        help=f"pictures of the course to keep, 2 to 50, or 0 (default: {FRAMES})")
+    group.add_argument("--again", action="store_true", help="make results anew that are there already")
+    group.add_argument("--keep", action="store_true", help="keep results that an older version of this code made")
     group.add_argument("--trace", type=int, nargs="+", metavar="K", help="no results: open up these steps instead")
     add_settings(parser.add_argument_group(
         "settings of the method", "in brackets what the preset sae has, and raw where it differs; weights may bring "
@@ -142,11 +144,12 @@ def choose_hook_point(model, args):
     return there
 
 
-# --- ascent -> results -----------------------------------------------------------------------------------------------
+# --- ascent, finish -> results ----------------------------------------------------------------------------------------
 
 def run(args):
     """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
-    from ascent import kept_steps, stream
+    from ascent import kept_steps
+    from finish import course_length, stream
     from pages import files
     model, jobs, config, size = plan(args)
     if not jobs:
@@ -154,18 +157,22 @@ def run(args):
         return 0
     if args.check:
         return check(model, jobs, config, size)
-    if args.trace:
-        return run_trace(model, jobs, config, size, args)
-    recipes = {job: files.recipe(model, job, config) for job in jobs}
-    steps = kept_steps(config.num_steps, args.frames)
-    todo = [job for job in jobs if not files.finished(args.out, recipes[job], steps)]
+    usual = configure(model.settings, "raw" if args.channel else "sae")
+    recipes = {job: files.recipe(model, job, config, usual) for job in jobs}
     files.prepare(args.out)
-    announce(model, jobs, todo, config)
-    progress, failed = Progress(-(-len(todo) // size) * config.num_steps), []
+    if args.trace:
+        return run_trace(model, recipes, config, size, args)
+    steps = kept_steps(config.num_steps, args.frames)
+    why = {job: "again" if args.again else files.lacking(args.out, recipes[job], steps, args.keep) for job in jobs}
+    todo, failed = [job for job in jobs if why[job]], []
+    announce(model, why, config)
+    progress = Progress(len(todo), size, course_length(config))
     for result in stream(model, todo, config, size, progress, args.frames) if todo else ():
         path = files.save(args.out, result, recipes[result.job])
-        say(f"{path}: {result.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}, "
-            f"rank {result.scores['rank']}")
+        progress.finished(result)
+        last = result.finished or result
+        say(f"{path}: {last.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}"
+            + (f", finished {last.activation:.4f}" if result.finished else "") + f", rank {last.scores['rank']}")
         if result.verdict.startswith("non-finite"):
             failed.append(path)
     show(model, {files.path_of(args.out, recipes[job]).parent.parent: (job.kind, job.target) for job in jobs})
@@ -175,17 +182,21 @@ def run(args):
     return 2 if failed else 0
 
 
-def announce(model, jobs, todo, config):
-    """What is there already, what comes, and whether UNet and SAE belong together, on stderr."""
+def announce(model, why, config):
+    """What is there already, what comes and why, and whether UNet and SAE belong together, on stderr."""
     from weights.preflight import fit, verdict
-    if len(todo) < len(jobs):
-        print(f"{len(jobs) - len(todo)} of {len(jobs)} results are there already, made with the same settings",
+    todo = [reason for reason in why.values() if reason]
+    if len(todo) < len(why):
+        print(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings",
               file=sys.stderr)
+    for reason in sorted(set(todo) - {"new", "again", "broken"}):
+        hint = "; --keep takes such results as they are" if reason in ("code", "torch") else ""
+        print(f"{todo.count(reason)} results were made with another {reason} and are made anew{hint}", file=sys.stderr)
     if todo:
         print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
-              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior == "steer" else ""),
+              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior != "noise" else ""),
               file=sys.stderr)
-        if jobs[0].kind == "feature" and (warning := verdict(model.sae.k, *fit(model))):
+        if next(iter(why)).kind == "feature" and (warning := verdict(model.sae.k, *fit(model))):
             print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -209,13 +220,11 @@ def show(model, targets):
         print(f"all of them on one page: python -m pages --atlas {folder.parent}", file=sys.stderr)
 
 
-def run_trace(model, jobs, config, size, args):
+def run_trace(model, recipes, config, size, args):
     """What --trace makes: a page and its files for each job."""
-    from pages import files
     from pages.trace import trace
-    files.prepare(args.out)
-    progress = Progress(-(-len(jobs) // size) * (max(args.trace) + 1))
-    for path in trace(model, jobs, config, args.trace, args.out, size, args.weights, progress):
+    progress = Progress(len(recipes), size, max(args.trace) + 1)
+    for path in trace(model, recipes, config, args.trace, args.out, size, args.weights, progress):
         say(f"look at {path}")
     return 0
 

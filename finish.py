@@ -181,6 +181,12 @@ def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
     return results
 
 
+def course_length(config):
+    """Steps of ascent and finish together, at most."""
+    tries = len(STRENGTHS) if config.finish_scale == "auto" else 1
+    return config.num_steps + config.finish * tries * config.finish_steps
+
+
 stream = partial(ascent.stream, course=run_batch)
 
 

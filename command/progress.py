@@ -30,11 +30,12 @@ class Line:
 
 
 class Progress(Line):
-    """Steps of the ascents of all batches."""
+    """Steps of the courses of n jobs, `size` together, `length` steps each at most; a course may end early."""
 
-    def __init__(self, total):
+    def __init__(self, n, size, length):
         super().__init__()
-        self.total, self.done = total, 0
+        self.jobs, self.size, self.length, self.done, self.results = n, size, length, 0, 0
+        self.total = -(-n // size) * length
 
     def __call__(self, step):
         if not self.done:
@@ -43,6 +44,11 @@ class Progress(Line):
         left = (time.monotonic() - self.began) / max(self.done - 1, 1) * (self.total - self.done)
         self.show(f"step {self.done}/{self.total}, mean activation {step.activation.mean():.4f}, {left:.0f} s left",
                   self.done == self.total)
+
+    def finished(self, result):
+        """A result is there: so its batch's course has ended, early or not."""
+        self.results += 1
+        self.done = max(self.done, (self.results - 1) // self.size * self.length + self.length)
 
 
 class CaptureProgress(Line):

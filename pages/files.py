@@ -1,21 +1,26 @@
 """Results on disk: where they lie, what they hold, when one counts as finished.
 
-    out/<weights>/feature_00012/t0361/seed_1024.png           the picture; its text chunk "featviz" is the recipe
-    out/<weights>/feature_00012/t0361/seed_1024.safetensors   the latent (4, H, W) float32
+    out/<weights>/feature_00012/t0361/seed_1024.png           the ascent's picture; its chunk "featviz" is the recipe
+    out/<weights>/feature_00012/t0361/seed_1024.finished.png  what the model made of it (finish.py), likewise
+    out/<weights>/feature_00012/t0361/seed_1024.safetensors   their latents (4, H, W) float32: latent, finished
     out/<weights>/feature_00012/t0361/seed_1024.steps.jpg     pictures of the course, side by side; none with --frames 0
-    out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdict, scores, curves, hashes; written last
+    out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdicts, scores, curves, hashes; written last
+    out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same of other settings: settings.txt says which
 
 Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
-fingerprints of all weights, and no date: the same recipe gives the same files. A run that is killed leaves at most one
-`.partial`, which the next run of the same command overwrites; a result counts as finished when its record names this
-very recipe and the other files are, byte for byte, what was written with it. The pictures of the course change no
-result and are no part of the recipe: a run that asks for steps which are not among those that lie there makes the
-result again, any other takes it as it is. Pages are made without torch, so nothing loads it here but a new result.
+fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A run that is
+killed leaves at most one `.partial`, which the next run of the same command overwrites; a result counts as finished
+when its record names this very recipe and the other files are, byte for byte, what was written with it. The pictures
+of the course change no result and are no part of the recipe: a run that asks for steps which are not among those that
+lie there makes the result again, any other takes it as it is. Pages are made without torch, so nothing loads it here
+but a new result.
 """
+import ast
 import dataclasses
 import hashlib
 import io
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +31,35 @@ from safetensors.numpy import save as save_tensors
 from config import HOOK_POINT
 from weights.disk import alone, replacing
 
+PROJECT = Path(__file__).resolve().parent.parent
+METHOD = ("ascent", "finish", "regularizers", "steering", "schedule", "sae", "unet", "vae", "clip", "layers")
+USUAL_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
-def recipe(model, job, config):
-    """Everything that decides the result, as JSON values."""
+
+@cache
+def method_code():
+    """SHA-256 of what the method's files do: of their parsed code, so that comments and docstrings change nothing."""
+    digest = hashlib.sha256()
+    for name in METHOD:
+        tree = ast.parse((PROJECT / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+    return digest.hexdigest()
+
+
+def recipe(model, job, config, usual):
+    """Everything that decides the result, as JSON values. `usual`: the config of a run without flags."""
     import torch
-    return {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config), "hook_point": model.hook_point,
-            "weights": model.name, "fingerprints": model.fingerprints, "device": model.device.type,
-            "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
+    config, usual = dataclasses.asdict(config), dataclasses.asdict(usual)
+    dtype = str(model.dtype).removeprefix("torch.")
+    differs = {name: value for name, value in config.items() if value != usual[name]}
+    if dtype != USUAL_DTYPE.get(model.device.type, dtype):
+        differs["dtype"] = dtype
+    return {"job": dataclasses.asdict(job), "config": config, "differs": differs, "hook_point": model.hook_point,
+            "weights": model.name, "fingerprints": model.fingerprints, "code": method_code(),
+            "device": model.device.type, "dtype": dtype, "torch": torch.__version__}
 
 
 def path_of(out, recipe):
@@ -40,7 +67,8 @@ def path_of(out, recipe):
     job = recipe["job"]
     kind = "channel" if job["feature"] is None else "feature"
     folder = folder_of(out, recipe["weights"], recipe["hook_point"], kind, job[kind])
-    return folder / f"t{job['timestep']:04d}" / f"seed_{job['seed']}"
+    other = "-" + sha256(json.dumps(recipe["differs"], sort_keys=True).encode())[:8] if recipe["differs"] else ""
+    return folder / f"t{job['timestep']:04d}{other}" / f"seed_{job['seed']}"
 
 
 def folder_of(out, weights, hook_point, kind, number):
@@ -51,21 +79,30 @@ def folder_of(out, weights, hook_point, kind, number):
 
 def times_in(folder):
     """Time steps for which results lie in a feature's folder."""
-    return {int(path.name[1:]) for path in folder.glob("t[0-9][0-9][0-9][0-9]")}
+    return {int(path.name[1:5]) for path in folder.glob("t[0-9][0-9][0-9][0-9]*") if path.is_dir()}
 
 
-def finished(out, recipe, steps=()):
-    """Whether this very recipe's result is there, whole: a copy that broke off or a file of another run does not count.
-    `steps`: those of the course whose pictures it must have."""
+def lacking(out, recipe, steps=(), keep=False):
+    """Why a result is still to be made: "" where this very recipe's result is there, whole; "new" where none is; else
+    what the one that is there differs in ("code", "fingerprints", ...), or "broken".
+
+    steps  those of the course whose pictures it must have
+    keep   take results of other code and of another torch as they are
+    """
     path = path_of(out, recipe)
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        stored = record.get("stored_steps", [])
-        suffixes = (".png", ".safetensors", ".steps.jpg")[:3 if stored else 2]
-        hashes = {suffix: sha256(path.with_suffix(suffix).read_bytes()) for suffix in suffixes}
-        return record["recipe"] == recipe and record["sha256"] == hashes and set(steps) <= set(stored)
+        stored, made = record.get("stored_steps", []), record["recipe"]
+        known = dict.fromkeys((".png", ".safetensors")) | record["sha256"]
+        hashes = {suffix: sha256(path.with_suffix(suffix).read_bytes()) for suffix in known}
+        same = recipe | {name: made.get(name) for name in ("code", "torch")} if keep else recipe
+        if different := [name for name in same if made.get(name) != same[name]]:
+            return different[0]
+        return "" if record["sha256"] == hashes and set(steps) <= set(stored) else "broken"
+    except FileNotFoundError:
+        return "new"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
+        return "broken"
 
 
 def save_activity(folder, record):
@@ -91,29 +128,55 @@ def prepare(out):
 
 def save(out, result, recipe):
     """Write the files of a result, the JSON last; returns the picture's path."""
-    from vae import to_uint8
-    path = path_of(out, recipe)
+    path, last = path_of(out, recipe), result.finished
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".json", ".steps.jpg"):                      # from here on an older result is no longer finished
+    for suffix in (".json", ".steps.jpg", ".finished.png"):     # from here on an older result is no longer finished
         path.with_suffix(suffix).unlink(missing_ok=True)
-    text, picture = PngInfo(), io.BytesIO()
-    text.add_text("featviz", json.dumps(recipe, sort_keys=True))
-    Image.fromarray(to_uint8(result.image)).save(picture, format="PNG", pnginfo=text)
-    files = {".png": picture.getvalue(), ".safetensors": save_tensors({"latent": result.latent.numpy()})}
+    latents = {"latent": result.latent.numpy()} | ({"finished": last.latent.numpy()} if last else {})
+    files = {".png": picture(result.image, recipe), ".safetensors": save_tensors(latents)}
+    if last:
+        files[".finished.png"] = picture(last.image, recipe)
     if result.frames:
-        strip = io.BytesIO()
-        side_by_side = np.concatenate([to_uint8(frame) for frame in result.frames], axis=1)
-        Image.fromarray(side_by_side).save(strip, format="JPEG", quality=90, subsampling=0)
-        files[".steps.jpg"] = strip.getvalue()
-    finite = lambda v: v if np.isfinite(v) else None            # JSON has no NaN
-    record = {"recipe": recipe, "verdict": result.verdict, "scores": {k: finite(v) for k, v in result.scores.items()},
-              "history": {k: [finite(v) for v in values] for k, values in result.history.items()},
-              "others": [[index, finite(a)] for index, a in result.others], "nearest_channel": result.nearest_channel,
-              "heat": [[finite(v) for v in row] for row in result.heat.tolist()], "stored_steps": result.stored_steps,
-              "sha256": {suffix: sha256(data) for suffix, data in files.items()}}
-    files[".json"] = json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+        files[".steps.jpg"] = strip(result.frames)
+    made = {"recipe": recipe, **numbers(result), "nearest_channel": result.nearest_channel,
+            "stored_steps": result.stored_steps, "finished": numbers(last) if last else None,
+            "sha256": {suffix: sha256(data) for suffix, data in files.items()}}
+    files[".json"] = json.dumps(made, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     with alone(path.parent):                                    # two that make the same result write the same files
+        if recipe["differs"]:
+            write(path.parent / "settings.txt", "".join(f"{k}: {v}\n" for k, v in recipe["differs"].items()).encode())
         for suffix, data in files.items():
-            with replacing(path.with_suffix(suffix)) as file:
-                file.write(data)
+            write(path.with_suffix(suffix), data)
     return path.with_suffix(".png")
+
+
+def write(path, data):
+    with replacing(path) as file:
+        file.write(data)
+
+
+def numbers(result):
+    """What a record says of a picture; JSON has no NaN."""
+    finite = lambda v: v if np.isfinite(v) else None
+    return {"verdict": result.verdict, "scores": {k: finite(v) for k, v in result.scores.items()},
+            "history": {k: [finite(v) for v in values] for k, values in result.history.items()},
+            "others": [[index, finite(a)] for index, a in result.others],
+            "heat": [[finite(v) for v in row] for row in result.heat.tolist()]}
+
+
+def picture(image, recipe):
+    """(3, H, W) in [0, 1] -> PNG bytes that carry the recipe."""
+    from vae import to_uint8
+    text, file = PngInfo(), io.BytesIO()
+    text.add_text("featviz", json.dumps(recipe, sort_keys=True))
+    Image.fromarray(to_uint8(image)).save(file, format="PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def strip(frames):
+    """Pictures of equal size, side by side -> JPEG bytes."""
+    from vae import to_uint8
+    file = io.BytesIO()
+    side_by_side = np.concatenate([to_uint8(frame) for frame in frames], axis=1)
+    Image.fromarray(side_by_side).save(file, format="JPEG", quality=90, subsampling=0)
+    return file.getvalue()

@@ -16,25 +16,26 @@ import json
 import torch
 from safetensors.torch import save as save_tensors
 
-from ascent import ascend, default_batch_size, draw, readout, start
+from ascent import ascend, default_batch_size, draw, filled, readout
+from finish import start
 from pages import again, files, tracepage
 from weights.disk import replacing
 
 STRONGEST = 10              # features or channels that are listed beside the target
 
 
-def trace(model, jobs, config, steps, out, size, weights=None, on_step=None):
-    """Run the jobs, `size` together as ascent.stream does, up to the last of `steps`; yields each job's page.
+def trace(model, recipes, config, steps, out, size, weights=None, on_step=None):
+    """Run the jobs of `recipes`, `size` together as ascent.stream does, up to the last of `steps`; yields each's page.
 
     `weights`: as given on the command line, for the command that the page shows.
     """
     _ = model.vae                                               # says so where there is none, before any work
-    together = f" --batch-size {size}" if size != default_batch_size(model.device, model.latent_shape) else ""
+    jobs, usual = list(recipes), default_batch_size(model.device, model.latent_shape)
     for i in range(0, len(jobs), size):
         batch = jobs[i:i + size]
-        full = [*batch, *batch[-1:] * (size - len(batch))]
+        full = [*batch, *batch[-1:] * (filled(len(batch), size, usual) - len(batch))]
         for job, (records, curve) in zip(batch, follow(model, full, config, set(steps), on_step)):
-            recipe = files.recipe(model, job, config)
+            recipe, together = recipes[job], f" --batch-size {size}" if size != usual else ""
             command = again.command(recipe, [job.timestep], [job.seed], weights=weights)
             command += f"{together} --trace {' '.join(map(str, steps))}"
             folder = files.path_of(out, recipe).with_name(f"seed_{job.seed}_trace")
