@@ -14,7 +14,7 @@ from PIL import Image
 from config import HOOK_POINT
 from pages.again import commands
 from pages.files import folder_of
-from pages.read import best, gain, read_activity, read_results, short
+from pages.read import SCORES, best, gain, read_activity, read_results, short
 from pages.web import bars, chart, data_uri, document, escape, figure, img, picture, table
 from pages.words import VERDICTS, differences, raised, reached, seems, terms, told, which
 from weights.disk import alone, replacing
@@ -26,8 +26,6 @@ SHOWN = 9                           # dataset examples beside the best picture
 CURVES = {"gradient_norm": "Norm of the gradient", "update_norm": "Norm of the update",
           "total_variation": "Penalty: total variation", "range": "Penalty: range",
           "moment": "Penalty: mean and deviation"}
-SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
-          "activation_reencoded": "decoded and encoded", "rank": "rank"}
 FOOTER = ("<footer><p>Made by <code>python -m pages</code> from the records in this folder. The pictures are gradient "
           "ascents of featviz.py on {weights}, torch {torch}; nobody chose them, all results of the folder are here."
           "</p></footer>")
@@ -222,9 +220,9 @@ def raw(folder, first, name, others):
 def settings(first):
     """The recipe of the best result: every setting, and the fingerprint of every file of the weights."""
     recipe = first.recipe
-    plain = {name: recipe.get(name, "not recorded") for name in ("weights", "hook_point", "device", "dtype", "torch")}
-    prints = {name: f"sha256 {value}" for name, value in sorted(recipe["fingerprints"].items())}
-    rows = table((), (plain | dict(sorted(recipe["config"].items())) | prints).items(), "Settings")
+    plain = sorted((name, value) for name, value in recipe.items() if not isinstance(value, dict))
+    prints = [(name, f"sha256 {value}") for name, value in sorted(recipe["fingerprints"].items())]
+    rows = table((), [*plain, *sorted(recipe["config"].items()), *prints], "Settings")
     return (f'<details id="settings"><summary>All settings of time step {first.t}, seed {first.seed}, and the '
             f"fingerprints of its weights</summary>{rows}</details>")
 

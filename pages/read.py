@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 PROJECT = Path(__file__).resolve().parent.parent
 BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError,
           SyntaxError, SafetensorError)         # SyntaxError is Pillow's
-SCORES = ("activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank")
+SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
+          "activation_reencoded": "decoded and encoded", "rank": "rank"}
 
 
 @dataclass

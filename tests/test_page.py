@@ -235,7 +235,8 @@ def test_records_of_older_versions_make_a_page(tmp_path):
 @pytest.mark.parametrize("verdict, scores", [
     ("non-finite at step 1", {"activation": None, "activation_reencoded": None}), ("silent", {"rank": None})])
 def test_results_without_numbers_make_a_page(verdict, scores, tmp_path):
-    whole = {"activation_start": 0.1, "activation": 0.0, "activation_no_noise": None, "activation_reencoded": 0.0, "rank": 1}
+    whole = {"activation_start": 0.1, "activation": 0.0, "activation_no_noise": None, "activation_reencoded": 0.0,
+             "rank": 1}
     folder = feature(tmp_path / "toy" / "feature_00012", verdict=verdict, scores=whole | scores, heat=[[None, None]],
                      others=[[3, None]],
                      history={"activation": [0.5, None], "moment": [None, None]})

@@ -150,6 +150,18 @@ def test_the_slider_of_a_feature_s_page(browser, toy, shots):
     assert not browser.run("document.querySelector('dialog[open]')") and browser.errors == []
 
 
+def test_without_scripts_the_viewers_of_a_page_lie_open(browser, toy):
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    browser.open(toy / "feature_00169" / "index.html")
+    visible = "[...document.querySelectorAll('{}')].map(e => e.checkVisibility())"
+    pictures, controls = visible.format("dialog .strip, dialog .all"), visible.format("dialog :is(input, form)")
+    shown = browser.run(pictures), browser.run(controls)
+    browser.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert shown == ([True] * 8, [False] * 8)
+    browser.open(toy / "feature_00169" / "index.html")
+    assert browser.run(pictures) == [False] * 8
+
+
 def test_a_trace(browser, toy, shots):
     page = toy / "feature_00169" / "t0600" / "seed_1024_trace" / "trace.html"
     look(browser, page, shots, "trace")
