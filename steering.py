@@ -4,8 +4,7 @@ Regularizer 1 of the method: an ascent that starts at such a sample starts at a 
 already wanted. Sources: the method's section 6, from Szokalski & Modrzejewski, arXiv 2605.08218; steering by a decoder
 row as in Cywinski & Deja, arXiv 2501.18052.
 
-    at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation of the feature seen
-    at t)
+    at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation seen at t)
 
 d is W_dec[f] for a feature and the unit vector of c for a raw channel. The largest activations come as a curve over t,
 from a capture of the model's images: activity.profile.strength, which also says what steer_steps "all" and "constant"
@@ -30,9 +29,9 @@ def directions(model, jobs):
 def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, see=None):
     """Sample images' latents: noise (B, 4, H, W), context (B or 1, 77, Dc) -> (B, 4, H, W).
 
-    add(t) -> {hook point: (B or 1, D)}: added at the hook at time step t, with guidance (1, D) to both halves of the
-    batch. see(t, h): is handed the hook's output, before anything is added, of the rows that saw `context`, (B, D, h,
-    w); with guidance (2B, D, h, w), first those that saw the empty prompt.
+    add(t) -> {hook point: (B or 1, D)}: added at the hook at time step t, with guidance (1, D) to both halves.
+    see(t, h): is handed the hook's output before anything is added, (B, D, h, w); with guidance (2B, D, h, w), first
+    the rows that saw the empty prompt, then those that saw `context`.
     """
     caught = []
 
@@ -59,6 +58,5 @@ def steered_prior(model, noise, d, s, sampler="pndm", steps=50):
 
     d (B, D) directions; s (B, 1001) strengths at t = 0..1000.
     """
-    d = d.to(model.dtype)
-    push = lambda t: {model.hook_point: s[:, t, None].to(model.dtype) * d}                      # (B, D)
+    push = lambda t: {model.hook_point: s[:, t, None].to(model.dtype) * d.to(model.dtype)}                  # (B, D)
     return sample(model, noise, model.embed([""]), sampler, steps, add=push)

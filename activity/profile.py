@@ -1,21 +1,23 @@
 """When and on what a feature fires: from the tables of a capture to profile, peaks and dataset examples.
 
-    profile   at each time step t, the share of images in which the feature is among the 20 with the largest mean activation
+    profile   at each time step t, the share of images in which the feature is among the TOP by its mean activation
     active    the time steps at which the profile, linear between sampling steps and 0 outside them, is above 0
-    peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: there the ascent runs, and at t = 0
+    peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: the ascent's time steps, with 0
     strength  the largest mean activation in any image at t, by which a steered prior is pushed (steering.py)
-    examples  the images in which the feature is among the 20 at t, the strongest first
+    examples  the images in which the feature is among the TOP at t, the strongest first
 
     python -m activity capture --weights weights/toy                make the tables (capture.py)
     python -m activity analyse --feature 12                         profile, peaks, examples: numbers and a picture
     python -m activity sample "A Tree image in Winter style" --steer 12=300
 
-Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation: from shares to peaks
+Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation, which goes
 
     y = scipy.interpolate.interp1d(t, share, bounds_error=False, fill_value=0)(0..1000)
     scipy.signal.find_peaks(y, height=0, distance=100, plateau_size=1), of these the three highest
 
-which is what this file computes, to the bit. A feature that is never among the 20 has a profile of 0, no active step and no peak.
+This file computes the same, to the bit. A feature that is never among the TOP has a profile of 0, no active step and no
+peak.
+
 Axes: N sampling steps in descending order of t, F features, D channels; curves are (1001,), at t = 0..1000.
 """
 import copy
@@ -39,7 +41,8 @@ SHARED = 0.8                # of the examples that must have a word in common fo
 
 
 def at(model, hook_point):
-    """The model, before a capture is attached, looked at through this hook point. Away from its SAE it has raw channels alone."""
+    """The model, before a capture is attached, looked at through this hook point. Away from its SAE it has raw channels
+    alone."""
     name = model.unet.hook_name(hook_point)
     if name == model.hook_point:
         return model
@@ -72,38 +75,42 @@ def fits(model, folder):
 
 
 def find(model, out):
-    """The folder of a finished capture at the model's hook point, or None: the user's own in `out` before the one that it ships with."""
+    """The folder of a finished capture at the model's hook point, or None: the user's own in `out` before the one that
+    it ships with."""
     name = home(model.hook_point)
-    return next((folder for folder in (Path(out) / model.name / name, model.folder / name) if fits(model, folder)), None)
+    return next((home for home in (Path(out) / model.name / name, model.folder / name) if fits(model, home)), None)
 
 
 def attach(model, folder):
-    """The model with the tables of a capture: its `captured`, `activity` and `strength`; their hash joins its fingerprints."""
+    """The model with the tables of a capture: its `captured`, `activity` and `strength`; their hash joins its
+    fingerprints."""
     model = copy.copy(model)
     sae, path = model.parts.get("sae"), folder / "activity.safetensors"
     tables = read_tables(path, sae.features if sae else 0, model.unet.width(model.hook_point))
     model.captured, model.activity = folder, tables
-    model.strength = lambda kind, target, when="active": torch.tensor(strength(tables, kind, target, when), dtype=torch.float32)
+    model.strength = lambda *which: torch.tensor(strength(tables, *which), dtype=torch.float32)
     model.fingerprints = model.fingerprints | {"activity.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
     return model
 
 
 def read_tables(path, features, width):
-    """{"timesteps": (N,), "max_feature", "share_feature": (N, F), "max_channel", "share_channel": (N, D)} of a capture, float32."""
+    """{"timesteps": (N,), "max_feature", "share_feature": (N, F), "max_channel", "share_channel": (N, D)} of a capture,
+    float32."""
     header = read_header(path)
     n = sum(header["timesteps"].shape[:1]) if "timesteps" in header else 0
     if n == 0:
         raise WeightsError(f"{path}: lacks a tensor 'timesteps' with a list of time steps; {AGAIN}")
-    widths = {"feature": features, "channel": width}
-    return read_tensors(path, {"timesteps": (n,)} | {f"{name}_{kind}": (n, w) for kind, w in widths.items() for name in ("max", "share")},
-                        dtype=torch.float32)
+    shapes = {f"{name}_{kind}": (n, wide) for kind, wide in (("feature", features), ("channel", width))
+              for name in ("max", "share")}
+    return read_tensors(path, {"timesteps": (n,)} | shapes, dtype=torch.float32)
 
 
 def interpolate(timesteps, values):
-    """Values (N,) at descending time steps (N,) -> at t = 0..1000, linear between them, 0 before and after: (1001,) float64.
+    """Values (N,) at descending time steps (N,) -> at t = 0..1000, linear between them, 0 before and after: (1001,)
+    float64.
 
-    The differences of neighbours are taken in float32, in which shares are kept, all else in float64: scipy's rounding. By another one
-    a plateau would end, and have its middle, elsewhere.
+    The differences of neighbours are taken in float32, in which shares are kept, all else in float64: scipy's rounding.
+    By another one a plateau would end, and have its middle, elsewhere.
     """
     x, y, t = np.asarray(timesteps, np.float64)[::-1], np.asarray(values, np.float32)[::-1], np.arange(T + 1.0)
     hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)
@@ -136,8 +143,8 @@ def strength(tables, kind, target, when="active"):
 def find_peaks(y, distance=DISTANCE):
     """Local maxima of y (n,), a plateau once at its middle (rounded down), `distance` apart, ascending: positions.
 
-    A maximum is higher than what comes before and after it, so neither end of y is one. The highest are kept first, and rule out
-    all that are nearer than `distance`. Between equals numpy's argsort decides, as it does in scipy.
+    A maximum is higher than what comes before and after it, so neither end of y is one. The highest are kept first, and
+    rule out all that are nearer than `distance`. Between equals numpy's argsort decides, as it does in scipy.
     """
     rise = np.flatnonzero(np.diff(y) != 0)                      # y[i] differs from y[i + 1]
     left, right = rise[:-1] + 1, rise[1:]                       # runs of equal values with a neighbour on both sides
@@ -158,7 +165,8 @@ def peaks(y, distance=DISTANCE, most=PEAKS):
 
 
 def timesteps(tables, kind, target, when="auto"):
-    """Where the ascent runs: t = 0 and the peaks, or with `when` "active" t = 0 and every sampling step at which it is active.
+    """Where the ascent runs: t = 0 and the peaks, or with `when` "active" t = 0 and every sampling step at which it is
+    active.
 
     (The original, at all active steps, also takes every t between them.)
     """
@@ -168,19 +176,22 @@ def timesteps(tables, kind, target, when="auto"):
 
 
 def examples(folder, kind, target, t):
-    """Dataset examples at the sampling step nearest to t: [(image number, activation)], the strongest first, EXAMPLES at most."""
+    """Dataset examples at the sampling step nearest to t: [(image number, activation)], the strongest first, EXAMPLES
+    at most."""
     row = np.abs(np.subtract(read_json(folder / "capture.json")["recipe"]["timesteps"], t)).argmin()
     path = folder / "examples.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
-            image, activation = (file.get_slice(f"{name}_{kind}")[int(row), target].tolist() for name in ("image", "activation"))
+            image, activation = (file.get_slice(f"{name}_{kind}")[int(row), target].tolist()
+                                 for name in ("image", "activation"))
     except (OSError, SafetensorError) as e:
         raise WeightsError(f"{path}: cannot be used ({e}); copy it again, or make the capture again") from e
     return [(i, a) for i, a in zip(image, activation) if i >= 0]
 
 
 def shared_words(prompts, everything):
-    """The concept in words: those that SHARED of the examples' prompts hold, and less than half of all prompts; may be none (ours)."""
+    """The concept in words: those that SHARED of the examples' prompts hold, and less than half of all prompts; may be
+    none (ours)."""
     words = lambda prompt: dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
     held, common = (Counter(w for prompt in group for w in words(prompt)) for group in (prompts, everything))
     return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]
@@ -191,17 +202,20 @@ def image_path(folder, number):
 
 
 def analysis(model, kind, target, also=(), distance=DISTANCE, most=PEAKS):
-    """What the model's capture knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at each peak and at
-    the time steps in `also`. `largest` holds its end values outside the sampled range, so that an ascent at t = 0 has a measure."""
+    """What the model's capture knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at
+    each peak and at the time steps in `also`. `largest` holds its end values outside the sampled range, so that an
+    ascent at t = 0 has a measure."""
     folder, made, tables = model.captured, read_json(model.captured / "capture.json"), model.activity
     settings, curve = made["recipe"]["settings"], profile(tables, kind, target)
     prompts, times = settings["prompts"], peaks(curve, distance, most)
-    largest = np.interp(np.arange(T + 1), tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0))
+    x, y = (values.cpu().flip(0) for values in (tables["timesteps"], tables[f"max_{kind}"][:, target]))
     found = {t: [{"image": i, "activation": a, "prompt": prompts[i % len(prompts)], "file": str(image_path(folder, i))}
                  for i, a in examples(folder, kind, target, t)] for t in sorted({*times, *also})}
     strongest = found[max(times, key=lambda t: curve[t])] if times else []
     concept = shared_words([e["prompt"] for e in strongest], prompts) if strongest else []
-    return {kind: target, "weights": model.name, "images": made["images"], "ever_among_the_top": bool(curve.any()), "concept": concept,
-            "top": settings.get("top", TOP), "halves": settings.get("halves", "conditional"), "distance": distance, "most_peaks": most,
-            "active": int((curve > 0).sum()), "peaks": times, "examples": found, "profile": [round(v, 6) for v in curve.tolist()],
-            "largest": [round(v, 6) for v in largest.tolist()]}
+    return {kind: target, "weights": model.name, "images": made["images"], "concept": concept,
+            "top": settings.get("top", TOP), "halves": settings.get("halves", "conditional"),
+            "distance": distance, "most_peaks": most, "ever_among_the_top": bool(curve.any()),
+            "active": int((curve > 0).sum()), "peaks": times, "examples": found,
+            "profile": [round(v, 6) for v in curve.tolist()],
+            "largest": [round(v, 6) for v in np.interp(np.arange(T + 1), x, y).tolist()]}

@@ -34,19 +34,22 @@ def model_of(args, wanted):
 
 
 def settings_of(args, model, **given):
-    return recording.configure(model, steps=args.steps, sampler=args.sampler, guidance=args.guidance,
-                               batch_size=args.batch_size or default_batch_size(model.device, model.latent_shape), **given)
+    size = args.batch_size or default_batch_size(model.device, model.latent_shape)
+    return recording.configure(model, steps=args.steps, sampler=args.sampler, guidance=args.guidance, batch_size=size,
+                               **given)
 
 
 def capture(args):
     shard, model = find_shard(args.shard), model_of(args, True)
-    settings = settings_of(args, model, prompts=args.prompts, images_per_prompt=args.images_per_prompt, top=args.top, halves=args.halves)
+    settings = settings_of(args, model, prompts=args.prompts, images_per_prompt=args.images_per_prompt, top=args.top,
+                           halves=args.halves)
     folder = args.out / model.name / profile.home(model.hook_point)
     if args.check:
         return check_capture(model, settings, folder, shard)
     model.vae, model.text_encoder, model.tokenizer              # each says so where it is missing
-    print(f"{settings.images} images of {len(settings.prompts)} prompts, {settings.steps} {settings.sampler} steps, guidance "
-          f"{settings.guidance}, {model.folder} on {model.device}, shard {shard[0]} of {shard[1]}", file=sys.stderr)
+    print(f"{settings.images} images of {len(settings.prompts)} prompts, {settings.steps} {settings.sampler} steps, "
+          f"guidance {settings.guidance}, {model.folder} on {model.device}, shard {shard[0]} of {shard[1]}",
+          file=sys.stderr)
     if recording.capture(model, settings, folder, shard, CaptureProgress()):
         print(f"look at {folder}")
     else:
@@ -64,7 +67,8 @@ def timed(model, settings, steps):
 
 
 def check_capture(model, settings, folder, shard):
-    """What --check prints: a step of a batch is timed, disk and memory follow from the sizes of the tables; nothing is written."""
+    """What --check prints: a step of a batch is timed, disk and memory follow from the sizes of the tables; nothing is
+    written."""
     timed(model, settings, 1)                                   # pays for allocation
     one, three = timed(model, settings, 1), timed(model, settings, 3)
     step, batches = max(three - one, 0) / 2, -(-settings.images // settings.batch_size)
@@ -72,20 +76,24 @@ def check_capture(model, settings, folder, shard):
     hours = batches * (one + step * (calls - 1)) / shard[1] / 3600
     sae, D = model.parts.get("sae"), model.unet.width(model.hook_point)
     edge = model.latent_shape[-1] * 2 ** (len(model.vae.encoder.down_blocks) - 1)
-    cost = costs(settings.steps, sae.features if sae else 0, D, settings.images, edge, settings.batch_size * (1 + (settings.halves == "both")))
-    print(f"{settings.images} images of {len(settings.prompts)} prompts in {batches} batches, {calls} steps each, {model.folder} on "
-          f"{model.device} in {model.dtype}: {hours:.2f} h on each of {shard[1]} processes; disk {cost['disk'] / 2**20:.0f} MiB in {folder}, "
-          f"{cost['running'] / 2**20:.0f} MiB more for each process while it runs; memory {peak_memory(model.device) / 2**30:.2f} GiB for the "
-          f"networks and {cost['memory'] / 2**30:.2f} GiB for the statistics")
+    rows = settings.batch_size * (2 if settings.halves == "both" else 1)
+    cost = costs(settings.steps, sae.features if sae else 0, D, settings.images, edge, rows)
+    print(f"{settings.images} images of {len(settings.prompts)} prompts in {batches} batches, {calls} steps each, "
+          f"{model.folder} on {model.device} in {model.dtype}: {hours:.2f} h on each of {shard[1]} processes; disk "
+          f"{cost['disk'] / 2**20:.0f} MiB in {folder}, {cost['running'] / 2**20:.0f} MiB more for each process while "
+          f"it runs; memory {peak_memory(model.device) / 2**30:.2f} GiB for the networks and {cost['memory'] / 2**30:.2f} "
+          "GiB for the statistics")
     return 0
 
 
 def costs(N, F, D, images, edge, size):
-    """Bytes: of the finished files, of the statistics on disk while it runs, and in memory while `size` rows are worked into them."""
+    """Bytes: of the finished files, of the statistics on disk while it runs, and in memory while `size` rows are worked
+    into them."""
     cells, number = N * (F + D), 2 if images < 2 ** 15 else 4
     running = cells * (8 + 8 * recording.EXAMPLES)
-    work = cells * (recording.EXAMPLES + size) * (8 + 16)         # `combine`: both lists joined, twice sorted with 8-byte positions
-    return {"disk": cells * (8 + (2 + number) * recording.EXAMPLES) + int(images * edge ** 2 * JPEG_BYTES), "running": running,
+    work = cells * (recording.EXAMPLES + size) * (8 + 16)       # `combine`: lists joined, twice sorted, 8-byte positions
+    disk = cells * (8 + (2 + number) * recording.EXAMPLES) + int(images * edge ** 2 * JPEG_BYTES)
+    return {"disk": disk, "running": running,
             "memory": 2 * running + work + 12 * size * cells}   # before and after, and a batch's activations thrice
 
 
@@ -93,7 +101,8 @@ def merge(args):
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder}: is no folder; give the capture's, such as out/toy/activity")
     if not recording.merge(args.folder):
-        raise ValueError(f"{args.folder}: shards are missing or unfinished: {sorted(p.name for p in args.folder.glob('shard_*'))}")
+        there = sorted(p.name for p in args.folder.glob("shard_*"))
+        raise ValueError(f"{args.folder}: shards are missing or unfinished: {there}")
     print(f"look at {args.folder}")
     return 0
 
@@ -130,22 +139,27 @@ def analyse(args):
 def sample(args):
     model = model_of(args, args.steer or args.steer_channel)
     settings = settings_of(args, model)
-    jobs = {"feature": [(Job(feature=f), s) for f, s in args.steer], "channel": [(Job(channel=c), s) for c, s in args.steer_channel]}
+    jobs = {"feature": [(Job(feature=f), s) for f, s in args.steer],
+            "channel": [(Job(channel=c), s) for c, s in args.steer_channel]}
     for entries in jobs.values():
         if entries:
             check_jobs(model, [job for job, _ in entries])
     steered = bool(args.steer or args.steer_channel)
     if steered:
         model = with_tables(args, model, make=True)
-    push = sum(torch.stack([s * model.strength(kind, job.target) for job, s in entries]).to(model.device).T
-               @ directions(model, [job for job, _ in entries]) for kind, entries in jobs.items() if entries)     # (1001, D)
+    push = 0                                                                                    # (1001, D)
+    for kind, entries in jobs.items():
+        if entries:
+            curves = torch.stack([s * model.strength(kind, job.target) for job, s in entries]).to(model.device)
+            push = push + curves.T @ directions(model, [job for job, _ in entries])
     adds = [None, lambda t: {model.hook_point: push[t][None].to(model.dtype)}][:1 + steered]
+    context, how = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
     for seed in args.seed:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
-        images = [model.decode(sampled(model, noise, model.embed([args.prompt]), settings.sampler, settings.steps, settings.guidance, add))[0]
-                  for add in adds]
-        made = {"prompt": args.prompt, "seed": seed, "steer": args.steer, "steer_channel": args.steer_channel, "sampler": settings.sampler,
-                "steps": settings.steps, "guidance": settings.guidance, "weights": model.name, "fingerprints": model.fingerprints}
+        images = [model.decode(sampled(model, noise, context, *how, add))[0] for add in adds]
+        made = {"prompt": args.prompt, "seed": seed, "steer": args.steer, "steer_channel": args.steer_channel,
+                "sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance,
+                "hook_point": model.hook_point, "weights": model.name, "fingerprints": model.fingerprints}
         print(f"look at {save_sample(args.out, made, torch.cat(images, dim=2).cpu())}")
     return 0
 
@@ -154,7 +168,7 @@ def save_sample(out, made, image):
     """One picture: the plain image and, to its right, the steered one; the recipe is in its text chunk "featviz"."""
     name = re.sub(r"\W+", "-", made["prompt"].lower()).strip("-")[:80] or "empty"
     name += "".join(f"_{kind}{n}={s:g}" for kind, key in (("f", "steer"), ("c", "steer_channel")) for n, s in made[key])
-    path = out / made["weights"] / "samples" / f"{name}_seed_{made['seed']}.png"
+    path = out / made["weights"] / profile.home(made["hook_point"], "samples") / f"{name}_seed_{made['seed']}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = PngInfo()
     text.add_text("featviz", json.dumps(made, sort_keys=True))
