@@ -254,7 +254,7 @@ def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
         curves = {k: torch.stack([row[k][i] for row in history]).tolist() for k in history[0] if k != "alive"}
         steps_alive = sum(bool(row["alive"][i]) for row in history)
         verdict = judge_result(scores, steps_alive == len(history), steps_alive)
-        nearest = model.whole_sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
+        nearest = model.sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
         results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves,
                               strongest(everything[i], job.target), heat[i].cpu(), list(stored), [c[i] for c in course], nearest))
     return results

@@ -16,11 +16,15 @@ STEPS_OFFSET = 1            # [4]; time steps are i * (T // N) + 1, "leading" sp
 
 
 class Schedule:
-    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2 ("scaled linear", float32) [4]."""
+    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2 ("scaled linear", float32) [4].
 
-    def __init__(self, beta_start=0.00085, beta_end=0.012, num_train_timesteps=T, device="cpu"):
+    Sampling ends at abar_0, or, with set_alpha_to_one, at abar = 1 [5].
+    """
+
+    def __init__(self, beta_start=0.00085, beta_end=0.012, num_train_timesteps=T, set_alpha_to_one=False, device="cpu"):
         betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, num_train_timesteps, dtype=torch.float32) ** 2
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0).to(device)                        # (T,)
+        self.last = torch.ones_like(self.alphas_cumprod[0]) if set_alpha_to_one else self.alphas_cumprod[0]
 
     def __len__(self):
         return len(self.alphas_cumprod)
@@ -42,11 +46,11 @@ class Schedule:
         return [i * stride + STEPS_OFFSET for i in reversed(range(steps))]
 
     def step(self, x, eps, t, t_next):
-        """One DDIM step without noise (eta 0) [2], from t to t_next; below 0 it ends at abar_0, not at 1 [4: set_alpha_to_one].
+        """One DDIM step without noise (eta 0) [2], from t to t_next; below 0 it ends at `last` [4: set_alpha_to_one].
 
         x' = sqrt(abar') x0 + sqrt(1 - abar') eps   with   x0 = (x - sqrt(1 - abar) eps) / sqrt(abar)
         """
-        now, after = self.alphas_cumprod[t], self.alphas_cumprod[max(t_next, 0)]
+        now, after = self.alphas_cumprod[t], self.alphas_cumprod[t_next] if t_next >= 0 else self.last
         x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
         return after.sqrt() * x0 + (1 - after).sqrt() * eps
 

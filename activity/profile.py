@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from schedule import T
 from weights.disk import AGAIN, WeightsError
 from weights.configs import read_json
-from weights.tensorfile import read_header, read_tensors
+from weights.tensors import read_header, read_tensors
 
 DISTANCE, PEAKS = 100, 3    # time steps between peaks; peaks kept
 SHARED = 0.8                # of the examples that must have a word in common for it to name the feature (ours)
