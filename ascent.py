@@ -277,7 +277,7 @@ def summarize(model, jobs, z, images, assessed, history):
         curves = {k: torch.stack([step[k][i] for step in history]).tolist() for k in history[0] if k != "alive"}
         steps_alive = sum(bool(step["alive"][i]) for step in history)
         verdict = judge_result(scores, steps_alive == len(history), steps_alive)
-        nearest = model.whole_sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
+        nearest = model.sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
         results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves, others,
                               heat, [], [], nearest))
     return results

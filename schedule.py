@@ -3,8 +3,7 @@
 Sources
  [1] Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239: abar, add_noise
  [2] Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502: the DDIM step, eta = 0
- [3] Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778: PLMS, the multistep
-     rule
+ [3] Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778: PLMS, the multistep rule
  [4] the published SD 1.4 file `scheduler/scheduler_config.json`
  [5] DDIMScheduler and PNDMScheduler of diffusers, against which tests/oracle/ compares trajectories
 
@@ -17,13 +16,15 @@ STEPS_OFFSET = 1            # [4]; time steps are i * (T // N) + 1, "leading" sp
 
 
 class Schedule:
-    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2
-    ("scaled linear", float32) [4].
+    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2 ("scaled linear", float32) [4].
+
+    Sampling ends at abar_0, or, with set_alpha_to_one, at abar = 1 [5].
     """
 
-    def __init__(self, beta_start=0.00085, beta_end=0.012, num_train_timesteps=T, device="cpu"):
+    def __init__(self, beta_start=0.00085, beta_end=0.012, num_train_timesteps=T, set_alpha_to_one=False, device="cpu"):
         betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, num_train_timesteps, dtype=torch.float32) ** 2
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0).to(device)                        # (T,)
+        self.last = torch.ones_like(self.alphas_cumprod[0]) if set_alpha_to_one else self.alphas_cumprod[0]
 
     def __len__(self):
         return len(self.alphas_cumprod)
@@ -45,19 +46,17 @@ class Schedule:
         return [i * stride + STEPS_OFFSET for i in reversed(range(steps))]
 
     def step(self, x, eps, t, t_next):
-        """One DDIM step without noise (eta 0) [2], from t to t_next; below 0 it ends at abar_0, not at 1 [4:
-        set_alpha_to_one].
+        """One DDIM step without noise (eta 0) [2], from t to t_next; below 0 it ends at `last` [4: set_alpha_to_one].
 
         x' = sqrt(abar') x0 + sqrt(1 - abar') eps   with   x0 = (x - sqrt(1 - abar) eps) / sqrt(abar)
         """
-        now, after = self.alphas_cumprod[t], self.alphas_cumprod[max(t_next, 0)]
+        now, after = self.alphas_cumprod[t], self.alphas_cumprod[t_next] if t_next >= 0 else self.last
         x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
         return after.sqrt() * x0 + (1 - after).sqrt() * eps
 
 
 def guided(model, context, null=None, guidance=1.0):
-    """(x, t) -> eps by classifier-free guidance: e_null + g (e_text - e_null); without `null` or at g = 1 the plain
-    prediction.
+    """(x, t) -> eps by classifier-free guidance: e_null + g (e_text - e_null); without `null` or at g = 1 the plain prediction.
 
     `model(x, t, context)` predicts noise; context and null are (B, 77, Dc) or (1, 77, Dc).
     """
@@ -73,8 +72,7 @@ def guided(model, context, null=None, guidance=1.0):
 
 
 def ddim(schedule, predict, x, steps=50):
-    """DDIM sampling [2]: from x (B, 4, H, W) ~ N(0, I), yields (t, x after the step), N times. predict(x, t) -> noise.
-    """
+    """DDIM sampling [2]: from x (B, 4, H, W) ~ N(0, I), yields (t, x after the step), N times. predict(x, t) -> noise."""
     stride = len(schedule) // steps
     for t in schedule.timesteps(steps):
         x = schedule.step(x, predict(x, t), t, t - stride)
@@ -82,12 +80,11 @@ def ddim(schedule, predict, x, steps=50):
 
 
 def pndm(schedule, predict, x, steps=50):
-    """PLMS sampling [3], SD 1.x's own (skip_prk_steps): yields (t, x after the step), N + 1 times; the second t comes
-    twice.
+    """PLMS sampling [3], SD 1.x's own (skip_prk_steps): yields (t, x after the step), N + 1 times; the second t comes twice.
 
     The multistep rule extrapolates the noise from the last four predictions; the step itself is DDIM's, to which [3]'s
-    transfer function is algebraically equal. The first step is done again with the mean of both its ends, which takes
-    the place of a history.
+    transfer function is algebraically equal. The first step is done again with the mean of both its ends, which takes the
+    place of a history.
     """
     stride, times = len(schedule) // steps, schedule.timesteps(steps)
     past, start = [], x                                         # predictions of the last steps, newest last

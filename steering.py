@@ -19,9 +19,7 @@ from schedule import SAMPLERS, guided
 def directions(model, jobs):
     """The direction d of each job, all of one kind: (B, D)."""
     if jobs[0].kind == "feature":
-        rows = model.whole_sae.W_dec[[job.feature for job in jobs]]
-        model.let_go("decoder", "sae")
-        return rows
+        return model.sae.W_dec[[job.feature for job in jobs]]
     return torch.eye(model.unet.width(model.hook_point), device=model.device)[[job.channel for job in jobs]]
 
 

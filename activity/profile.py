@@ -35,7 +35,7 @@ from config import DISTANCE, HOOK_POINT, PEAKS, TOP
 from schedule import T
 from weights.disk import AGAIN, WeightsError
 from weights.configs import read_json
-from weights.tensorfile import read_header, read_tensors
+from weights.tensors import read_header, read_tensors
 
 SHARED = 0.8                # of the examples that must have a word in common for it to name the feature (ours)
 

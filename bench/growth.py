@@ -80,7 +80,7 @@ def growth(sizes, results, args, path):
     dtype = torch.bfloat16 if cuda else torch.float32
     out = results.get("growth", {})
     for name, folder in sizes.items():
-        model, found = load(folder, args.device, dtype, lazily=True), find(folder)
+        model, found = load(folder, args.device, dtype), find(folder)
         full = name == "full"
         most = (64 if cuda else 4) if full else (256 if cuda else 64)
         out[name] = {"dtype": str(dtype)[6:], "batch": over_batch(model, found, 2 if args.quick else most),

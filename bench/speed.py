@@ -70,7 +70,7 @@ def step_section(name, folder, args):
     """Rows of seconds a step for each batch, way and precision."""
     found, rows = find(folder), []
     flops, maps = ways.count(ways.meta_unet(found), (4, *found.latent))
-    models = {dtype: load(folder, args.device, dtype, lazily=True) for dtype in (torch.float32, torch.bfloat16)}
+    models = {dtype: load(folder, args.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     originals = models if args.device == "cuda" else {torch.float32: models[torch.float32]}
     rate = {str(dtype)[6:]: ways.rates(args.device, dtype) for dtype in models}
     for batch in batches(name, found, args.device, args.quick):
@@ -108,7 +108,7 @@ def peak_memory():
 
 def child_memory(args):
     """A process of its own: load, two steps, print its peak."""
-    model = load(args.folder, args.device, getattr(torch, args.dtype), lazily=args.way == "ours")
+    model = load(args.folder, args.device, getattr(torch, args.dtype))
     run = {"ours": ways.ours, "original": ways.original}[args.way](model, ways.jobs_of(model, 1), ways.endless(model))
     for _ in range(2):
         next(run)

@@ -43,7 +43,9 @@ def open_model(args, wanted, check=False):
     if check:
         found = find(path, args.ema)
         check_memory(found, device, dtype, args.batch_size or default_batch_size(device, found.latent))
-    model = load(path, device, dtype, args.ema, lazily=not check)
+    model = load(path, device, dtype, args.ema)
+    if check:
+        model.check_numbers()
     if model.note:
         print(f"{path}: takes {model.note}", file=sys.stderr)
     return model

@@ -22,7 +22,7 @@ from weights.disk import WeightsError
 from weights.load import read_tokenizer
 from clip import number
 from weights.configs import read_config, read_latent_size, read_sae_config, read_settings
-from weights.tensorfile import read_tensors
+from weights.tensors import read_tensors
 from tests.tiny import CONFIGS, PATHS, write_model
 
 TENSOR_CASES, CONFIG_CASES, TOKENIZER_CASES, PART_CASES = 1200, 500, 200, 100

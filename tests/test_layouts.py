@@ -17,7 +17,7 @@ from weights import layouts
 from weights.load import BPE_FILE, find, load
 from weights.disk import WeightsError
 from weights.layouts import BUFFERS, COUNTERS, LEGACY_ATTENTION, ldm_name, modern_name
-from weights.tensorfile import Entry
+from weights.tensors import Entry
 from tests import clip_vocab
 from tests.seeded import FIXTURES
 from tests.test_checkpoint import check_message

@@ -10,9 +10,9 @@ from weights import load as loading
 import featviz
 from command import device
 from weights import preflight
-from weights import tensorfile
+from weights import tensors
 from weights.load import PARTS, Found, Source, find, load
-from weights.tensorfile import read_tensors
+from weights.tensors import read_tensors
 from tests.seeded import on_meta
 from tests.test_checkpoint import networks
 from tests.tiny import PATHS, edit_tensors, write_model

@@ -12,7 +12,7 @@ from weights.disk import WeightsError
 from weights.load import load
 from config import Job, configure
 from ascent import ascend, measure, readout, visualize
-from weights.tensorfile import read_header
+from weights.tensors import read_header
 from tests.seeded import TOY, filled, gradient, on_meta, randn, relative_error, unet_inputs
 from tests.test_checkpoint import check_message, networks
 from tests.tiny import HOOK, PATHS, edit_tensors, write_model

@@ -112,5 +112,6 @@ def edit_json(path, **entries):
 
 
 def edit_tensors(path, change):
-    """Rewrite a safetensors file with change({name: tensor})."""
-    save_file({k: v.contiguous() for k, v in change(load_file(path)).items()}, path)
+    """Another safetensors file in its place, with change({name: tensor}); the old one lives on for who has it mapped."""
+    save_file({k: v.contiguous() for k, v in change(load_file(path)).items()}, path.with_name("edited"))
+    path.with_name("edited").replace(path)

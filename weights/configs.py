@@ -18,16 +18,18 @@ FIXED = {
              "only_cross_attention": False, "resnet_time_scale_shift": "default", "class_embed_type": None},
     "vae": {"act_fn": "silu", "in_channels": 3, "out_channels": 3},
     "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
-    "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon", "timestep_spacing": "leading"},
+    "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
+                  "timestep_spacing": "leading", "skip_prk_steps": True, "thresholding": False, "rescale_betas_zero_snr": False},
     "sae": {},
 }
 SIZES = {   # config key -> what a usable value looks like; these are passed on to the network
     "unet": ("block_out_channels", "cross_attention_dim", "attention_head_dim", "norm_num_groups", "in_channels", "out_channels"),
     "vae": ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor"),
     "text_encoder": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    "scheduler": ("beta_start", "beta_end", "num_train_timesteps"),
+    "scheduler": ("beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one"),
     "sae": ("d_in", "num_latents", "k", "input_unit_norm"),
 }
+SAMPLER = {None: "pndm", "PNDMScheduler": "pndm", "DDIMScheduler": "ddim"}      # a scheduler file's _class_name -> ours
 MOST_LEVELS = 8                                                 # of a network; SD has 4
 LARGEST = {"layers_per_block": 16, "num_hidden_layers": 64, "block_out_channels": 2 ** 14}     # of other sizes: 2^24
 HEADS_OF = {"attention_head_dim": "block_out_channels", "num_attention_heads": "hidden_size"}   # number of heads -> what it divides
@@ -54,7 +56,7 @@ def listed(value):
 def check_sizes(path, sizes):
     """WeightsError for a value that cannot be what its key names, before it turns into a crash or an endless construction."""
     for key, value in sizes.items():
-        if key == "input_unit_norm":
+        if key in ("input_unit_norm", "set_alpha_to_one"):
             kind, sound = "true or false", isinstance(value, bool)
         elif key in ("scaling_factor", "beta_start", "beta_end"):
             limit = 1 if key.startswith("beta") else float("inf")
@@ -80,6 +82,15 @@ def read_config(part, path):
     sizes = {key: config[key] for key in SIZES[part] if key in config}
     check_sizes(path, sizes)
     return sizes
+
+
+def read_scheduler(path):
+    """(what Schedule is built with, "pndm" or "ddim"): the sampler that the file names. DDIM ends at abar 1 unless told not to."""
+    name, sizes = read_json(path).get("_class_name"), read_config("scheduler", path)
+    if not isinstance(name, str | None) or name not in SAMPLER:
+        raise WeightsError(f"{path}: _class_name is {short(name)}, only PNDMScheduler and DDIMScheduler are implemented; give SD "
+                           "1.x weights")
+    return {"set_alpha_to_one": name == "DDIMScheduler"} | sizes, SAMPLER[name]
 
 
 def read_sae_config(path):
@@ -116,7 +127,9 @@ def read_settings(path):
     presets = settings.get("presets", {})
     if not all(type(settings.get(key, 0)) is int for key in ("timestep", "feature")) or not isinstance(presets, dict) \
             or not all(isinstance(changes, dict) for changes in presets.values()):
-        raise WeightsError(f"{path}: expected whole numbers for timestep and feature, and an object of objects for presets; {AGAIN}")
+        raise WeightsError(f"{path}: expected whole numbers for timestep and feature, and an object of objects for presets; "
+                           f"{AGAIN}")
     if unknown := [(preset, name) for preset, changes in presets.items() for name in changes if name not in SETTINGS]:
-        raise WeightsError(f"{path}: preset {unknown[0][0]!r} sets {unknown[0][1]!r}, which is no setting; python featviz.py --help lists them all")
+        raise WeightsError(f"{path}: preset {unknown[0][0]!r} sets {unknown[0][1]!r}, which is no setting; python featviz.py --help "
+                           "lists them all")
     return settings

@@ -22,7 +22,7 @@ import torch
 if __name__ == "__main__":                      # as a script: this folder is `weights` to Python, nothing else
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from weights.layouts import PICKLES, STEM, VARIANTS  # noqa: E402
-from weights.tensorfile import FLOATS, read, read_header  # noqa: E402
+from weights.tensors import FLOATS, read, read_header  # noqa: E402
 from weights.disk import WeightsError  # noqa: E402
 
 NAMES = {dtype: name for name, dtype in FLOATS.items()} | {

@@ -8,12 +8,15 @@
     folder/sae/<hook point>/{cfg.json, sae.safetensors}                     SAeUron's layout
     folder/featviz.json                                                     settings that suit these weights
 
-or one file, `name.safetensors`, of the original layout ("LDM"): UNet, VAE and text encoder of SD 1.x's sizes; the tokenizer is made
-from weights/clip, `sae/` and `featviz.json` are taken from beside the file. layouts.py lists the names of every layout.
+or one file, `name.safetensors`, of the original layout ("LDM"): UNet, VAE and text encoder of SD 1.x's sizes. The tokenizer is
+then made from weights/clip; `sae/` and `featviz.json` are taken from beside the file. layouts.py lists the names of every layout.
 
-First everything is found and matched by the files' headers (`find`), then the numbers are read (`load`): a file that does not
-belong is refused before the first of four gigabytes. Sources: the published SD 1.4 and SD 1.5 folders and files; SAeUron's SAE folder.
+First everything is found and matched by the files' headers (`find`): a file that does not belong is refused before the first of
+four gigabytes. The numbers then lie in the mapped files where type and device allow it, see tensors.py; where they do not, a layer
+is converted when it first runs (`Source.read`). So what an ascent does not run takes no memory.
+Sources: the published SD 1.4 and SD 1.5 folders and files; SAeUron's SAE folder.
 """
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,18 +24,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from weights import layouts
 from clip import END, START, TextEncoder, Tokenizer, number
-from weights.configs import read_config, read_latent_size, read_sae_config, read_settings
-from weights.fingerprints import sha256, signature
-from weights.layouts import modern_name, squeezes
+from config import HOOK_POINT
 from sae import SAE
 from schedule import Schedule
-from config import HOOK_POINT
-from weights.disk import AGAIN, WeightsError, open_regular, unreadable
-from weights.tensorfile import match, read, read_header
 from unet import UNet
 from vae import VAE
+from weights import layouts
+from weights.configs import read_config, read_latent_size, read_sae_config, read_scheduler, read_settings
+from weights.disk import AGAIN, WeightsError, open_regular, unreadable
+from weights.fingerprints import sha256, signature
+from weights.layouts import modern_name, squeezes
+from weights.tensors import lies_ready, match, read, read_header, read_one
 
 BPE_FILE = Path(__file__).parent / "clip/bpe_simple_vocab_16e6.txt.gz"
 PARTS = ("unet", "vae", "text_encoder")                         # the networks
@@ -43,14 +46,40 @@ class Source:
     """Tensors that were found in a file and fit, but were not read yet; `net` on the meta device is where they belong."""
     path: Path
     net: nn.Module
-    entries: dict                                               # name -> tensorfile.Entry
+    entries: dict                                               # name -> tensors.Entry
+    then: list                                                  # the file's signature when its header was read
 
-    def read(self, dtype, device, names=None):
-        """The network with the file's numbers, frozen; `names`: only these tensors, the others stay as they are."""
-        shapes = {name: tuple(p.shape) for name, p in self.net.state_dict().items() if names is None or name in names}
-        entries = {name: self.entries[name] for name in shapes}
-        self.net.load_state_dict(read(self.path, entries, shapes, dtype, device), strict=names is None, assign=True)
-        return self.net.requires_grad_(False).eval()
+    def tensors(self, names, dtype, device):
+        check_unchanged(self.path, self.then)
+        shapes = {name: tuple(p.shape) for name, p in self.net.state_dict().items()}
+        return read(self.path, {name: self.entries[name] for name in names}, shapes, dtype, device)
+
+    def read(self, dtype, device, late=False):
+        """The network, frozen. late: where numbers must be converted, each module takes its own when it first runs, the others stay
+        on the meta device; an ascent runs 681 of the UNet's 860 million, and no VAE before its end."""
+        net = copy.deepcopy(self.net).requires_grad_(False).eval()
+        if not late or all(lies_ready(entry, dtype, device) for entry in self.entries.values()):
+            net.load_state_dict(self.tensors(self.entries, dtype, device), assign=True)
+            return net
+
+        def first_run(module, _):
+            missing = [names[p] for p in module.parameters() if p.is_meta]
+            net.load_state_dict(self.tensors(missing, dtype, device), strict=False, assign=True)
+            hooks.pop(module).remove()
+
+        net, names = net.to(dtype), {p: name for name, p in net.named_parameters()}
+        hooks = {module: module.register_forward_pre_hook(first_run) for module in net.modules() if module is not net}
+        return net
+
+    def check_numbers(self, dtype):
+        """WeightsError for NaN or infinity in the file, as they are or as `dtype`; a tensor at a time is in memory."""
+        for name, p in self.net.state_dict().items():
+            read_one(self.path, name, self.entries[name], tuple(p.shape), dtype)
+
+
+def check_unchanged(path, then):
+    if signature(path) != then:
+        raise WeightsError(f"{path}: was changed while it was in use; start again")
 
 
 def skeleton(network, sizes, path):
@@ -67,7 +96,7 @@ def fit(net, path, header, part=None, there=lambda name: name, rename=lambda nam
     wanted = {name: there(name) for name in net.state_dict()}
     shapes = {wanted[name]: tuple(p.shape) for name, p in net.state_dict().items()}
     entries = match(path, header, shapes, rename, lambda name: squeezes(part, name))
-    return Source(path, net, {name: entries[key] for name, key in wanted.items()})
+    return Source(path, net, {name: entries[key] for name, key in wanted.items()}, signature(path))
 
 
 def find_part(part, network, config_path, path):
@@ -82,32 +111,56 @@ def build(part, network, config_path, weights_path, dtype, device):
 
 
 def find_single(path, ema):
-    """(sources of the parts in a single file, which weights are taken), sizes those of SD 1.x."""
+    """(sources of the parts in a single file, which weights are taken); sizes are those of SD 1.x."""
     parts, taken = layouts.split_ldm(path, read_header(path), ema)
     sources = {}
     for part, network in zip(PARTS, (UNet, VAE, TextEncoder)):
         if part in parts or part == "unet":
             net, start = skeleton(network, layouts.SIZES[part], path), layouts.PREFIX[part]
-            names = dict(rename=lambda name: modern_name("text_encoder", name.removeprefix(start))) if part == "text_encoder" else \
-                dict(there=lambda name: layouts.ldm_name(part, name, ema and part == "unet"))
+            if part == "text_encoder":
+                names = dict(rename=lambda name: modern_name("text_encoder", name.removeprefix(start)))
+            else:
+                names = dict(there=lambda name: layouts.ldm_name(part, name, ema and part == "unet"))
             sources[part] = fit(net, path, parts.get(part, {}), part, **names)
     return sources, taken
 
 
-def find_sae(folder, unet):
-    """(hook point, Source of the SAE), or None where there is no SAE."""
-    for cfg in sorted(folder.glob("sae/*/cfg.json"))[:1]:
-        sizes = read_sae_config(cfg)
+def choose_sae(folder, unet, wanted):
+    """(hook point, cfg.json, how many there are) of the SAE that is meant; cfg.json None where there is none.
+
+    wanted: its hook point; None is up1.1 if there is an SAE for it, else the only one.
+    """
+    there, last = {}, None
+    for cfg in sorted(folder.glob("sae/*/cfg.json")):
         try:
-            hook_point = unet.hook_name(cfg.parent.name)
+            there[unet.hook_name(cfg.parent.name)] = cfg
         except ValueError as e:
-            raise WeightsError(f"{cfg.parent}: {e}; the folder must be named after the SAE's hook point") from e
-        if sizes["d_in"] != unet.width(hook_point):
-            raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of {folder / 'unet'} has "
-                               f"{unet.width(hook_point)} channels; give the SAE of this UNet")
-        path = cfg.with_name("sae.safetensors")
-        return hook_point, fit(skeleton(SAE, sizes, cfg), path, read_header(path))
-    return None
+            last = WeightsError(f"{cfg.parent}: {e}; the folder must be named after the SAE's hook point")
+    if last and not there:
+        raise last
+    try:
+        chosen = unet.hook_name(wanted) if wanted else HOOK_POINT if HOOK_POINT in there or not there else None
+    except ValueError as e:
+        raise WeightsError(f"{folder}: {e}") from e
+    if there and chosen not in there:
+        if wanted or len(there) > 1:
+            raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(there)}, " + (f"none for {wanted}" if wanted else
+                               "and which one is meant was not said") + "; give one of these as hook point")
+        (chosen,) = there
+    return chosen, there.get(chosen), len(there)
+
+
+def find_sae(folder, unet, wanted=None):
+    """(hook point, Source of the SAE there or None, one sentence on the choice where there was one)."""
+    hook_point, cfg, count = choose_sae(folder, unet, wanted)
+    if cfg is None:
+        return hook_point, None, ""
+    sizes, path = read_sae_config(cfg), cfg.with_name("sae.safetensors")
+    if sizes["d_in"] != unet.width(hook_point):
+        raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of {folder / 'unet'} has "
+                           f"{unet.width(hook_point)} channels; give the SAE of this UNet")
+    choice = f"the SAE of {hook_point}, one of {count}" if count > 1 else ""
+    return hook_point, fit(skeleton(SAE, sizes, cfg), path, read_header(path)), choice
 
 
 def read_tokenizer(folder):
@@ -123,15 +176,16 @@ def read_tokenizer(folder):
     vocab, merges = tokenizer.vocab, tokenizer.ranks
     if not isinstance(vocab, dict) or not {START, END} <= vocab.keys() \
             or not all(type(i) is int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
-        raise WeightsError(f"{folder / 'vocab.json'}: is no map from tokens to ids 0, 1, 2, ... with {START} and {END}; {AGAIN}")
+        raise WeightsError(f"{folder / 'vocab.json'}: is no map from tokens to ids 0, 1, 2, ... with {START} and {END}; "
+                           f"{AGAIN}")
     if any(len(pair) != 2 for pair in merges):
         raise WeightsError(f"{folder / 'merges.txt'}: is no list of pairs; {AGAIN}")
     made = number(merges)
     if list(merges.values()) != list(range(len(merges))) or len(made) != len(merges) + len(number([])):
         raise WeightsError(f"{folder / 'merges.txt'}: makes the same token twice; {AGAIN}")
     if odd := sorted(token for token in made.keys() | vocab.keys() if made.get(token) != vocab.get(token)):
-        raise WeightsError(f"{folder}: vocab.json and merges.txt disagree about {odd[0]!r}, and {len(odd) - 1} tokens more; fetch or "
-                           "copy both again")
+        raise WeightsError(f"{folder}: vocab.json and merges.txt disagree about {odd[0]!r}, and {len(odd) - 1} tokens more; "
+                           "fetch or copy both again")
     return tokenizer
 
 
@@ -149,71 +203,54 @@ def check_fit(folder, sources, tokenizer):
         if found != expected:
             raise WeightsError(f"{folder / part}: has {found} {what}, the UNet takes {expected}; give parts of one model")
     if text and tokenizer and len(tokenizer.vocab) != (known := text.embeddings.token_embedding.num_embeddings):
-        raise WeightsError(f"{folder / 'tokenizer'}: has {len(tokenizer.vocab)} tokens, the text encoder knows {known}; give parts "
-                           "of one model")
+        raise WeightsError(f"{folder / 'tokenizer'}: has {len(tokenizer.vocab)} tokens, the text encoder knows {known}; give "
+                           "parts of one model")
 
 
 class Model:
     """The parts of one set of weights; axes as in unet.py and sae.py.
 
-    unet, vae, sae, text_encoder, tokenizer, schedule; `hook_point` is the SAE's, or up1.1; `settings` is featviz.json;
-    `latent_shape` is (4, H, W) of the size that the UNet was trained at; `note` says which of a single file's weights were taken.
-    A part that is lacking raises WeightsError when it is used. `unread` holds those whose numbers are read when they are first used:
-    names of tensors for each part, out of `pieces`.
+    unet, vae, sae, text_encoder, tokenizer, schedule; `sampler` is "pndm" or "ddim", whichever the scheduler's file names;
+    `hook_point` is the SAE's, or up1.1; `settings` is featviz.json; `latent_shape` is (4, H, W) of the size that the UNet was
+    trained at; `note` says which of several weights or SAEs were taken. A part that is lacking raises WeightsError when it is used.
     """
 
-    def __init__(self, found, device, dtype, parts):
+    def __init__(self, found, device, dtype):
         self.folder, self.name, self.note, self.files = found.folder, found.name, found.note, found.files
-        self.device, self.dtype, self.parts = torch.device(device), dtype, parts
-        self.sources, self.unread, self.pieces = found.sources, {}, {}
-        self.schedule, self.hook_point, self.settings = Schedule(**found.schedule, device=device), found.hook_point, found.settings
+        self.device, self.dtype, self.sources = torch.device(device), dtype, found.sources
+        self.check_unchanged()
+        self.parts = {"tokenizer": found.tokenizer} if found.tokenizer else {}
+        for part in self.sources.keys() - {"text_encoder"}:
+            self.parts[part] = self.sources[part].read(precision(part, dtype), device, late=part in PARTS)
+        self.schedule, self.sampler = Schedule(**found.schedule, device=device), found.sampler
+        self.hook_point, self.settings = found.hook_point, found.settings
         self.captured = self.activity = None    # the folder of a capture and its tables, which activity.profile.attach adds
-        self.latent_shape = (parts["unet"].conv_in.in_channels, *found.latent)
+        self.latent_shape = (self.parts["unet"].conv_in.in_channels, *found.latent)
 
-    def part(self, name, contents):
-        if name not in self.parts:
+    def part(self, name, contents, parts=None):
+        if name not in (parts or self.parts):
             raise WeightsError(f"{self.folder / name}: not there, and this needs it; expected {contents} "
                                "(see weights/README.md for where they come from)")
-        self.read(name)
-        return self.parts[name]
-
-    def read(self, name, part=None):
-        """Read what is still unread under `name`, which are numbers of the part of that name or of `part`."""
-        if name in self.unread:
-            self.check_unchanged()
-            self.sources[part or name].read(precision(part or name, self.dtype), self.device, self.unread[name])
-            del self.unread[name]
-
-    def let_go(self, name, part=None):
-        """Give back the memory of what `read` reads, of a model that was loaded lazily; it is read again when it is used."""
-        if name in self.pieces:
-            net, names = self.parts[part or name], self.pieces[name]
-            net.load_state_dict({key: p.to("meta") for key, p in net.state_dict().items() if key in names}, strict=False, assign=True)
-            self.unread[name] = names
-
-    def read_later(self):
-        """Leave the networks' numbers unread, the UNet's in two: up to the hook point, and beyond it. Let go of the SAE's decoder."""
-        self.pieces = {part: set(self.sources[part].entries) for part in PARTS if part in self.sources}
-        unet, first = self.parts["unet"], self.parts["unet"].needed(self.hook_point)
-        self.pieces |= {"unet": first, "unet beyond": self.pieces["unet"] - first}
-        self.unread = dict(self.pieces)
-        if "sae" in self.parts:
-            self.pieces["decoder"] = {"W_dec"}
-            self.let_go("decoder", "sae")
-        for name in {name.rpartition(".")[0] for name in self.pieces["unet beyond"]}:
-            unet.get_submodule(name).register_forward_pre_hook(lambda *_: self.read("unet beyond", "unet"))
+        return (parts or self.parts)[name]
 
     unet = property(lambda self: self.part("unet", "config.json and diffusion_pytorch_model.safetensors"))
     vae = property(lambda self: self.part("vae", "config.json and diffusion_pytorch_model.safetensors"))
     sae = property(lambda self: self.part("sae", "a folder named after its hook point with cfg.json and sae.safetensors"))
-    whole_sae = property(lambda self: self.read("decoder", "sae") or self.sae, doc="The SAE, its decoder W_dec read as well: an ascent "
-                         "needs it at the start and at the end alone, so lazily loaded it is let go of in between.")
-    text_encoder = property(lambda self: self.part("text_encoder", "config.json and model.safetensors"))
     tokenizer = property(lambda self: self.part("tokenizer", "vocab.json and merges.txt"))
+
+    @property
+    def text_encoder(self):
+        """Read anew at each use and not kept: 0.5 GB that an ascent wants once, for the empty prompt."""
+        source = self.part("text_encoder", "config.json and model.safetensors", self.sources)
+        return source.read(precision("text_encoder", self.dtype), self.device)
+
     def strength(self, kind, target, when="active"):
-        """Largest mean activation at t = 0..1000, (1001,), `when` as in activity.profile.strength; known from a capture alone."""
-        raise WeightsError(f"{self.folder}: no capture is attached, from which a steered prior takes its strength; see activity.profile.attach, "
-                           "or start from noise (--prior noise)")
+        """Largest mean activation at t = 0..1000, (1001,), `when` as in activity.profile.strength.
+
+        It is known from a capture alone; WeightsError where none is attached.
+        """
+        raise WeightsError(f"{self.folder}: no capture is attached, from which a steered prior takes its strength; see "
+                           "activity.profile.attach, or start from noise (--prior noise)")
 
     @torch.no_grad()
     def embed(self, prompts):
@@ -223,19 +260,22 @@ class Model:
     @cached_property
     def empty_prompt(self):
         """The text (1, 77, Dc) of "", all that an ascent wants of the text encoder."""
-        unread = "text_encoder" in self.unread
-        text = self.text_encoder(self.tokenizer([""]).to(self.device))
-        if unread:
-            self.let_go("text_encoder")
-        return text
+        return self.text_encoder(self.tokenizer([""]).to(self.device))
 
     def encode(self, images):
         """Images (B, 3, 8H, 8W) in [0, 1] -> scaled latents (B, 4, H, W), float32."""
         return self.vae.encode(images.float())
 
     def decode(self, z):
-        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in [0, 1], float32: half precision overflows in SD's decoder."""
-        return self.vae.decode(z.float())
+        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in [0, 1], float32: half precision overflows in SD's decoder.
+
+        WeightsError where a file was changed under the numbers, or where NaN in a picture comes from NaN in a file.
+        """
+        images = self.vae.decode(z.float())
+        self.check_unchanged()
+        if z.isfinite().all() and not images.isfinite().all():
+            self.check_numbers()
+        return images
 
     @cached_property
     def fingerprints(self):
@@ -246,8 +286,12 @@ class Model:
 
     def check_unchanged(self):
         for path, then in self.files.values():
-            if signature(path) != then:
-                raise WeightsError(f"{path}: was changed while it was in use; start again")
+            check_unchanged(path, then)
+
+    def check_numbers(self):
+        """WeightsError for a number that is NaN or infinite, in a file or in this model's precision: all of them are looked at."""
+        for part, source in self.sources.items():
+            source.check_numbers(precision(part, self.dtype))
 
 
 @dataclass
@@ -255,11 +299,12 @@ class Found:
     """What `find` found: everything checked that can be without reading the numbers."""
     folder: Path
     name: str                                                   # of the results' folder
-    note: str = ""                                              # which of a single file's weights are taken
+    note: str = ""                                              # which of several weights or SAEs are taken
     latent: tuple = field(default_factory=lambda: (layouts.LATENT, layouts.LATENT))
     sources: dict = field(default_factory=dict)                 # part -> Source
     tokenizer: Tokenizer | None = None
-    schedule: dict = field(default_factory=dict)
+    schedule: dict = field(default_factory=dict)                # what Schedule is built with
+    sampler: str = "pndm"                                       # SD 1.x's own
     hook_point: str = HOOK_POINT
     settings: dict = field(default_factory=dict)
     files: dict = field(default_factory=dict)                   # name -> (path, signature) of all that is read
@@ -285,8 +330,8 @@ def find_networks(path, ema):
             found.note_files(BPE_FILE, part="tokenizer")
         return found
     if not (path / "unet" / "config.json").exists():
-        raise WeightsError(f"{path}: is no model folder: no unet/config.json in it; give --weights a folder in diffusers layout, such "
-                           "as weights/toy, or a single .safetensors file (weights/README.md says how to get Stable Diffusion's)")
+        raise WeightsError(f"{path}: is no model folder: no unet/config.json in it; give --weights a folder in diffusers layout, "
+                           "such as weights/toy, or a single .safetensors file (weights/README.md says how to get Stable Diffusion's)")
     if ema:
         raise WeightsError(f"{path}: --ema chooses between two sets of weights in a single file; a folder has one, leave it out")
     found = Found(path, path.resolve().name, latent=read_latent_size(path / "unet/config.json"))
@@ -299,19 +344,20 @@ def find_networks(path, ema):
         found.tokenizer = read_tokenizer(path / "tokenizer")
         found.note_files(path / "tokenizer/vocab.json", path / "tokenizer/merges.txt")
     if (scheduler := path / "scheduler/scheduler_config.json").exists():
-        found.schedule = read_config("scheduler", scheduler)
+        found.schedule, found.sampler = read_scheduler(scheduler)
         found.note_files(scheduler)
     return found
 
 
-def find(path, ema=False):
+def find(path, ema=False, hook_point=None):
     """All of a folder or file that a Model is made of, matched by names, shapes and types; only headers and JSON are read."""
     found = find_networks(Path(path), ema)
     check_fit(found.folder, found.sources, found.tokenizer)
-    if sae := find_sae(found.folder, found.sources["unet"].net):
-        found.hook_point, found.sources["sae"] = sae
-        source = found.sources["sae"]
-        found.note_files(source.path.with_name("cfg.json"), source.path)
+    found.hook_point, sae, choice = find_sae(found.folder, found.sources["unet"].net, hook_point)
+    if sae:
+        found.sources["sae"] = sae
+        found.note_files(sae.path.with_name("cfg.json"), sae.path)
+    found.note = "; ".join(text for text in (found.note, choice) if text)
     if (settings := found.folder / "featviz.json").exists():
         found.settings = read_settings(settings)
         found.note_files(settings)
@@ -323,20 +369,14 @@ def precision(part, dtype):
     return dtype if part in ("unet", "text_encoder") else torch.float32
 
 
-def load(path, device="cpu", dtype=torch.float32, ema=False, lazily=False):
-    """Load a weights folder or file (layouts above), in `precision`.
+def load(path, device="cpu", dtype=torch.float32, ema=False, hook_point=None):
+    """Load a weights folder or file (layouts above), or what `find` found of it, in `precision`.
 
-    ema: of a single file that holds two sets of weights for the UNet, take the moving average.
-    lazily: read a network's numbers when they are first used, so that an ascent holds no more of the UNet than it runs; names, shapes
-    and types of all are checked here all the same.
-    Raises WeightsError, whose text is one line: the file, what was expected, what to do.
+    ema         of a single file that holds two sets of weights for the UNet, take the moving average.
+    hook_point  of several SAEs, take the one of this hook point, written with or without `unet.`; None: up1.1 or the only one.
+
+    Raises WeightsError, whose text is one line: the file, what was expected, what to do. Names, shapes and types are checked here;
+    NaN and infinity are noticed when a number is converted, when a picture is decoded, in the fit check (preflight.py), and by
+    Model.check_numbers, which looks at all.
     """
-    found = path if isinstance(path, Found) else find(path, ema)
-    later = PARTS if lazily else ()
-    parts = {part: source.net if part in later else source.read(precision(part, dtype), device) for part, source in found.sources.items()}
-    if found.tokenizer:
-        parts["tokenizer"] = found.tokenizer
-    model = Model(found, device, dtype, parts)
-    if lazily:
-        model.read_later()
-    return model
+    return Model(path if isinstance(path, Found) else find(path, ema, hook_point), device, dtype)

@@ -8,6 +8,8 @@ Fit: an SAE describes the activations that it was trained on. On those of its ow
 about k features active at a position; on another model's, or at another hook point, the same numbers are far off. Inputs: two fixed
 prompts and seeds of noise, as a sampler's first step sees them; there alone the right input is known without running the whole UNet.
 """
+import math
+
 import torch
 
 from weights.load import PARTS
@@ -90,17 +92,18 @@ def fit(model):
     generators = [torch.Generator().manual_seed(seed) for seed, _ in enumerate(FIT_PROMPTS)]
     noise = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)     # (B, 4, H, W)
     context = model.embed(list(FIT_PROMPTS))                                                    # (B, 77, Dc)
-    model.let_go("text_encoder")
     t = torch.full((len(noise),), model.schedule.timesteps(FIT_STEPS)[0], device=model.device)
     h = model.unet(noise.to(model.dtype), t, context, until=model.hook_point).float()           # (B, D, h, w)
     h = h.flatten(2).transpose(1, 2).flatten(0, 1)                                              # (B * S, D)
     h_hat, active = [], 0
     for positions in h.split(FIT_BLOCK):                                                        # (n, F) at a time
         acts = model.sae.encode(positions)
-        h_hat.append(model.whole_sae.decode(acts))
+        h_hat.append(model.sae.decode(acts))
         active += (acts > 0).sum().item()
-    model.let_go("decoder", "sae")
-    return fvu(model.sae.preprocess(h), torch.cat(h_hat)).item(), active / len(h)
+    unexplained = fvu(model.sae.preprocess(h), torch.cat(h_hat)).item()
+    if not math.isfinite(unexplained):
+        model.check_numbers()                                   # names the file and the tensor, if it is one
+    return unexplained, active / len(h)
 
 
 def verdict(k, unexplained, active):
