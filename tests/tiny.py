@@ -21,6 +21,7 @@ HOOK = "up_blocks.1.attentions.1"
 VOCAB = number([])
 TIMES = torch.arange(981.0, 0.0, -140.0)                        # measured time steps of the activity table
 
+QUICK = dict(num_steps=2, prior_steps=2, steer_scale=2.0, finish_steps=2, finish_scale=0.4)     # usual settings of these weights
 CONFIGS = {
     "unet": dict(block_out_channels=[16, 16, 32, 32], cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8,
                  in_channels=4, out_channels=4, sample_size=8),
@@ -28,7 +29,7 @@ CONFIGS = {
     "text_encoder": dict(vocab_size=len(VOCAB), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
     "scheduler": dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000),
     "sae": dict(d_in=32, num_latents=64, k=4, input_unit_norm=False),
-    "featviz": dict(timestep=300, feature=3, presets={"sae": {"steer_scale": 2.0}, "raw": {"steer_scale": 2.0}}),
+    "featviz": dict(timestep=300, feature=3, presets={"sae": QUICK, "raw": QUICK}),
 }
 PATHS = {   # part -> (its JSON file, its tensors)
     "unet": ("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
