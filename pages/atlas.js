@@ -1,11 +1,11 @@
 const form = document.getElementById("filter"), wall = document.getElementById("wall");
 const count = document.getElementById("count");
 const data = JSON.parse(document.getElementById("data").textContent), PRINTED = 240, MARGIN = 3;
-const items = data.rows.map(([folder, t, seed, activation, strength, verdict, peak, words, page]) => {
+const items = data.rows.map(([folder, t, seed, activation, strength, verdict, peak, words, rank, page]) => {
   const [, hook, kind, number] = folder.match(/^(?:(.+)_)?(feature|channel)_0*(\d+)$/);
   const label = `${kind} ${number}` + (hook ? ` at ${hook}` : ""), concept = words.join(" ");
   const file = `t${String(t).padStart(4, 0)}/seed_${seed}`;
-  return {label, number: +number, t, activation, strength, verdict, peak, words, concept,
+  return {label, number: +number, t, activation, strength, verdict, peak, words, concept, rank,
     search: `${label} ${concept}`.toLowerCase(), picture: `atlas/${folder}_${file.replace("/", "_")}.jpg`,
     link: `${folder}/` + (page ? "index.html" : `${file}.png`)};
 });
@@ -74,6 +74,7 @@ function tile(i) {
   a.className = "tile";
   a.dataset.index = i;
   a.title = `${x.label} at t ${x.t}: ${x.verdict}, activation ${x.activation ?? "not finite"}`
+    + (x.rank === null ? "" : `, rank ${x.rank}`)
     + (x.peak === null ? "" : `, peak at t ${x.peak}`);
   const score = x.strength === null ? x.activation ?? "" : `${x.strength.toFixed(x.strength < 1 ? 2 : 1)}×`;
   line.append(element("i", x.label.replace("feature ", "")), element("i", good ? score : x.verdict, good ? "" : "off"));

@@ -38,13 +38,14 @@ def row(folder, thumbnails, broken):
         if write_thumbnail(first.path, thumbnails / thumbnail_name(folder.name, first.t, seed), broken):
             scores = [rounded(v) for v in (first.scores["activation"], gain(first, activity))]
             return [folder.name, first.t, seed, *scores, first.verdict.partition(" ")[0], peak,
-                    activity["concept"] if activity else [], int((folder / "index.html").exists())]
+                    activity["concept"] if activity else [], rounded(first.scores["rank"], 9),
+                    int((folder / "index.html").exists())]
         found.remove(first)
     return None
 
 
-def rounded(value):
-    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
+def rounded(value, digits=4):
+    return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None
 
 
 def thumbnail_name(name, t, seed):
@@ -72,7 +73,7 @@ def write_atlas(folder):
     """folder/index.html; returns its path. ValueError where there is no result.
 
     A row: folder's name, time step and seed of the best result, its activation, strength and verdict, the highest peak
-    of the feature's activity, the words of its concept, 1 if it has a page of its own.
+    of the feature's activity, the words of its concept, the result's rank, 1 if it has a page of its own.
     """
     folder, broken = Path(folder), []
     if not folder.is_dir():
@@ -101,7 +102,7 @@ def count(n, thing):
 
 def item(entry):
     """A feature as a link to its own page, or to its picture where it has none."""
-    name, t, seed, *_, words, page = entry
+    name, t, seed, *_, words, _, page = entry
     hook, kind, number = TARGET.fullmatch(name).groups()
     link = f"{name}/index.html" if page else f"{name}/t{t:04d}/seed_{seed}.png"
     label = f"{kind} {int(number)}" + (f" at {hook}" if hook else "")

@@ -22,7 +22,7 @@ def result(folder, t=600, seed=1, activation=2.0, verdict="excited", png=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".png").write_bytes(png or picture(seed))
     job = {"feature": 1, "channel": None, "timestep": t, "seed": seed}
-    scores = {"activation": activation, "activation_reencoded": activation}
+    scores = {"activation": activation, "activation_reencoded": activation, "rank": 3}
     path.write_text(json.dumps({"recipe": {"job": job}, "verdict": verdict, "scores": scores, "history": {}}))
     return path
 

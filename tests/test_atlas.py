@@ -55,14 +55,14 @@ def test_what_its_page_shows_first_stands_for_a_feature(out):
     made.result(folder, 600, 1, 3.0, "weak")
     made.result(folder, 600, 2, 1.5)
     made.result(folder, 600, 3, 1.25)
-    assert page(out).rows == [["feature_00012", 600, "2", 1.5, None, "excited", None, [], 0]]
+    assert page(out).rows == [["feature_00012", 600, "2", 1.5, None, "excited", None, [], 3, 0]]
     made.activity(folder, concept=["Tree", "Winter"])
-    assert page(out).rows == [["feature_00012", 600, "2", 1.5, 0.375, "excited", 700, ["Tree", "Winter"], 0]]
+    assert page(out).rows == [["feature_00012", 600, "2", 1.5, 0.375, "excited", 700, ["Tree", "Winter"], 3, 0]]
     record = json.loads((folder / "activity.json").read_text())
     record["largest"][0] = 0.5                                  # at t = 0 the strongest drawing reaches little
     (folder / "activity.json").write_text(json.dumps(record))
     made.result(folder, 0, 1, 1.25)
-    assert page(out).rows == [["feature_00012", 0, "1", 1.25, 2.5, "excited", 700, ["Tree", "Winter"], 0]]
+    assert page(out).rows == [["feature_00012", 0, "1", 1.25, 2.5, "excited", 700, ["Tree", "Winter"], 3, 0]]
 
 
 @pytest.mark.parametrize("activation, largest, strength", [(1.0, 0.0, None), (1.0, -2.0, None), (None, 4.0, None),
