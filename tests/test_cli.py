@@ -5,6 +5,9 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,14 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import featviz
-from command import device
+from command import device, progress
 from weights import disk
 import ascent
+import finish
 from pages import files as results
 from config import SEEDS, Config
-from tests.tiny import HOOK, PATHS, edit_json, write_model
+from tests.tiny import HOOK, PATHS, QUICK, edit_json, write_model
 
-KINDS = ("png", "safetensors", "steps.jpg", "json")            # files of a result, in the order in which they are written
+SHOWN = ("sheet.png", "index.html")
+KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")    # files of a result, in the order of writing
 FLAGS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)]
 
 
@@ -59,8 +64,10 @@ def files(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} if folder.exists() else {}
 
 
-def record(out, path="tiny/feature_00003/t0300/seed_5"):
-    return json.loads((out / f"{path}.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+def record(out, path="tiny/feature_00003/t0300*/seed_5"):
+    """The only record of this name; of usual settings it lies in t0300."""
+    found, = out.glob(f"{path}.json")
+    return json.loads(found.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def refused(capsys, code, *fragments):
@@ -77,20 +84,22 @@ def refused(capsys, code, *fragments):
 def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(tmp_path, out, capsys):
     """Of weights without a capture."""
     weights = write_model(tmp_path / "tiny", activity=None)
-    assert featviz.main([str(a) for a in ("--weights", weights, "--out", out, "--num-steps", 2, "--prior", "noise")]) == 0
+    edit_json(weights / "featviz.json", presets={"sae": QUICK | {"prior": "noise"}})
+    assert featviz.main([str(a) for a in ("--weights", weights, "--out", out)]) == 0
     stems = [f"tiny/feature_00003/t0300/seed_{seed}" for seed in SEEDS]
     expected = {f"{stem}.{kind}" for stem in stems for kind in KINDS}
     assert files(out).keys() == expected | {f"tiny/feature_00003/{name}" for name in ("sheet.png", "index.html")}
     stdout = capsys.readouterr().out
     assert all(f"{out / stem}.png: " in stdout for stem in stems) and f"look at {out}/tiny/feature_00003/index.html, or print {out}/tiny/feature_00003/sheet.png" in stdout
-    latent = load_file(out / f"{stems[0]}.safetensors")
-    assert latent.keys() == {"latent"} and latent["latent"].shape == (4, 8, 8) and latent["latent"].dtype == torch.float32
+    latents = load_file(out / f"{stems[0]}.safetensors")
+    assert latents.keys() == {"latent", "finished"}
+    assert all(z.shape == (4, 8, 8) and z.dtype == torch.float32 for z in latents.values())
     with Image.open(out / f"{stems[0]}.png") as picture:
         assert picture.size == (32, 32) and picture.mode == "RGB"
 
 
 def test_several_features_time_steps_and_seeds(weights, out):
-    assert run(weights, out, "--feature", 0, 63, "--timestep", 0, 999, "--seed", 1, 2, "--prior", "noise", "--batch-size", 3) == 0
+    assert run(weights, out, "--feature", 0, 63, "--timestep", 0, 999, "--seed", 1, 2, "--batch-size", 3) == 0
     expected = {f"tiny/feature_{f:05d}/t{t:04d}/seed_{s}.json" for f in (0, 63) for t in (0, 999) for s in (1, 2)}
     assert {name for name in files(out) if name.endswith(".json")} == expected | {f"tiny/feature_{f:05d}/activity.json" for f in (0, 63)}
     assert {name for name in files(out) if name.endswith("sheet.png")} == {f"tiny/feature_{f:05d}/sheet.png" for f in (0, 63)}
@@ -108,10 +117,14 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     """Every setting by name, also those nobody gave; the PNG carries the same recipe; no date anywhere."""
     assert run(weights, out, "--seed", 5, "--learning-rate", 0.125, "--no-noise") == 0
     made = record(out)
-    assert made.keys() == {"recipe", "verdict", "scores", "history", "others", "nearest_channel", "heat", "stored_steps", "sha256"}
+    assert made.keys() == {"recipe", "verdict", "scores", "history", "others", "nearest_channel", "heat", "stored_steps", "finished",
+                            "sha256"}
+    assert made["finished"].keys() == {"verdict", "scores", "history", "others", "heat"}
+    assert made["finished"]["scores"]["finish_scale"] == 0.4 and len(made["finished"]["history"]["activation"]) == 2
     recipe = made["recipe"]
     assert recipe["job"] == {"feature": 3, "channel": None, "timestep": 300, "seed": 5}
-    given = dict(num_steps=2, prior_steps=2, learning_rate=0.125, noise=False, steer_scale=2.0)
+    given = QUICK | dict(learning_rate=0.125, noise=False)
+    assert recipe["differs"] == dict(learning_rate=0.125, noise=False) and recipe["code"] == results.method_code()
     assert recipe["config"] == dataclasses.asdict(Config(**given))
     assert recipe["hook_point"] == HOOK and recipe["weights"] == "tiny" and recipe["torch"] == torch.__version__
     assert (recipe["device"], recipe["dtype"]) == ("cpu", "float32")
@@ -121,8 +134,9 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank"} <= made["scores"].keys()
     assert all(len(curve) == 2 for curve in made["history"].values())
     assert {"activation", "range", "moment", "gradient_norm"} <= made["history"].keys()
-    with Image.open(out / "tiny/feature_00003/t0300/seed_5.png") as picture:
-        assert json.loads(picture.text["featviz"]) == recipe
+    for name in ("seed_5.png", "seed_5.finished.png"):
+        with Image.open(next(out.glob(f"tiny/feature_00003/t0300-*/{name}"))) as picture:
+            assert json.loads(picture.text["featviz"]) == recipe
 
 
 def test_a_second_run_computes_nothing_and_changes_nothing(weights, out, capsys, monkeypatch):
@@ -148,9 +162,48 @@ def test_only_what_changed_is_computed_again(weights, out):
     assert all(second[name] == data for name, data in first.items() if "seed_1." in name) and len(second) == len(first) + len(KINDS)
     assert run(weights, out, "--seed", 5, "--num-steps", 3) == 0
     third = files(out)
-    assert record(out)["recipe"]["config"]["num_steps"] == 3 and len(record(out)["history"]["activation"]) == 3
-    assert {name for name in third if third[name] != second[name]} == {
-        "tiny/feature_00003/sheet.png", "tiny/feature_00003/index.html", *(f"tiny/feature_00003/t0300/seed_5.{kind}" for kind in KINDS)}
+    made = record(out, "tiny/feature_00003/t0300-*/seed_5")
+    assert made["recipe"]["config"]["num_steps"] == 3 and len(made["history"]["activation"]) == 3
+    assert {name for name in second if third[name] != second[name]} == {f"tiny/feature_00003/{name}" for name in SHOWN}
+
+
+def test_results_of_other_settings_have_a_folder_of_their_own_that_says_which(weights, out):
+    """Nothing is overwritten, whatever runs after it; the same settings come to the same folder."""
+    for flags in ((), ("--num-steps", 3), ("--no-spectral-filter",), ("--dtype", "bfloat16"), ("--num-steps", 3)):
+        assert run(weights, out, "--seed", 5, *flags) == 0
+    folders = sorted((out / "tiny/feature_00003").glob("t0300*"))
+    assert len(folders) == 4 and all((folder / "seed_5.json").exists() for folder in folders)
+    assert {(f / "settings.txt").read_text() for f in folders if f.name != "t0300"} == {
+        "num_steps: 3\n", "spectral_filter: False\n", "dtype: bfloat16\n"}
+
+
+def test_what_other_code_made_is_made_anew_or_kept(weights, out, capsys, monkeypatch):
+    """Comments and docstrings are no other code. --again makes anew in any case."""
+    assert run(weights, out, "--seed", 5) == 0
+    before, stamps = files(out), lambda: (out / "tiny/feature_00003/t0300/seed_5.json").stat().st_mtime_ns
+    made = stamps()
+    monkeypatch.setattr(results, "method_code", lambda: "other")
+    assert run(weights, out, "--seed", 5, "--keep") == 0 and stamps() == made
+    assert run(weights, out, "--seed", 5) == 0 and stamps() > made
+    assert "1 results were made with another code and are made anew; --keep takes" in capsys.readouterr().err
+    assert record(out)["recipe"]["code"] == "other"
+    monkeypatch.undo()
+    made = stamps()
+    assert run(weights, out, "--seed", 5, "--again") == 0 and stamps() > made and files(out) == before
+
+
+def test_the_fingerprint_of_the_code_sees_code_alone(tmp_path, monkeypatch):
+    for name in results.METHOD:
+        shutil.copy(results.PROJECT / f"{name}.py", tmp_path)
+    text = (tmp_path / "ascent.py").read_text()
+    monkeypatch.setattr(results, "PROJECT", tmp_path)
+    prints = []
+    for changed in (text, text + "\n# a comment\n", text.replace('"""AdamW', '"""The AdamW'), text.replace("lerp(g, 1 -", "lerp(g, 2 -")):
+        (tmp_path / "ascent.py").write_text(changed)
+        results.method_code.cache_clear()
+        prints.append(results.method_code())
+    results.method_code.cache_clear()
+    assert prints[0] == prints[1] == prints[2] != prints[3]
 
 
 def test_other_frames_are_made_again_only_where_some_are_lacking(weights, out, capsys):
@@ -161,7 +214,8 @@ def test_other_frames_are_made_again_only_where_some_are_lacking(weights, out, c
     assert record(out)["stored_steps"] == [] and not kept.exists()
     assert run(weights, out, "--seed", 5, "--num-steps", 2, "--frames", 2) == 0
     assert record(out)["stored_steps"] == [0, 2] and Image.open(kept).size == (64, 32)
-    assert all(files(out)[name] == data for name, data in plain.items() if name.endswith(("seed_5.png", "seed_5.safetensors")))
+    same = ("seed_5.png", "seed_5.safetensors", "seed_5.finished.png")
+    assert all(files(out)[name] == data for name, data in plain.items() if name.endswith(same))
     assert run(weights, out, "--seed", 5) == 0                  # the default asks for step 1 as well
     assert record(out)["stored_steps"] == [0, 1, 2] and Image.open(kept).size == (96, 32)
     whole = files(out)
@@ -169,7 +223,7 @@ def test_other_frames_are_made_again_only_where_some_are_lacking(weights, out, c
         capsys.readouterr()
         assert run(weights, out, "--seed", 5, "--frames", fewer) == 0
         assert files(out) == whole and "1 of 1 results are there already" in capsys.readouterr().err
-    assert run(weights, out, "--seed", 5, "--num-steps", 3, "--frames", 0) == 0
+    assert run(weights, out, "--seed", 5, "--frames", 0, "--again") == 0
     assert not kept.exists()                                    # an older strip does not stay beside another result
 
 
@@ -239,6 +293,7 @@ BAD_FLAGS = {
     "--feature -1": "--feature -1 is out of range: ",
     "--feature 3 64": "has 64 features, 0..63",
     "--feature x": "argument --feature: invalid whole number or 'live' value: 'x'",
+    "--timestep all": "argument --timestep: invalid whole number or 'auto' or 'active' value: 'all'",
     "--channel 32": "--channel 32 is out of range: ",
     "--channel -1": "has 32 channels, 0..31",
     "--feature 1 --channel 1": "not allowed with argument",
@@ -262,6 +317,14 @@ BAD_FLAGS = {
     "--beta2 -0.5": "--beta2 must be between 0 and 1",
     "--epsilon 0": "--epsilon must be above 0",
     "--weight-decay -1": "--weight-decay must be at least 0",
+    "--total-variation-weight -1": "--total-variation-weight must be at least 0",
+    "--range-weight -0.1": "--range-weight must be at least 0",
+    "--moment-weight -0.1": "--moment-weight must be at least 0",
+    "--rotate-max -5": "--rotate-max must be at least 0",
+    "--finish-from 1000": "--finish-from must be between 1 and 999",
+    "--finish-steps 601": "--finish-steps must be between 1 and --finish-from, which is 600",
+    "--finish-scale -1": "--finish-scale must be at least 0, or auto",
+    "--finish-scale much": "argument --finish-scale: invalid number or 'auto' value: 'much'",
     "--range-weight inf": "--range-weight must be a number of size 1e+06 at most",
     "--gradient-smoothing-kernel-size 8": "--gradient-smoothing-kernel-size must be odd and below 16",
     "--gradient-smoothing-kernel-size 17": "--gradient-smoothing-kernel-size must be odd and below 16",
@@ -294,10 +357,10 @@ def test_every_other_flag_is_accepted(weights, out):
                  range_weight=0.2, range_threshold=2.0, moment_weight=0.1, gradient_smoothing_sigma_start=0.8,
                  gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0, scale_max=1.2,
                  spectral_filter=False, noise=False, silent_gradient=False, prior="noise", prior_steps=3, prior_sampler="ddim",
-                 steer_scale=7.0, steer_steps="all")
+                 steer_scale=7.0, steer_steps="all", finish=True, finish_from=500, finish_scale="auto", finish_steps=3)
     assert given.keys() == {field.name for field in dataclasses.fields(Config)}
     flags = [part for name, value in given.items() for part in (
-        ["--no-" + name.replace("_", "-")] if value is False else ["--" + name.replace("_", "-"), value])]
+        [f"--no-{name}".replace("_", "-")] if value is False else [f"--{name}".replace("_", "-"), value][:1 + (value is not True)])]
     assert run(weights, out, "--seed", 5, *flags) == 0
     assert record(out)["recipe"]["config"] == given
 
@@ -360,9 +423,9 @@ def test_full_disk_before_the_start(weights, out, capsys, monkeypatch):
     assert files(out) == {}
 
 
-@pytest.mark.parametrize("writes", [1, 2, 5, 7])
+@pytest.mark.parametrize("writes", [1, 2, 6, 8])
 def test_full_disk_on_the_way(writes, weights, out, capsys, monkeypatch):
-    """One file is the probe at the start, four are a result; whole results stay, the rest is as if it had not begun."""
+    """One file is the probe at the start, five are a result; whole results stay, the rest is as if it had not begun."""
     assert run(weights, out, "--seed", 1) == 0
     before = {name: data for name, data in files(out).items() if "seed_1." in name}
     capsys.readouterr()
@@ -374,7 +437,7 @@ def test_full_disk_on_the_way(writes, weights, out, capsys, monkeypatch):
     left = files(out)
     assert not any(name.endswith(".partial") for name in left) and before.items() <= left.items()
     assert sum("seed_5" in name or "seed_6" in name for name in left) == writes - 1
-    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 5) and not any("seed_6.json" in name for name in left)
+    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 6) and not any("seed_6.json" in name for name in left)
 
 
 def test_after_room_was_made_the_same_command_finishes(weights, out, tmp_path, monkeypatch):
@@ -392,7 +455,7 @@ def test_an_ascent_that_leaves_the_numbers_says_so(weights, out, capsys):
     """A decay of 1e12 a step ends in infinities: the record says so, is still JSON, the latent is finite, the exit code is 2."""
     assert run(weights, out, "--seed", 5, "--learning-rate", 1e6, "--weight-decay", 1e6, "--num-steps", 4, "--prior", "noise") == 2
     assert record(out)["verdict"] == "non-finite at step 2"
-    assert load_file(out / "tiny/feature_00003/t0300/seed_5.safetensors")["latent"].isfinite().all()
+    assert load_file(next(out.rglob("seed_5.safetensors")))["latent"].isfinite().all()
     assert capsys.readouterr().err.splitlines()[-1].startswith("featviz: 1 of 1 ascents met NaN or infinite values")
 
 
@@ -413,17 +476,74 @@ def test_an_interruption_leaves_finished_results_and_exit_code_130(weights, out,
 
 def test_a_channel_needs_no_sae_and_any_transformer_block_will_do(tmp_path, out):
     bare = write_model(tmp_path / "bare", sae=None)
-    assert run(bare, out, "--channel", 1, "--prior", "noise", "--seed", 1) == 0
-    assert run(bare, out, "--channel", 1, "--prior", "noise", "--seed", 1, "--hook-point", "unet.mid_block.attentions.0") == 0
+    edit_json(bare / "featviz.json", presets={"raw": QUICK | {"prior": "noise"}})
+    assert run(bare, out, "--channel", 1, "--seed", 1) == 0
+    assert run(bare, out, "--channel", 1, "--seed", 1, "--hook-point", "unet.mid_block.attentions.0") == 0
     made = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.json"))
     assert made == ["bare/channel_0001/t0300/seed_1.json", "bare/mid_block.attentions.0_channel_0001/t0300/seed_1.json"]
 
 
 @pytest.mark.parametrize("flags, says", [
     (["--hook-point", "up_blocks.1.attention.1"], "nearest: up_blocks.1.attentions.1"),
-    (["--hook-point", "mid_block.attentions.0", "--feature", 3], "the features of"),
-    (["--hook-point", "mid_block.attentions.0", "--channel", 3], "add --prior noise")])
+    (["--hook-point", "mid_block.attentions.0", "--feature", 3], "the features of")])
 def test_a_hook_point_that_cannot_be(weights, out, capsys, flags, says):
     assert run(weights, out, *flags) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and says in error and not out.exists()
+
+
+# --- what people do --------------------------------------------------------------------------------------------------------
+
+def test_repeated_numbers_are_computed_once(weights, out, capsys):
+    assert run(weights, out, "--feature", 12, 12, 12, "--seed", 5, 5, "--timestep", 300, 300) == 0
+    assert capsys.readouterr().err.startswith("1 results, ")
+
+
+def test_a_batch_of_one_is_not_filled_up_with_copies_that_nobody_asked_for(weights, out, monkeypatch):
+    """Rows are those of the usual size; with more jobs twice as many, and so on up to --batch-size."""
+    rows, run_batch = [], finish.ascent.run_batch
+    monkeypatch.setattr(finish.ascent, "run_batch", lambda model, jobs, *a, **k: rows.append(len(jobs)) or run_batch(model, jobs, *a, **k))
+    assert run(weights, out, "--batch-size", 100_000_000, "--seed", 5) == 0
+    assert run(weights, out, "--batch-size", 32, "--seed", *range(9)) == 0
+    assert rows == [8, 8] and [ascent.filled(n, 32, 8) for n in (1, 8, 9, 16, 17, 32)] == [8, 8, 16, 16, 32, 32]
+    assert ascent.filled(3, 2, 8) == 2 and ascent.filled(5, 6, 1) == 6
+
+
+def test_progress_where_nobody_watches_is_a_line_now_and_then(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    show = progress.Progress(1, 1, 100)
+    for _ in range(100):
+        show(SimpleNamespace(activation=torch.zeros(1)))
+        clock[0] += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert 9 <= len(lines) <= 11 and all(line.startswith("step ") for line in lines) and lines[-1].startswith("step 100/100")
+
+
+def piped(*flags, head):
+    """stderr of `python featviz.py` whose stdout is closed after so many lines."""
+    process = subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)], cwd=results.PROJECT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(head):
+        process.stdout.readline()
+    process.stdout.close()
+    return process.stderr.read(), process.wait()
+
+
+def test_whoever_reads_the_first_line_alone_has_the_page_all_the_same(weights, out):
+    error, code = piped("--weights", weights, "--out", out, "--timestep", 300, "--batch-size", 1, "--device", "cpu", head=1)
+    assert code == 0 and "Broken pipe" not in error and (out / "tiny/feature_00003/index.html").exists()
+    assert len(list(out.rglob("seed_*.json"))) == 5
+
+
+def test_without_torch_help_works_and_a_run_says_what_to_do(tmp_path, capsys, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    call = lambda *flags: subprocess.run([sys.executable, "featviz.py", *flags], cwd=results.PROJECT, env=env, text=True, capture_output=True)
+    assert call("--help").returncode == 0 and call("--jitter", "x").returncode == 2
+    made = call("--out", str(tmp_path / "out"))
+    assert made.returncode == 2 and made.stderr == "featviz: torch is not installed; pip install -r requirements.txt\n"
+
+
+def test_an_empty_out_does_not_write_into_the_current_folder(weights, capsys):
+    refused(capsys, run(weights, ""), "argument --out: is empty")

@@ -16,17 +16,19 @@ from pathlib import Path
 import pytest
 
 import featviz
-from tests.tiny import write_model
+from tests.tiny import QUICK, edit_json, write_model
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("png", "safetensors", "steps.jpg", "json")
+KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")
 FEATURES, SEEDS = 16, (1, 2)
 WINDOW = 1.0                                    # seconds after the first result has begun, in which the kill comes
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+    folder = write_model(tmp_path_factory.mktemp("weights") / "tiny")
+    edit_json(folder / "featviz.json", presets={"sae": QUICK | {"prior": "noise"}})
+    return folder
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
