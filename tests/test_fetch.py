@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.test_interrupted import heeds_ctrl_c
 from tests import clip_vocab, tiny
 from weights import download, fetch, sources
 from weights import hub as hubs_own
@@ -613,7 +614,7 @@ def test_a_killed_fetch_goes_on_where_it_ended(hub, tmp_path, number, code):
                "from weights import fetch\nfrom weights.sources import BUNDLES, Bundle, File, Piece, Source\n"
                f"BUNDLES['sd14'] = {TINY!r}\nsys.exit(fetch.main(sys.argv[1:]))")
     child = subprocess.Popen([sys.executable, "-c", program, "sd14", "--yes", "--folder", str(tmp_path)], text=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heeds_ctrl_c)
     partial = tmp_path / (BIG + ".partial")
     until = time.monotonic() + 120
     arrived = lambda: partial.exists() and partial.stat().st_size == 123_456

@@ -2,7 +2,6 @@
 
 The kills are real: another process, `kill -9` after a seeded delay. Four here; tests/oracle/test_interrupted.py does fifty.
 """
-import json
 import os
 import random
 import re
@@ -39,10 +38,15 @@ def flags(weights, out, *more):
                              *SEEDS, "--num-steps", 2, "--prior", "noise", "--batch-size", 2, *more)]
 
 
+def heeds_ctrl_c():
+    """In a new process: a shell's background job ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin(weights, out, *more, **settings):
     """The command as a process of its own; returns when its first ascent begins, or when it has nothing to do."""
     process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, out, *more)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **settings)
+                               stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **{"preexec_fn": heeds_ctrl_c} | settings)
     seen = b""
     while b"2 steps" not in seen and (line := process.stderr.readline()):
         seen += line
@@ -81,7 +85,7 @@ def kill_and_resume(weights, whole, folder, kills, seed=0):
         at_work += process.wait() == -signal.SIGKILL
         found = files(out)
         for name, data in found.items():        # whatever has a final name is whole
-            assert name.endswith(("sheet.png", "index.html")) or data == whole[name], name
+            assert "seed_" not in name or data == whole[name], name
         assert times(out, before) == before     # what was finished before was not touched
         counts.append(len(finished(found)))
         if process.returncode == 0:             # quicker than the kill: begin anew
@@ -94,9 +98,9 @@ def kill_and_resume(weights, whole, folder, kills, seed=0):
     return at_work, counts
 
 
-def test_four_kills(weights, tmp_path):
-    at_work, counts = kill_and_resume(weights, uninterrupted(weights, tmp_path), tmp_path, 4)
-    print(f"{at_work} kills, results finished after each: {counts}")
+def test_a_kill(weights, tmp_path):
+    """tests/slow/test_kills.py has fifty."""
+    assert kill_and_resume(weights, uninterrupted(weights, tmp_path), tmp_path, 1)[0] == 1
 
 
 def test_a_half_written_result_does_not_count_and_settings_are_never_mixed(weights, tmp_path):
@@ -105,10 +109,12 @@ def test_a_half_written_result_does_not_count_and_settings_are_never_mixed(weigh
     few = ("--feature", "3", "--seed", "1")
     run = lambda out, *more: featviz.main(flags(weights, out, *few, *more))
     assert run(whole) == run(other, "--learning-rate", "0.1") == 0
-    stem, good, old = "tiny/feature_00003/t0300/seed_1", files(whole), files(other)
+    stem, good = "tiny/feature_00003/t0300/seed_1", files(whole)
+    old = {re.sub("t0300-[0-9a-f]{8}", "t0300", name): data for name, data in files(other).items()}
     assert all(good[f"{stem}.{kind}"] != old[f"{stem}.{kind}"] for kind in KINDS)
     states = [{"png": good}, {"png": good, "safetensors": good}, {"png": good, "safetensors": good, "json": good},
-              {"png": good, "safetensors": old}, {"png": good, "safetensors": old, "json": old}, {"png": old, "safetensors": old, "json": old}, {"png": old, "safetensors": good, "json": good}]
+              {"png": good, "safetensors": old}, {"png": good, "safetensors": old, "json": old},
+              {"png": old, "safetensors": old, "json": old}, {"png": old, "safetensors": good, "json": good}]
     for i, state in enumerate(states):
         out = tmp_path / f"out_{i}"
         (out / stem).parent.mkdir(parents=True)
@@ -169,20 +175,3 @@ def test_an_unwritable_folder(weights, capsys):
     assert featviz.main(flags(weights, "/proc/featviz")) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith("featviz: [Errno ") and "/proc/featviz" in error[-1] and "give another --out" in error[-1]
-
-
-def test_the_batch_size_splits_work_without_changing_results(weights, tmp_path):
-    """Latents, scores and curves of 8 jobs, 1, 3 and 8 at a time: the same to 1e-5; files are whole results either way."""
-    made = {}
-    for size in (1, 3, 8):
-        out = tmp_path / str(size)
-        assert featviz.main(flags(weights, out, "--feature", 0, 3, 40, 63, "--batch-size", size, "--prior", "steer", "--prior-steps", 4)) == 0
-        made[size] = {p.relative_to(out).as_posix(): json.loads(p.read_text()) for p in out.rglob("seed_*.json")}
-    assert len(made[1]) == 8 and made[1].keys() == made[3].keys() == made[8].keys()
-    for size in (3, 8):
-        for name, record in made[size].items():
-            expected = made[1][name]
-            assert record["recipe"] == expected["recipe"] and record["verdict"] == expected["verdict"]
-            assert record["scores"] == pytest.approx(expected["scores"], rel=1e-5, abs=1e-5), name
-            for key, curve in record["history"].items():
-                assert curve == pytest.approx(expected["history"][key], rel=1e-5, abs=1e-5), (name, key)
