@@ -152,9 +152,9 @@ def test_the_fit_check_tells_the_own_sae_from_another_s(tmp_path):
         save_file(sae, path / PATHS["sae"][1])
     (own, active), (other, _) = preflight.fit(load(folder)), preflight.fit(load(stranger))
     print(f"variance unexplained: {own:.3f} of the own model's activations, {other:.3f} of another's")
-    assert own < preflight.FVU_FITS and preflight.verdict(load(folder), own, active) == ""
+    assert own < preflight.FVU_FITS and preflight.verdict(8, own, active) == ""
     assert other > preflight.FVU_WRONG
-    assert preflight.verdict(load(stranger), other, active).startswith("UNet and SAE do not belong together: ")
+    assert preflight.verdict(8, other, active).startswith("UNet and SAE do not belong together: ")
     assert preflight.fit(load(folder)) == (own, active)         # known inputs: the same numbers each time
 
 
@@ -169,6 +169,7 @@ def test_the_fit_check_tells_the_toys_hook_point_and_weights():
     assert len(others) == 5 and min(others) == pytest.approx(1.13, abs=0.02) and max(others) == pytest.approx(1.76, abs=0.02)
     for seed in range(3):
         noisy, generator = load("weights/toy"), torch.Generator().manual_seed(seed)
+        noisy.parts["unet"] = networks(noisy)["unet"]
         for p in noisy.unet.parameters():
             p.add_(p.std(correction=0) * torch.randn(p.shape, generator=generator))
         assert 1.1 < preflight.fit(noisy)[0] < 1.6
@@ -176,10 +177,8 @@ def test_the_fit_check_tells_the_toys_hook_point_and_weights():
 
 @pytest.mark.parametrize("unexplained, active, says", [(0.2, 8.0, ""), (0.6, 8.0, "may not belong"), (0.9, 8.0, "do not belong"),
                                                        (0.2, 1.0, "do not belong"), (float("nan"), 8.0, "do not belong")])
-def test_verdicts(unexplained, active, says, weights):
-    model = load(weights)
-    model.sae.k = 8
-    text = preflight.verdict(model, unexplained, active)
+def test_verdicts(unexplained, active, says):
+    text = preflight.verdict(8, unexplained, active)
     assert says in text and bool(text) == bool(says)
 
 
