@@ -20,7 +20,7 @@ from weights.layouts import BUFFERS, COUNTERS, LEGACY_ATTENTION, ldm_name, moder
 from weights.tensors import Entry
 from tests import clip_vocab
 from tests.seeded import FIXTURES
-from tests.test_checkpoint import check_message
+from tests.test_checkpoint import check_message, networks
 from tests.tiny import CONFIGS, PATHS, edit_json, edit_tensors, tensors, write_model
 from weights import convert
 
@@ -30,7 +30,7 @@ SMALL = {   # SD's structure: the same 1130 names, widths that change where SD's
     "text_encoder": CONFIGS["text_encoder"] | dict(vocab_size=49408, num_hidden_layers=12),
 }
 PARTS, WIDTH = tuple(SMALL), dict(d_in=24)                      # of the SAE
-EMA_SEED = 7
+EMA_SEED, POSITIONS = 7, "text_model.embeddings.position_ids"
 
 
 def real_names():
@@ -67,7 +67,7 @@ def real_single(copies):
     if copies:
         shapes |= {"model_ema." + name.removeprefix("model.").replace(".", ""): shape for name, shape in shapes.items()
                    if name.startswith("model.diffusion_model.")}
-    return {name: Entry("I64" if "position_ids" in name else "F16", shape, 0, 0) for name, shape in shapes.items()}
+    return {name: Entry(name, "I64" if "position_ids" in name else "F16", shape) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("copies, ema", [(False, False), (True, False), (True, True)])
@@ -75,13 +75,14 @@ def test_the_real_single_file_fits_sd_s_networks(copies, ema, monkeypatch, tmp_p
     header = real_single(copies)
     assert len(header) == (1831 if copies else 1145)            # the published files have as many
     monkeypatch.setattr(loading, "read_header", lambda path: header)
-    sources, taken = loading.find_single(tmp_path / "v1-5.safetensors", ema)
+    (path := tmp_path / "v1-5.safetensors").touch()
+    sources, taken = loading.find_single(path, ema)
     assert {part: len(source.entries) for part, source in sources.items()} == {"unet": 686, "vae": 248, "text_encoder": 196}
     assert ("moving average of the UNet (model_ema.*)" in taken) == ema and ("--ema takes that" in taken) == (copies and not ema)
 
 
 @pytest.mark.parametrize("layout", ["modern", "legacy", "legacy 4-D", "modern 4-D", "no prefix"])
-def test_the_real_folders_fit_sd_s_networks(layout):
+def test_the_real_folders_fit_sd_s_networks(layout, tmp_path):
     back = {new: old for old, new in LEGACY_ATTENTION.items()}
     for part, network in zip(PARTS, (loading.UNet, loading.VAE, loading.TextEncoder)):
         header = {}
@@ -89,12 +90,13 @@ def test_the_real_folders_fit_sd_s_networks(layout):
             if owner == part:
                 if "4-D" in layout and layouts.squeezes(part, name):
                     shape = (*shape, 1, 1)
-                header[older(name, back) if "legacy" in layout and part == "vae" else name.removeprefix("text_model.")
-                       if layout == "no prefix" else name] = Entry("F32", shape, 0, 0)
+                key = older(name, back) if "legacy" in layout and part == "vae" else name
+                key = key.removeprefix("text_model.") if layout == "no prefix" else key
+                header[key] = Entry(key, "F32", shape)
         if part == "text_encoder" and layout != "no prefix":
-            header["text_model.embeddings.position_ids"] = Entry("I64", (1, 77), 0, 0)
+            header[POSITIONS] = Entry(POSITIONS, "I64", (1, 77))
         net = loading.skeleton(network, {}, part)
-        source = loading.fit(net, part, header, part, rename=lambda name: modern_name(part, name))
+        source = loading.fit(net, tmp_path, header, part, rename=lambda name: modern_name(part, name))
         assert source.entries.keys() == net.state_dict().keys()
     assert sum(name.split(".")[-2] in LEGACY_ATTENTION for name in map(lambda n: older(n[1], back), NAMES)) == 16
 
@@ -130,7 +132,7 @@ def folder(whole, tmp_path):
 
 
 def loaded(model):
-    return {(part, name): tensor for part in PARTS for name, tensor in getattr(model, part).state_dict().items()}
+    return {(part, name): tensor for part, net in networks(model).items() if part in PARTS for name, tensor in net.state_dict().items()}
 
 
 def identical(model, reference):
@@ -323,7 +325,6 @@ BAD_SINGLE = {   # name: (edit, ema, fragments)
     "transposed": (lambda x: x | {KEY: x[KEY].transpose(0, 1).contiguous()}, False, (f"{KEY} has shape [4, 8, 3, 3], expected [8, 4,",)),
     "SD 2's projections": (lambda x: {k: v[..., 0, 0].contiguous() if ".proj_in.weight" in k else v for k, v in x.items()}, False,
                            ("1.1.proj_in.weight has shape [8, 8], expected [8, 8, 1, 1]",)),
-    "NaN": (lambda x: x | {KEY: x[KEY] * float("nan")}, False, ("conv_in.weight holds NaN",)),
     "integers": (lambda x: x | {KEY: x[KEY].int()}, False, (f"{KEY} holds I32",)),
 }
 
@@ -335,6 +336,13 @@ def test_a_bad_single_file_is_refused_in_one_line(name, single):
     with pytest.raises(WeightsError) as caught:
         load(single, ema=ema)
     check_message(caught.value, single, *fragments)
+
+
+def test_nan_in_a_single_file_is_named_by_check(single):
+    edit_tensors(single, lambda x: x | {KEY: x[KEY] * float("nan")})
+    with pytest.raises(WeightsError) as caught:
+        load(single).check_numbers()
+    check_message(caught.value, single, "conv_in.weight holds NaN or infinite values")
 
 
 @pytest.mark.parametrize("name, says", [("sd.ckpt", "is a pickle, which can run code when it is read; python weights/convert.py"),

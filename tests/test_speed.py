@@ -113,72 +113,86 @@ def test_one_row_of_the_sae_needs_no_matrix_product(model):
     assert one.get_total_flops() == 0 and every.get_total_flops() == 2 * 16 * h.shape[1] * model.sae.features
 
 
-# --- reading no more than is needed ------------------------------------------------------------------------------------------
+# --- reading no more than is needed ------------------------------------------------------------------------------------
 
 @pytest.fixture
 def folder(tmp_path):
     return write_model(tmp_path / "tiny")
 
 
-def lazy(folder):
-    return load(folder, lazily=True)
-
-
 def ascent(model, **changes):
-    config = dataclasses.replace(configure(model.settings, num_steps=2, prior_steps=3), **changes)
+    config = dataclasses.replace(configure(model.settings, num_steps=2, prior="noise"), **changes)
     return [step.after for step in ascend(model, [Job(3, 300)], config)]
 
 
-def test_what_a_hook_point_needs_is_what_runs(folder):
-    unet, ran = load(folder).unet, []
-    for name, module in unet.named_modules():
+def converted(folder):
+    """The model in bfloat16 with every number read, as a model that reads late must come out."""
+    model = load(folder, dtype=torch.bfloat16)
+    model.parts = model.parts | networks(model)
+    return model
+
+
+def names_of(unet, there):
+    return {name for name, p in unet.named_parameters() if p.is_meta != there}
+
+
+def test_what_a_hook_point_needs_is_what_is_converted(folder):
+    """Of every hook point: what runs up to it, and nothing after it."""
+    whole, ran = load(folder).unet, []
+    for name, module in whole.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
-    for hook_point in unet.hook_points:
+    for hook_point in whole.hook_points:
         ran.clear()
-        unet(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 77, 16), until=hook_point)
-        assert unet.needed("unet." + hook_point) == {name for name in unet.state_dict() if name.rpartition(".")[0] in ran}
+        whole(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 77, 16), until=hook_point)
+        unet = load(folder, dtype=torch.bfloat16).unet
+        unet(torch.randn(1, 4, 8, 8).bfloat16(), torch.tensor([5]), torch.randn(1, 77, 16).bfloat16(), until=hook_point)
+        assert names_of(unet, there=True) == {name for name in whole.state_dict() if name.rpartition(".")[0] in ran}
 
 
-def test_an_ascent_reads_the_unet_up_to_the_hook(folder):
-    model, whole = lazy(folder), load(folder)
-    assert all(torch.equal(a, b) for a, b in zip(ascent(model, prior="noise"), ascent(whole, prior="noise")))
-    assert model.unread.keys() == {"vae", "text_encoder", "unet beyond", "decoder"}             # the prompt's encoder was let go of again
-    there = {name for name, p in model.unet.named_parameters() if p.device.type != "meta"}
-    assert there == model.unet.state_dict().keys() - model.unread["unet beyond"]
+def test_a_converted_ascent_reads_the_unet_up_to_the_hook(folder):
+    model, whole = load(folder, dtype=torch.bfloat16), converted(folder)
+    assert all(torch.equal(a, b) for a, b in zip(ascent(model), ascent(whole)))
+    there = names_of(model.unet, there=True)
     assert "up_blocks.1.attentions.1.proj_out.weight" in there and "up_blocks.1.resnets.2.conv1.weight" not in there
+    z, t, text = torch.randn(1, *model.latent_shape).bfloat16(), torch.tensor([5]), model.embed(["a"])
+    assert torch.equal(model.unet(z, t, text), whole.unet(z, t, text)) and torch.equal(text, whole.embed(["a"]))
+    assert not names_of(model.unet, there=False) and {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
+    assert not any(module._forward_pre_hooks for module in model.unet.modules() if list(module.parameters(recurse=False)))
 
 
-def test_the_rest_is_read_when_it_is_needed(folder):
-    model, whole = lazy(folder), load(folder)
-    assert all(torch.equal(a, b) for a, b in zip(ascent(model, prior="steer"), ascent(whole, prior="steer")))
-    assert model.unread.keys() == {"vae", "text_encoder", "decoder"} and model.sae.W_dec.device.type == "meta"
-    assert torch.equal(model.whole_sae.W_dec, whole.sae.W_dec)
+def test_a_model_from_half_precision_files_reads_late_and_right(folder):
+    for part in ("unet", "vae", "text_encoder"):
+        edit_tensors(folder / PATHS[part][1], lambda tensors: {k: v.half() for k, v in tensors.items()})
+    model, whole = load(folder), load(folder)
+    whole.parts = whole.parts | networks(whole)
+    assert all(p.is_meta for net in (model.unet, model.vae) for p in net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(ascent(model), ascent(whole)))
     z = torch.randn(1, *model.latent_shape)
-    assert torch.equal(model.decode(z), whole.decode(z)) and torch.equal(model.embed(["a", "b"]), whole.embed(["a", "b"]))
-    assert not model.unread and all(p.device.type == "cpu" and not p.requires_grad for net in networks(model).values() for p in net.parameters())
+    assert torch.equal(model.decode(z), whole.decode(z)) and torch.equal(model.encode(model.decode(z)), whole.encode(whole.decode(z)))
 
 
 def test_all_headers_are_checked_however_little_is_read(folder):
     edit_tensors(folder / PATHS["vae"][1], lambda x: {k: v for k, v in x.items() if k != "quant_conv.bias"})
     with pytest.raises(WeightsError, match="lacks tensor 'quant_conv.bias'"):
-        lazy(folder)
+        load(folder)
 
 
 def test_a_file_that_changed_before_it_was_read_to_the_end(folder):
-    model = lazy(folder)
-    ascent(model, prior="noise")
-    edit_tensors(folder / PATHS["vae"][1], lambda x: {k: 2 * v for k, v in x.items()})
+    model = load(folder, dtype=torch.bfloat16)
+    ascent(model)
+    edit_tensors(folder / PATHS["unet"][1], lambda x: {k: 2 * v for k, v in x.items()})
     with pytest.raises(WeightsError) as caught:
-        model.decode(torch.randn(1, *model.latent_shape))
-    check_message(caught.value, folder / PATHS["vae"][1], "was changed while it was in use", "start again")
+        model.unet(torch.randn(1, *model.latent_shape).bfloat16(), torch.tensor([5]), model.embed([""]))
+    check_message(caught.value, folder / PATHS["unet"][1], "was changed while it was in use", "start again")
 
 
-def test_no_nan_is_read_late_either(folder):
-    edit_tensors(folder / PATHS["vae"][1], lambda x: x | {"quant_conv.bias": x["quant_conv.bias"] * float("nan")})
-    model = lazy(folder)
+def test_no_nan_is_converted_late_either(folder):
+    edit_tensors(folder / PATHS["unet"][1], lambda x: x | {"conv_out.bias": x["conv_out.bias"] * float("nan")})
+    model = load(folder, dtype=torch.bfloat16)
+    ascent(model)
     for _ in range(2):                                          # refused each time, never half read
-        with pytest.raises(WeightsError, match="quant_conv.bias holds NaN"):
-            model.decode(torch.randn(1, *model.latent_shape))
+        with pytest.raises(WeightsError, match="conv_out.bias holds NaN"):
+            model.unet(torch.randn(1, *model.latent_shape).bfloat16(), torch.tensor([5]), model.embed([""]))
 
 
 # --- the bench ---------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ stand-in, and dropped. Tensors keep their names and types, layouts.py knows them
 """
 import argparse
 import json
-import os
 import pickle
 import re
 import shutil
@@ -21,9 +20,9 @@ import torch
 
 if __name__ == "__main__":                      # as a script: this folder is `weights` to Python, nothing else
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from weights.disk import WeightsError, replacing  # noqa: E402
 from weights.layouts import PICKLES, STEM, VARIANTS  # noqa: E402
-from weights.tensors import FLOATS, read, read_header  # noqa: E402
-from weights.disk import WeightsError  # noqa: E402
+from weights.tensors import FLOATS, read_header, read_one  # noqa: E402
 
 NAMES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
@@ -89,25 +88,19 @@ def write(path, tensors):
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in sorted(tensors):
-                file.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        check(partial, tensors)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(tensors):
+            file.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        check(Path(file.name), tensors)
 
 
 def check(path, tensors):
     """WeightsError unless the file holds these very tensors; NaN and infinity among them are refused here already."""
     header = read_header(path)
     for name, entry in header.items():
-        if entry.dtype in FLOATS and not torch.equal(read(path, {name: entry}, {name: entry.shape})[name], tensors[name]):
+        if entry.dtype in FLOATS and not torch.equal(read_one(path, name, entry, entry.shape), tensors[name]):
             raise WeightsError(f"{path}: {name} is not what was written; is the disk sound?")
     assert header.keys() == tensors.keys()
 
