@@ -85,9 +85,8 @@ def start(model, jobs, config, priors=None):
     if config.prior == "steer":
         known, keys = {} if priors is None else priors, [(job.target, job.seed) for job in jobs]
         if not known.keys() >= set(keys):                           # a whole batch or none: kernels of another shape round differently
-            curves = [config.steer_scale * model.strength(job.kind, job.target, config.steer_steps) for job in jobs]
-            z = steered_prior(model, z, directions(model, jobs), torch.stack(curves).to(z), config.prior_sampler,
-                              config.prior_steps)
+            curves = torch.stack([model.strength(job.kind, job.target, config.steer_steps) for job in jobs]).to(z)  # (B, 1001)
+            z = steered_prior(model, z, directions(model, jobs), config.steer_scale * curves, config.prior_sampler, config.prior_steps)
             kept = {key: latent for key, latent in known.items() if key[0] in {job.target for job in jobs}}
             known.clear()
             known.update(kept | dict(zip(keys, z)))

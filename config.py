@@ -61,9 +61,8 @@ class Config:
     prior: str = setting("steer", "start: a sample steered towards the feature, or noise", ("steer", "noise"))
     prior_steps: int = setting(50, "sampling steps of the prior")
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
-    steer_steps: str = setting("active", "steer each time step by its own largest mean activation where the feature is "
-                               "active, or at all time steps; constant: all by the largest of those (ours)",
-                               ("active", "all", "constant"))
+    steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature is active, or at all; "
+                               "or all by the same, the largest (ours)", ("active", "all", "constant"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
 
 

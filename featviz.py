@@ -38,9 +38,9 @@ def parse(argv=None):
                       "that fire in the capture")
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point, without the SAE")
     group.add_argument("--hook-point", metavar="NAME", help="where in the UNet, for --channel (default: where the SAE is, or up1.1)")
-    group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T", help="0..999; auto: 0 and "
-                       "the peaks of the feature's activity; active: 0 and all sampling steps at which it is active "
-                       "(default: auto where there is a capture, else the weights' own)")
+    group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T", help="0..999; auto: 0 and the peaks of the "
+                       "feature's activity; active: 0 and all sampling steps at which it is active (default: auto where there is a capture, "
+                       "else the weights' own)")
     group.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), metavar="S", help=f"a result each (default: {' '.join(map(str, SEEDS))})")
     group = parser.add_argument_group("how")
     add_model(group)
@@ -114,8 +114,8 @@ def choose_hook_point(model, args):
     from activity.profile import at
     there = at(model, args.hook_point) if args.hook_point else model
     if not args.channel and there.hook_point != model.hook_point:
-        raise ValueError(f"--hook-point {args.hook_point}: the features of {model.folder} are at {model.hook_point}; leave "
-                         "the flag out, or look at raw channels with --channel")
+        raise ValueError(f"--hook-point {args.hook_point}: the features of {model.folder} are at {model.hook_point}; leave the flag out, or look "
+                         "at raw channels with --channel")
     if not args.channel:
         there.sae                               # says so where there is none
     return there
