@@ -307,7 +307,7 @@ def capture(model, settings, folder, shard=(0, 1), on_batch=lambda done, total: 
     for numbers in batches[done:]:
         n = len(numbers)
         images, means = observe(model, settings, [*numbers, *[numbers[-1]] * (size - n)])
-        means = {kind: v.unflatten(0, (-1, size))[:, :n].flatten(0, 1) for kind, v in means.items()}            # no copies
+        means = {kind: v.unflatten(0, (-1, size))[:, :n].flatten(0, 1) for kind, v in means.items()}        # no copies
         if not all(values.isfinite().all() for values in means.values()):
             raise ValueError(f"images {numbers[0]} to {numbers[-1]}: activations are NaN or infinite in {model.dtype}; "
                              "use --dtype float32")

@@ -2,7 +2,7 @@
 
     profile   at each time step t, the share of images in which the feature is among the TOP by its mean activation
     active    the time steps at which the profile, linear between sampling steps and 0 outside them, is above 0
-    peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: the ascent's time steps, with 0
+    peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: there the ascent runs
     strength  the largest mean activation in any image at t, by which a steered prior is pushed (steering.py)
     examples  the images in which the feature is among the TOP at t, the strongest first
 

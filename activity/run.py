@@ -81,8 +81,8 @@ def check_capture(model, settings, folder, shard):
     print(f"{settings.images} images of {len(settings.prompts)} prompts in {batches} batches, {calls} steps each, "
           f"{model.folder} on {model.device} in {model.dtype}: {hours:.2f} h on each of {shard[1]} processes; disk "
           f"{cost['disk'] / 2**20:.0f} MiB in {folder}, {cost['running'] / 2**20:.0f} MiB more for each process while "
-          f"it runs; memory {peak_memory(model.device) / 2**30:.2f} GiB for the networks and {cost['memory'] / 2**30:.2f} "
-          "GiB for the statistics")
+          f"it runs; memory {peak_memory(model.device) / 2**30:.2f} GiB for the networks and "
+          f"{cost['memory'] / 2**30:.2f} GiB for the statistics")
     return 0
 
 
@@ -91,7 +91,7 @@ def costs(N, F, D, images, edge, size):
     into them."""
     cells, number = N * (F + D), 2 if images < 2 ** 15 else 4
     running = cells * (8 + 8 * recording.EXAMPLES)
-    work = cells * (recording.EXAMPLES + size) * (8 + 16)       # `combine`: lists joined, twice sorted, 8-byte positions
+    work = cells * (recording.EXAMPLES + size) * (8 + 16)       # `combine`: lists joined, twice sorted by 8 bytes
     disk = cells * (8 + (2 + number) * recording.EXAMPLES) + int(images * edge ** 2 * JPEG_BYTES)
     return {"disk": disk, "running": running,
             "memory": 2 * running + work + 12 * size * cells}   # before and after, and a batch's activations thrice

@@ -67,6 +67,11 @@ def run(main, *argv):
         return e.code
 
 
+def command_of(weights, out):
+    """python -m activity on these weights: a function of subcommand and flags."""
+    return lambda *argv: run(activity_command.main, *argv, "--weights", weights, "--out", out)
+
+
 def refused(capsys, code, *fragments):
     """Exit code 2 and one line on stderr."""
     error = capsys.readouterr().err
@@ -75,14 +80,19 @@ def refused(capsys, code, *fragments):
         assert fragment in error, error
 
 
-# --- prompts and settings --------------------------------------------------------------------------------------------------
+# --- prompts and settings ---------------------------------------------------------------------------------------------
 
 def test_the_grid_of_the_thesis():
     """Its four example prompts are all there."""
     prompts = capture.grid()
     assert len(prompts) == len(set(prompts)) == 20 * 61
-    assert {"An Butterfly image in Pointillism style", "An Flowers image in Winter style", "An Towers image in Surrealism style",
-            "An Waterfalls image in French style", "An Sea image in photo style"} <= set(prompts)
+    assert {
+        "An Butterfly image in Pointillism style",
+        "An Flowers image in Winter style",
+        "An Towers image in Surrealism style",
+        "An Waterfalls image in French style",
+        "An Sea image in photo style",
+    } <= set(prompts)
 
 
 def test_the_grid_of_unlearn_canvas():
@@ -116,15 +126,20 @@ def test_settings_are_the_method_s_then_the_model_s_then_the_user_s(tmp_path):
     edit_json(folder / "featviz.json", capture={"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"})
     own = capture.configure(load(folder), sampler="pndm", steps=None)
     assert (own.guidance, own.sampler, own.prompts, own.steps) == (3.0, "pndm", ("a dog",), 50)
-    for wrong, says in (({"scale": 3.0}, "must be an object with some of"), ({"prompts": []}, "must be a list of texts"),
-                        ({"prompts": [1]}, "must be a list of texts"), ({"steps": "5"}, "--steps of a capture cannot be '5'"),
-                        ({"halves": "pndm"}, "--halves of a capture cannot be 'pndm'"), ({"top": 0}, "--top of a capture")):
+    for wrong, says in (
+        ({"scale": 3.0}, "must be an object with some of"),
+        ({"prompts": []}, "must be a list of texts"),
+        ({"prompts": [1]}, "must be a list of texts"),
+        ({"steps": "5"}, "--steps of a capture cannot be '5'"),
+        ({"halves": "pndm"}, "--halves of a capture cannot be 'pndm'"),
+        ({"top": 0}, "--top of a capture"),
+    ):
         edit_json(folder / "featviz.json", capture=wrong)
         with pytest.raises((WeightsError, ValueError), match=says):
             capture.configure(load(folder))
 
 
-# --- what is captured ------------------------------------------------------------------------------------------------------
+# --- what is captured -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("halves", ("conditional", "both"))
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -166,7 +181,9 @@ def test_the_files_are_what_all_activations_say(model, settings, whole):
         assert values.shape == (9, 5, width)
         assert np.array_equal(tables[f"max_{kind}"], values.max(0))
         for n in range(5):
-            member = np.array([[v > 0 or kind == "channel" for v in row] & (row >= np.sort(row)[-20]) for row in values[:, n]])
+            member = np.array(
+                [[v > 0 or kind == "channel" for v in row] & (row >= np.sort(row)[-20]) for row in values[:, n]]
+            )
             assert member.sum(1).max() == 20
             assert np.allclose(tables[f"share_{kind}"][n], member.mean(0))
             for f in range(width):
@@ -183,7 +200,8 @@ def test_both_halves_count_and_the_examples_are_those_of_the_prompts(model, sett
     everything = [capture.observe(model, settings, [i, min(i + 1, 8)])[1] for i in range(0, 9, 2)]
     tables, examples = load_file(tmp_path / "activity.safetensors"), load_file(tmp_path / "examples.safetensors")
     for kind in capture.KINDS:
-        null, text = torch.cat([means[kind].unflatten(0, (2, 2)) for means in everything], dim=1)[:, :9]     # (9, N, width)
+        halves = [means[kind].unflatten(0, (2, 2)) for means in everything]
+        null, text = torch.cat(halves, dim=1)[:, :9]                                            # (9, N, width)
         assert torch.equal(tables[f"max_{kind}"], torch.maximum(null.amax(0), text.amax(0)))
         member = torch.stack([half >= half.topk(7).values[..., -1:] for half in (null, text)])
         assert torch.allclose(tables[f"share_{kind}"], member.sum((0, 1)) / 9) and tables[f"share_{kind}"].max() > 1
@@ -206,8 +224,14 @@ def test_without_guidance_there_is_one_half(model, settings):
 
 def test_pictures_and_record(model, settings, whole):
     made = json.loads((whole / "capture.json").read_text())
-    assert sorted(files(whole)) == ["activity.safetensors", "capture.json", "examples.safetensors", *(f"images/{i:05d}.jpg" for i in range(9))]
-    assert made["images"] == 9 and made["recipe"]["settings"]["prompts"] == list(PROMPTS) and made["recipe"]["hook_point"] == HOOK
+    assert sorted(files(whole)) == [
+        "activity.safetensors",
+        "capture.json",
+        "examples.safetensors",
+        *(f"images/{i:05d}.jpg" for i in range(9)),
+    ]
+    assert made["images"] == 9 and made["recipe"]["hook_point"] == HOOK
+    assert made["recipe"]["settings"]["prompts"] == list(PROMPTS)
     assert not any("activity" in name or "featviz" in name for name in made["recipe"]["fingerprints"])
     images, _ = capture.observe(model, settings, [2, 3])
     with Image.open(capture.image_path(whole, 2)) as picture:
@@ -219,7 +243,9 @@ def random_stats(numbers, seed):
     g = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 6, (60, 3, 50), generator=g).float()
     means = {"feature": values, "channel": values[..., :30] - 2}
-    return capture.combine(capture.empty(3, 50, 30), capture.summarize({k: v[numbers] for k, v in means.items()}, numbers))
+    return capture.combine(
+        capture.empty(3, 50, 30), capture.summarize({k: v[numbers] for k, v in means.items()}, numbers)
+    )
 
 
 def test_statistics_combine_in_any_order_and_grouping():
@@ -245,7 +271,7 @@ def test_memory_and_disk_do_not_grow_with_the_images_but_for_the_pictures():
     assert sd(10)["disk"] - 10 * 512 ** 2 * activity_run.JPEG_BYTES == pytest.approx(50 * 21760 * 48, abs=1)
 
 
-# --- kill, resume, shards --------------------------------------------------------------------------------------------------
+# --- kill, resume, shards ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_an_interrupted_capture_goes_on_at_the_same_image(after, model, settings, whole, tmp_path, monkeypatch):
@@ -263,21 +289,22 @@ def test_an_interrupted_capture_goes_on_at_the_same_image(after, model, settings
     monkeypatch.setattr(capture, "observe", lambda m, s, numbers: seen.append(numbers[0]) or observe(m, s, numbers))
     assert capture.capture(model, settings, tmp_path)
     assert seen == [0, 2, 4, 6, 8][after:] and files(tmp_path) == files(whole)
-    assert capture.capture(model, settings, tmp_path) and len(seen) == 5 - after              # finished: nothing is computed again
+    assert capture.capture(model, settings, tmp_path) and len(seen) == 5 - after  # finished: nothing is computed again
 
 
 def command(weights, out, *flags):
     (out.parent / "p.txt").write_text("\n".join(PROMPTS))
     return ["-m", "activity", "capture", "--weights", str(weights), "--out", str(out), "--prompts",
-            str(out.parent / "p.txt"), "--images-per-prompt", "3", "--steps", "5", "--batch-size", "2", "--device", "cpu", *flags]
+            str(out.parent / "p.txt"), "--images-per-prompt", "3", "--steps", "5", "--batch-size", "2", "--device",
+            "cpu", *flags]
 
 
 def test_kill_9(weights, whole, tmp_path):
     """A real process, killed as soon as its first batch is on disk, then the same command again."""
-    argv, state = [sys.executable, *command(weights, tmp_path / "out")], tmp_path / "out/tiny/activity/shard_0_of_1.safetensors"
+    argv, folder = [sys.executable, *command(weights, tmp_path / "out")], tmp_path / "out/tiny/activity"
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
-    while not list((state.parent / "images").glob("00002.jpg")) and process.poll() is None:
+    while not (folder / "images/00002.jpg").exists() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -287,7 +314,8 @@ def test_kill_9(weights, whole, tmp_path):
 
 
 def test_two_processes_of_torchrun_write_what_one_writes(weights, whole, tmp_path):
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command(weights, tmp_path / "out")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv = [sys.executable, *torchrun, *command(weights, tmp_path / "out")]
     subprocess.run(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
     assert files(tmp_path / "out/tiny/activity") == files(whole)
 
@@ -334,13 +362,16 @@ def test_a_capture_from_before_these_settings_was_made_with_their_defaults(model
 
 
 def test_activations_that_are_no_numbers_are_refused(model, settings, tmp_path, monkeypatch):
-    broken = lambda m, s, numbers: (torch.zeros(2, 3, 8, 8), {"feature": torch.full((2, 5, 64), float("nan")), "channel": torch.zeros(2, 5, 32)})
+    broken = lambda m, s, numbers: (
+        torch.zeros(2, 3, 8, 8),
+        {"feature": torch.full((2, 5, 64), float("nan")), "channel": torch.zeros(2, 5, 32)},
+    )
     monkeypatch.setattr(capture, "observe", broken)
     with pytest.raises(ValueError, match="images 0 to 1: activations are NaN or infinite in torch.float32"):
         capture.capture(model, settings, tmp_path)
 
 
-# --- analysis --------------------------------------------------------------------------------------------------------------
+# --- analysis ---------------------------------------------------------------------------------------------------------
 
 def test_interpolation_is_linear_between_steps_and_0_outside():
     y = profile.interpolate([21.0, 11.0, 1.0], [4.0, 2.0, 0.5])
@@ -354,11 +385,12 @@ def curve(*points):
 
 @pytest.mark.parametrize("y, expected", [
     (curve((0, 0), (400, 1), (1000, 0)), [400]),
-    (curve((0, 0), (400, 1), (431, 1), (1000, 0)), [415]),                                      # a plateau once, its middle rounded down
-    (curve((0, 1), (500, 0), (1000, 1)), []),                                                   # neither end is a maximum
-    (curve((0, 0), (100, 3), (150, 0), (199, 2), (400, 0), (600, 1), (1000, 0)), [100, 600]),   # 99 apart: the higher one
+    (curve((0, 0), (400, 1), (431, 1), (1000, 0)), [415]),      # a plateau once, its middle rounded down
+    (curve((0, 1), (500, 0), (1000, 1)), []),                   # neither end is a maximum
+    # 99 apart: the higher one; 100 apart: both; who is ruled out rules nobody out
+    (curve((0, 0), (100, 3), (150, 0), (199, 2), (400, 0), (600, 1), (1000, 0)), [100, 600]),
     (curve((0, 0), (100, 3), (150, 0), (200, 2), (400, 0), (600, 1), (1000, 0)), [100, 200, 600]),
-    (curve((0, 0), (100, 1), (150, 0), (190, 2), (240, 0), (280, 3), (1000, 0)), [100, 280]),   # who is ruled out rules nobody out
+    (curve((0, 0), (100, 1), (150, 0), (190, 2), (240, 0), (280, 3), (1000, 0)), [100, 280]),
     (np.zeros(1001), []),
 ])
 def test_local_maxima(y, expected):
@@ -367,7 +399,8 @@ def test_local_maxima(y, expected):
 
 def test_the_three_highest_peaks_and_other_numbers():
     y = curve((0, 0), (100, 1), (200, 0), (300, 2), (400, 0), (500, 3), (600, 0), (700, 4), (1000, 0))
-    assert profile.peaks(y) == [300, 500, 700] and profile.peaks(y, most=1) == [700] and profile.peaks(y, most=9) == [100, 300, 500, 700]
+    assert profile.peaks(y) == [300, 500, 700]
+    assert profile.peaks(y, most=1) == [700] and profile.peaks(y, most=9) == [100, 300, 500, 700]
     assert profile.peaks(y, distance=201) == [300, 700] and profile.peaks(y, distance=201, most=1) == [700]
     assert profile.peaks(np.zeros(1001)) == []
 
@@ -394,21 +427,25 @@ def test_the_first_and_the_last_sampled_step_can_be_peaks(share, expected):
 
 def test_active_steps_strengths_and_time_steps():
     tables = small_tables([0.0, 0.5, 0.0, 0.0], [4.0, 3, 2, 1])
-    active, everywhere, constant = (profile.strength(tables, "feature", 0, when) for when in ("active", "all", "constant"))
+    strength = lambda when: profile.strength(tables, "feature", 0, when)
+    active, everywhere, constant = (strength(when) for when in ("active", "all", "constant"))
     assert active.tolist() == profile.strength(tables, "feature", 0).tolist()
     assert (active[302:981] > 0).all() and not active[:302].any() and not active[981:].any()
     assert active[641] == 3 and active[471] == pytest.approx(2.5)
-    assert everywhere[[981, 641, 471, 301, 1]].tolist() == pytest.approx([4, 3, 2.5, 2, 1]) and not everywhere[[0, 982, 1000]].any()
+    assert everywhere[[981, 641, 471, 301, 1]].tolist() == pytest.approx([4, 3, 2.5, 2, 1])
+    assert not everywhere[[0, 982, 1000]].any()
     assert constant.tolist() == [active.max()] * 1001
     assert profile.timesteps(tables, "feature", 0) == profile.timesteps(tables, "feature", 0, "active") == [0, 641]
     wide = small_tables([0.1, 0.5, 0.2, 0.0], [4.0, 3, 2, 1])
-    assert profile.timesteps(wide, "feature", 0) == [0, 641] and profile.timesteps(wide, "feature", 0, "active") == [0, 301, 641, 981]
+    assert profile.timesteps(wide, "feature", 0) == [0, 641]
+    assert profile.timesteps(wide, "feature", 0, "active") == [0, 301, 641, 981]
 
 
 def test_a_feature_that_is_never_among_the_strongest_has_no_peaks_and_is_not_steered():
     tables = small_tables([0.0, 0.0, 0.0, 0.0], [1.0, 2, 3, 4])
     assert not profile.profile(tables, "feature", 0).any() and not profile.strength(tables, "feature", 0).any()
-    assert not profile.strength(tables, "feature", 0, "constant").any() and profile.strength(tables, "feature", 0, "all")[1] == 4
+    assert not profile.strength(tables, "feature", 0, "constant").any()
+    assert profile.strength(tables, "feature", 0, "all")[1] == 4
     assert profile.timesteps(tables, "feature", 0) == profile.timesteps(tables, "feature", 0, "active") == [0]
 
 
@@ -418,20 +455,33 @@ def test_a_negative_largest_mean_is_no_strength():
     assert s[641] == 2 and s[471] == 1 and not s[:302].any() and s[981] == 0 and s.min() == 0
 
 
-@pytest.mark.parametrize("when, expected", [("active", {601: 2, 401: 3}), ("all", {801: 1, 601: 2, 401: 3, 201: 4, 1: 5}),
-                                            ("constant", dict.fromkeys((801, 601, 401, 201, 1), 3.995))])     # active until t = 202
+@pytest.mark.parametrize("when, expected", [
+    ("active", {601: 2, 401: 3}),
+    ("all", {801: 1, 601: 2, 401: 3, 201: 4, 1: 5}),
+    ("constant", dict.fromkeys((801, 601, 401, 201, 1), 3.995)),    # it is active until t = 202
+])
 def test_when_the_prior_is_steered(model, tmp_path, when, expected):
-    """By hand: a run of the sampler to which the direction is added, five times the largest mean activation, where it should be."""
+    """By hand: a run of the sampler to which the direction is added, five times the largest mean activation, where it
+    should be."""
     share, maxima = torch.zeros(5, 64), torch.arange(1.0, 6.0)[:, None]
     share[1:3, 3] = 0.5
-    save_file({"timesteps": torch.tensor([801.0, 601, 401, 201, 1]), "max_feature": maxima.repeat(1, 64), "share_feature": share,
-               "max_channel": maxima.repeat(1, 32), "share_channel": torch.zeros(5, 32)}, tmp_path / "activity.safetensors")
+    save_file(
+        {
+            "timesteps": torch.tensor([801.0, 601, 401, 201, 1]),
+            "max_feature": maxima.repeat(1, 64),
+            "share_feature": share,
+            "max_channel": maxima.repeat(1, 32),
+            "share_channel": torch.zeros(5, 32),
+        },
+        tmp_path / "activity.safetensors",
+    )
     model = profile.attach(model, tmp_path)
     config = configure({}, steer_scale=5.0, steer_steps=when, prior_sampler="ddim", prior_steps=5)
     _, ours = start(model, [Job(feature=3, seed=5)], config)
     noise, context = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(5)), model.embed([""])
-    by_hand = sample(model, noise, context, "ddim", 5, add=lambda t: {HOOK: 5 * expected.get(t, 0) * model.sae.W_dec[3][None]})
-    assert torch.allclose(ours, by_hand, atol=1e-5) and (ours - sample(model, noise, context, "ddim", 5)).abs().max() > 0.01
+    push = lambda t: {HOOK: 5 * expected.get(t, 0) * model.sae.W_dec[3][None]}
+    assert torch.allclose(ours, sample(model, noise, context, "ddim", 5, add=push), atol=1e-5)
+    assert (ours - sample(model, noise, context, "ddim", 5)).abs().max() > 0.01
 
 
 def test_examples_are_read_back(model, whole):
@@ -440,12 +490,13 @@ def test_examples_are_read_back(model, whole):
     n, f = divmod(int(share.argmax()), 64)
     t = int(model.activity["timesteps"][n])
     found = profile.examples(whole, "feature", f, t)
-    assert len(found) == round(9 * share[n, f].item()) and [a for _, a in found] == sorted((a for _, a in found), reverse=True)
+    values = [a for _, a in found]
+    assert len(found) == round(9 * share[n, f].item()) and values == sorted(values, reverse=True)
     assert found[0][1] == pytest.approx(model.activity["max_feature"][n, f].item(), rel=1e-3)
-    assert profile.examples(whole, "feature", f, t + 3) == found                               # the nearest sampling step
+    assert profile.examples(whole, "feature", f, t + 3) == found  # the nearest sampling step
 
 
-# --- which capture is used, and the command lines --------------------------------------------------------------------------
+# --- which capture is used, and the command lines ---------------------------------------------------------------------
 
 def test_a_capture_of_other_weights_is_left_out(model, weights, whole, tmp_path, capsys):
     out = whole.parents[1]
@@ -487,6 +538,7 @@ def test_every_active_sampling_step(weights, whole, model, tmp_path):
 def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, capsys):
     """Recorded, found, analysed and steered there; the SAE's own capture is left alone."""
     out, here = tmp_path / "out", ("--hook-point", f"unet.{ELSEWHERE}")
+    activity = command_of(weights, out)
     (out / "tiny").mkdir(parents=True)
     (out / "tiny/activity").symlink_to(whole)
     assert run(activity_command.main, *command(weights, out)[2:], *here) == 0
@@ -500,23 +552,24 @@ def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, c
     assert not torch.allclose(tables["max_channel"], load_file(whole / "activity.safetensors")["max_channel"])
     made = json.loads((folder / "capture.json").read_text())["recipe"]
     assert made["hook_point"] == ELSEWHERE and not any(name.startswith("sae/") for name in made["fingerprints"])
-    assert run(activity_command.main, "analyse", "--weights", weights, "--out", out, "--channel", 4, *here) == 0
+    assert activity("analyse", "--channel", 4, *here) == 0
     assert (out / "tiny" / f"{ELSEWHERE}_channel_0004/activity.json").exists()
-    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, *here, *SHORT) == 0                # steered
+    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, *here, *SHORT) == 0  # steered
     expected = profile.timesteps(profile.attach(model, folder).activity, "channel", 4)
     assert times(out, f"{ELSEWHERE}_channel_0004") == expected and not (out / "tiny/probe").exists()
     record = json.loads(next((out / "tiny" / f"{ELSEWHERE}_channel_0004").rglob("seed_1.json")).read_text())
     assert record["recipe"]["config"]["prior"] == "steer" and record["recipe"]["hook_point"] == ELSEWHERE
     capsys.readouterr()
-    refused(capsys, run(activity_command.main, "analyse", "--weights", weights, "--out", out, "--feature", 4, *here), "sae")
-    code = run(activity_command.main, "analyse", "--weights", weights, "--out", tmp_path / "none", "--channel", 4, *here)
+    refused(capsys, activity("analyse", "--feature", 4, *here), "sae")
+    code = command_of(weights, tmp_path / "none")("analyse", "--channel", 4, *here)
     refused(capsys, code, f"run python -m activity capture --weights {weights} --hook-point {ELSEWHERE}")
-    refused(capsys, run(activity_command.main, "capture", "--weights", weights, "--out", out, "--hook-point", "mid"), "hook point 'mid'")
+    refused(capsys, activity("capture", "--hook-point", "mid"), "hook point 'mid'")
 
 
 def test_a_probe_of_another_hook_point_lies_apart(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(capture, "PROBE_PROMPTS", 3)
-    assert run(featviz.main, "--weights", weights, "--out", tmp_path, "--channel", 3, "--hook-point", ELSEWHERE, *SHORT) == 0
+    flags = ["--weights", weights, "--out", tmp_path, "--channel", 3, "--hook-point", ELSEWHERE, *SHORT]
+    assert run(featviz.main, *flags) == 0
     assert (tmp_path / "tiny" / f"probe_{ELSEWHERE}/capture.json").exists() and not (tmp_path / "tiny/probe").exists()
 
 
@@ -524,25 +577,28 @@ def test_a_probe_stands_in_for_a_missing_capture(weights, tmp_path, capsys, monk
     monkeypatch.setattr(capture, "PROBE_PROMPTS", 4)
     monkeypatch.setattr(capture, "PROBE_STEPS", 4)
     flags = ["--weights", weights, "--out", tmp_path, "--timestep", "auto", *SHORT]
-    assert run(featviz.main, *flags, "--check") == 0 and not any(tmp_path.iterdir()) and "a probe would come first" in capsys.readouterr().out
+    assert run(featviz.main, *flags, "--check") == 0 and not any(tmp_path.iterdir())
+    assert "a probe would come first" in capsys.readouterr().out
     assert run(featviz.main, *flags, "--shard", "0/2") == 2
     refused(capsys, 2, "has no capture, which several processes need: run python -m activity capture --weights")
     assert run(featviz.main, *flags) == 0
     said = capsys.readouterr().err
-    assert "a probe of 4 prompts in 4 steps stands in" in said and "python -m activity capture --weights" in said and "the probe took" in said
+    assert "a probe of 4 prompts in 4 steps stands in" in said and "the probe took" in said
+    assert "python -m activity capture --weights" in said
     assert (tmp_path / "tiny/probe/capture.json").exists() and 0 in times(tmp_path)
-    assert run(featviz.main, *flags) == 0 and "the probe took" not in capsys.readouterr().err      # kept for the next run
+    assert run(featviz.main, *flags) == 0 and "the probe took" not in capsys.readouterr().err  # kept for the next run
 
 
 def test_nothing_is_probed_where_the_time_steps_are_given(weights, tmp_path):
-    assert run(featviz.main, "--weights", weights, "--out", tmp_path, "--prior", "noise", *SHORT) == 0           # featviz.json's own
-    assert times(tmp_path) == [300] and not (tmp_path / "tiny/probe").exists()
+    assert run(featviz.main, "--weights", weights, "--out", tmp_path, "--prior", "noise", *SHORT) == 0
+    assert times(tmp_path) == [300] and not (tmp_path / "tiny/probe").exists()                  # featviz.json's own
 
 
 def test_without_an_sae_channels_are_captured(tmp_path, monkeypatch):
     monkeypatch.setattr(capture, "PROBE_PROMPTS", 3)
     bare = write_model(tmp_path / "tiny", sae=None)
-    assert run(featviz.main, "--weights", bare, "--out", tmp_path / "out", "--channel", 3, "--timestep", "auto", *SHORT) == 0
+    flags = ["--weights", bare, "--out", tmp_path / "out", "--channel", 3, "--timestep", "auto", *SHORT]
+    assert run(featviz.main, *flags) == 0
     assert load_file(tmp_path / "out/tiny/probe/activity.safetensors")["max_feature"].shape == (20, 0)
     assert 0 in times(tmp_path / "out", "channel_0003")
 
@@ -551,39 +607,50 @@ def test_two_processes_of_featviz_write_what_one_writes(weights, tmp_path):
     """At the same moment, as torchrun starts them; a third share of two features is empty."""
     flags = ["--weights", weights, "--timestep", 0, "--feature", 1, 2, "--prior", "noise", *SHORT]
     argv = [sys.executable, "featviz.py", *(str(f) for f in flags), "--out", str(tmp_path / "two")]
-    started = [subprocess.Popen(argv, env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
-                                stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for rank in (0, 1)]
+    env = [os.environ | {"OMP_NUM_THREADS": "1", "RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank} for rank in "01"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = [subprocess.Popen(argv, env=e, **quiet) for e in env]
     assert [process.wait() for process in started] == [0, 0]
     assert run(featviz.main, *flags, "--out", tmp_path / "one") == 0
     assert files(tmp_path / "two") == files(tmp_path / "one") and len(files(tmp_path / "one")) == 12
-    assert run(featviz.main, *flags, "--out", tmp_path / "none", "--shard", "2/3") == 0 and not (tmp_path / "none").exists()
+    assert run(featviz.main, *flags, "--out", tmp_path / "none", "--shard", "2/3") == 0
+    assert not (tmp_path / "none").exists()
 
 
 def test_analyse_and_sample(weights, whole, tmp_path, capsys):
     out = tmp_path / "out"
     (out / "tiny").mkdir(parents=True)
     (out / "tiny/activity").symlink_to(whole)
-    assert run(activity_command.main, "analyse", "--weights", weights, "--out", out, "--feature", 3, 5) == 0
+    activity = command_of(weights, out)
+    assert activity("analyse", "--feature", 3, 5) == 0
     record = json.loads((out / "tiny/feature_00003/activity.json").read_text())
-    assert len(record["profile"]) == 1001 and record["feature"] == 3 and record["peaks"] and "peaks at" in capsys.readouterr().out
-    assert all((out.parent / e["file"]).exists() and e["prompt"] in PROMPTS for es in record["examples"].values() for e in es)
+    assert len(record["profile"]) == 1001 and record["feature"] == 3 and record["peaks"]
+    assert "peaks at" in capsys.readouterr().out
+    known = [e for found in record["examples"].values() for e in found]
+    assert all((out.parent / e["file"]).exists() and e["prompt"] in PROMPTS for e in known)
     with Image.open(out / "tiny/feature_00005/activity.png") as figure:
         assert figure.width > 500
-    assert run(activity_command.main, "sample", "A Tree", "--weights", weights, "--out", out, "--steps", 2, "--steer", "3=2", "5=1") == 0
+    assert activity("sample", "A Tree", "--steps", 2, "--steer", "3=2", "5=1") == 0
     with Image.open(out / "tiny/samples/a-tree_f3=2_f5=1_seed_1024.png") as picture:
         a, b = np.asarray(picture)[:, :32].astype(int), np.asarray(picture)[:, 32:].astype(int)
-        assert picture.size == (64, 32) and np.abs(a - b).max() > 0 and json.loads(picture.text["featviz"])["prompt"] == "A Tree"
+        assert picture.size == (64, 32) and np.abs(a - b).max() > 0
+        assert json.loads(picture.text["featviz"])["prompt"] == "A Tree"
 
 
 def test_the_numbers_of_the_analysis_are_flags(tmp_path, weights):
     """Four peaks, 280 apart; of equals the earlier."""
-    folder, peaks = write_model(tmp_path / "tiny"), lambda: json.loads((tmp_path / "out/tiny/feature_00003/activity.json").read_text())["peaks"]
+    folder, made = write_model(tmp_path / "tiny"), tmp_path / "out/tiny/feature_00003/activity.json"
     shares = torch.tensor([[4, 0, 3, 0, 2, 0, 1, 0.0]]).T.repeat(1, 64) / 8
     edit_tensors(folder / ACTIVITY, lambda t: t | {"share_feature": shares})
     analyse = ["analyse", "--weights", folder, "--out", tmp_path / "out", "--feature", 3]
-    for flags, expected in ((), [421, 701, 981]), (("--most-peaks", 9), [141, 421, 701, 981]), (("--most-peaks", 1), [981]), \
-            (("--distance", 281), [421, 981]):
-        assert run(activity_command.main, *analyse, *flags) == 0 and peaks() == expected
+    for flags, expected in (
+        ((), [421, 701, 981]),
+        (("--most-peaks", 9), [141, 421, 701, 981]),
+        (("--most-peaks", 1), [981]),
+        (("--distance", 281), [421, 981]),
+    ):
+        assert run(activity_command.main, *analyse, *flags) == 0
+        assert json.loads(made.read_text())["peaks"] == expected
     assert int(TIMES[0]) == 981
     flags = command(weights, tmp_path / "five", "--top", "5", "--halves", "both")[2:]
     assert run(activity_command.main, *flags) == 0
@@ -592,7 +659,7 @@ def test_the_numbers_of_the_analysis_are_flags(tmp_path, weights):
 
 
 def test_check_predicts_and_writes_nothing(weights, tmp_path, capsys):
-    assert run(activity_command.main, "capture", "--weights", weights, "--out", tmp_path, "--batch-size", 2, "--check", "--shard", "0/4") == 0
+    assert command_of(weights, tmp_path)("capture", "--batch-size", 2, "--check", "--shard", "0/4") == 0
     said = capsys.readouterr().out
     assert "6100 images of 1220 prompts" in said and "each of 4 processes" in said and not any(tmp_path.iterdir())
 
@@ -621,7 +688,8 @@ def test_merge_by_hand(model, settings, whole, tmp_path, capsys):
     """Shards that were computed on machines without a common disk, copied into one folder."""
     for rank in (0, 1):
         capture.capture(model, settings, tmp_path / str(rank), (rank, 2))
-    refused(capsys, run(activity_command.main, "merge", tmp_path / "0"), "shards are missing or unfinished: ['shard_0_of_2.safetensors']")
+    code = run(activity_command.main, "merge", tmp_path / "0")
+    refused(capsys, code, "shards are missing or unfinished: ['shard_0_of_2.safetensors']")
     for name, data in files(tmp_path / "1").items():
         (tmp_path / "0" / name).write_bytes(data)
     assert run(activity_command.main, "merge", tmp_path / "0") == 0 and files(tmp_path / "0") == files(whole)
@@ -630,7 +698,8 @@ def test_merge_by_hand(model, settings, whole, tmp_path, capsys):
 
 def test_a_damaged_table_says_so(model, whole, tmp_path):
     tables = load_file(whole / "activity.safetensors")
-    save_file(tables | {"share_feature": tables["share_feature"][:, :5].contiguous()}, tmp_path / "activity.safetensors")
+    tables["share_feature"] = tables["share_feature"][:, :5].contiguous()
+    save_file(tables, tmp_path / "activity.safetensors")
     with pytest.raises(WeightsError, match="share_feature has shape"):
         profile.attach(model, tmp_path)
     (tmp_path / "capture.json").write_bytes((whole / "capture.json").read_bytes())
@@ -645,8 +714,20 @@ def test_the_gain_of_the_evaluation_is_a_ratio_of_means_with_its_interval():
     same = gain(2 * ours, ours)
     assert same["ratio"] == 2 and same["interval"] == [2, 2] and same["higher"]["share"] == 1
     mixed = gain(np.array([1.0, 3.0]), np.array([2.0, 1.0]))
-    assert mixed["ratio"] == pytest.approx(1.333) and mixed["interval"] == [0.5, 3.0] and mixed["higher"]["share"] == 0.5
+    assert mixed["ratio"] == pytest.approx(1.333) and mixed["interval"] == [0.5, 3.0]
+    assert mixed["higher"]["share"] == 0.5
     assert len(PAIR) == 80 and PAIR["A Tree image in Winter style"] == (1, 3)
+
+
+def test_features_without_a_profile_are_left_out_of_the_agreement_and_those_without_peaks_catch_nothing():
+    from toyworld.evaluate_activity import agreement, by_chance
+    some, none = [0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]
+    times = torch.tensor([981.0, 641.0, 301.0, 1.0])
+    tables = lambda *shares: {"timesteps": times, "share_feature": torch.tensor(shares).T}
+    concepts = [{"feature": f} for f in range(3)]
+    found = agreement(tables(some, some, none), tables(some, none, some), concepts)
+    assert found["highest_peak_found"]["share"] == found["catch"] == 0.5 and found["highest_peak_found"]["n"] == 2
+    assert by_chance(tables(some, none, none), concepts) == by_chance(tables(some), concepts[:1]) > 0.3
 
 
 @pytest.mark.parametrize("held,expected", [
@@ -657,7 +738,9 @@ def test_the_gain_of_the_evaluation_is_a_ratio_of_means_with_its_interval():
     ([0, 5], []),
 ])
 def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, expected):
-    prompts = [f"A {o} image in {s} style" for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")]
+    prompts = [
+        f"A {o} image in {s} style" for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")
+    ]
     assert profile.shared_words([prompts[i] for i in held], prompts) == expected
 
 

@@ -1,12 +1,12 @@
-"""Measure the time-step analysis on the toy, whose features' concepts are known (concepts.json, `python -m toyworld.evaluate`).
+"""Measure the time-step analysis on the toy, whose features' concepts are known (concepts.json, toyworld.evaluate).
 
-    python -m toyworld.evaluate_activity [--features N]     writes weights/toy/activity.json and toyworld/pictures/profiles.png
+    python -m toyworld.evaluate_activity [--features N]     writes weights/toy/activity.json and profiles.png
 
 examples    of how many concept features do the dataset examples at the highest peak show the concept, by their prompts
-prior       final activation of the ascent at the highest peak: from a steered prior over from noise, equal steps, same seeds
+prior       final activation of the ascent at the highest peak: steered prior over noise, equal steps, same seeds
 peak        the same from a steered prior: at the highest peak over at t = 0
 priors      do steered priors alone show the concept, at several steering strengths
-probe       how well the peaks of a probe, and for comparison of a second full capture, serve the first capture's profiles
+probe       how well the peaks of a probe, and for comparison of a second full capture, serve the first one's profiles
 
 Gains are ratios of mean final activations over features, with a 95% interval from resampling the features.
 """
@@ -45,7 +45,8 @@ def highest_peak(tables, feature):
 
 
 def evaluate_examples(folder, tables, concepts):
-    """Features whose examples at the highest peak show the concept in SHARE of the cases, and the mean share of such examples."""
+    """Features whose examples at the highest peak show the concept in SHARE of the cases, and the mean share of such
+    examples."""
     prompts = json.loads((folder / "capture.json").read_text())["recipe"]["settings"]["prompts"]
     shares, without = [], 0
     for c in concepts:
@@ -57,8 +58,12 @@ def evaluate_examples(folder, tables, concepts):
         pairs = [PAIR[prompts[i % len(prompts)]] for i, _ in found]
         shares.append(right([c] * len(pairs), *zip(*pairs)).float().mean().item())
     shares = torch.tensor(shares)
-    return {"features": share(shares >= SHARE), "mean_share_of_examples": round(shares.mean().item(), 4), "without_examples": without,
-            "chance": round(chance(concepts), 4)}
+    return {
+        "features": share(shares >= SHARE),
+        "mean_share_of_examples": round(shares.mean().item(), 4),
+        "without_examples": without,
+        "chance": round(chance(concepts), 4),
+    }
 
 
 def chance(concepts):
@@ -68,14 +73,16 @@ def chance(concepts):
 
 
 def ascents(model, judge, concepts, times, config, batch_size, name):
-    """Final activations (n,) of one ascent for each concept feature, and whether the judge finds its concept in the picture (n,)."""
+    """Final activations (n,) of one ascent for each concept feature, and whether the judge finds its concept in the
+    picture (n,)."""
     # a seed each: from one seed all would start at steered versions of one and the same sample
     jobs = [Job(feature=c["feature"], timestep=t, seed=SEED + i) for i, (c, t) in enumerate(zip(concepts, times))]
     results, began = [], time.time()
     for i in range(0, len(jobs), batch_size):
         results += visualize(model, jobs[i:i + batch_size], config, batch_size)
         done = len(results)
-        print(f"\r{name}: {done}/{len(jobs)} features, {(time.time() - began) / done * (len(jobs) - done):.0f} s left  ", end="", file=sys.stderr)
+        left = (time.time() - began) / done * (len(jobs) - done)
+        print(f"\r{name}: {done}/{len(jobs)} features, {left:.0f} s left  ", end="", file=sys.stderr)
     print(file=sys.stderr)
     images = torch.stack([r.image for r in results]).to(model.device)
     objects, styles, *_ = judge.verdict(F.interpolate(images, (drawings.SIZE, drawings.SIZE)))
@@ -83,31 +90,49 @@ def ascents(model, judge, concepts, times, config, batch_size, name):
 
 
 def gain(ours, theirs, draws=10_000):
-    """Ratio of means and its 95% interval over features, resampled in pairs; share of features with the higher activation."""
+    """Ratio of means and its 95% interval over features, resampled in pairs; share of features with the higher
+    activation."""
     rows = np.random.default_rng(0).integers(0, len(ours), (draws, len(ours)))
     ratios = ours[rows].mean(1) / np.maximum(theirs[rows].mean(1), 1e-12)
-    return {"ratio": round(float(ours.mean() / theirs.mean()), 3), "interval": [round(float(v), 3) for v in np.quantile(ratios, (0.025, 0.975))],
-            "higher": share(torch.from_numpy(ours > theirs)), "means": [round(float(ours.mean()), 4), round(float(theirs.mean()), 4)]}
+    return {
+        "ratio": round(float(ours.mean() / theirs.mean()), 3),
+        "interval": [round(float(v), 3) for v in np.quantile(ratios, (0.025, 0.975))],
+        "higher": share(torch.from_numpy(ours > theirs)),
+        "means": [round(float(ours.mean()), 4), round(float(theirs.mean()), 4)],
+    }
 
 
 def evaluate_ascents(model, judge, concepts, config, batch_size, middle):
-    """The gains of the steered prior and of the peak over what they replace, and legibility by the judge in all these cases and from
-    noise at t = `middle`, where the concepts were found."""
+    """The gains of the steered prior and of the peak over what they replace, and legibility by the judge in all these
+    cases and from noise at t = `middle`, where the concepts were found."""
     times = [highest_peak(model.activity, c["feature"]) for c in concepts]
     concepts, times = zip(*((c, t) for c, t in zip(concepts, times) if t is not None))
-    config = dataclasses.replace(config, prior="steer")
-    steered, seen = ascents(model, judge, concepts, times, config, batch_size, "steered prior, peak")
-    noise, seen_noise = ascents(model, judge, concepts, times, dataclasses.replace(config, prior="noise"), batch_size, "noise, peak")
-    zero, seen_zero = ascents(model, judge, concepts, [0] * len(concepts), config, batch_size, "steered prior, t = 0")
-    _, seen_middle = ascents(model, judge, concepts, [middle] * len(concepts), dataclasses.replace(config, prior="noise"), batch_size,
-                             f"noise, t = {middle}")
-    return {"n": len(concepts), "steps": config.num_steps, "steer_scale": config.steer_scale, "steered_over_noise": gain(steered, noise), "peak_over_0": gain(steered, zero),
-            "named_right": {"steered, peak": share(seen), "noise, peak": share(seen_noise), "steered, t = 0": share(seen_zero), f"noise, t = {middle}": share(seen_middle)},
-            "at_peak_0": sum(t < NEAR for t in times)}
+    middles, zeros = [middle] * len(concepts), [0] * len(concepts)
+    run = lambda times, prior, name: ascents(model, judge, concepts, times, dataclasses.replace(config, prior=prior),
+                                             batch_size, name)
+    steered, seen = run(times, "steer", "steered prior, peak")
+    noise, seen_noise = run(times, "noise", "noise, peak")
+    zero, seen_zero = run(zeros, "steer", "steered prior, t = 0")
+    _, seen_middle = run(middles, "noise", f"noise, t = {middle}")
+    return {
+        "n": len(concepts),
+        "steps": config.num_steps,
+        "steer_scale": config.steer_scale,
+        "steered_over_noise": gain(steered, noise),
+        "peak_over_0": gain(steered, zero),
+        "named_right": {
+            "steered, peak": share(seen),
+            "noise, peak": share(seen_noise),
+            "steered, t = 0": share(seen_zero),
+            f"noise, t = {middle}": share(seen_middle),
+        },
+        "at_peak_0": sum(t < NEAR for t in times),
+    }
 
 
 def evaluate_priors(model, judge, concepts, config, batch_size, scales=(1.0, 5.0, 20.0, 50.0)):
-    """Of steered priors alone, before any ascent and each from a seed of its own, the share that the judge names right, by scale."""
+    """Of steered priors alone, before any ascent and each from a seed of its own, the share that the judge names right,
+    by scale."""
     out = {}
     jobs = [Job(feature=c["feature"], seed=SEED + i) for i, c in enumerate(concepts)]
     for scale in scales:
@@ -124,8 +149,8 @@ def evaluate_priors(model, judge, concepts, config, batch_size, scales=(1.0, 5.0
 
 
 def agreement(theirs, ours, concepts):
-    """How well time steps found in one set of tables serve another: peaks in common, and how much of the profile they catch. Of the
-    features that have a profile in `theirs`; one without peaks in `ours` finds and catches nothing.
+    """How well time steps found in one set of tables serve another: peaks in common, and how much of the profile they
+    catch. Of the features that have a profile in `theirs`; one without peaks in `ours` finds and catches nothing.
 
     highest_peak_found  features whose highest peak of `theirs` has a peak of `ours` within NEAR
     catch               the profile of `theirs` at the highest peak of `ours`, over its own maximum: mean and median
@@ -157,8 +182,8 @@ def second_capture(model, folder):
         part = capture.summarize(capture.observe(model, made, numbers)[1], numbers, made.top)
         stats = capture.combine(stats, part) if stats else part
         done = numbers.stop - made.images
-        print(f"\rsecond capture: {done}/{made.images} images, {(time.time() - began) / done * (made.images - done):.0f} s left  ", end="",
-              file=sys.stderr)
+        left = (time.time() - began) / done * (made.images - done)
+        print(f"\rsecond capture: {done}/{made.images} images, {left:.0f} s left  ", end="", file=sys.stderr)
     print(file=sys.stderr)
     return {"timesteps": model.activity["timesteps"], "max_feature": stats["max_feature"],
             "share_feature": stats["count_feature"].float() / made.images}
@@ -179,7 +204,8 @@ def evaluate_probe(model, folder, concepts, out):
 
 
 def draw_profiles(model, concepts):
-    """profiles.png: the strongest concept feature of an object, the strongest of a style, and the strongest other one with three peaks."""
+    """profiles.png: the strongest concept feature of an object, the strongest of a style, and the strongest other one
+    with three peaks."""
     peaks = lambda c: profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
     shown = [next(c for c in concepts if c["kind"] == kind and peaks(c)) for kind in ("object", "style")]
     shown.append(next(c for c in concepts if c not in shown and len(peaks(c)) == PEAKS))
@@ -191,7 +217,11 @@ def draw_profiles(model, concepts):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, help="of the ascents: so many concept features, drawn at random with seed 0 (default: all)")
+    parser.add_argument(
+        "--features",
+        type=int,
+        help="of the ascents: so many concept features, drawn at random with seed 0 (default: all)",
+    )
     parser.add_argument("--only", nargs="+", choices=("examples", "probe", "ascents", "priors"))
     parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
     parser.add_argument("--out", type=Path, default=Path("out"))
@@ -206,13 +236,19 @@ def main():
     stored = json.loads((args.weights / "concepts.json").read_text())
     concepts = stored["features"]
     chosen = [concepts[i] for i in sorted(np.random.default_rng(0).permutation(len(concepts))[:args.features])]
-    work = {"examples": lambda: evaluate_examples(folder, model.activity, concepts),
-            "probe": lambda: evaluate_probe(model, folder, concepts, args.out),
-            "ascents": lambda: evaluate_ascents(model, judge, chosen, configure(model.settings), args.batch_size, stored["timestep"]),
-            "priors": lambda: evaluate_priors(model, judge, chosen, configure(model.settings), args.batch_size)}
+    config = configure(model.settings)
+    work = {
+        "examples": lambda: evaluate_examples(folder, model.activity, concepts),
+        "probe": lambda: evaluate_probe(model, folder, concepts, args.out),
+        "ascents": lambda: evaluate_ascents(model, judge, chosen, config, args.batch_size, stored["timestep"]),
+        "priors": lambda: evaluate_priors(model, judge, chosen, config, args.batch_size),
+    }
     path = args.weights / "activity.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}
-    numbers |= {"images": json.loads((folder / "capture.json").read_text())["images"], "concept_features": len(concepts)}
+    numbers |= {
+        "images": json.loads((folder / "capture.json").read_text())["images"],
+        "concept_features": len(concepts),
+    }
     print(f"look at {draw_profiles(model, concepts)}")
     for name in args.only or work:
         numbers[name] = tell(name, work[name]())

@@ -22,15 +22,16 @@ TEXTS = {"": randn(1, 77, 64, seed=30), "a": randn(1, 77, 64, seed=31), "b": ran
 
 
 def by_scipy(times, shares):
-    """From shares (N,) float32 at ascending time steps to the profile (1001,) and its three highest peaks, of equals the earlier."""
+    """From shares (N,) float32 at ascending time steps to the profile (1001,) and its three highest peaks, of equals
+    the earlier."""
     y = interp1d(times, shares, bounds_error=False, fill_value=0)(np.arange(1001))
     at, about = find_peaks(y, height=0, distance=100, plateau_size=1)
     return y, sorted(int(t) for _, t in sorted(zip(-about["peak_heights"], at))[:3])
 
 
 def random_shares(rng):
-    """Ascending sampled time steps (N,), and counts of few or many images there over their number: many are equal, with runs of
-    the same value, many 0, often the largest at an end."""
+    """Ascending sampled time steps (N,), and counts of few or many images there over their number: many are equal, with
+    runs of the same value, many 0, often the largest at an end."""
     images = int(rng.choice([4, 7, 80, 560, 5100]))
     counts = rng.integers(0, rng.choice([2, 5, images + 1]), 50)
     if rng.integers(2):
@@ -47,7 +48,10 @@ def test_profile_and_peaks_are_scipy_s_on_ten_thousand_tables_of_shares():
     for i in range(10_000):
         times, shares = random_shares(rng)
         y, expected = by_scipy(times, shares)
-        tables = {"timesteps": torch.tensor(times[::-1].copy()).float(), "share_feature": torch.tensor(shares[::-1].copy())[:, None]}
+        tables = {
+            "timesteps": torch.tensor(times[::-1].copy()).float(),
+            "share_feature": torch.tensor(shares[::-1].copy())[:, None],
+        }
         ours = profile.profile(tables, "feature", 0)
         assert np.array_equal(ours, y), i                       # to the bit, so the active steps are the same too
         assert profile.peaks(ours) == expected, i
@@ -73,14 +77,19 @@ def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp
     rng, images, N, widths, top = np.random.default_rng(2), 24, 50, {"feature": 90, "channel": 40}, 20
     times = Schedule().timesteps(N)                             # descending
     rises = {kind: np.sin(np.linspace(0, 7, N))[:, None] * rng.normal(size=width) for kind, width in widths.items()}
-    levels = {kind: np.where(np.arange(width) < 5, -6, 0) for kind, width in widths.items()}    # the first five hardly ever
-    raw = {kind: (rng.normal(size=(2, images, N, width)) + rises[kind] + levels[kind]).astype(np.float32) for kind, width in widths.items()}
+    levels = {kind: np.where(np.arange(width) < 5, -6, 0) for kind, width in widths.items()}    # five hardly ever
+    raw = {
+        kind: (rng.normal(size=(2, images, N, width)) + rises[kind] + levels[kind]).astype(np.float32)
+        for kind, width in widths.items()
+    }
     raw["feature"] = np.maximum(raw["feature"], 0)
     rows = 2 if halves == "both" else 1
 
     stats = capture.empty(N, *widths.values())
     for some in (range(0, 5), range(5, 6), range(6, 24)):
-        means = {kind: torch.tensor(values[-rows:, some].reshape(-1, *values.shape[2:])) for kind, values in raw.items()}
+        means = {
+            kind: torch.tensor(values[-rows:, some].reshape(-1, *values.shape[2:])) for kind, values in raw.items()
+        }
         stats = capture.combine(stats, capture.summarize(means, some, top))
     settings = {"prompts": ["a"] * images, "images_per_prompt": 1, "halves": halves, "top": top}
     capture.write_capture(tmp_path, stats, {"settings": settings, "timesteps": times})
@@ -102,7 +111,8 @@ def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp
             assert np.array_equal(ours, y) and profile.peaks(ours) == expected
             never += len(expected) == 0
             all_active = profile.timesteps(tables, kind, target, "active")
-            assert all_active == sorted({0, *(t for t, s in zip(times, share) if s > 0)}) and set(all_active) <= {0, *active}
+            assert all_active == sorted({0, *(t for t, s in zip(times, share) if s > 0)})
+            assert set(all_active) <= {0, *active}
             by_time = dict(zip(times, most[:, target]))
             for when, steered in (("active", {t for t in times if t in active}), ("all", set(times))):
                 strengths = profile.strength(tables, kind, target, when)
@@ -117,12 +127,19 @@ def model():
         sae = SAE(D, F, 8)
     weights = seeded.weights(seeded.shapes(sae))
     sae.load_state_dict(weights, assign=True)
-    tables = {"timesteps": torch.arange(981.0, 0, -20), "max_feature": randn(50, F, seed=40).abs(), "max_channel": randn(50, D, seed=41).abs(),
-              "share_feature": (randn(50, F, seed=42) - 0.5).relu(), "share_channel": (randn(50, D, seed=43) - 0.5).relu()}
-    return SimpleNamespace(unet=filled("unet", TOY["unet"]), sae=sae.requires_grad_(False), whole_sae=sae, parts={"sae": sae},
-                           hook_point=HOOK, let_go=lambda *parts: None,
-                           schedule=Schedule(), device=torch.device("cpu"), dtype=torch.float32, latent_shape=(4, 16, 16),
-                           embed=lambda prompts: torch.cat([TEXTS[p] for p in prompts]), decode=lambda z: z, activity=tables)
+    tables = {
+        "timesteps": torch.arange(981.0, 0, -20),
+        "max_feature": randn(50, F, seed=40).abs(),
+        "max_channel": randn(50, D, seed=41).abs(),
+        "share_feature": (randn(50, F, seed=42) - 0.5).relu(),
+        "share_channel": (randn(50, D, seed=43) - 0.5).relu(),
+    }
+    return SimpleNamespace(
+        unet=filled("unet", TOY["unet"]), sae=sae.requires_grad_(False), whole_sae=sae, parts={"sae": sae},
+        hook_point=HOOK, let_go=lambda *parts: None, schedule=Schedule(), device=torch.device("cpu"),
+        dtype=torch.float32, latent_shape=(4, 16, 16), decode=lambda z: z,
+        embed=lambda prompts: torch.cat([TEXTS[p] for p in prompts]),
+        activity=tables)
 
 
 @torch.no_grad()
@@ -149,7 +166,9 @@ def official_run(kind, noise, context, guidance, push=None):
     return x, seen
 
 
-@pytest.mark.parametrize("guidance, halves", [(1.0, "conditional"), (3.0, "conditional"), (7.5, "conditional"), (7.5, "both")])
+@pytest.mark.parametrize(
+    "guidance, halves", [(1.0, "conditional"), (3.0, "conditional"), (7.5, "conditional"), (7.5, "both")]
+)
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_capture_sees_what_the_official_pipeline_computes(model, kind, guidance, halves):
     settings = capture.Capture(("a", "b"), 2, STEPS, kind, guidance, 2, halves=halves)
@@ -171,11 +190,11 @@ def test_a_capture_sees_what_the_official_pipeline_computes(model, kind, guidanc
 @pytest.mark.parametrize("target", ("feature", "channel"))
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_steered_prior_is_the_official_run_with_the_direction_added(model, kind, target, when):
-    """s_t W_dec[f] (or s_t on channel c) with s_t = 60 * the largest mean activation at t: at sampling steps with a share above 0, or
-    at all; or the largest s_t of the former at all."""
+    """s_t W_dec[f] (or s_t on channel c) with s_t = 60 * the largest mean activation at t: at sampling steps with a
+    share above 0, or at all; or the largest s_t of the former at all."""
     jobs, noise = [Job(**{target: 5}), Job(**{target: 17})], randn(2, 4, 16, 16, seed=50)
     share, most = model.activity[f"share_{target}"].numpy(), model.activity[f"max_{target}"].numpy()
-    at, grid = np.arange(981.0, 0, -20), lambda values, t: np.interp(t, np.arange(1.0, 982, 20), values[::-1])
+    grid = lambda values, t: np.interp(t, np.arange(1.0, 982, 20), values[::-1])
 
     def strength(n, t):
         if when == "constant":
@@ -191,7 +210,7 @@ def test_a_steered_prior_is_the_official_run_with_the_direction_added(model, kin
     ours = steered_prior(model, noise, directions(model, jobs), torch.tensor(s).float(), kind, STEPS)
     plain = sample(model, noise, TEXTS[""], kind, STEPS)
     active = [t for t in model.schedule.timesteps(STEPS) if push(t)[0].any()]
-    print(kind, target, f"{relative_error(ours, expected):.1e}", f"active at {len(active)} of {STEPS}, {len(at)} measured")
+    print(kind, target, when, f"{relative_error(ours, expected):.1e}, pushed at {len(active)} of {STEPS}")
     assert relative_error(ours, expected) < 1e-4 and relative_error(ours, plain) > 0.01
     assert 0 < len(active) < STEPS if when == "active" else len(active) == STEPS
 
