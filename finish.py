@@ -134,7 +134,8 @@ def finish(model, jobs, z, config, enough=None, on_step=None):
     With finish_scale "auto" each job has the smallest of STRENGTHS at which its picture, decoded and encoded again, has
     an activation of `enough` (B,); where none has, the one with the largest.
     """
-    x, times, tried = noised(model, jobs, z, config), grid(config.finish_from, config.finish_steps), []
+    x, times = noised(model, jobs, z, config), grid(config.finish_from, config.finish_steps)
+    tried, reached = [], []
     for scale in STRENGTHS if config.finish_scale == "auto" else (config.finish_scale,):
         history = []
         for step in redraw(model, jobs, x, times, scale, config):
@@ -144,13 +145,14 @@ def finish(model, jobs, z, config, enough=None, on_step=None):
         tried.append((step.after, torch.full((len(jobs),), float(scale)), history))
         if config.finish_scale == "auto":
             with torch.no_grad():
-                again = measure(model, model.encode(model.decode(step.after)), jobs)[0].nan_to_num(nan=-torch.inf)
-            reached = again[None] if len(tried) == 1 else torch.cat([reached, again[None]])     # (tried, B)
-            if (reached >= enough).any(dim=0).all():
+                again = measure(model, model.encode(model.decode(step.after)), jobs)[0]         # (B,)
+            reached.append(again.nan_to_num(nan=-torch.inf))
+            if (torch.stack(reached) >= enough).any(dim=0).all():
                 break
     if len(tried) == 1:
         return tried[0]
 
+    reached = torch.stack(reached)                                                              # (tried, B)
     good = reached >= enough
     pick = torch.where(good.any(dim=0), good.int().argmax(dim=0), reached.argmax(dim=0)).tolist()
     own = lambda options: torch.stack([options[n][i] for i, n in enumerate(pick)])
