@@ -40,9 +40,11 @@ PLAIN = dict(spectral_filter=False)
 FINISHES = {f"{t0}, {s}" + ", no filter" * bool(more): dict(finish_from=t0, finish_scale=s, **more) for t0, s, more in (
     (600, 0.0, {}), (600, 0.4, {}), (600, 0.8, {}), (800, 0.3, {}), (800, 0.5, {}), (800, 0.8, {}), (900, 0.3, {}),
     (900, 0.5, {}), (900, 0.8, {}), (800, 0.5, PLAIN), (900, 0.3, PLAIN))}
+FINISHES |= {f"{t0}, 0.5, {n} steps": dict(finish_from=t0, finish_scale=0.5, finish_steps=n) for t0, n in (
+    ("auto", 15), ("auto", 10))}
 FEW = {name: FINISHES[name] for name in ("600, 0.4", "800, 0.5", "900, 0.5")}
 EXPLORED = {name: FINISHES if name == "noise, 40 at 0.15" else FEW for name in ASCENTS}
-CHOSEN = "noise, 40 at 0.15", "800, 0.5"
+CHOSEN = "noise, 40 at 0.15", "auto, 0.5, 15 steps"
 
 
 def halves(concepts):
@@ -79,7 +81,8 @@ def work(model, judge, pairs, t, name, finishes, home):
     path, kept = home / f"{name}.jsonl", home / f"latents {name}"
     done = {(e["finish"], e["feature"], e["seed"]) for e in read(path)}
     for i in range(0, len(pairs), BATCH):
-        batch, file = pairs[i:i + BATCH], kept / f"{i:05d}.safetensors"
+        batch = pairs[i:i + BATCH]
+        file = kept / f"{batch[0][0]['feature']:05d}_{batch[0][1]}.safetensors"
         wanted = [f for f in ("", *finishes) if any((f, c["feature"], seed) not in done for c, seed in batch)]
         jobs = [Job(feature=c["feature"], timestep=t, seed=seed) for c, seed in batch]
         for f in wanted:
@@ -195,8 +198,10 @@ def main():
         for name, finishes in EXPLORED.items():
             work(model, judge, [(c, SEEDS[0]) for c in a[::EVERY]], t, name, finishes, args.home / "explore")
     else:
-        pairs = [(c, seed) for seed in SEEDS for c in shuffled(b) + shuffled(a)]
-        work(model, judge, pairs, t, CHOSEN[0], {CHOSEN[1]: FINISHES[CHOSEN[1]]}, args.home / "report")
+        for seed in SEEDS:
+            for half in (b, a):
+                pairs = [(c, seed) for c in shuffled(half)]
+                work(model, judge, pairs, t, CHOSEN[0], {CHOSEN[1]: FINISHES[CHOSEN[1]]}, args.home / "report")
 
 
 if __name__ == "__main__":
