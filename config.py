@@ -79,7 +79,7 @@ class Config:
                                ("active", "all"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
     finish: bool = setting(True, "let the model redraw the result while the feature pulls (ours)")
-    finish_from: moment = setting(800, "time step to which the result is noised and redrawn from; auto: tries three")
+    finish_from: moment = setting(600, "time step to which the result is noised and redrawn from; auto: tries three")
     finish_scale: scale = setting("auto", "how hard the feature pulls, in units of the noise; auto: as hard as it must")
     finish_steps: int = setting(30, "steps of the redrawing")
 
