@@ -28,8 +28,8 @@ import torch
 
 import ascent
 import regularizers as reg
-from config import FINISH_FROM, STRENGTHS
 from ascent import activation, assess, measure, readout, row, steer, summarize
+from config import FINISH_FROM, STRENGTHS
 
 FINISH_SEED = 0x6F3D91A5                        # a job's seed XOR this: the finish draws from a generator of its own
 ENOUGH = 0.75                                   # of the ascent's re-encoded activation: with so much `auto` is content

@@ -12,6 +12,7 @@ from finish import finish_results, grid, guide, look, noised, redraw, rms
 from regularizers import spectral_filter
 from schedule import ddim, guided
 from tests.seeded import relative_error
+from toyworld import finishing
 from weights.load import load
 
 TOY = "weights/toy"
@@ -318,3 +319,19 @@ def test_settings():
     check_config(dataclasses.replace(PRESETS["sae"], finish_scale=1))
     with pytest.raises(ValueError, match="--finish-steps must be between 1 and --finish-from, 600"):
         check_config(dataclasses.replace(PRESETS["sae"], finish_from="auto", finish_steps=601))
+
+
+def test_halves_and_the_rule_of_the_toys_report():
+    """Two halves that share no feature, the same at every call; of a feature's pictures the one with the largest score."""
+    concepts = [{"feature": f} for f in range(31)]
+    a, b = finishing.halves(concepts)
+    assert (len(a), len(b)) == (15, 16) and sorted(c["feature"] for c in a + b) == list(range(31))
+    assert finishing.halves(concepts) == [a, b] and a != concepts[:15]
+    assert sorted(c["feature"] for c in finishing.shuffled(a)) == [c["feature"] for c in a] and finishing.shuffled(a) != a
+    made = [{"feature": f, "seed": s, "activation": 9 - s, "activation_reencoded": (f * s) % 5, "kind": "object",
+             "right": s == 2} for f in (2, 3) for s in (1, 2, 3)]
+    best = finishing.by_rule(made)
+    assert [(e["feature"], e["seed"]) for e in best] == [(2, 2), (3, 3)]
+    row = finishing.row(best)
+    assert row["objects"]["share"] == 0.5 and row["objects"]["n"] == 2 == row["all"]["n"] and row["styles"]["n"] == 0
+    assert row["activation"] == 6.5 and row["reencoded"] == 4.0
