@@ -38,7 +38,15 @@ def scale(text):
     return text if text == "auto" else float(text)
 
 
-scale.__name__ = "number or 'auto'"             # as the command line names it
+def moment(text):
+    """A setting's type: a time step, or auto."""
+    return text if text == "auto" else int(text)
+
+
+AUTO = {scale: float, moment: int}
+scale.__name__, moment.__name__ = "number or 'auto'", "whole number or 'auto'"      # as the command line names them
+FINISH_FROM = (600, 800, 900)                   # time steps that finish_from "auto" tries (ours)
+STRENGTHS = (0.2, 0.4, 0.8, 1.6)                # pulls that finish_scale "auto" tries, in this order (ours)
 
 
 def setting(default, help, choices=None):
@@ -76,8 +84,8 @@ class Config:
                                ("active", "all", "constant"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation")
     finish: bool = setting(True, "let the model redraw the result while the feature pulls (ours)")
-    finish_from: int = setting(600, "time step to which the result is noised and redrawn from: how much is redrawn")
-    finish_scale: scale = setting("auto", "how hard the feature pulls, in units of the predicted noise, or auto")
+    finish_from: moment = setting(600, "time step to which the result is noised and redrawn from; auto: tries three")
+    finish_scale: scale = setting("auto", "how hard the feature pulls, in units of the noise; auto: as hard as it must")
     finish_steps: int = setting(30, "steps of the redrawing")
 
 
@@ -108,17 +116,18 @@ def check_config(config, edge=REFERENCE_WIDTH, T=1000):
     """
     for name, field in SETTINGS.items():
         value, choices = getattr(config, name), field.metadata["choices"]
-        if field.type is scale and value == "auto":
+        if field.type in AUTO and value == "auto":
             continue
-        wanted = float if field.type is scale else field.type
+        wanted = AUTO.get(field.type, field.type)
         whole = type(value) is int and wanted is float
         if type(value) is not wanted and not whole or wanted is float and not abs(value) <= LARGEST:
             kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false"}
-            or_auto = " or auto" * (field.type is scale)
+            or_auto = " or auto" * (field.type in AUTO)
             raise ValueError(f"{flag(name)} must be {kind.get(wanted, 'a name')}{or_auto}, got {value!r}")
         if choices and value not in choices:
             raise ValueError(f"{flag(name)} must be one of {', '.join(choices)}, got {value!r}")
     size = config.gradient_smoothing_kernel_size
+    lowest = min(FINISH_FROM) if config.finish_from == "auto" else config.finish_from
     for bad, text in (
             (config.num_steps < 1, "--num-steps must be at least 1"),
             (not 1 <= config.prior_steps < T, f"--prior-steps must be between 1 and {T - 1}"),
@@ -131,9 +140,8 @@ def check_config(config, edge=REFERENCE_WIDTH, T=1000):
              f"--gradient-smoothing-kernel-size must be odd and below {2 * edge}"),
             (not 0 <= config.jitter_max <= REFERENCE_WIDTH, f"--jitter-max must be between 0 and {REFERENCE_WIDTH}"),
             (config.scale_max <= 0, "--scale-max must be above 0"),
-            (not 1 <= config.finish_from < T, f"--finish-from must be between 1 and {T - 1}"),
-            (not 1 <= config.finish_steps <= config.finish_from,
-             f"--finish-steps must be between 1 and --finish-from, which is {config.finish_from}"),
+            (not 1 <= lowest < T, f"--finish-from must be between 1 and {T - 1}, or auto"),
+            (not 1 <= config.finish_steps <= lowest, f"--finish-steps must be between 1 and --finish-from, {lowest}"),
             (config.finish_scale != "auto" and config.finish_scale < 0, "--finish-scale must be at least 0, or auto")):
         if bad:
             raise ValueError(text)

@@ -17,7 +17,7 @@ Sources
  [2] Pierzchlewicz et al., "Energy Guided Diffusion for Generating Neurally Exciting Images", NeurIPS 2023: by a neuron
  [3] Luo et al., "Brain Diffusion for Visual Exploration", arXiv 2306.03089: by a brain region
  [4] Nguyen et al., "Plug & Play Generative Networks", arXiv 1612.00005: a generative model as such pictures' prior
-The pull relative to rms e, the filter and `auto` are ours.
+The pull relative to rms e, the filter and both `auto` are ours.
 
 Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width. Read `redraw` first.
 """
@@ -29,9 +29,9 @@ import torch
 import ascent
 import regularizers as reg
 from ascent import activation, assess, measure, readout, row, steer, summarize
+from config import FINISH_FROM, STRENGTHS
 
 FINISH_SEED = 0x6F3D91A5                        # a job's seed XOR this: the finish draws from a generator of its own
-STRENGTHS = (0.2, 0.4, 0.8, 1.6)                # of the pull, that `auto` tries in this order
 ENOUGH = 0.75                                   # of the ascent's re-encoded activation: with so much `auto` is content
 GUIDED_SCALE = 0.5                              # of a guided start where the setting is auto: no ascent precedes it
 
@@ -121,43 +121,59 @@ def start(model, jobs, config, priors=None):
     return ascent.start(model, jobs, config, priors, guide if config.prior == "guided" else steer)
 
 
-def noised(model, jobs, z, config):
+def noised(model, jobs, z, t0):
     """Latents z (B, 4, H, W) at time step t0, each with the noise of its job's seed."""
     generators = [torch.Generator().manual_seed(FINISH_SEED ^ job.seed) for job in jobs]
     eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
-    return model.schedule.add_noise(z, eps, torch.full((len(jobs),), config.finish_from, device=z.device))
+    return model.schedule.add_noise(z, eps, torch.full((len(jobs),), t0, device=z.device))
+
+
+@torch.no_grad()
+def reencoded(model, jobs, z):
+    """Activations (B,) of latents z (B, 4, H, W), decoded and encoded again; what is no number is below all others."""
+    return measure(model, model.encode(model.decode(z)), jobs)[0].nan_to_num(nan=-torch.inf)
+
+
+def choose(tries, pick):
+    """For job i its row of the try numbered pick[i]. A try: a tensor (B, ...), or lists, tuples or dicts of them."""
+    if isinstance(tries[0], dict):
+        return {k: choose([t[k] for t in tries], pick) for k in tries[0]}
+    if isinstance(tries[0], (list, tuple)):
+        return [choose(parts, pick) for parts in zip(*tries)]
+    return torch.stack([tries[n][i] for i, n in enumerate(pick)])
 
 
 def finish(model, jobs, z, config, enough=None, on_step=None):
-    """The redrawing of z (B, 4, H, W): its latents (B, 4, H, W), the scale of each (B,), a `row` a step.
+    """The redrawing of z (B, 4, H, W): its latents (B, 4, H, W), t0 (B,) and scale (B,) of each, a `row` a step.
 
-    With finish_scale "auto" each job has the smallest of STRENGTHS at which its picture, decoded and encoded again, has
-    an activation of `enough` (B,); where none has, the one with the largest.
+    What is "auto" is chosen for each job by the activation of its picture, decoded and encoded again:
+        finish_scale  the smallest of STRENGTHS at which it is `enough` (B,), or, where none is, the best
+        finish_from   the one of FINISH_FROM at which it is largest
     """
-    x, times, tried, reached = noised(model, jobs, z, config), grid(config.finish_from, config.finish_steps), [], []
-    for scale in STRENGTHS if config.finish_scale == "auto" else (config.finish_scale,):
-        history = []
-        for step in redraw(model, jobs, x, times, scale, config):
-            history.append(row(step))
-            if on_step:
-                on_step(step)
-        tried.append((step.after, torch.full((len(jobs),), float(scale)), history))
-        if config.finish_scale == "auto":
-            with torch.no_grad():
-                again = measure(model, model.encode(model.decode(step.after)), jobs)[0]         # (B,)
-            reached.append(again.nan_to_num(nan=-torch.inf))
-            if (torch.stack(reached) >= enough).any(dim=0).all():
-                break
-    if len(tried) == 1:
-        return tried[0]
+    best = []
+    for t0 in FINISH_FROM if config.finish_from == "auto" else (config.finish_from,):
+        x, tries, found = noised(model, jobs, z, t0), [], []
+        for s in STRENGTHS if config.finish_scale == "auto" else (config.finish_scale,):
+            history = []
+            for step in redraw(model, jobs, x, grid(t0, config.finish_steps), s, config):
+                history.append(row(step))
+                if on_step:
+                    on_step(step)
+            tries.append((step.after, torch.full((len(jobs),), t0), torch.full((len(jobs),), float(s)), history))
+            if "auto" in (config.finish_from, config.finish_scale):
+                found.append(reencoded(model, jobs, step.after))
+                if config.finish_scale == "auto" and (torch.stack(found) >= enough).any(dim=0).all():
+                    break
+        pick = smallest(torch.stack(found), enough) if len(tries) > 1 else [0] * len(jobs)
+        best.append((choose(tries, pick), choose(found, pick) if found else None))
+    pick = torch.stack([again for _, again in best]).argmax(dim=0).tolist() if len(best) > 1 else [0] * len(jobs)
+    return choose([tried for tried, _ in best], pick)
 
-    reached = torch.stack(reached)                                                              # (tried, B)
-    good = reached >= enough
-    pick = torch.where(good.any(dim=0), good.int().argmax(dim=0), reached.argmax(dim=0)).tolist()
-    own = lambda options: torch.stack([options[n][i] for i, n in enumerate(pick)])
-    latents, scales, histories = zip(*tried)
-    history = [{k: own([step[k] for step in steps]) for k in steps[0]} for steps in zip(*histories)]
-    return own(latents), own(scales), history
+
+def smallest(found, enough):
+    """For each job the first try that reaches `enough` (B,), or else the best: found (tries, B) -> B numbers."""
+    good = found >= enough
+    return torch.where(good.any(dim=0), good.int().argmax(dim=0), found.argmax(dim=0)).tolist()
 
 
 def finish_results(model, results, config, on_step=None):
@@ -165,13 +181,13 @@ def finish_results(model, results, config, on_step=None):
     jobs = [result.job for result in results]
     column = lambda name: torch.tensor([result.scores[name] for result in results], device=model.device)
     z = torch.stack([result.latent for result in results]).to(model.device)
-    x, scale, history = finish(model, jobs, z, config, ENOUGH * column("activation_reencoded"), on_step)
+    x, t0, scale, history = finish(model, jobs, z, config, ENOUGH * column("activation_reencoded"), on_step)
     with torch.no_grad():
         images = model.decode(x)
     assessed = assess(model, x, jobs, images, column("activation_start"))
-    for result, last, s in zip(results, summarize(model, jobs, x, images, assessed, history), scale.tolist()):
-        last.scores["finish_scale"] = round(s, 6)
-        result.finished = last
+    for i, last in enumerate(summarize(model, jobs, x, images, assessed, history)):
+        last.scores |= {"finish_from": int(t0[i]), "finish_scale": round(float(scale[i]), 6)}
+        results[i].finished = last
 
 
 def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
@@ -184,8 +200,9 @@ def run_batch(model, jobs, config, on_step=None, frames=0, priors=None):
 
 def course_length(config):
     """Steps of ascent and finish together, at most."""
-    tries = len(STRENGTHS) if config.finish_scale == "auto" else 1
-    return config.num_steps + config.finish * tries * config.finish_steps
+    froms = len(FINISH_FROM) if config.finish_from == "auto" else 1
+    scales = len(STRENGTHS) if config.finish_scale == "auto" else 1
+    return config.num_steps + config.finish * froms * scales * config.finish_steps
 
 
 stream = partial(ascent.stream, course=run_batch)

@@ -7,11 +7,12 @@ import torch
 import ascent
 import finish
 from ascent import activation, measure, readout
-from config import PRESETS, Job, check_config, configure
+from config import FINISH_FROM, PRESETS, STRENGTHS, Job, check_config, configure
 from finish import finish_results, grid, guide, look, noised, redraw, rms
 from regularizers import spectral_filter
 from schedule import ddim, guided
 from tests.seeded import relative_error
+from toyworld import finishing
 from weights.load import load
 
 TOY = "weights/toy"
@@ -135,22 +136,22 @@ def test_it_pulls(model, jobs, short):
 def test_the_noise_is_the_finish_own_and_of_the_seed(model, jobs, short):
     """Two time steps of a seed are noised alike, two seeds are not, and the ascent's generator is not used up."""
     z = torch.zeros(3, *model.latent_shape)
-    a = noised(model, jobs, z, short)
-    b = noised(model, [dataclasses.replace(job, timestep=5) for job in jobs], z, short)
+    a = noised(model, jobs, z, 600)
+    b = noised(model, [dataclasses.replace(job, timestep=5) for job in jobs], z, 600)
     assert torch.equal(a, b) and not torch.equal(a[0], a[1])
     abar = model.schedule.alphas_cumprod[600]
     assert a.std().item() == pytest.approx((1 - abar).sqrt().item(), rel=0.05)
     for taken in (jobs[0].seed, jobs[0].seed ^ ascent.SCORE_SEED):                              # by ascent and scores
         other = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(taken))
         assert torch.corrcoef(torch.stack([a[0].flatten(), other.flatten()]))[0, 1].abs() < 0.2
-    moved = noised(model, jobs, z + 1, short)
+    moved = noised(model, jobs, z + 1, 600)
     assert torch.allclose(moved - a, abar.sqrt().expand_as(a), atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", (0.4, "auto"))
-def test_a_job_is_the_same_alone_and_among_others(model, short, jobs, scale):
+@pytest.mark.parametrize("t0, scale", ((600, 0.4), (600, "auto"), ("auto", 0.4)))
+def test_a_job_is_the_same_alone_and_among_others(model, short, jobs, t0, scale):
     """To the bit, start and finish; the others have other features, time steps and seeds."""
-    config = dataclasses.replace(short, finish_scale=scale, prior="guided")
+    config = dataclasses.replace(short, finish_from=t0, finish_scale=scale, prior="guided")
     mine = jobs[1]
     alone, = finish.visualize(model, [mine], config, 4)
     for order in ([mine, *jobs[::2]], [*jobs[::2], mine]):
@@ -170,8 +171,9 @@ def test_the_ascent_is_left_as_it_was(model, short, jobs):
         assert one.scores == other.scores and torch.equal(without.latent, other.latent)
         assert without.finished is None and other.finished is None
         last = one.finished
-        assert last.job == one.job and last.scores.keys() == one.scores.keys() | {"finish_scale"}
-        assert last.scores["activation_start"] == one.scores["activation_start"] and last.scores["finish_scale"] == 0.4
+        assert last.job == one.job and last.scores.keys() == one.scores.keys() | {"finish_from", "finish_scale"}
+        assert last.scores["activation_start"] == one.scores["activation_start"]
+        assert (last.scores["finish_from"], last.scores["finish_scale"]) == (600, 0.4)
         own, everything, heat = measure(model, last.latent[None], [last.job])
         assert last.activation == last.scores["activation"] == pytest.approx(own.item(), abs=1e-5)
         assert last.scores["rank"] == 1 + int((everything > own).sum())
@@ -189,16 +191,34 @@ def test_progress_counts_every_step(model, short, jobs):
 def test_auto_takes_the_smallest_strength_that_is_enough(model, short, jobs):
     """Each row its own: one content with the first, one that needs a later one, one that no strength contents."""
     z, config = torch.zeros(3, *model.latent_shape), dataclasses.replace(short, finish_scale="auto")
-    runs = [finish.finish(model, jobs, z, dataclasses.replace(config, finish_scale=s)) for s in finish.STRENGTHS]
+    runs = [finish.finish(model, jobs, z, dataclasses.replace(config, finish_scale=s)) for s in STRENGTHS]
     again = torch.stack([measure(model, model.encode(model.decode(latent)), jobs)[0] for latent, *_ in runs])   # (4, B)
     assert again[2, 1] > again[:2, 1].max()                     # else the middle row asks nothing
     enough = torch.stack([again[0, 0] - 1e-4, (again[2, 1] + again[:2, 1].max()) / 2, again[:, 2].max() + 1])
-    latent, scale, history = finish.finish(model, jobs, z, config, enough)
+    latent, t0, scale, history = finish.finish(model, jobs, z, config, enough)
     pick = [0, 2, int(again[:, 2].argmax())]
-    assert scale.tolist() == pytest.approx([finish.STRENGTHS[n] for n in pick])
+    assert scale.tolist() == pytest.approx([STRENGTHS[n] for n in pick]) and t0.tolist() == [600] * 3
     for row, n in enumerate(pick):
         assert torch.equal(latent[row], runs[n][0][row])
-        assert [s["activation"][row] for s in history] == [s["activation"][row] for s in runs[n][2]]
+        assert [s["activation"][row] for s in history] == [s["activation"][row] for s in runs[n][3]]
+
+
+def test_auto_takes_the_time_step_with_the_largest_activation(model, short, jobs):
+    """After decoding and encoding; each row its own; and with both auto, of the strengths that each time step took."""
+    z = torch.zeros(3, *model.latent_shape)
+    for scale in (0.4, "auto"):
+        config = dataclasses.replace(short, finish_from="auto", finish_scale=scale)
+        draw = lambda config: finish.finish(model, jobs, z, config, enough=torch.tensor([0.0, 9.0, 0.1]))
+        runs = [draw(dataclasses.replace(config, finish_from=t0)) for t0 in FINISH_FROM]
+        again = torch.stack([measure(model, model.encode(model.decode(run[0])), jobs)[0] for run in runs])      # (3, B)
+        pick = again.argmax(dim=0).tolist()
+        latent, t0, scales, history = draw(config)
+        assert t0.tolist() == [FINISH_FROM[n] for n in pick]
+        assert scales.tolist() == [runs[n][2][i] for i, n in enumerate(pick)]
+        for i, n in enumerate(pick):
+            assert torch.equal(latent[i], runs[n][0][i])
+            assert [s["activation"][i] for s in history] == [s["activation"][i] for s in runs[n][3]]
+    assert len(set(pick)) > 1                                   # else all rows might have taken one another's
 
 
 def test_auto_stops_as_soon_as_all_have_enough(model, short, jobs):
@@ -278,8 +298,10 @@ def test_only_the_latent_gets_a_gradient(model, short, jobs, x):
 @pytest.mark.parametrize("changes, message", {
     ("finish_from", 0): "--finish-from must be between 1 and 999",
     ("finish_from", 1000): "--finish-from must be between 1 and 999",
-    ("finish_steps", 0): "--finish-steps must be between 1 and --finish-from, which is 600",
-    ("finish_steps", 601): "--finish-steps must be between 1 and --finish-from, which is 600",
+    ("finish_from", "end"): "--finish-from must be a whole number or auto",
+    ("finish_from", 600.0): "--finish-from must be a whole number or auto",
+    ("finish_steps", 0): "--finish-steps must be between 1 and --finish-from, 600",
+    ("finish_steps", 601): "--finish-steps must be between 1 and --finish-from, 600",
     ("finish_scale", -0.1): "--finish-scale must be at least 0, or auto",
     ("finish_scale", "much"): "--finish-scale must be a number .* or auto",
     ("finish_scale", float("inf")): "--finish-scale must be a number",
@@ -295,3 +317,21 @@ def test_settings():
         check_config(preset)
         assert preset.finish == (name != "none") and (preset.finish_scale, preset.finish_steps) == ("auto", 30)
     check_config(dataclasses.replace(PRESETS["sae"], finish_scale=1))
+    with pytest.raises(ValueError, match="--finish-steps must be between 1 and --finish-from, 600"):
+        check_config(dataclasses.replace(PRESETS["sae"], finish_from="auto", finish_steps=601))
+
+
+def test_halves_and_the_rule_of_the_toys_report():
+    """Two halves that share no feature, the same at every call; of a feature's pictures the one with the largest score."""
+    concepts = [{"feature": f} for f in range(31)]
+    a, b = finishing.halves(concepts)
+    assert (len(a), len(b)) == (15, 16) and sorted(c["feature"] for c in a + b) == list(range(31))
+    assert finishing.halves(concepts) == [a, b] and a != concepts[:15]
+    assert sorted(c["feature"] for c in finishing.shuffled(a)) == [c["feature"] for c in a] and finishing.shuffled(a) != a
+    made = [{"feature": f, "seed": s, "activation": 9 - s, "activation_reencoded": (f * s) % 5, "kind": "object",
+             "right": s == 2} for f in (2, 3) for s in (1, 2, 3)]
+    best = finishing.by_rule(made)
+    assert [(e["feature"], e["seed"]) for e in best] == [(2, 2), (3, 3)]
+    row = finishing.row(best)
+    assert row["objects"]["share"] == 0.5 and row["objects"]["n"] == 2 == row["all"]["n"] and row["styles"]["n"] == 0
+    assert row["activation"] == 6.5 and row["reencoded"] == 4.0
