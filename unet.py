@@ -1,4 +1,4 @@
-"""The denoising UNet of Stable Diffusion 1.x, with a way out at any transformer block.
+"""The denoising UNet of Stable Diffusion 1.x, with a way out at every attention, resnet and convolution.
 
 Scope: noise prediction, the hook's output, and an addition at a hook (steering). Module names are the checkpoint's own,
 so `up_blocks.1.attentions.1` is a real submodule and a strict `load_state_dict` is the whole loader.
@@ -12,6 +12,7 @@ Dc text width (768). Widths of SD's four levels: 320, 640, 1280, 1280.
 """
 import difflib
 import math
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,7 @@ class Resnet(nn.Module):
 
     def __init__(self, c_in, c_out, c_time, groups):
         super().__init__()
+        self.out_channels = c_out
         self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
         self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj = Linear(c_time, c_out)
@@ -120,10 +122,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A possible hook point: x + proj_out(block(proj_in(norm x))); its output includes the residual x."""
+    """An "attention" of the checkpoint: x + proj_out(block(proj_in(norm x))); its output includes the residual x."""
 
     def __init__(self, c, c_context, heads, groups):
         super().__init__()
+        self.out_channels = c
         self.norm = nn.GroupNorm(groups, c, eps=TRANSFORMER_EPS)
         self.proj_in = Conv2d(c, c, 1)
         self.transformer_blocks = nn.ModuleList([Block(c, c_context, heads)])
@@ -186,7 +189,7 @@ def order(name):
     stages = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
     level = int(rest.pop(0)) if stage in ("down_blocks", "up_blocks") else 0
     place = (math.inf,)                                         # of what ends a level: down, up
-    if rest[0] in ("resnets", "attentions"):
+    if rest and rest[0] in ("resnets", "attentions"):
         place = int(rest[1]), rest[0] == "attentions"
     return stages.index(stage), level, place
 
@@ -222,10 +225,15 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, a, eps=EPS)
         self.conv_out = Conv2d(a, out_channels, 3, padding=1)
 
-    @property
+    @cached_property
     def hook_points(self):
-        """Names of all transformer blocks, in the order in which they run."""
-        return [name for name, module in self.named_modules() if isinstance(module, Transformer)]
+        """Names of all attentions, resnets and convolutions between them, in the order in which they run.
+
+        conv_out is none of them: its output is the prediction itself.
+        """
+        names = [name for name, module in self.named_modules()
+                 if isinstance(module, (Resnet, Transformer)) or name == "conv_in" or name.endswith("samplers.0.conv")]
+        return sorted(names, key=order)
 
     def hook_name(self, name):
         """The submodule's name for a hook point written with or without a leading `unet.`;
@@ -234,12 +242,13 @@ class UNet(nn.Module):
         short, points = name.removeprefix("unet."), self.hook_points
         if short not in points:
             near = difflib.get_close_matches(short, points, n=3, cutoff=0.0)
-            raise ValueError(f"hook point {name!r} is no transformer block of this UNet; nearest: {', '.join(near)}")
+            raise ValueError(f"hook point {name!r} is no attention, resnet or convolution of this UNet; nearest: "
+                             + ", ".join(near))
         return short
 
     def width(self, name):
         """D, the number of channels at hook point `name`."""
-        return self.get_submodule(self.hook_name(name)).proj_out.out_channels
+        return self.get_submodule(self.hook_name(name)).out_channels
 
     def needed(self, until):
         """Names of the tensors that are used up to hook point `until`."""
@@ -252,42 +261,43 @@ class UNet(nn.Module):
         until  a hook point: return its output (B, D, h, w) instead; nothing after it is computed.
         add    {hook point: (B, D) or (D,)}: added to every position of that hook's output before the net goes on.
         """
-        stop = until and self.hook_name(until)
+        stop = self.hook_name(until) if until else "conv_out"
         add = {self.hook_name(name): v for name, v in (add or {}).items()}
+        run = self.run(z, t, context)
+        name, h = next(run)
+        while True:
+            if name in add:
+                h = h + add[name].reshape(-1, h.shape[1], 1, 1)
+            if name == stop:
+                return h
+            name, h = run.send(h)
+
+    def run(self, z, t, context):
+        """The network, a hook point at a time: yields (its name, its output) and goes on with what is sent back."""
+        h = yield "conv_in", self.conv_in(z)                                                    # (B, a, H, W)
         temb = self.time_embedding(time_embedding(t, self.conv_in.out_channels).to(z.dtype))    # (B, 4a)
-
-        def attend(name, h):
-            h = self.get_submodule(name)(h, context)
-            return h + add[name].reshape(-1, h.shape[1], 1, 1) if name in add else h
-
-        h = self.conv_in(z)                                                                     # (B, a, H, W)
         skips = [h]
+
         for i, level in enumerate(self.down_blocks):
             for j, resnet in enumerate(level.resnets):
-                h = resnet(h, temb)
+                h = yield f"down_blocks.{i}.resnets.{j}", resnet(h, temb)
                 if level.attentions:
-                    h = attend(name := f"down_blocks.{i}.attentions.{j}", h)
-                    if name == stop:
-                        return h
+                    h = yield f"down_blocks.{i}.attentions.{j}", level.attentions[j](h, context)
                 skips.append(h)
             if hasattr(level, "downsamplers"):
-                h = level.downsamplers[0](h)
+                h = yield f"down_blocks.{i}.downsamplers.0.conv", level.downsamplers[0](h)
                 skips.append(h)
 
-        h = self.mid_block.resnets[0](h, temb)                                                  # (B, d, H/8, W/8)
-        h = attend(name := "mid_block.attentions.0", h)
-        if name == stop:
-            return h
-        h = self.mid_block.resnets[1](h, temb)
+        h = yield "mid_block.resnets.0", self.mid_block.resnets[0](h, temb)                     # (B, d, H/8, W/8)
+        h = yield "mid_block.attentions.0", self.mid_block.attentions[0](h, context)
+        h = yield "mid_block.resnets.1", self.mid_block.resnets[1](h, temb)
 
         for i, level in enumerate(self.up_blocks):
             for j, resnet in enumerate(level.resnets):
-                h = resnet(torch.cat([h, skips.pop()], dim=1), temb)
+                h = yield f"up_blocks.{i}.resnets.{j}", resnet(torch.cat([h, skips.pop()], dim=1), temb)
                 if level.attentions:
-                    h = attend(name := f"up_blocks.{i}.attentions.{j}", h)
-                    if name == stop:
-                        return h
+                    h = yield f"up_blocks.{i}.attentions.{j}", level.attentions[j](h, context)
             if hasattr(level, "upsamplers"):
-                h = level.upsamplers[0](h)
+                h = yield f"up_blocks.{i}.upsamplers.0.conv", level.upsamplers[0](h)
 
-        return self.conv_out(F.silu(self.conv_norm_out(h)))                                     # (B, 4, H, W)
+        yield "conv_out", self.conv_out(F.silu(self.conv_norm_out(h)))                          # (B, 4, H, W)

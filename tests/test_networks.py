@@ -1,11 +1,11 @@
-"""UNet, VAE and SAE without the official libraries: their recorded outputs, the published sizes, and the doors of each network."""
+"""UNet, VAE and SAE without the official libraries: their recorded outputs, the published sizes, the doors of each."""
 import pytest
 import torch
 from torch import nn
 
 from sae import SAE
-from tests.seeded import (FIXTURES, HOOK, TOY, TOY_HOOKS, compare, filled, fingerprint, on_meta, randn, relative_error, shapes, stored,
-                          toy_outputs, unet_inputs, vae_inputs)
+from tests.seeded import (FIXTURES, HOOK, TOY, TOY_HOOKS, compare, filled, fingerprint, on_meta, randn, relative_error,
+                          shapes, stored, toy_outputs, unet_inputs, vae_inputs)
 from unet import EPS, TRANSFORMER_EPS, Transformer, time_embedding
 
 COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480}
@@ -25,9 +25,9 @@ def vae():
 
 @pytest.mark.parametrize("part", ("unet", "vae"))
 def test_toy_outputs_are_the_official_ones(part):
-    """Noise, four hook outputs, decode, encode, and gradients, against what diffusers gave on the same seeded weights."""
+    """Noise, four hook outputs, decode, encode, gradients, against what diffusers gave on the same seeded weights."""
     tensors, _ = stored(part)
-    assert torch.allclose(tensors.pop("fingerprint"), fingerprint(part), rtol=1e-6), "the seeded weights are not those recorded"
+    assert torch.allclose(tensors.pop("fingerprint"), fingerprint(part), rtol=1e-6), "not the seeded weights recorded"
     compare(toy_outputs(part), tensors, f"toy {part}")
 
 
@@ -46,7 +46,7 @@ def test_published_names_and_shapes(part):
 
 @pytest.mark.parametrize("part", COUNTS)
 def test_eps_of_every_norm(part):
-    """1e-5 in the UNet but 1e-6 in the norm at the entry of its 16 transformers; 1e-6 in the VAE; LayerNorm 1e-5 everywhere."""
+    """1e-5 in the UNet but 1e-6 at the entry of its 16 transformers; 1e-6 in the VAE; LayerNorm 1e-5 everywhere."""
     found, net = [], on_meta(part)
     for name, m in net.named_modules():
         if isinstance(m, nn.LayerNorm):
@@ -55,8 +55,8 @@ def test_eps_of_every_norm(part):
             entry = name.endswith(".norm") and isinstance(net.get_submodule(name.removesuffix(".norm")), Transformer)
             found.append(("transformer" if entry else "group", m.eps))
             assert m.num_groups == 32
-    expected = {"unet": {("group", 1e-5): 45, ("transformer", 1e-6): 16, ("layer", 1e-5): 48}, "vae": {("group", 1e-6): 52},
-                "clip_text": {("layer", 1e-5): 25}}
+    expected = {"unet": {("group", 1e-5): 45, ("transformer", 1e-6): 16, ("layer", 1e-5): 48},
+                "vae": {("group", 1e-6): 52}, "clip_text": {("layer", 1e-5): 25}}
     assert {kind: found.count(kind) for kind in set(found)} == expected[part]
     assert (EPS, TRANSFORMER_EPS) == (1e-5, 1e-6)
 
@@ -76,7 +76,8 @@ def test_golden_time_embedding():
 def ran(net, **kwargs):
     """Names of the modules that ran, in order of their end, and the output of a run on the seeded inputs."""
     names = []
-    handles = [m.register_forward_hook(lambda *_, name=name: names.append(name)) for name, m in net.named_modules() if name]
+    handles = [m.register_forward_hook(lambda *_, name=name: names.append(name))
+               for name, m in net.named_modules() if name]
     out = net(*unet_inputs(), **kwargs)
     for handle in handles:
         handle.remove()
@@ -92,50 +93,66 @@ def captured(net, hook, **kwargs):
     return caught[0]
 
 
+# what the checkpoint names: place -> how many; conv_out is none, its output is the prediction
+PLACES = {"attentions": 16, "resnets": 22, "downsamplers": 3, "upsamplers": 3, "conv_in": 1}
+ALL_HOOKS = filled("unet", TOY["unet"]).hook_points
+
+
 def test_hook_points(unet):
-    """All 16 transformers, in running order, with their widths."""
+    """Every attention, resnet and convolution between them, in running order, with their widths."""
     names, _ = ran(unet)
-    assert unet.hook_points == [name for name in names if isinstance(unet.get_submodule(name), Transformer)]
-    assert len(unet.hook_points) == 16
+    assert unet.hook_points == [name for name in names if name in set(unet.hook_points)]
+    assert {place: sum(place in name for name in unet.hook_points) for place in PLACES} == PLACES
+    assert len(unet.hook_points) == sum(PLACES.values()) and on_meta("unet").hook_points == unet.hook_points
     assert [unet.width(name) for name in TOY_HOOKS] == [64, 112, 112, 32]
     assert on_meta("unet").width(HOOK) == 1280
 
 
-@pytest.mark.parametrize("number", range(16))
-def test_stops_at_the_hook(unet, number):
-    """The last module that runs is the hook point itself, and its output is the one that a full run has there."""
-    hook = unet.hook_points[number]
+@pytest.mark.parametrize("hook", ALL_HOOKS)
+def test_stops_at_the_hook(unet, hook):
+    """The last module that runs is the hook point or holds it, and the output is the one that a full run has there."""
     full, _ = ran(unet)
     names, y = ran(unet, until=hook)
-    assert names[-1] == hook and names == full[:full.index(hook) + 1]
-    assert torch.equal(y, captured(unet, hook))
+    last = hook.removesuffix(".conv")                           # Downsample and Upsample end with their convolution
+    assert names[-1] == last and names == full[:full.index(last) + 1]
+    assert torch.equal(y, captured(unet, hook)) and y.shape[1] == unet.width(hook)
+
+
+@pytest.mark.parametrize("hook", ALL_HOOKS)
+def test_needed_are_the_tensors_of_what_ran(unet, hook):
+    """No tensor of a module that runs is missing, none of another is there."""
+    owns = lambda name: next(unet.get_submodule(name).parameters(recurse=False), None) is not None
+    ran_until = {name for name in ran(unet, until=hook)[0] if owns(name)}
+    assert {name.rpartition(".")[0] for name in unet.needed(hook)} == ran_until
 
 
 def test_leading_unet_is_accepted(unet):
-    z, t, context = unet_inputs()
-    assert torch.equal(unet(z, t, context, until="unet." + HOOK), unet(z, t, context, until=HOOK))
-    assert torch.equal(unet(z, t, context, add={"unet." + HOOK: torch.ones(112)}), unet(z, t, context, add={HOOK: torch.ones(112)}))
+    inputs, v = unet_inputs(), torch.ones(112)
+    assert torch.equal(unet(*inputs, until="unet." + HOOK), unet(*inputs, until=HOOK))
+    assert torch.equal(unet(*inputs, add={"unet." + HOOK: v}), unet(*inputs, add={HOOK: v}))
     assert unet.width("unet." + HOOK) == 112
 
 
 @pytest.mark.parametrize("wrong, near", (
     ("up_blocks.1.attention.1", HOOK), ("unet.up_blocks.1.attentions.7", "up_blocks.1.attentions."),
-    ("mid_block", "mid_block.attentions.0"), ("up_blocks.1.resnets.1", "up_blocks.1"),
+    ("mid_block", "mid_block."), ("up_blocks.1.resnets.1.conv1", "up_blocks.1.resnets.1"), ("conv_out", "conv_in"),
+    ("down_blocks.3.attentions.0", "down_blocks.2.attentions.0"),
 ))
 def test_unknown_hook_point(unet, wrong, near):
     """ValueError that names what was asked for and the nearest that exist, for both ways to name one."""
     for kwargs in (dict(until=wrong), dict(add={wrong: torch.ones(112)})):
         with pytest.raises(ValueError) as e:
             unet(*unet_inputs(), **kwargs)
-        assert wrong in str(e.value) and near in str(e.value)
+        assert wrong in str(e.value) and near in str(e.value).partition("nearest: ")[2]
 
 
 @pytest.mark.parametrize("rows", (False, True))
-@pytest.mark.parametrize("hook", TOY_HOOKS)
+@pytest.mark.parametrize("hook", ALL_HOOKS)
 def test_add_at_a_hook(unet, hook, rows):
-    """Equals a forward hook that adds the vector to the block's output, for one vector and for one a row; 0 changes nothing."""
+    """As a forward hook that adds the vector to the output there, for one vector and one a row; 0 changes nothing."""
     v = randn(*(2, unet.width(hook)) if rows else (unet.width(hook),), seed=8)
-    handle = unet.get_submodule(hook).register_forward_hook(lambda module, args, y: y + v.reshape(-1, y.shape[1], 1, 1))
+    push = lambda module, args, y: y + v.reshape(-1, y.shape[1], 1, 1)
+    handle = unet.get_submodule(hook).register_forward_hook(push)
     expected = unet(*unet_inputs())
     handle.remove()
     plain, steered = unet(*unet_inputs()), unet(*unet_inputs(), add={hook: v})
@@ -170,7 +187,7 @@ def test_forward_owns_nothing(unet):
 
 @torch.no_grad()
 def test_vae_scales_and_clamps(vae):
-    """decode = clamp(raw / 2 + 0.5) of z / 0.18215; encode = the mean times 0.18215; the log variance stays in -30..20."""
+    """decode = clamp(raw / 2 + 0.5) of z / 0.18215; encode = the mean times 0.18215; the log variance is in -30..20."""
     z, images = vae_inputs()
     raw = vae.decoder(vae.post_quant_conv(z / 0.18215))
     assert vae.factor == 4 and raw.shape == (2, 3, 32, 32)
@@ -196,7 +213,8 @@ def toy_sae(k=4, **kwargs):
 
 
 def restated(sae, h, k):
-    """SAeUron's forward for one position h (D,), a feature at a time, float64: pre-activations, those kept, reconstruction."""
+    """SAeUron's forward for a position h (D,), feature by feature, float64: pre-activations, kept ones, output.
+    """
     W, b, W_dec, b_dec = (p.double() for p in (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec))
     pre = [max(0.0, sum(W[f] * (h.double() - b_dec)).item() + b[f].item()) for f in range(len(W))]
     kept = sorted(range(len(pre)), key=lambda f: pre[f], reverse=True)[:k]
@@ -218,7 +236,7 @@ def test_sae_values():
 
 
 def test_sae_gradients():
-    """Of a feature's mean pre-activation, and of a projection of the reconstruction, against the derivatives worked out by hand."""
+    """Of a feature's mean pre-activation and a projection of the reconstruction, against derivatives done by hand."""
     sae, h = toy_sae(), randn(5, 24, seed=41).requires_grad_()
     f, S, direction = 7, 5, randn(24, seed=42)
     on = (sae.pre_acts(h)[:, f] > 0).float().detach()

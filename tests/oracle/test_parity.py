@@ -148,6 +148,31 @@ def test_addition_at_a_hook():
     compare({"steered": ours}, {"steered": expected}, "toy unet")
 
 
+HOOK_POINTS = filled("unet", TOY["unet"]).hook_points
+
+
+@pytest.mark.parametrize("hook", HOOK_POINTS)
+def test_every_hook_point(hook):
+    """Its output, the output's gradient and the noise after an addition there, as forward hooks on diffusers see them."""
+    (z, t, context), ours = seeded.unet_inputs(), filled("unet", TOY["unet"])
+    theirs = record.official("unet", TOY["unet"])
+    v, caught = randn(2, ours.width(hook), seed=8), []
+
+    def push(module, args, output):
+        """A transformer's output is a tuple, all others are tensors."""
+        y = output[0] if isinstance(output, tuple) else output
+        caught.append(y)
+        pushed = y + v[:, :, None, None]
+        return (pushed,) if isinstance(output, tuple) else pushed
+
+    leaf = z.clone().requires_grad_()
+    theirs.get_submodule(hook).register_forward_hook(push)
+    expected = {"noise": theirs(leaf, t, encoder_hidden_states=context).sample.detach(), hook: caught[0].detach(),
+                f"gradient {hook}": seeded.gradient(caught[0], leaf)}
+    found = seeded.unet_outputs(ours, z, t, context, (hook,), (hook,)) | {"noise": ours(z, t, context, add={hook: v})}
+    compare(found, expected, "toy hook")
+
+
 def test_rows_are_independent():
     """A row alone gives what it gives beside another: nothing is normalised over the batch."""
     net, (z, t, context) = filled("unet", TOY["unet"]), seeded.unet_inputs()
