@@ -25,6 +25,7 @@ def main():
     parser.add_argument("--every", type=int, default=8, help="take every N-th concept feature")
     args = parser.parse_args()
     stored, judge, out = json.loads((TOY / "concepts.json").read_text()), load_judge(TOY), {}
+    seen = None
     reference = load(TOY)
     for dtype in (torch.float32, torch.bfloat16):
         model = load(TOY, dtype=dtype)
@@ -34,7 +35,7 @@ def main():
         activation = torch.cat([measure(reference, torch.stack([r.latent for r in results[i:i + 32]]), jobs[i:i + 32])[0]
                                 for i in range(0, len(jobs), 32)])
         out[str(dtype)[6:]] = {"features": len(jobs), "activation": activation.mean().item(), "named right": numbers["all"]}
-        seen = agree if dtype == torch.float32 else seen == agree
+        seen = agree if seen is None else seen == agree
     out["same verdict of the judge"] = f"{int(seen.sum())} of {len(seen)}"
     print(json.dumps(out, indent=1))
     with replacing(PATH) as file:
