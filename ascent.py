@@ -28,6 +28,7 @@ from steering import directions, steered_prior
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over (ours)
 OTHERS = 10                                     # features named beside the target (ours)
+TOP_RANKS = 10                                  # an excited target is among so many of the most active (ours)
 SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own (ours)
 
 
@@ -214,13 +215,15 @@ def measure(model, z, jobs, noise=True):
     return everything[rows, targets], everything, heat
 
 
-def judge_result(scores, alive, stopped):
+def judge_result(scores, alive, stopped, dataset=None):
     """One word for a result, and its reason.
 
     non-finite  the loss, the gradient, the latent or its score was NaN or infinite; the latent is the last finite one
     silent      at the end the feature is 0 under every fresh noise
     weak        it ended no higher than it started
     fragile     it loses more than half of its activation when the picture is decoded and encoded again
+    raised      it rose, but it is not among the TOP_RANKS most active at the end, or has less than half of the
+                activation of the strongest dataset image at this time step, `dataset`, where that is known
     excited     none of these
     """
     if not alive or not math.isfinite(scores["activation"]):
@@ -231,6 +234,8 @@ def judge_result(scores, alive, stopped):
         return "weak"
     if scores["activation_reencoded"] < 0.5 * scores["activation"]:
         return "fragile"
+    if scores["rank"] > TOP_RANKS or dataset is not None and scores["activation"] < 0.5 * max(dataset, 0):
+        return "raised"
     return "excited"
 
 
@@ -260,6 +265,9 @@ def assess(model, z, jobs, images, first):
                   "latent_mean": z[i].mean(), "latent_std": z[i].std(),
                   "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
         scores = {k: v.item() for k, v in scores.items()}
+        dataset = model.largest(job.kind, job.target, job.timestep)
+        if dataset is not None:
+            scores["dataset_largest"] = dataset
         out.append((scores, strongest(everything[i], job.target), heat[i].cpu()))
     return out
 
@@ -276,7 +284,7 @@ def summarize(model, jobs, z, images, assessed, history):
     for i, (job, (scores, others, heat)) in enumerate(zip(jobs, assessed)):
         curves = {k: torch.stack([step[k][i] for step in history]).tolist() for k in history[0] if k != "alive"}
         steps_alive = sum(bool(step["alive"][i]) for step in history)
-        verdict = judge_result(scores, steps_alive == len(history), steps_alive)
+        verdict = judge_result(scores, steps_alive == len(history), steps_alive, scores.get("dataset_largest"))
         nearest = model.sae.W_dec[job.feature].argmax().item() if job.kind == "feature" else None
         results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves, others,
                               heat, [], [], nearest))

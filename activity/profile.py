@@ -3,7 +3,8 @@
     profile   at each time step t, the share of images in which the feature is among the TOP by its mean activation
     active    the time steps at which the profile, linear between sampling steps and 0 outside them, is above 0
     peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: there the ascent runs
-    strength  the largest mean activation in any image at t, by which a steered prior is pushed (steering.py)
+    largest   the largest mean activation in any image at t, by which a result is judged (ascent.py)
+    strength  the same where it is active, by which a steered prior is pushed (steering.py)
     examples  the images in which the feature is among the TOP at t, the strongest first
 
     python -m activity capture --weights weights/toy                make the tables (capture.py)
@@ -82,13 +83,14 @@ def find(model, out):
 
 
 def attach(model, folder):
-    """The model with the tables of a capture: its `captured`, `activity` and `strength`; their hash joins its
-    fingerprints."""
+    """The model with the tables of a capture: its `captured`, `activity`, `strength` and `largest`; their hash joins
+    its fingerprints."""
     model = copy.copy(model)
     sae, path = model.parts.get("sae"), folder / "activity.safetensors"
     tables = read_tables(path, sae.features if sae else 0, model.unet.width(model.hook_point))
     model.captured, model.activity = folder, tables
     model.strength = lambda *which: torch.tensor(strength(tables, *which), dtype=torch.float32)
+    model.largest = lambda kind, target, t: float(largest(tables, kind, target)[t])
     model.fingerprints = model.fingerprints | {"activity.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
     return model
 
@@ -124,6 +126,13 @@ def profile(tables, kind, target):
     return interpolate(tables["timesteps"].cpu(), tables[f"share_{kind}"][:, target].cpu())
 
 
+def largest(tables, kind, target):
+    """Its largest mean activation in any image at t = 0..1000; outside the sampled range the end values, so that a result at t = 0
+    has a measure: (1001,)."""
+    x, y = tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0)
+    return np.interp(np.arange(T + 1), x, y)
+
+
 def strength(tables, kind, target, when="active"):
     """How strongly a prior is steered at t = 0..1000, in units of activation: (1001,).
 
@@ -134,10 +143,10 @@ def strength(tables, kind, target, when="active"):
     A negative largest mean, which raw channels may have, counts as 0.
     """
     x, y = tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0).clamp(min=0)
-    largest = np.interp(np.arange(T + 1), x, y, left=0, right=0)
+    s = np.interp(np.arange(T + 1), x, y, left=0, right=0)
     if when != "all":
-        largest = largest * (profile(tables, kind, target) > 0)
-    return np.full_like(largest, largest.max()) if when == "constant" else largest
+        s = s * (profile(tables, kind, target) > 0)
+    return np.full_like(s, s.max()) if when == "constant" else s
 
 
 def find_peaks(y, distance=DISTANCE):
@@ -203,12 +212,10 @@ def image_path(folder, number):
 
 def analysis(model, kind, target, also=(), distance=DISTANCE, most=PEAKS):
     """What the model's capture knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at
-    each peak and at the time steps in `also`. `largest` holds its end values outside the sampled range, so that an
-    ascent at t = 0 has a measure."""
+    each peak and at the time steps in `also`."""
     folder, made, tables = model.captured, read_json(model.captured / "capture.json"), model.activity
     settings, curve = made["recipe"]["settings"], profile(tables, kind, target)
     prompts, times = settings["prompts"], peaks(curve, distance, most)
-    x, y = (values.cpu().flip(0) for values in (tables["timesteps"], tables[f"max_{kind}"][:, target]))
     found = {t: [{"image": i, "activation": a, "prompt": prompts[i % len(prompts)], "file": str(image_path(folder, i))}
                  for i, a in examples(folder, kind, target, t)] for t in sorted({*times, *also})}
     strongest = found[max(times, key=lambda t: curve[t])] if times else []
@@ -218,4 +225,4 @@ def analysis(model, kind, target, also=(), distance=DISTANCE, most=PEAKS):
             "distance": distance, "most_peaks": most, "ever_among_the_top": bool(curve.any()),
             "active": int((curve > 0).sum()), "peaks": times, "examples": found,
             "profile": [round(v, 6) for v in curve.tolist()],
-            "largest": [round(v, 6) for v in np.interp(np.arange(T + 1), x, y).tolist()]}
+            "largest": [round(v, 6) for v in largest(tables, kind, target).tolist()]}

@@ -10,8 +10,10 @@ VERDICTS = {
     "weak": "it ended no higher than it started",
     "fragile": "more than half of the activation is lost when the picture is decoded and encoded again, so it is not "
                "what the eye sees",
-    "excited": "none of these: the picture excites it more than the start did, and still does when decoded and encoded "
-               "again"}
+    "raised": "it rose, but it is not among the ten most active at the end, or has less than half of the activation of "
+              "the strongest dataset image at this time step, where that is known",
+    "excited": "none of these: the picture excites it more than the start did, still does when decoded and encoded "
+               "again, makes it one of the ten most active, and reaches half of what the strongest dataset image does"}
 TERMS = {           # of every caption, in the words of a first-year student
     "hook point": "the place inside the network where the {kind} is looked for; here {hook}",
     "time step": "how much noise lies over the picture when the network sees it: 0 is none, 999 is little else",

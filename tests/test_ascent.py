@@ -1,6 +1,10 @@
-"""The ascent on the trained toy: it climbs, rows do not influence one another, only z is optimised, trouble stays in its row."""
+"""The ascent on the trained toy: it climbs, rows do not influence one another, only z is optimised.
+
+Each piece alone, on a stand-in whose numbers are known on paper: test_paper.py.
+"""
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +14,10 @@ from PIL import Image
 import ascent
 from pages import files as results
 from activity.profile import attach
+from vae import to_uint8
 from weights.load import load
 from config import Config, Job, PRESETS, configure
-from ascent import activation, adamw, ascend, judge_result, kept_steps, measure, readout, start, stream, visualize
+from ascent import activation, adamw, ascend, kept_steps, measure, readout, start, stream, visualize
 
 TOY = "weights/toy"
 
@@ -42,11 +47,14 @@ def test_presets_are_the_table_of_the_method():
     assert (sae.total_variation_weight, raw.total_variation_weight) == (0.0, 0.5)
     assert (sae.range_weight, raw.range_weight) == (0.5, 0.5) and sae.range_threshold == 3.0
     assert (sae.moment_weight, raw.moment_weight) == (0.5, 0.0)
-    assert (sae.gradient_smoothing_sigma_start, raw.gradient_smoothing_sigma_start, raw.gradient_smoothing_sigma_end) == (0.0, 0.5, 0.0)
-    assert (sae.jitter_max, sae.rotate_max, sae.scale_max) == (1, 5.0, 1.1) == (raw.jitter_max, raw.rotate_max, raw.scale_max)
+    assert (sae.gradient_smoothing_sigma_start, sae.gradient_smoothing_sigma_end) == (0.0, 0.0)
+    assert (raw.gradient_smoothing_sigma_start, raw.gradient_smoothing_sigma_end) == (0.5, 0.0)
+    for preset in (sae, raw):
+        assert (preset.jitter_max, preset.rotate_max, preset.scale_max) == (1, 5.0, 1.1)
     assert sae.spectral_filter and raw.spectral_filter and sae.prior == raw.prior == "steer"
     assert (sae.steer_scale, raw.steer_scale, sae.prior_steps) == (500.0, 50.0, 50)
-    assert (sae.num_steps, sae.learning_rate, sae.beta1, sae.beta2, sae.epsilon, sae.weight_decay) == (100, 0.05, 0.9, 0.999, 1e-8, 0.01)
+    assert (sae.num_steps, sae.learning_rate, sae.weight_decay) == (100, 0.05, 0.01)
+    assert (sae.beta1, sae.beta2, sae.epsilon) == (0.9, 0.999, 1e-8)
 
 
 def test_unknown_setting_is_refused(model):
@@ -55,9 +63,10 @@ def test_unknown_setting_is_refused(model):
 
 
 def test_activation_is_higher_after_30_steps(model, feature):
-    for prior in ("noise", "steer"):
-        result, = visualize(model, [job(model, feature)], configure(model.settings, num_steps=30, prior=prior), batch_size=1)
-        assert result.verdict == "excited" and result.activation > 1.2 * result.scores["activation_start"]
+    for prior, verdict in (("noise", "excited"), ("steer", "raised")):      # 30 steps are few from so low a start
+        config = configure(model.settings, num_steps=30, prior=prior)
+        result, = visualize(model, [job(model, feature)], config, batch_size=1)
+        assert result.activation > 10 * result.scores["activation_start"] and result.verdict == verdict
 
 
 def test_a_job_is_the_same_alone_and_among_others(model, short, feature):
@@ -68,7 +77,7 @@ def test_a_job_is_the_same_alone_and_among_others(model, short, feature):
     for jobs in ([mine, *others], [*others, mine], [*others[:3], mine]):
         among = next(r for r in visualize(model, jobs, short) if r.job == mine)
         assert (alone.latent - among.latent).abs().max() <= 1e-5
-        assert torch.equal(torch.from_numpy(results.to_uint8(alone.image)), torch.from_numpy(results.to_uint8(among.image)))
+        assert np.array_equal(to_uint8(alone.image), to_uint8(among.image))
         assert alone.scores == pytest.approx(among.scores, abs=1e-5)
 
 
@@ -76,7 +85,7 @@ def test_a_rerun_gives_byte_identical_files(model, short, feature, tmp_path):
     jobs = [job(model, feature, seed=s) for s in (1, 2)]
     for run in ("a", "b"):
         for result in stream(model, jobs, short):
-            results.save(tmp_path / run, result, results.recipe(model, result.job, short))
+            results.save(tmp_path / run, result, results.recipe(model, result.job, short, short))
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("seed_*"))
     assert len(files) == 6
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
@@ -90,7 +99,7 @@ def test_only_the_latent_gets_a_gradient(model, short, feature):
 
 
 def test_only_the_targets_row_of_the_sae_is_used(model, feature):
-    """NaN in every other row of W_enc and in all of W_dec changes nothing; the readout equals the full encoding's column."""
+    """NaN in every other row of W_enc changes nothing; the readout equals the full encoding's column."""
     h = torch.randn(2, model.sae.b_dec.numel(), 4, 4)
     jobs = [job(model, feature), job(model, feature + 1)]
     full = model.sae.linear(h.flatten(2).transpose(1, 2))
@@ -111,7 +120,8 @@ def test_the_unet_stops_at_the_hook(model, short, feature):
         pass
     for handle in handles:
         handle.remove()
-    assert ran[-1] == model.hook_point and not any(n.startswith(("up_blocks.2", "up_blocks.3", "conv_out")) for n in ran)
+    assert ran[-1] == model.hook_point
+    assert not any(n.startswith(("up_blocks.2", "up_blocks.3", "conv_out")) for n in ran)
 
 
 def test_every_step_is_handed_out_before_and_after(model, short, feature):
@@ -121,27 +131,20 @@ def test_every_step_is_handed_out_before_and_after(model, short, feature):
     for a, b in zip(steps, steps[1:]):
         assert torch.equal(a.after, b.before)
     first, g = steps[0], steps[0].smoothed
-    adam = first.before * (1 - short.learning_rate * short.weight_decay) - short.learning_rate * g / (g.abs() + short.epsilon)
-    assert torch.allclose(first.after, adam, atol=1e-5)
+    decayed = first.before * (1 - short.learning_rate * short.weight_decay)
+    assert torch.allclose(first.after, decayed - short.learning_rate * g / (g.abs() + short.epsilon), atol=1e-5)
 
 
 def test_adamw_is_torchs_to_the_bit():
     z, config = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), Config(weight_decay=0.1)
     theirs, mean, square = z.clone().requires_grad_(True), torch.zeros_like(z), torch.zeros_like(z)
-    optimizer = torch.optim.AdamW([theirs], config.learning_rate, (config.beta1, config.beta2), config.epsilon, config.weight_decay)
+    optimizer = torch.optim.AdamW([theirs], config.learning_rate, (config.beta1, config.beta2), config.epsilon,
+                                  config.weight_decay)
     for n in range(1, 31):
         theirs.grad = g = torch.randn(z.shape, generator=torch.Generator().manual_seed(n)) * 10.0 ** (n % 5 - 3)
         z, mean, square = adamw(z, g, mean, square, n, config)
         optimizer.step()
         assert torch.equal(z, theirs.detach()), n
-
-
-def test_the_penalties_pull_where_they_should(model, short, feature):
-    """With a weight so large that nothing else counts, range and moment shrink a latent that is far too large."""
-    settings = dataclasses.replace(short, num_steps=5, range_weight=1e4, moment_weight=1e4, prior="noise")
-    generators, z = start(model, [job(model, feature)], settings)
-    steps = list(ascend(model, [job(model, feature)], settings, (generators, 5 * z)))
-    assert steps[-1].penalties["range"] < steps[0].penalties["range"] and steps[-1].penalties["moment"] < steps[0].penalties["moment"]
 
 
 def test_a_non_finite_row_stops_and_the_others_go_on(model, short, feature):
@@ -155,30 +158,20 @@ def test_a_non_finite_row_stops_and_the_others_go_on(model, short, feature):
     assert not steps[0].alive[0] and steps[-1].alive[1]
     assert torch.equal(steps[-1].after[0], broken[0])
     assert torch.equal(steps[-1].after[1], healthy[-1].after[1])
-    assert judge_result({}, False, 3) == "non-finite at step 3"
 
 
 def test_a_silent_feature_is_climbed_or_left_alone(model, short):
-    """Below the relu everywhere the original's gradient is 0; ours climbs the pre-activation, and can be told not to."""
+    """Below the relu everywhere the original's gradient is 0; ours climbs the pre-activation, unless told not to."""
     settings = dataclasses.replace(short, num_steps=1, prior="noise", moment_weight=0.0, range_weight=0.0)
-    jobs = [Job(feature=f, timestep=300, seed=1) for f in range(model.sae.features)]
-    own, everything, _ = measure(model, torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1)), jobs[:1])
+    z = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    own, everything, _ = measure(model, z, [Job(feature=0, timestep=300, seed=1)])
     silent = int(everything[0].argmin())
     assert everything[0, silent] == 0
-    mine = [dataclasses.replace(jobs[0], feature=silent)]
+    mine = [Job(feature=silent, timestep=300, seed=1)]
     ours, = ascend(model, mine, settings)
     theirs, = ascend(model, mine, dataclasses.replace(settings, silent_gradient=False))
     assert ours.silent.all() and ours.activation == 0 == theirs.activation
     assert ours.gradient.abs().max() > 0 == theirs.gradient.abs().max()
-    scores = {"activation": 0.0, "activation_start": 0.0, "activation_reencoded": 0.0}
-    assert judge_result(scores, True, 0) == "silent"
-
-
-def test_verdicts():
-    scores = {"activation": 1.0, "activation_start": 0.5, "activation_reencoded": 0.8}
-    assert judge_result(scores, True, 0) == "excited"
-    assert judge_result(scores | {"activation_reencoded": 0.4}, True, 0) == "fragile"
-    assert judge_result(scores | {"activation_start": 1.0}, True, 0) == "weak"
 
 
 def test_the_raw_channel_needs_no_sae(model, short):
@@ -199,16 +192,19 @@ def test_scores_are_what_they_say(model, short, feature):
     again = measure(model, model.encode(result.image[None]), [result.job])[0]
     assert result.scores["activation_reencoded"] == pytest.approx(again.item(), abs=1e-4)
     assert len(result.history["activation"]) == short.num_steps
-    assert torch.allclose(result.heat, heat[0], atol=1e-5) and result.heat.mean().item() == pytest.approx(own.item(), abs=1e-5)
+    assert torch.allclose(result.heat, heat[0], atol=1e-5)
+    assert result.heat.mean().item() == pytest.approx(own.item(), abs=1e-5)
     ranked = everything[0].argsort(descending=True).tolist()
-    assert [i for i, _ in result.others] == [i for i in ranked if i != feature][:10] and feature not in dict(result.others)
+    assert [i for i, _ in result.others] == [i for i in ranked if i != feature][:10]
     assert dict(result.others) == pytest.approx({i: everything[0, i].item() for i, _ in result.others}, abs=1e-5)
-    assert result.nearest_channel == int(model.sae.W_dec[feature].argmax()) and result.stored_steps == [] == result.frames
+    assert result.nearest_channel == int(model.sae.W_dec[feature].argmax())
+    assert result.stored_steps == [] == result.frames
 
 
 def test_pictures_of_the_course_are_those_of_the_steps(model, short, feature):
     """Kept evenly from the start to the end; each is its step's latent, decoded; keeping them changes nothing."""
-    assert kept_steps(100, 8) == [0, 14, 29, 43, 57, 71, 86, 100] and kept_steps(3, 8) == [0, 1, 2, 3] and kept_steps(5, 0) == []
+    assert kept_steps(100, 8) == [0, 14, 29, 43, 57, 71, 86, 100]
+    assert kept_steps(3, 8) == [0, 1, 2, 3] and kept_steps(5, 0) == [] and kept_steps(5, 2) == [0, 5]
     mine = job(model, feature)
     result, = stream(model, [mine], short, 1, frames=3)
     plain, = stream(model, [mine], short, 1)
@@ -217,21 +213,23 @@ def test_pictures_of_the_course_are_those_of_the_steps(model, short, feature):
     assert result.stored_steps == [0, 3, 6] and len(result.frames) == 3
     for frame, z in zip(result.frames, latents):
         assert torch.allclose(frame, model.decode(z)[0], atol=1e-5)
-    assert torch.equal(result.frames[-1], result.image) and torch.equal(result.latent, plain.latent) and result.scores == plain.scores
+    assert torch.equal(result.frames[-1], result.image)
+    assert torch.equal(result.latent, plain.latent) and result.scores == plain.scores
 
 
 def test_a_seeded_picture_equals_the_stored_one(model, short, feature):
-    """Recorded by `python -m tests.record_picture`. Kernels of other machines round differently, hence a mean difference of 2 in 255."""
-    record = json.loads(open("tests/fixtures/picture.json").read())
+    """Recorded by `python -m tests.record_picture`. Kernels of other machines round differently: a mean of 2 in 255."""
+    record = json.loads(Path("tests/fixtures/picture.json").read_text())
     result, = visualize(model, [Job(**record["job"])], Config(**record["config"]), batch_size=1)
     stored = torch.from_numpy(np.asarray(Image.open("tests/fixtures/picture.png"), dtype=np.float32))
-    assert (torch.from_numpy(results.to_uint8(result.image)).float() - stored).abs().mean() < 2
+    assert (torch.from_numpy(to_uint8(result.image)).float() - stored).abs().mean() < 2
 
 
 def test_a_prior_is_sampled_once_for_a_target_and_seed(model, short, feature, monkeypatch):
     """Time steps share it, to the bit of one that is sampled for each; another target's are given up."""
     made, sampled = [], ascent.steered_prior
-    monkeypatch.setattr(ascent, "steered_prior", lambda model, noise, d, *rest: made.append(d) or sampled(model, noise, d, *rest))
+    spy = lambda model, noise, d, *rest: made.append(d) or sampled(model, noise, d, *rest)
+    monkeypatch.setattr(ascent, "steered_prior", spy)
     settings = dataclasses.replace(short, prior="steer", num_steps=1)
     jobs = [Job(feature=f, timestep=t, seed=s) for f in (feature, 37) for t in (300, 600, 900) for s in (1, 2)]
     together = list(stream(model, jobs, settings, batch_size=2))

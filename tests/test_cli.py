@@ -130,7 +130,7 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     assert (recipe["device"], recipe["dtype"]) == ("cpu", "float32")
     read = {name for name in files(weights) if not name.startswith("activity/")} | {"activity.safetensors"}
     assert recipe["fingerprints"].keys() == read and all(len(h) == 64 for h in recipe["fingerprints"].values())
-    assert made["verdict"] in ("silent", "weak", "fragile", "excited")
+    assert made["verdict"] in ("silent", "weak", "fragile", "raised", "excited")
     assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank"} <= made["scores"].keys()
     assert all(len(curve) == 2 for curve in made["history"].values())
     assert {"activation", "range", "moment", "gradient_norm"} <= made["history"].keys()

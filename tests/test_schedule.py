@@ -1,4 +1,4 @@
-"""Noise schedule and samplers: published numbers, stored trajectories of the official samplers, and what holds by definition."""
+"""Noise schedule and samplers: published numbers, stored trajectories of the official samplers, definitions."""
 import pytest
 import torch
 
@@ -6,8 +6,8 @@ from schedule import SAMPLERS, Schedule, ddim, guided, pndm
 from tests.seeded import TOY, filled, fingerprint, randn, relative_error, stored, toy_eps, unet_inputs
 
 BETAS = {0: 0.000850000, 1: 0.000854699, 500: 0.004814954, 999: 0.011999999}
-ABAR = {0: 0.999149978, 1: 0.998296022, 21: 0.980380654, 41: 0.960872650, 500: 0.276332468, 941: 0.009117302, 961: 0.007281722,
-        981: 0.005775496, 999: 0.004660095}
+ABAR = {0: 0.999149978, 1: 0.998296022, 21: 0.980380654, 41: 0.960872650, 500: 0.276332468, 941: 0.009117302,
+        961: 0.007281722, 981: 0.005775496, 999: 0.004660095}
 # One number from x = 1 through toy_eps: (sampler, steps) -> where in the trajectory, values there.
 GOLDEN = {
     ("ddim", 50): (slice(0, 4), [1.0007706, 1.0026579, 1.0056345, 1.0096664]),
@@ -92,7 +92,7 @@ def test_trajectory_of_a_stand_in_network(official, kind, steps):
 @torch.no_grad()
 def test_guided_sampling_with_the_toy_unet(official, kind, steps):
     """Network, guidance 7.5 and sampler together: first, middle and last sample are those of the official three."""
-    assert torch.allclose(fingerprint("unet"), official["fingerprint"], rtol=1e-6), "the seeded weights are not those recorded"
+    assert torch.allclose(fingerprint("unet"), official["fingerprint"], rtol=1e-6), "other seeded weights than recorded"
     z, _, contexts = unet_inputs()
     predict = guided(filled("unet", TOY["unet"]), contexts[:1], contexts[1:], 7.5)
     xs = [x for _, x in SAMPLERS[kind](Schedule(), predict, z[:1], steps)]
@@ -118,9 +118,9 @@ def test_guidance_formula():
 
 
 def test_exact_noise_is_undone():
-    """If the network knows the noise, a step lands where the same sample with less of the same noise lies; the end is abar_0."""
+    """If the network knows the noise, a step lands where the sample with less of the same noise lies; then abar_0."""
     s, z, eps = Schedule(), randn(1, 4, 2, 2, seed=1), randn(1, 4, 2, 2, seed=2)
     x = s.add_noise(z, eps, torch.tensor([981]))
-    for t, x in ddim(s, lambda x, t: eps, x, 50):
+    for t, after in ddim(s, lambda x, t: eps, x, 50):
         expected = s.add_noise(z, eps, torch.tensor([max(t - 20, 0)]))
-        assert torch.allclose(x, expected, atol=1e-4)
+        assert torch.allclose(after, expected, atol=1e-4)

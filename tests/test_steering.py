@@ -1,11 +1,13 @@
-"""Steered priors on the toy: what is added, and that it reaches the picture. How strongly and when: test_activity.py."""
+"""Steered priors on the toy: what is added, and that it reaches the picture.
+
+The sampling with a push worked out by hand: test_paper.py. How strongly and when: test_activity.py.
+"""
 import pytest
 import torch
 
 from activity.profile import attach
 from weights.load import load
 from config import Job
-from ascent import measure
 from steering import directions, sample, steered_prior
 
 
@@ -44,12 +46,3 @@ def test_a_row_is_steered_by_its_own_feature_alone(model, noise):
     both = steered(model, jobs, noise, 10.0, 4)
     swapped = steered(model, [Job(feature=8), jobs[1]], noise, 10.0, 4)
     assert torch.equal(both[1], swapped[1]) and not torch.allclose(both[0], swapped[0])
-
-
-def test_steering_excites_the_feature(model, noise):
-    """Mean over two seeds, at the toy's own strength: the steered picture excites the feature more than the plain one."""
-    jobs = [Job(feature=model.settings["feature"], timestep=model.settings["timestep"], seed=s) for s in (1, 2)]
-    scale = model.settings["presets"]["sae"]["steer_scale"]
-    pushed = measure(model, steered(model, jobs, noise, scale, 20), jobs)[0]
-    plain = measure(model, sample(model, noise, model.embed([""]), steps=20), jobs)[0]
-    assert pushed.mean() > plain.mean()

@@ -252,6 +252,9 @@ class Model:
         raise WeightsError(f"{self.folder}: no capture is attached, from which a steered prior takes its strength; see "
                            "activity.profile.attach, or start from noise (--prior noise)")
 
+    def largest(self, kind, target, t):
+        """Largest mean activation in any dataset image at t; None where no capture is attached (activity.profile.attach)."""
+
     @torch.no_grad()
     def embed(self, prompts):
         """Prompts (a list of B strings) -> text (B, 77, Dc) for the UNet's cross-attention."""
