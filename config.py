@@ -93,6 +93,8 @@ RAW = dict(total_variation_weight=0.5, moment_weight=0.0, gradient_smoothing_sig
 NONE = dict(weight_decay=0.0, range_weight=0.0, moment_weight=0.0, jitter_max=0, rotate_max=0.0, scale_max=1.0,
             spectral_filter=False, prior="noise", finish=False)
 PRESETS = {"sae": Config(), "raw": Config(**RAW), "none": Config(**NONE)}
+ROBUSTNESS = [dict(jitter_max=J, rotate_max=R, scale_max=Z)     # transformation robustness by level, 0..3
+              for J, R, Z in ((0, 0.0, 1.0), (1, 5.0, 1.1), (8, 15.0, 1.2), (16, 45.0, 1.8))]
 NOT_NEGATIVE = ("weight_decay", "total_variation_weight", "range_weight", "range_threshold", "moment_weight",
                 "gradient_smoothing_sigma_start", "gradient_smoothing_sigma_end", "rotate_max", "steer_scale")
 SETTINGS = {field.name: field for field in dataclasses.fields(Config)}

@@ -4,15 +4,13 @@ The way from what you type to what you look at, one function a stage: flags -> m
 -> page. The method itself is ascent.py. Whatever cannot be ends in one line on stderr that says what to do, and exit
 code 2.
 """
-import argparse
-import dataclasses
 import sys
-import time
 
-from command.flags import Parser, add_model, add_out, add_shard, find_shard, guarded
+from command.flags import Parser, add_model, add_out, add_settings, add_shard, find_shard, guarded
 from command.progress import CaptureProgress, Progress, say
-from config import PRESETS, SEEDS, SETTINGS, Job, check_config, configure, flag
+from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure
 from pages.again import FRAMES
+from pages.sweep import axis, swept, write_sweeps
 
 EXAMPLES = """examples:
   python featviz.py                                             a toy feature that is worth seeing
@@ -39,11 +37,12 @@ def parse(argv=None):
     what.add_argument("--feature", type=number_or("live"), nargs="+", metavar="F",
                       help="features of the sparse autoencoder, or live: all that fire in the capture")
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point")
-    group.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: the autoencoder's, or up1.1)")
+    group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in "
+                       "the UNet (default: the autoencoder's, or up1.1)")
     group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T",
                        help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
                        "steps at which it is active (default: auto where there is a capture, else the weights' own)")
-    group.add_argument("--seed", type=int, nargs="+", default=list(SEEDS), metavar="S",
+    group.add_argument("--seed", type=int, nargs="+", metavar="S",
                        help=f"a result each (default: {' '.join(map(str, SEEDS))})")
     group = parser.add_argument_group("how")
     add_model(group)
@@ -56,26 +55,14 @@ def parse(argv=None):
                        help=f"pictures of the course to keep, 2 to 50, or 0 (default: {FRAMES})")
     group.add_argument("--again", action="store_true", help="make results anew that are there already")
     group.add_argument("--keep", action="store_true", help="keep results that an older version of this code made")
+    group = group.add_mutually_exclusive_group()
     group.add_argument("--trace", type=int, nargs="+", metavar="K", help="no results: open up these steps instead")
+    group.add_argument("--sweep", type=axis, nargs="+", default=[], metavar="NAME=V,V",
+                       help="every combination of these settings on one sheet, by default of one time step and seed")
     add_settings(parser.add_argument_group(
         "settings of the method", "in brackets what the preset sae has, and raw where it differs; weights may bring "
         "their own; docs/method.md explains each"))
     return parser.parse_args(argv)
-
-
-def add_settings(group):
-    """A flag for every setting of config.Config."""
-    group.add_argument("--preset", choices=PRESETS, help="all of them at once (default: sae, or raw with --channel)")
-    for name, field in SETTINGS.items():
-        sae, raw = (getattr(PRESETS[preset], name) for preset in ("sae", "raw"))
-        kind = {"type": field.type, "metavar": "X"}
-        if field.type is bool:
-            kind, sae = {"action": argparse.BooleanOptionalAction}, "on" if sae else "off"
-        elif field.metadata["choices"]:
-            kind = {"choices": field.metadata["choices"]}
-        differs = f"; raw {raw}" if raw != getattr(PRESETS["sae"], name) else ""
-        says = f"{field.metadata['help']} [{sae}{differs}]"
-        group.add_argument(flag(name), default=argparse.SUPPRESS, help=says, **kind)
 
 
 # --- model, time steps -> jobs ----------------------------------------------------------------------------------------
@@ -89,17 +76,22 @@ def plan(args):
     (rank, shards), wanted = find_shard(args.shard), args.feature or args.channel
     model = open_model(args, wanted, args.check)
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
-    config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **given)
-    check_config(config, min(model.latent_shape[1:]), len(model.schedule))
+    level = {} if args.robustness is None else ROBUSTNESS[args.robustness]
+    config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **level | given)
+    configs = swept(config, args.sweep, given)
+    for one in configs:
+        check_config(one, min(model.latent_shape[1:]), len(model.schedule))
     check_steps(args.trace or (), config)
     model = choose_hook_point(model, args)
     kind, targets = find_targets(model, args)
-    numbers, seeds = [t for t in args.timestep or () if isinstance(t, int)], list(dict.fromkeys(args.seed))
+    when = args.timestep or ([model.settings.get("timestep", 0)] if args.sweep else None)
+    seeds = list(dict.fromkeys(args.seed or SEEDS[:1 if args.sweep else None]))
+    numbers, steered = [t for t in when or () if isinstance(t, int)], any(one.prior == "steer" for one in configs)
     make = lambda n, t, seed: Job(**{"feature": None, kind: n}, timestep=t, seed=seed)
     check_jobs(model, [make(n, t, seed) for n in targets for t in numbers or [0] for seed in seeds])
     size = choose_size(args, wanted, model)
     probing = "check" if args.check else "shard" if shards > 1 else CaptureProgress()
-    model, times = with_activity(model, args.out, args.timestep, config.prior == "steer", probing, size)
+    model, times = with_activity(model, args.out, when, steered, probing, size)
     jobs = [make(n, t, seed) for n in targets[rank::shards] for t in dict.fromkeys([*numbers, *times(kind, n)])
             for seed in seeds]
     return model, jobs, config, size
@@ -149,55 +141,46 @@ def choose_hook_point(model, args):
 def run(args):
     """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
     from ascent import kept_steps
+    from command.told import announce, check
     from finish import course_length, stream
     from pages import files
     model, jobs, config, size = plan(args)
     if not jobs:
         print("there are fewer features than processes: nothing to do for this one", file=sys.stderr)
         return 0
+    configs = swept(config, args.sweep)                         # one, unless --sweep says otherwise
     if args.check:
-        return check(model, jobs, config, size)
+        return check(model, jobs * len(configs), config, size)
     usual = configure(model.settings, "raw" if args.channel else "sae")
-    recipes = {job: files.recipe(model, job, config, usual) for job in jobs}
+    recipes = {(job, one): files.recipe(model, job, one, usual) for one in configs for job in jobs}
     files.prepare(args.out)
     if args.trace:
-        return run_trace(model, recipes, config, size, args)
-    steps = kept_steps(config.num_steps, args.frames)
-    why = {job: "again" if args.again else files.lacking(args.out, recipes[job], steps, args.keep) for job in jobs}
-    todo, failed = [job for job in jobs if why[job]], []
+        return run_trace(model, {job: recipes[job, config] for job in jobs}, config, size, args)
+    steps = {one: kept_steps(one.num_steps, args.frames) for one in configs}
+    why = {(job, one): "again" if args.again else files.lacking(args.out, recipe, steps[one], args.keep)
+           for (job, one), recipe in recipes.items()}
     announce(model, why, config)
-    progress = Progress(len(todo), size, course_length(config))
-    for result in stream(model, todo, config, size, progress, args.frames) if todo else ():
-        path = files.save(args.out, result, recipes[result.job])
-        progress.finished(result)
-        last = result.finished or result
-        say(f"{path}: {last.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}"
-            + (f", finished {last.activation:.4f}" if result.finished else "") + f", rank {last.scores['rank']}")
-        if result.verdict.startswith("non-finite"):
-            failed.append(path)
-    show(model, {files.path_of(args.out, recipes[job]).parent.parent: (job.kind, job.target) for job in jobs})
+    failed = []
+    for one in configs:
+        todo = [job for job in jobs if why[job, one]]
+        progress = Progress(len(todo), size, course_length(one))
+        for result in stream(model, todo, one, size, progress, args.frames) if todo else ():
+            path = files.save(args.out, result, recipes[result.job, one])
+            progress.finished(result)
+            last = result.finished or result
+            say(f"{path}: {last.verdict}, activation {result.scores['activation_start']:.4f} -> "
+                f"{result.activation:.4f}" + (f", finished {last.activation:.4f}" if result.finished else "")
+                + f", rank {last.scores['rank']}")
+            if result.verdict.startswith("non-finite"):
+                failed.append(path)
+    show(model, {files.path_of(args.out, recipe).parent.parent: (job.kind, job.target)
+                 for (job, _), recipe in recipes.items()})
+    for path in write_sweeps(args.out, list(recipes.values()), args.sweep):
+        say(f"look at {path}")
     if failed:
-        print(f"featviz: {len(failed)} of {len(jobs)} ascents met NaN or infinite values, first {failed[0]}; its "
+        print(f"featviz: {len(failed)} of {len(recipes)} ascents met NaN or infinite values, first {failed[0]}; its "
               "latent is the last finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
     return 2 if failed else 0
-
-
-def announce(model, why, config):
-    """What is there already, what comes and why, and whether UNet and SAE belong together, on stderr."""
-    from weights.preflight import fit, verdict
-    todo = [reason for reason in why.values() if reason]
-    if len(todo) < len(why):
-        print(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings",
-              file=sys.stderr)
-    for reason in sorted(set(todo) - {"new", "again", "broken"}):
-        hint = "; --keep takes such results as they are" if reason in ("code", "torch") else ""
-        print(f"{todo.count(reason)} results were made with another {reason} and are made anew{hint}", file=sys.stderr)
-    if todo:
-        print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
-              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior != "noise" else ""),
-              file=sys.stderr)
-        if next(iter(why)).kind == "feature" and (warning := verdict(model.sae.k, *fit(model))):
-            print(f"warning: {warning}", file=sys.stderr)
 
 
 # --- results -> page -------------------------------------------------------------------------------------------------
@@ -226,22 +209,6 @@ def run_trace(model, recipes, config, size, args):
     progress = Progress(len(recipes), size, max(args.trace) + 1)
     for path in trace(model, recipes, config, args.trace, args.out, size, args.weights, progress):
         say(f"look at {path}")
-    return 0
-
-
-def check(model, jobs, config, size):
-    """What --check prints: measured on one gradient of one batch, nothing written."""
-    from ascent import ascend
-    from command.device import peak_memory
-    from weights.preflight import check_fit
-    batches, began = -(-len(jobs) // size), time.time()
-    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
-    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
-    say(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a "
-        f"time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files "
-        "read, all names, shapes and values are sound")
-    if jobs[0].kind == "feature":
-        say(check_fit(model))
     return 0
 
 

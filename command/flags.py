@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from config import PRESETS, ROBUSTNESS, SETTINGS, flag
 from weights.disk import WeightsError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,23 @@ def add_out(group):
 def add_shard(group):
     group.add_argument("--shard", type=shard, metavar="I/N",
                        help="the I-th of N shares, I from 0 (default: torchrun's or SLURM's)")
+
+
+def add_settings(group):
+    """A flag for every setting of config.Config."""
+    group.add_argument("--preset", choices=PRESETS, help="all of them at once (default: sae, or raw with --channel)")
+    group.add_argument("--robustness", type=int, choices=range(len(ROBUSTNESS)), help="--jitter-max, --rotate-max and "
+                       "--scale-max by level, 0 to 3 [1]")
+    for name, field in SETTINGS.items():
+        sae, raw = (getattr(PRESETS[preset], name) for preset in ("sae", "raw"))
+        kind = {"type": field.type, "metavar": "X"}
+        if field.type is bool:
+            kind, sae = {"action": argparse.BooleanOptionalAction}, "on" if sae else "off"
+        elif field.metadata["choices"]:
+            kind = {"choices": field.metadata["choices"]}
+        differs = f"; raw {raw}" if raw != getattr(PRESETS["sae"], name) else ""
+        says = f"{field.metadata['help']} [{sae}{differs}]"
+        group.add_argument(flag(name), default=argparse.SUPPRESS, help=says, **kind)
 
 
 def guarded(name, work, *args):

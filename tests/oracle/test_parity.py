@@ -153,7 +153,7 @@ HOOK_POINTS = filled("unet", TOY["unet"]).hook_points
 
 @pytest.mark.parametrize("hook", HOOK_POINTS)
 def test_every_hook_point(hook):
-    """Its output, the output's gradient and the noise after an addition there, as forward hooks on diffusers see them."""
+    """Its output, the output's gradient, the noise after an addition there: as forward hooks on diffusers see them."""
     (z, t, context), ours = seeded.unet_inputs(), filled("unet", TOY["unet"])
     theirs = record.official("unet", TOY["unet"])
     v, caught = randn(2, ours.width(hook), seed=8), []
