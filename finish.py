@@ -23,6 +23,7 @@ Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width. Rea
 """
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -146,34 +147,30 @@ def choose(tries, pick):
 def finish(model, jobs, z, config, enough=None, on_step=None):
     """The redrawing of z (B, 4, H, W): its latents (B, 4, H, W), t0 (B,) and scale (B,) of each, a `row` a step.
 
-    What is "auto" is chosen for each job by the activation of its picture, decoded and encoded again:
-        finish_scale  the smallest of STRENGTHS at which it is `enough` (B,), or, where none is, the best
-        finish_from   the one of FINISH_FROM at which it is largest
+    What is "auto" is tried, and chosen for each job by the activation of its picture, decoded and encoded again:
+        finish_scale  the smallest of STRENGTHS at which it is `enough` (B,); where none is, the one of the largest
+        finish_from   the one of FINISH_FROM, and with finish_scale "auto" of STRENGTHS, of the largest
     """
-    best = []
-    for t0 in FINISH_FROM if config.finish_from == "auto" else (config.finish_from,):
-        x, tries, found = noised(model, jobs, z, t0), [], []
-        for s in STRENGTHS if config.finish_scale == "auto" else (config.finish_scale,):
-            history = []
-            for step in redraw(model, jobs, x, grid(t0, config.finish_steps), s, config):
-                history.append(row(step))
-                if on_step:
-                    on_step(step)
-            tries.append((step.after, torch.full((len(jobs),), t0), torch.full((len(jobs),), float(s)), history))
-            if "auto" in (config.finish_from, config.finish_scale):
-                found.append(reencoded(model, jobs, step.after))
-                if config.finish_scale == "auto" and (torch.stack(found) >= enough).any(dim=0).all():
-                    break
-        pick = smallest(torch.stack(found), enough) if len(tries) > 1 else [0] * len(jobs)
-        best.append((choose(tries, pick), choose(found, pick) if found else None))
-    pick = torch.stack([again for _, again in best]).argmax(dim=0).tolist() if len(best) > 1 else [0] * len(jobs)
-    return choose([tried for tried, _ in best], pick)
-
-
-def smallest(found, enough):
-    """For each job the first try that reaches `enough` (B,), or else the best: found (tries, B) -> B numbers."""
-    good = found >= enough
-    return torch.where(good.any(dim=0), good.int().argmax(dim=0), found.argmax(dim=0)).tolist()
+    from_auto, scale_auto = config.finish_from == "auto", config.finish_scale == "auto"
+    options = list(product(FINISH_FROM if from_auto else [config.finish_from],
+                           STRENGTHS if scale_auto else [config.finish_scale]))
+    tries, found = [], []
+    for t0, s in options:
+        history = []
+        for step in redraw(model, jobs, noised(model, jobs, z, t0), grid(t0, config.finish_steps), s, config):
+            history.append(row(step))
+            if on_step:
+                on_step(step)
+        tries.append((step.after, torch.full((len(jobs),), t0), torch.full((len(jobs),), float(s)), history))
+        if len(options) > 1:
+            found.append(reencoded(model, jobs, step.after))
+            good = torch.stack(found) >= (torch.inf if from_auto else enough)                   # (tries, B)
+            if good.any(dim=0).all():
+                break
+    if len(tries) == 1:
+        return tries[0]
+    pick = torch.where(good.any(dim=0), good.int().argmax(dim=0), torch.stack(found).argmax(dim=0))
+    return choose(tries, pick.tolist())
 
 
 def finish_results(model, results, config, on_step=None):
