@@ -197,7 +197,7 @@ def by_rule(found):
 
 def rows_of(found):
     """Results of one time step as rows side by side: one for each settings, the usual ones first. The rule orders the
-    seeds of the first row, and the others keep that order, so that a column has one start."""
+    seeds of the first row, and the others keep that order, so that equal starts compare."""
     rows = {}
     for r in found:
         rows.setdefault(r.folder, []).append(r)
