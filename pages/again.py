@@ -1,49 +1,32 @@
 """From the record of a result back to the command that makes it.
 
-The command says what the recipe has other than usual. What is usual follows from the preset and from the weights' own
-featviz.json; where that file is not at hand, or is not the one that the recipe names, every setting is spelled out.
+The record says what its settings have other than those of a run without flags; that is what has to be typed. Records of
+older versions do not say it: of them every setting is spelled out.
 """
-import dataclasses
-import hashlib
 import json
 import shlex
-from pathlib import Path
 
-from config import PRESETS, SETTINGS, flag
+from config import SETTINGS, flag
 
-ROOT = Path(__file__).resolve().parent.parent
 FRAMES = 8                  # pictures of the course that a run keeps when no flag says otherwise
 
 
-def usual(recipe, weights):
-    """{setting: value} that a run without flags takes; empty where that cannot be known."""
-    preset, own = "raw" if recipe["job"]["feature"] is None else "sae", {}
-    known = recipe["fingerprints"].get("featviz.json")
-    if known:
-        try:
-            data = (weights / "featviz.json").read_bytes()
-        except OSError:
-            return {}
-        if hashlib.sha256(data).hexdigest() != known:
-            return {}
-        own = json.loads(data).get("presets", {}).get(preset, {})
-    return dataclasses.asdict(PRESETS[preset]) | own
+def flags(recipe):
+    """The settings of a recipe that are not usual, as they are typed: ["--no-noise", "--num-steps", "3"]."""
+    differs = recipe.get("differs", recipe["config"] | {"dtype": recipe.get("dtype")})
+    named = {name: value for name, value in differs.items() if name in SETTINGS or name == "dtype" and value}
+    pairs = ([flag(k if v else f"no-{k}")] if isinstance(v, bool) else [flag(k), str(v)] for k, v in named.items())
+    return [word for pair in pairs for word in pair]
 
 
 def command(recipe, times, seeds, frames=FRAMES, weights=None):
-    """The command for this recipe at these time steps and seeds. `weights`: their folder, by default weights/<name> of
-    this project."""
-    kind, flags = "channel" if recipe["job"]["feature"] is None else "feature", []
-    plain = usual(recipe, weights or ROOT / "weights" / recipe["weights"])
-    for name in SETTINGS:
-        if name in recipe["config"] and (name not in plain or plain[name] != recipe["config"][name]):
-            value = recipe["config"][name]
-            flags += [flag(name) if value else flag(f"no-{name}")] if isinstance(value, bool) else [flag(name), value]
+    """The command for this recipe at these time steps and seeds. `weights`: their folder, by default weights/<name>."""
+    kind = "channel" if recipe["job"]["feature"] is None else "feature"
     hook = ["--hook-point", recipe["hook_point"]] if kind == "channel" else []
     kept = ["--frames", frames] if frames != FRAMES else []
     words = ["python", "featviz.py", "--weights", weights or f"weights/{recipe['weights']}", f"--{kind}",
              recipe["job"][kind], *hook, "--timestep", *times, "--seed", *seeds, "--device", recipe["device"],
-             "--dtype", recipe["dtype"], *flags, *kept]
+             *flags(recipe), *kept]
     return shlex.join(map(str, words))
 
 

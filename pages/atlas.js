@@ -1,15 +1,17 @@
 const form = document.getElementById("filter"), wall = document.getElementById("wall");
 const count = document.getElementById("count");
 const data = JSON.parse(document.getElementById("data").textContent), PRINTED = 240, MARGIN = 3;
-const items = data.rows.map(([folder, t, seed, activation, strength, verdict, peak, words, rank, page]) => {
+const items = data.rows.map(([folder, time, seed, activation, strength, verdict, rank, peak, words, page, begun]) => {
   const [, hook, kind, number] = folder.match(/^(?:(.+)_)?(feature|channel)_0*(\d+)$/);
   const label = `${kind} ${number}` + (hook ? ` at ${hook}` : ""), concept = words.join(" ");
-  const file = `t${String(t).padStart(4, 0)}/seed_${seed}`;
-  return {label, number: +number, t, activation, strength, verdict, peak, words, concept, rank,
-    search: `${label} ${concept}`.toLowerCase(), picture: `atlas/${folder}_${file.replace("/", "_")}.jpg`,
-    link: `${folder}/` + (page ? "index.html" : `${file}.png`)};
+  const thumbnail = `atlas/${folder}_${time}_seed_${seed}`, last = {activation, strength, verdict, rank};
+  const [a, s, v, r] = begun ?? [], picture = `${thumbnail}.jpg`;
+  const ascent = begun && {activation: a, strength: s, verdict: v, rank: r, picture: `${thumbnail}_ascent.jpg`};
+  return {label, number: +number, t: +time.slice(1, 5), peak, words, concept,
+    search: `${label} ${concept}`.toLowerCase(), faces: [{...last, picture}, ascent ?? {...last, picture}],
+    link: `${folder}/` + (page ? "index.html" : `${time}/seed_${seed}.png`)};
 });
-let shown = [], tiles = new Map(), columns = 1, pitch = 1, width = 0, last = "";
+let shown = [], tiles = new Map(), columns = 1, pitch = 1, width = 0, last = "", turned = null;
 
 // order: rising for number, concept and peak, falling for scores; the unknown last; equals by strength, number
 const rising = (a, b) => a === b ? 0 : a === null || a === "" ? 1 : b === null || b === "" ? -1 : a < b ? -1 : 1;
@@ -25,12 +27,22 @@ function fits(x, f, terms) {
 
 function apply() {                                  // what the form says -> `shown`, from the top
   const f = Object.fromEntries(new FormData(form)), by = f.sort;
+  if (turned !== "ascent" in f) turn("ascent" in f);
   const terms = f.search.toLowerCase().split(/\s+/).filter(Boolean);
   const order = (a, b) => orders[by](a[by], b[by]) || falling(a[data.score], b[data.score]) || a.number - b.number;
   shown = items.filter(x => fits(x, f, terms)).sort(order);
   count.textContent = `${shown.length.toLocaleString("en")} of ${items.length.toLocaleString("en")}`;
   if (scrollY > form.offsetTop) scrollTo(0, form.offsetTop);
   layout();
+}
+
+function turn(ascent) {                             // the other picture of each feature, with its numbers
+  const kept = form.verdict.value;
+  turned = ascent;
+  for (const x of items) Object.assign(x, x.faces[+ascent]);
+  form.verdict.length = 1;
+  choices("verdict", items.map(x => x.verdict));
+  form.verdict.value = [...form.verdict.options].some(o => o.value === kept) ? kept : "";
 }
 
 function layout() {                                 // columns and the height of a row, as the browser lays them out
@@ -111,10 +123,11 @@ function remember() {                               // in the address: for the w
 }
 
 choices("concept", items.flatMap(x => x.words));
-choices("verdict", items.map(x => x.verdict));
+turn(false);
 form.hidden = document.getElementById("print").hidden = false;
 for (const [name, value] of new URLSearchParams(location.hash.slice(1)))
-  if (form.elements[name]) form.elements[name].value = value;
+  if (form.elements[name]?.type === "checkbox") form.elements[name].checked = true;
+  else if (form.elements[name]) form.elements[name].value = value;
 form.sort.value ||= "strength";
 form.addEventListener("submit", event => event.preventDefault());
 form.addEventListener("input", apply);

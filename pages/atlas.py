@@ -2,8 +2,9 @@
 
     python -m pages --atlas out/toy        writes out/toy/index.html and a thumbnail for each feature in out/toy/atlas
 
-What stands for a feature is the result that its own page shows first, see `read.best`. Its *strength* is its activation
-in units of that of the dataset image that excites the feature most at the same time step (`read.gain`).
+What stands for a feature is the result that its own page shows first, see `read.best`: its finished picture, and at the
+turn of a switch the ascent's. The *strength* of a picture is its activation in units of that of the dataset image that
+excites the feature most at the same time step (`read.gain`).
 
 The page holds a row of numbers for each feature, and atlas.js draws only the tiles in view, so its speed does not
 depend on how many there are. Thumbnails are one file each: in any order but their own, every screen would need all of
@@ -23,6 +24,7 @@ from pages.web import document, escape
 from weights.disk import replacing
 
 EDGE = 160                  # pixels an edge of a thumbnail, at most
+ASCENT = "_ascent"          # ends the name of the thumbnail of the ascent's picture where there is a finished one, too
 TARGET = re.compile(r"(?:(?P<hook>.+)_)?(?P<kind>feature|channel)_(?P<number>\d+)")
 
 
@@ -30,26 +32,32 @@ def row(folder, thumbnails, broken):
     """A feature's folder -> what the page knows of it, see `write_atlas`; None without a sound result."""
     activity = read_activity(folder, False, broken)
     peak = max(activity["peaks"], key=lambda t: activity["profile"][t], default=None) if activity else None
-    found = [attempt(read_record, path, broken) for path in sorted(folder.glob("t[0-9][0-9][0-9][0-9]/seed_*.json"))]
+    found = [attempt(read_record, path, broken) for path in sorted(folder.glob("t*/seed_*.json"))]
     found = list(filter(None, found))
     while found:
         first = best(found, activity)
-        seed = str(first.seed)                                  # JavaScript rounds large numbers
-        if write_thumbnail(first.path, thumbnails / thumbnail_name(folder.name, first.t, seed), broken):
-            scores = [rounded(v) for v in (first.scores["activation"], gain(first, activity))]
-            return [folder.name, first.t, seed, *scores, first.verdict.partition(" ")[0], peak,
-                    activity["concept"] if activity else [], rounded(first.scores["rank"], 9),
-                    int((folder / "index.html").exists())]
+        place = [folder.name, first.folder, str(first.seed)]    # JavaScript rounds large numbers
+        name = lambda suffix: thumbnails / thumbnail_name(*place, suffix)
+        if (write_thumbnail(first.last.path, name(""), broken)
+                and (not first.finished or write_thumbnail(first.path, name(ASCENT), broken))):
+            return [*place, *numbers(first.last, activity), peak, activity["concept"] if activity else [],
+                    int((folder / "index.html").exists()), numbers(first, activity) if first.finished else None]
         found.remove(first)
     return None
+
+
+def numbers(r, activity):
+    """Activation, strength, verdict and rank of a picture."""
+    return [rounded(r.scores["activation"]), rounded(gain(r, activity)), r.verdict.partition(" ")[0],
+            rounded(r.scores["rank"], 9)]
 
 
 def rounded(value, digits=4):
     return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None
 
 
-def thumbnail_name(name, t, seed):
-    return f"{name}_t{t:04d}_seed_{seed}.jpg"
+def thumbnail_name(name, time, seed, suffix=""):
+    return f"{name}_{time}_seed_{seed}{suffix}.jpg"
 
 
 def shrink(path):
@@ -72,8 +80,9 @@ def write_thumbnail(source, target, broken):
 def write_atlas(folder):
     """folder/index.html; returns its path. ValueError where there is no result.
 
-    A row: folder's name, time step and seed of the best result, its activation, strength and verdict, the highest peak
-    of the feature's activity, the words of its concept, the result's rank, 1 if it has a page of its own.
+    A row: folder's name; folder of the time step and seed of the result shown; activation, strength, verdict and rank
+    of its last picture; the highest peak of the feature's activity; the words of its concept; 1 if it has a page of its
+    own; activation, strength, verdict and rank of the ascent's picture where another was made of it, else None.
     """
     folder, broken = Path(folder), []
     if not folder.is_dir():
@@ -87,7 +96,7 @@ def write_atlas(folder):
         print(f"left out because they cannot be read: {count(len(broken), 'file')}, first {broken[0]}", file=sys.stderr)
     if not rows:
         raise ValueError(f"--atlas {folder}: holds no result; give the folder of a model's results, such as out/toy")
-    used = {thumbnail_name(*found[:3]) for found in rows}
+    used = {thumbnail_name(*found[:3], suffix) for found in rows for suffix in ("", ASCENT)}
     for path in thumbnails.glob("*.jpg"):
         if path.name not in used:                               # of a result that is no longer the best
             path.unlink()
@@ -102,9 +111,9 @@ def count(n, thing):
 
 def item(entry):
     """A feature as a link to its own page, or to its picture where it has none."""
-    name, t, seed, *_, words, _, page = entry
+    name, time, seed, *_, words, page, _ = entry
     hook, kind, number = TARGET.fullmatch(name).groups()
-    link = f"{name}/index.html" if page else f"{name}/t{t:04d}/seed_{seed}.png"
+    link = f"{name}/index.html" if page else f"{name}/{time}/seed_{seed}.png"
     label = f"{kind} {int(number)}" + (f" at {hook}" if hook else "")
     return f'<li><a href="{escape(link)}">{escape(label)}</a> {escape(" ".join(words))}</li>'
 
@@ -116,17 +125,20 @@ def page(folder, rows, broken):
     title, score = f"{what} of {folder.resolve().name}", "activation" if all(e[4] is None for e in rows) else "strength"
     data = json.dumps({"rows": rows, "score": score}, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     left_out = f" Left out because they cannot be read: {count(broken, 'file')}." if broken else ""
-    body = BODY.format(title=escape(title), lead=LEAD[score], score=score, links="".join(map(item, rows)), data=data,
+    finished = any(entry[-1] for entry in rows)
+    body = BODY.format(title=escape(title), lead=FINISHED * finished + LEAD[score], score=score,
+                       ascent=SWITCH * finished, links="".join(map(item, rows)), data=data,
                        folder=escape(folder), left_out=left_out)
     return document(title, body, "atlas")
 
 
+FINISHED = ("Gradient ascent began these pictures and the model finished them, which may put in what a feature did not "
+            "ask for; <em>as the ascent left it</em> shows what they were made of. ")
+SWITCH = '<label class="switch"><input type="checkbox" name="ascent"> as the ascent left it</label>\n'
 LEAD = {
-    "strength": "Each picture is what gradient ascent drew to excite one feature. Under it, what the dataset images "
-                "that excite the feature most have in common, and its number; 2&times; is twice as active as on the "
-                "best of them.",
-    "activation": "Each picture is what gradient ascent drew to excite one feature. Under it, its number and its "
-                  "activation."}
+    "strength": "Each picture was drawn to excite one feature. Under it, what the dataset images that excite the "
+                "feature most have in common, and its number; 2&times; is twice as active as on the best of them.",
+    "activation": "Each picture was drawn to excite one feature. Under it, its number and its activation."}
 BODY = """<header>
 <div class="row"><h1>{title}</h1> <button id="print" hidden>Print</button></div>
 <p class="lead">{lead}</p>
@@ -137,7 +149,7 @@ BODY = """<header>
 <label>Sort by <select name="sort"><option>strength</option><option>concept</option><option>activation</option>
 <option>number</option><option>peak</option></select></label>
 <label class="toggle"><input type="checkbox"> More filters</label>
-<label class="more">Verdict <select name="verdict"><option value="">any</option></select></label>
+{ascent}<label class="more">Verdict <select name="verdict"><option value="">any</option></select></label>
 <label class="more">Least {score} <input type="number" name="least" step="any" placeholder="any"></label>
 <label class="more">Peak at t <span class="pair">
 <input type="number" name="from" min="0" max="1000" placeholder="0" aria-label="Peak at t, from">
@@ -149,6 +161,6 @@ BODY = """<header>
 <ul>{links}</ul></noscript>
 <div id="wall"></div>
 <footer><p>Made by <code>python -m pages --atlas {folder}</code>. Shown of a feature is the result that its own page
-shows first; an excited one comes before all others.{left_out} The peak is the time step at which the feature is most
-often among the most active ones.</p></footer>
+shows first: of all seeds the one that excites it most after decoding and encoding.{left_out} The peak is the time step
+at which the feature is most often among the most active ones.</p></footer>
 <script type="application/json" id="data">{data}</script>"""

@@ -14,9 +14,10 @@ from PIL import Image
 from config import HOOK_POINT
 from pages.again import commands
 from pages.files import folder_of
-from pages.read import SCORES, best, gain, read_activity, read_results, short
+from pages.read import SCORES, best, gain, read_activity, read_results, rows_of, short
 from pages.web import bars, chart, data_uri, document, escape, figure, img, picture, table
-from pages.words import VERDICTS, differences, raised, reached, seems, terms, told, which
+from pages.words import MEANS, RULE, VERDICTS, climbed, differences, reached, seems, terms, told, which
+from pages.words import settings as typed
 from weights.disk import alone, replacing
 
 LARGE, EDGE = 100_000, 512          # bytes of a picture that is embedded as it is; pixels an edge of a larger one
@@ -26,9 +27,9 @@ SHOWN = 9                           # dataset examples beside the best picture
 CURVES = {"gradient_norm": "Norm of the gradient", "update_norm": "Norm of the update",
           "total_variation": "Penalty: total variation", "range": "Penalty: range",
           "moment": "Penalty: mean and deviation"}
-FOOTER = ("<footer><p>Made by <code>python -m pages</code> from the records in this folder. The pictures are gradient "
-          "ascents of featviz.py on {weights}, torch {torch}; nobody chose them, all results of the folder are here."
-          "</p></footer>")
+FOOTER = ("<footer><p>Made by <code>python -m pages</code> from the records in this folder. The pictures are those of "
+          "featviz.py on {weights}, torch {torch}; nobody chose them, all results of the folder are here.</p></footer>")
+STARTS = {"steer": "steered", "guided": "guided"}
 WHERE = ('<input type="checkbox" id="where"> <label for="where">Show where the picture excites it, on the grid of the '
          "hook point</label>")
 
@@ -63,7 +64,7 @@ def page(folder, found, activity, others):
 
 def key(r):
     """What the ids of a result end in."""
-    return f"t{r.t:04d}-s{r.seed}"
+    return f"{r.folder}-s{r.seed}"
 
 
 def embed(image, edge=EDGE):
@@ -83,6 +84,17 @@ def opener(r, name, heated=False):
     """The picture as a button that opens its viewer."""
     content = img(embed(r.path), f"What excites {told(r)}; open its course") + (heat(r) if heated else "")
     return f'<button class="open" id="{name}-{key(r)}" data-view="view-{key(r)}">{content}</button>'
+
+
+def pair(r, activity, name, heated=False):
+    """The finished picture, and beside it the ascent's, each with its numbers; the latter alone where no other is."""
+    says = f"seed {r.seed}: {r.verdict}", reached(r, activity)
+    if not r.finished:
+        return figure(opener(r, name, heated), *says)
+    last = figure(opener(r.finished, name, heated), f"seed {r.seed}, finished: {r.finished.verdict}",
+                  reached(r.finished, activity))
+    first = figure(opener(r, f"{name}-ascent", heated), f"the ascent: {r.verdict}", says[1])
+    return f'<div class="pair">{last}{first}</div>'
 
 
 def heat(r):
@@ -108,19 +120,20 @@ def example(e):
 
 
 def top(name, first, activity):
-    """The one thing that matters: what the ascent made, beside what excites the feature in a dataset, and in words."""
+    """The one thing that matters: what was made, beside what excites the feature in a dataset, and in words."""
     words, shown = " ".join(activity["concept"]) if activity else "", []
     for t in [first.t, *sorted(activity["peaks"], key=lambda t: -activity["profile"][t])] if activity else ():
         shown = shown or [e for e in activity["examples"].get(t, []) if e["file"]][:SHOWN]
     nine = f'<div class="nine">{"".join(map(example, shown))}</div>'
     right = figure(nine, f"The {len(shown)} of {activity['images']} images that excite it most") if shown else ""
-    made = figure(opener(first, "best"), "What the ascent made",
-                  f"time step {first.t}, seed {first.seed}; open it to see its course")
+    rule = RULE.format(kind=first.kind)
+    made = pair(first, activity, "best")
     return (f'<header><p class="over soft">{escape(first.recipe["weights"])}, '
             f'{escape(first.recipe.get("hook_point", ""))}</p>'
             f'<h1>{escape(name)}{": <b>" + escape(words) + "</b>" if words else ""}</h1>'
-            f'<p class="lead">{escape(seems(activity))} {escape(raised(first, activity))}</p>'
-            f'<div class="hero">{made}{right}</div></header>')
+            f'<p class="lead">{escape(seems(activity))} {escape(climbed(first, activity))}</p>'
+            f'<div class="hero">{made}{right}</div>'
+            f"{f'<p>{escape(MEANS)}</p>' if first.finished else ''}<p>{escape(rule)}</p></header>")
 
 
 def how(first):
@@ -130,13 +143,14 @@ def how(first):
 
 
 def unlike(found):
-    """What the results of this page differ in beside time step and seed: settings, weights, torch, code."""
+    """What the results of this page differ in beside time step, seed and settings: code, weights, torch."""
     names, groups = differences(found)
     if not names:
         return ""
     rows = [[which(results), *(str(v)[:20] for v in values)] for results, values in groups]
+    code = "<p>Their code differs: not all come from the same version of the method.</p>" if "code" in names else ""
     return ('<aside id="unlike"><h2>Not all of these results were made in the same way</h2>'
-            f'{table(["results", *names], rows, "Differences")}</aside>')
+            f'{code}{table(["results", *names], rows, "Differences")}</aside>')
 
 
 def when(activity, times):
@@ -155,10 +169,15 @@ def when(activity, times):
 
 
 def time_step(t, found, activity):
-    """All that was made and all that is known at one time step."""
+    """All that was made and all that is known at one time step: a row for each settings, the best seed first."""
     peak = " <span class=soft>a peak of its activity</span>" if activity and t in activity["peaks"] else ""
-    tiles = "".join(figure(opener(r, "open", True), f"seed {r.seed}: {r.verdict}", reached(r, activity)) for r in found)
-    made = f'<div class="tiles">{tiles}</div>' if tiles else "<p>No picture was made at this time step.</p>"
+    made, rows = "", rows_of(found)
+    for results in rows:
+        head = f"With {typed(results[0])}" if typed(results[0]) else "With usual settings" if len(rows) > 1 else ""
+        tiles = "".join(pair(r, activity, "open", True) for r in results)
+        wide = " both" if any(r.finished for r in results) else ""
+        made += f'{f"<h4>{escape(head)}</h4>" if head else ""}<div class="tiles{wide}">{tiles}</div>'
+    made = made or "<p>No picture was made at this time step.</p>"
     known = "".join(figure(example(e), short(e["activation"]), e["prompt"])
                     for e in (activity["examples"].get(t, []) if activity else ()))
     seen = f'<h4>Dataset images that excite it most here</h4><div class="small">{known}</div>' if known else ""
@@ -166,24 +185,29 @@ def time_step(t, found, activity):
 
 
 def priors(found):
-    """The steered priors, one a seed: they do not depend on the time step of the ascent."""
-    seeds = {r.seed: r for r in found if r.steered}
-    tiles = "".join(figure(img(embed(r.frame(0), FRAME), f"Steered prior of {r.kind} {r.target}, seed {seed}"),
-                           f"seed {seed}") for seed, r in sorted(seeds.items()))
-    return ('<section id="priors"><h3>Where they started: steered priors, samples that were pulled towards it</h3>'
-            f'<div class="small">{tiles}</div></section>') if tiles else ""
+    """The samples from which ascents started, one a seed and kind: they do not depend on the ascent's time step."""
+    kinds = {(r.recipe["config"]["prior"], r.seed): r for r in reversed(found) if r.sampled}
+    tiles = "".join(figure(img(embed(r.frame(0), FRAME), f"Start of {r.kind} {r.target}, {kind}, seed {seed}"),
+                           f"{STARTS[kind]}, seed {seed}") for (kind, seed), r in sorted(kinds.items()))
+    return ('<section id="priors"><h3>Where they started: samples that were pulled towards it</h3>'
+            f'<div class="small">{tiles}</div><p>What differs from seed to seed, it does not care about.</p></section>'
+            ) if tiles else ""
 
 
 def scores(found, activity):
-    """The numbers of every result."""
-    rows = [(r.t, r.seed, r.verdict, *(short(r.scores[name]) for name in SCORES), short(gain(r, activity)))
-            for r in found]
-    head = ("time step", "seed", "verdict", *SCORES.values(), "times the strongest image")
+    """The numbers of every picture; columns that say which one it is only where there are several kinds."""
+    finished, unusual = (any(map(has, found)) for has in (lambda r: r.finished, typed))
+    rows = [(r.t, *[typed(r) or "usual"] * unusual, r.seed, *[name] * finished, p.verdict,
+             *(short(p.scores[name]) for name in SCORES), short(gain(p, activity)))
+            for r in found for name, p in (("finished", r.finished), ("ascent", r)) if p]
+    head = ("time step", *["settings"] * unusual, "seed", *["picture"] * finished, "verdict", *SCORES.values(),
+            "times the strongest image")
     return f'<h2 id="scores">Scores</h2>{table(head, rows, "Scores")}'
 
 
 def beside(folder, first, others):
     """What else the best picture excites, as bars; a feature that has a page is a link."""
+    first = first.last
     if not first.others:
         return ""
     order = sorted([*first.others, (first.target, first.scores["activation"])], key=lambda entry: -(entry[1] or 0))
@@ -211,9 +235,9 @@ def raw(folder, first, name, others):
     if not there:
         return (f"{head}<p>Of the raw channels it raises number {number} most. <code>python featviz.py --channel "
                 f"{number}</code> makes its pictures; then they are shown here.</p>")
-    pair = "".join(figure(img(embed(r.path), "What excites " + told(r)), title, f"{reached(r, None)}: {r.verdict}")
-                   for r, title in ((first, name), (best(there, read_activity(channel)), f"Channel {number}")))
-    return (f'{head}<div class="tiles">{pair}</div><p>Of the raw channels, the feature raises '
+    two = "".join(figure(img(embed(r.path), "What excites " + told(r)), title, f"{reached(r, None)}: {r.verdict}")
+                  for r, title in ((first.last, name), (best(there, read_activity(channel)).last, f"Channel {number}")))
+    return (f'{head}<div class="tiles">{two}</div><p>Of the raw channels, the feature raises '
             f"{linked(folder, first, 'channel', number, others)} most.</p>")
 
 
@@ -240,6 +264,10 @@ def curves(r):
                  "Activation after each step")
     small = [figure(chart([*r.history[name], None], f"{title}, {told(r)}", total, 240, 110), title)
              for name, title in CURVES.items() if any(r.history.get(name, []))]
+    if r.finished and r.finished.history.get("activation"):
+        pulled = r.finished.history["activation"]
+        small.append(figure(chart(pulled, f"Activation at each step of the finish, {told(r)}", len(pulled), 240, 110),
+                            "Activation at each step of the finish"))
     return big.replace("<figure>", '<figure class="course">', 1) + "".join(small)
 
 
@@ -262,12 +290,14 @@ def film(r):
 def viewer(r):
     """How one result came about: its pictures on a slider, its curves, and its trace if there is one."""
     trace = r.trace()
-    link = trace and f"{r.path.parent.name}/{trace.parent.name}/{trace.name}"
+    link = trace and f"{r.folder}/{trace.parent.name}/{trace.name}"
     opened = f'<p><a href="{escape(link)}">Its trace: steps of it, opened up</a></p>' if trace else ""
     shown = film(r) if r.steps else (img(embed(r.path), f"What excites {told(r)}")
                                      + "<p>The pictures of its course were not kept (--frames 0).</p>")
+    last = r.finished and figure(img(embed(r.finished.path), f"Finished: what excites {told(r)}"), "Then finished",
+                                 f"activation {short(r.finished.scores['activation'])}: {r.finished.verdict}")
     return (f'<dialog id="view-{key(r)}" aria-labelledby="name-{key(r)}">'
             f'<form method="dialog"><button>Close</button></form>'
             f'<h3 id="name-{key(r)}">{escape(told(r).capitalize())}: {escape(r.verdict)}</h3>'
-            f'<div class="viewer"><div>{shown}{opened}</div>'
+            f'<div class="viewer"><div>{shown}{last or ""}{opened}</div>'
             f'<div class="charts">{curves(r)}</div></div></dialog>')

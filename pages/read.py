@@ -19,8 +19,8 @@ SCORES = {"activation_start": "at the start", "activation": "at the end", "activ
 
 @dataclass
 class Found:
-    """A result on disk; the last five are empty in records of older versions."""
-    path: Path                  # of the picture
+    """A result on disk; what a record of an older version does not hold is empty."""
+    path: Path                  # of the ascent's picture
     t: int
     seed: int
     recipe: dict
@@ -32,6 +32,17 @@ class Found:
     steps: list                 # after how many steps a picture was kept
     strip: Path | None          # of these pictures, side by side
     nearest_channel: int | None
+    finished: "Found | None" = None     # what the model made of it: picture, verdict, scores, history, others, heat
+
+    @property
+    def last(self):
+        """What is shown first: the finished picture and its numbers, or the ascent's where there is none."""
+        return self.finished or self
+
+    @property
+    def folder(self):
+        """Of its time step and settings: t0600, or t0600-1a2b3c4d."""
+        return self.path.parent.name
 
     @property
     def kind(self):
@@ -42,9 +53,9 @@ class Found:
         return self.recipe["job"][self.kind]
 
     @property
-    def steered(self):
-        """Whether the first of the kept pictures is a steered prior."""
-        return self.strip is not None and self.recipe["config"].get("prior") == "steer"
+    def sampled(self):
+        """Whether the first of the kept pictures is a sample that was pulled towards the target: steered, guided."""
+        return self.strip is not None and self.recipe["config"].get("prior") in ("steer", "guided")
 
     def frame(self, k):
         """The k-th of the kept pictures."""
@@ -84,26 +95,36 @@ def number(value):
 def read_record(path):
     """One record, checked, its pictures not yet; raises one of BROKEN for what is no result."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    job, nearest, verdict = record["recipe"]["job"], record.get("nearest_channel"), record["verdict"]
-    t, seed = int(job["timestep"]), int(job["seed"])
-    if job["feature"] is None and job["channel"] is None or not isinstance(verdict, str):
+    job, nearest = record["recipe"]["job"], record.get("nearest_channel")
+    if job["feature"] is None and job["channel"] is None:
         raise ValueError("no result")
-    if not path.parent.name.startswith(f"t{t:04d}") or path.stem != f"seed_{seed}":
+    if path.parent.name.partition("-")[0] != f"t{int(job['timestep']):04d}" or path.stem != f"seed_{int(job['seed'])}":
         raise ValueError("not the result of this time step and seed")
-    scores = {name: number(value) for name, value in record["scores"].items()}
-    steps = [int(n) for n in record.get("stored_steps", [])]
-    return Found(path.with_suffix(".png"), t, seed, {"config": {}, "fingerprints": {}} | record["recipe"], verdict,
-                 dict.fromkeys(SCORES) | scores,
-                 {name: [number(v) for v in values] for name, values in record["history"].items()},
-                 [(int(i), number(a)) for i, a in record.get("others", [])],
-                 [[number(v) for v in row] for row in record.get("heat", [])],
-                 steps, path.with_suffix(".steps.jpg") if steps else None, None if nearest is None else int(nearest))
+    found = read_picture(path.with_suffix(".png"), record["recipe"], record)
+    found.steps = [int(n) for n in record.get("stored_steps", [])]
+    found.strip = path.with_suffix(".steps.jpg") if found.steps else None
+    found.nearest_channel = None if nearest is None else int(nearest)
+    if record.get("finished"):
+        found.finished = read_picture(path.with_suffix(".finished.png"), record["recipe"], record["finished"])
+    return found
+
+
+def read_picture(path, recipe, numbers):
+    """What a record says of one of its pictures."""
+    if not isinstance(numbers["verdict"], str):
+        raise ValueError("no verdict")
+    return Found(path, int(recipe["job"]["timestep"]), int(recipe["job"]["seed"]),
+                 {"config": {}, "fingerprints": {}} | recipe, numbers["verdict"],
+                 dict.fromkeys(SCORES) | {name: number(value) for name, value in numbers["scores"].items()},
+                 {name: [number(v) for v in values] for name, values in numbers["history"].items()},
+                 [(int(i), number(a)) for i, a in numbers.get("others", [])],
+                 [[number(v) for v in row] for row in numbers.get("heat", [])], [], None, None)
 
 
 def read_result(path):
     """One record with its pictures, checked; raises one of BROKEN for what is no result."""
     found = read_record(path)
-    for file in filter(None, (found.path, found.strip)):
+    for file in filter(None, (found.path, found.finished and found.finished.path, found.strip)):
         with Image.open(file) as image:
             image.load()
     if image.width < len(found.steps):
@@ -112,9 +133,9 @@ def read_result(path):
 
 
 def read_results(folder):
-    """The results below a feature's folder, by time step and seed."""
+    """The results below a feature's folder, by time step, settings (the usual ones first) and seed."""
     found = (attempt(read_result, path) for path in Path(folder).glob("t*/seed_*.json"))
-    return sorted(filter(None, found), key=lambda r: (r.t, r.seed))
+    return sorted(filter(None, found), key=lambda r: (r.t, r.folder, r.seed))
 
 
 def read_activity(folder, examples=True, broken=None):
@@ -159,20 +180,40 @@ def in_units(value, t, activity):
 
 
 def gain(result, activity):
-    """What the ascent reached, in these units."""
+    """What a picture reached, in these units."""
     return in_units(result.scores["activation"], result.t, activity)
 
 
-def best(found, activity):
-    """The result to show first: an excited one before others. Of those whose picture, decoded and encoded again,
-    excites the feature as much as any dataset image at that time step, the one seen through the most noise, which
-    leaves it no fine texture to lean on; else the one that excites it most."""
-    low = lambda v: float("-inf") if v is None else v
+def reencoded(r):
+    """What the rule goes by: the activation of the picture to look at, decoded and encoded again."""
+    value = r.last.scores["activation_reencoded"]
+    return float("-inf") if value is None else value
 
+
+def by_rule(found):
+    """Results of one time step in the order in which they are shown: first the seed whose picture excites most."""
+    return sorted(found, key=lambda r: (-reencoded(r), r.seed))
+
+
+def rows_of(found):
+    """Results of one time step as rows side by side: one for each settings, the usual ones first. The rule orders the
+    seeds of the first row, and the others keep that order, so that equal starts compare."""
+    rows = {}
+    for r in found:
+        rows.setdefault(r.folder, []).append(r)
+    place = {r.seed: i for i, r in enumerate(by_rule(next(iter(rows.values()), [])))}
+    return [sorted(row, key=lambda r: place.get(r.seed, len(place))) for row in rows.values()]
+
+
+def best(found, activity):
+    """The result to show first (words.RULE says it on the page): of those with usual settings, where there are any, the
+    one whose picture, decoded and encoded again, excites the feature most, in units of the strongest dataset image at
+    its time step. Where several time steps have a picture that reaches 1, the one with the most noise counts: it leaves
+    no fine texture to lean on."""
     def order(r):
-        value = r.scores["activation_reencoded"]
-        strength = low(in_units(value, r.t, activity))
-        return r.verdict == "excited", r.t if strength >= 1 else -1, strength, low(value)
+        strength = in_units(reencoded(r), r.t, activity)
+        strength = float("-inf") if strength is None else strength
+        return not r.recipe.get("differs"), r.t if strength >= 1 else -1, strength, reencoded(r)
     return max(found, key=order)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pages.read import gain, read_activity, read_results, short
+from pages.read import gain, read_activity, read_results, rows_of, short
+from pages.words import settings
 from weights.disk import alone, replacing
 
 TILE = 192                  # pixels an edge of a picture on the sheet, at least
@@ -59,45 +60,61 @@ def heading(folder, found, activity):
 
 
 def write_sheet(folder):
-    """folder/sheet.png: a row a time step, a column a seed; to their right the dataset examples there, in the last row
-    the steered priors. Returns its path."""
+    """folder/sheet.png: a column a seed, the one that the rule puts first at the left; for each time step and settings
+    a row of finished pictures above one of the ascent's; to their right the dataset examples there, in the last row the
+    samples from which they started. Returns its path."""
     folder = Path(folder)
     with alone(folder):
         found, activity = read_results(folder), read_activity(folder)
         if not found:
             raise ValueError(f"{folder}: holds no finished result; make one with python featviz.py")
-        times, seeds = sorted({r.t for r in found}), sorted({r.seed for r in found})
-        priors = {r.seed: r for r in found if r.steered}
-        edge = max(TILE, *(max(Image.open(r.path).size) for r in found))
-        sheet = Sheet(edge, max(2, len(seeds)) + (EXAMPLES + 0.25 if activity else 0), len(times) + bool(priors))
+        rows = [row for t in sorted({r.t for r in found}) for row in rows_of([r for r in found if r.t == t])]
+        priors = {r.seed: r for r in reversed(found) if r.sampled}
+        edge, columns = max(TILE, *(max(Image.open(r.path).size) for r in found)), max(2, *map(len, rows), len(priors))
+        height = sum(1 + any(r.finished for r in row) for row in rows) + bool(priors)
+        sheet = Sheet(edge, columns + (EXAMPLES + 0.25 if activity else 0), height)
         sheet.write(sheet.gap, sheet.gap, heading(folder, found, activity), sheet.image.width - 2 * sheet.gap,
                     size=2 * sheet.size)
-        for row, t in enumerate(times):
-            draw_row(sheet, row, t, [r for r in found if r.t == t], seeds, activity)
+        y = 0
+        for row in rows:
+            y = draw_row(sheet, y, row, columns, activity)
         if priors:
-            sheet.heading(len(times), 0, len(seeds), "where they started: steered priors")
-        for seed, r in priors.items():
-            sheet.tile(len(times), seeds.index(seed), r.frame(0), f"seed {seed}")
+            sheet.heading(y, 0, columns, "where they started: samples that were pulled towards it")
+        for x, (seed, r) in enumerate(sorted(priors.items())):
+            sheet.tile(y, x, r.frame(0), f"seed {seed}")
         with replacing(folder / "sheet.png") as file:
             sheet.image.save(file, format="PNG", dpi=(150, 150))
     return folder / "sheet.png"
 
 
-def draw_row(sheet, row, t, found, seeds, activity):
-    """The results at one time step, and beside them the strongest images of the dataset."""
-    peak = activity and t in activity["peaks"]
-    sheet.heading(row, 0, max(2, len(seeds)), f"time step {t}" + ", a peak of its activity" * bool(peak))
-    for r in found:
-        times = gain(r, activity)
-        sheet.tile(row, seeds.index(r.seed), Image.open(r.path), f"seed {r.seed}: {r.verdict}",
-                   f"from {short(r.scores['activation_start'])} to {short(r.scores['activation'])}",
-                   f"rank {short(r.scores['rank'])}" + ("" if times is None else f", {short(times)} x strongest image"))
+def draw_row(sheet, y, found, columns, activity):
+    """The results of one time step and settings from row y on: finished, then the ascent's; beside them the strongest
+    images of the dataset. Returns the row after them."""
+    t, other = found[0].t, settings(found[0])
+    says = f"time step {t}" + ", a peak of its activity" * bool(activity and t in activity["peaks"])
+    says += f", {other}" * bool(other)
     if activity:
-        examples, first = activity["examples"].get(t, []), max(2, len(seeds)) + 0.25
-        says = "strongest of {} images here" if examples else "in none of {} images is it strong here"
-        sheet.heading(row, first, EXAMPLES, says.format(activity["images"]), "#555555")
+        examples, first = activity["examples"].get(t, []), columns + 0.25
+        strong = "strongest of {} images here" if examples else "in none of {} images is it strong here"
+        sheet.heading(y, first, EXAMPLES, strong.format(activity["images"]), "#555555")
         for k, e in enumerate(e for e in examples[:EXAMPLES] if e["file"]):
-            sheet.tile(row, first + k, Image.open(e["file"]), short(e["activation"]), e["prompt"])
+            sheet.tile(y, first + k, Image.open(e["file"]), short(e["activation"]), e["prompt"])
+    finished = [r.finished for r in found]
+    for name, row in (("finished by the model", finished), ("the ascent's own", found)):
+        if any(row):
+            sheet.heading(y, 0, columns, f"{says}: {name}" if any(finished) else says)
+            for x, r in enumerate(row):
+                if r:
+                    draw_result(sheet, y, x, r, gain(r, activity))
+            y += 1
+    return y
+
+
+def draw_result(sheet, y, x, r, times):
+    """A picture with its numbers; times: its activation in units of the strongest image's, or None."""
+    sheet.tile(y, x, Image.open(r.path), f"seed {r.seed}: {r.verdict}",
+               f"from {short(r.scores['activation_start'])} to {short(r.scores['activation'])}",
+               f"rank {short(r.scores['rank'])}" + ("" if times is None else f", {short(times)} x strongest image"))
 
 
 def write_profiles(sources, path):

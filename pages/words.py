@@ -1,6 +1,7 @@
 """What the pages say of results in words: verdicts, how to read a page, the sentences at its top."""
 import json
 
+from pages.again import flags
 from pages.read import gain, short
 
 # the rule: the first that holds is the verdict (ascent.judge_result); a word that is not here is shown as it is
@@ -20,13 +21,23 @@ TERMS = {           # of every caption, in the words of a first-year student
     "activation": "how strongly the {kind} answers to the picture: the mean over all places at the hook point and "
                   "over four fresh noises",
     "rank": "its place among all {kind}s, ordered by activation: at rank 1 none answers more to this picture",
-    "verdict": "one word for how the ascent went, the first of these that holds:"}
+    "verdict": "one word for how it went, the first of these that holds:"}
+FINISHED = {
+    "finished": "what the model makes of what the ascent found: it redraws the picture from noise while the {kind} "
+                "keeps pulling (finish.py)",
+    "ascent": "what gradient ascent found, as it is (ascent.py)"}
+MEANS = ("The ascent finds what excites it; the finish shows what the model makes of that, which is easier to "
+         "recognise and proves less: the model may put in what was not asked for, so compare the two activations.")
+RULE = ("A rule chose this picture, no person: of all seeds the one that excites the {kind} most after decoding and "
+        "encoding; of several time steps the one with the most noise at which that is as much as any dataset image "
+        "reaches, else the one where it comes closest; usual settings before others.")
 
 
 def terms(r):
     """{term: what it means} for results like this one."""
     hook = r.recipe.get("hook_point", "not recorded")
-    return {term: text.format(kind=r.kind, hook=hook) for term, text in TERMS.items()}
+    named = (FINISHED if r.finished else {}) | TERMS
+    return {term: text.format(kind=r.kind, hook=hook) for term, text in named.items()}
 
 
 def seems(activity):
@@ -39,18 +50,20 @@ def seems(activity):
     return "The prompts of the images that excite it most have no word in common."
 
 
-def raised(r, activity):
-    """What the ascent reached, in a sentence."""
+def climbed(r, activity):
+    """What the ascent reached and what the finish left of it, in two sentences."""
     start, end, times = r.scores["activation_start"], r.scores["activation"], gain(r, activity)
     if end is None:
         return f"The ascent gave no number: {r.verdict}."
     strongest = "" if times is None else f", {short(times)} times that of the strongest of {activity['images']} images"
+    last = r.finished and (f" The finished picture has {short(r.finished.scores['activation'])}, rank "
+                           f"{short(r.finished.scores['rank'])}: {r.finished.verdict}.")
     return (f"At time step {r.t} the ascent took its activation from {short(start)} to {short(end)}{strongest}, "
-            f"rank {short(r.scores['rank'])}: {r.verdict}.")
+            f"rank {short(r.scores['rank'])}: {r.verdict}.{last or ''}")
 
 
 def reached(r, activity):
-    """The same in few words."""
+    """What a picture has, in few words."""
     start, end, rank = (short(r.scores[name]) for name in ("activation_start", "activation", "rank"))
     times = gain(r, activity)
     strongest = "" if times is None else f", {short(times)} times the strongest image"
@@ -59,7 +72,12 @@ def reached(r, activity):
 
 def told(r):
     """A result's name, for alt texts and headings."""
-    return f"{r.kind} {r.target}, time step {r.t}, seed {r.seed}"
+    return f"{r.kind} {r.target}, time step {r.t}, seed {r.seed}" + (f", {settings(r)}" if settings(r) else "")
+
+
+def settings(r):
+    """What a result's settings have other than the usual ones, as it is typed; "" where nothing."""
+    return " ".join(flags(r.recipe)) if r.recipe.get("differs") else ""
 
 
 def which(found):
@@ -70,8 +88,10 @@ def which(found):
 
 def differences(found):
     """What results that were not all made alike differ in, beside time step and seed: ([name], [(results, [their value
-    of each name])]); both empty where they are alike."""
-    recipes = [{(part, name): value for part, inside in r.recipe.items() if part != "job"
+    of each name])]); both empty where they are alike. Settings that differ stand above their results, so they count
+    only where a record does not say which these are."""
+    told_apart = {"job", "differs"} | ({"config"} if all("differs" in r.recipe for r in found) else set())
+    recipes = [{(part, name): value for part, inside in r.recipe.items() if part not in told_apart
                 for name, value in (inside if isinstance(inside, dict) else {part: inside}).items()} for r in found]
     keys = [key for key in dict.fromkeys(key for recipe in recipes for key in recipe)
             if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]

@@ -16,15 +16,30 @@ def picture(seed=0, edge=32):
     return file.getvalue()
 
 
-def result(folder, t=600, seed=1, activation=2.0, verdict="excited", png=None):
-    """A record and its picture in a feature's folder, as far as they are shown; returns the record's path."""
-    path = folder / f"t{t:04d}" / f"seed_{seed}.json"
+def result(folder, t=600, seed=1, activation=2.0, verdict="excited", png=None, finished=None, differs=None):
+    """A record and its picture in a feature's folder, as far as they are shown; returns the record's path.
+
+    finished   activation of what the model made of it, which has a picture of its own then
+    differs    settings that are not usual: the result lies in a folder of their own
+    """
+    path = folder / (f"t{t:04d}" + "-1a2b3c4d" * bool(differs)) / f"seed_{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".png").write_bytes(png or picture(seed))
     job = {"feature": 1, "channel": None, "timestep": t, "seed": seed}
     scores = {"activation": activation, "activation_reencoded": activation, "rank": 3}
-    path.write_text(json.dumps({"recipe": {"job": job}, "verdict": verdict, "scores": scores, "history": {}}))
+    record = {"recipe": {"job": job} | ({"differs": differs} if differs else {}), "verdict": verdict, "scores": scores,
+              "history": {}}
+    path.write_text(json.dumps(record | ({"finished": finish(path, seed, finished)} if finished else {})))
     return path
+
+
+def finish(path, seed, activation):
+    """The finished picture beside a record, and what the record says of it."""
+    path.with_suffix(".finished.png").write_bytes(picture(1000 + seed))
+    scores = {"activation_start": 0.1, "activation": activation, "activation_no_noise": 1.0,
+              "activation_reencoded": activation / 2, "rank": 2, "finish_scale": 0.4}
+    return {"verdict": "raised", "scores": scores, "history": {"activation": [0.25, 0.5]}, "others": [[8, 0.125]],
+            "heat": [[1.0, 0.0], [0.0, 0.5]]}
 
 
 def activity(folder, largest=4.0, peaks=(100, 700), concept=("Tree",)):
@@ -38,14 +53,14 @@ def activity(folder, largest=4.0, peaks=(100, 700), concept=("Tree",)):
         "examples": {}, "ever_among_the_top": True}))
 
 
-def features(folder, count):
-    """Finished features 0..count - 1 with seeded scores, concepts and peaks."""
+def features(folder, count, finished=True):
+    """Features 0..count - 1 with seeded scores, concepts and peaks."""
     rng, pictures = np.random.default_rng(0), [picture(k, 128) for k in range(48)]
     words = ["Tree", "Flower", "House", "Cat", "Tower", "Sea", "Winter", "Cartoon", "<b>Bear</b>"]
     for i in range(count):
         inside, strong = folder / f"feature_{i:05d}", float(rng.gamma(4, 0.5))
         result(inside, activation=strong, verdict="excited" if strong > 0.8 else "weak",
-               png=pictures[i % len(pictures)])
+               png=pictures[i % len(pictures)], finished=strong / 2 if finished else None)
         peak = int(rng.integers(1000))
         activity(inside, 1.0, [peak], [str(w) for w in rng.choice(words, rng.integers(3), replace=False)])
     return folder
@@ -59,22 +74,22 @@ def jpeg(path, *pictures):
 
 
 def feature(folder, times=(0, 300), seeds=(1, 2), prior="noise", prompts=("A Tree image", "A Tree photo", "A Tree"),
-            png=None, **changes):
+            png=None, finished=None, differs=None, **changes):
     """A feature's or channel's folder as a run of two steps leaves it, activity.json and two of three dataset images.
 
-    `changes` are entries of the records; None takes one out.
+    `changes` are entries of the records; None takes one out. `finished` and `differs` as in `result`.
     """
     kind, number = folder.name.rsplit("_", 2)[-2:]
     for k in range(len(prompts) - 1):
         jpeg(folder.parent / f"activity/images/{k:05d}.jpg", picture(90 + k))
     for t in times:
         for seed in seeds:
-            path = folder / f"t{t:04d}" / f"seed_{seed}.json"
-            config = {"num_steps": 2, "prior": prior, "learning_rate": 0.125}
+            path = folder / (f"t{t:04d}" + "-1a2b3c4d" * bool(differs)) / f"seed_{seed}.json"
+            config = {"num_steps": 2, "prior": prior, "learning_rate": 0.125} | (differs or {})
             jpeg(path.with_suffix(".steps.jpg"), *(picture(10 * seed + k) for k in range(3)))
             path.with_suffix(".png").write_bytes(png or picture(t + seed))
             job = {"feature": None, "channel": None, kind: int(number), "timestep": t, "seed": seed}
-            recipe = {"job": job, "config": config, "hook_point": "up_blocks.1.attentions.1",
+            recipe = {"job": job, "config": config, "differs": differs or {}, "hook_point": "up_blocks.1.attentions.1",
                       "weights": folder.parent.name, "fingerprints":
                       {"unet/config.json": "ab" * 32}, "device": "cpu", "dtype": "float32", "torch": "2.0"}
             scores = {"activation_start": 0.1, "activation": 1.5 + seed, "activation_no_noise": 2.0,
@@ -83,8 +98,9 @@ def feature(folder, times=(0, 300), seeds=(1, 2), prior="noise", prompts=("A Tre
             record = {"recipe": recipe, "verdict": "excited", "scores": scores,
                       "history": {"activation": [0.1, 0.75], "moment": [0.5, 0.25]},
                       "others": [[7, 0.5], [9, 0.25]], "heat": [[0.0, 1.0], [2.0, 0.5]], "stored_steps": [0, 1, 2],
-                      "nearest_channel": 5,
-                      "sha256": {}} | changes
+                      "nearest_channel": 5, "sha256": {}} | changes
+            if finished:
+                record["finished"] = finish(path, seed, finished)
             path.write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
     examples = [{"image": k, "activation": 3.0 - k, "prompt": prompt,
                  "file": str(folder.parent / f"activity/images/{k:05d}.jpg")}

@@ -4,12 +4,13 @@ import json
 import os
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import featviz
 from activity import times
-from pages import atlas
+from pages import atlas, wall
 from pages.__main__ import main
 from tests import made
 from tests.tiny import CONFIGS, write_capture, write_model
@@ -52,17 +53,46 @@ def page(out):
 
 def test_what_its_page_shows_first_stands_for_a_feature(out):
     folder = out / "feature_00012"
-    made.result(folder, 600, 1, 3.0, "weak")
     made.result(folder, 600, 2, 1.5)
     made.result(folder, 600, 3, 1.25)
-    assert page(out).rows == [["feature_00012", 600, "2", 1.5, None, "excited", None, [], 3, 0]]
+    assert page(out).rows == [["feature_00012", "t0600", "2", 1.5, None, "excited", 3, None, [], 0, None]]
     made.activity(folder, concept=["Tree", "Winter"])
-    assert page(out).rows == [["feature_00012", 600, "2", 1.5, 0.375, "excited", 700, ["Tree", "Winter"], 3, 0]]
+    words = ["Tree", "Winter"]
+    assert page(out).rows == [["feature_00012", "t0600", "2", 1.5, 0.375, "excited", 3, 700, words, 0, None]]
     record = json.loads((folder / "activity.json").read_text())
     record["largest"][0] = 0.5                                  # at t = 0 the strongest drawing reaches little
     (folder / "activity.json").write_text(json.dumps(record))
     made.result(folder, 0, 1, 1.25)
-    assert page(out).rows == [["feature_00012", 0, "1", 1.25, 2.5, "excited", 700, ["Tree", "Winter"], 3, 0]]
+    assert page(out).rows == [["feature_00012", "t0000", "1", 1.25, 2.5, "excited", 3, 700, words, 0, None]]
+    made.result(folder, 600, 4, 9.0, differs={"noise": False})  # usual settings come first
+    assert page(out).rows[0][1:4] == ["t0000", "1", 1.25]
+
+
+def test_a_finished_picture_stands_before_the_ascent_s(out):
+    """Both have a thumbnail and their numbers; there is no switch where nothing was finished."""
+    made.result(out / "feature_00001", seed=1, activation=3.0, finished=1.0)
+    made.result(out / "feature_00001", seed=2, activation=2.0, finished=1.5)
+    made.activity(out / "feature_00001")
+    row, = page(out).rows
+    assert row[1:7] == ["t0600", "2", 1.5, 0.375, "raised", 2] and row[-1] == [2.0, 0.5, "excited", 3]
+    thumbnails = [out / f"atlas/feature_00001_t0600_seed_2{suffix}.jpg" for suffix in ("", "_ascent")]
+    assert sorted((out / "atlas").iterdir()) == thumbnails
+    source = out / "feature_00001/t0600/seed_2.png"
+    for thumbnail, picture in zip(thumbnails, (source.with_suffix(".finished.png"), source)):
+        drawn, shown = (np.asarray(Image.open(path).convert("RGB"), float) for path in (thumbnail, picture))
+        assert np.abs(drawn - shown).mean() < 4
+    assert 'name="ascent"' in (out / "index.html").read_text()
+    made.result(out / "feature_00001", seed=2)
+    made.result(out / "feature_00001", seed=1)
+    page(out)
+    assert 'name="ascent"' not in (out / "index.html").read_text()
+
+
+def test_results_of_other_settings_have_the_path_of_their_folder(out):
+    made.result(out / "feature_00001", differs={"noise": False})
+    found = page(out)
+    assert found.rows[0][1] == "t0600-1a2b3c4d" and found.links == ["feature_00001/t0600-1a2b3c4d/seed_1.png"]
+    assert [path.name for path in (out / "atlas").iterdir()] == ["feature_00001_t0600-1a2b3c4d_seed_1.jpg"]
 
 
 @pytest.mark.parametrize("activation, largest, strength", [(1.0, 0.0, None), (1.0, -2.0, None), (None, 4.0, None),
@@ -112,7 +142,7 @@ def test_of_a_feature_with_a_broken_picture_the_next_best_is_shown(out, capsys):
     made.result(folder, seed=1, activation=1.0)
     made.result(folder, seed=2, activation=2.0).with_suffix(".png").write_bytes(made.picture()[:200])
     made.result(folder, seed=3, activation=3.0).with_suffix(".png").unlink()
-    assert page(out).rows[0][:4] == ["feature_00001", 600, "1", 1.0]
+    assert page(out).rows[0][:4] == ["feature_00001", "t0600", "1", 1.0]
     assert capsys.readouterr().err.startswith("left out because they cannot be read: 2 files, first ")
 
 
@@ -120,7 +150,7 @@ def test_of_a_feature_with_a_broken_picture_the_next_best_is_shown(out, capsys):
 def test_with_broken_activity_the_rest_is_shown(text, out, capsys):
     made.result(out / "feature_00001")
     (out / "feature_00001" / "activity.json").write_text(text)
-    assert page(out).rows[0][3:8] == [2.0, None, "excited", None, []]
+    assert page(out).rows[0][3:9] == [2.0, None, "excited", 3, None, []]
     assert "activity.json" in capsys.readouterr().err
 
 
@@ -135,7 +165,7 @@ def test_text_from_prompts_stays_text(out):
     made.activity(out / "feature_00001", concept=[SCRIPT, "<img src=x onerror=alert(1)>"])
     found = page(out)
     assert [tag for tag, _ in found.tags if tag in ("script", "img")] == ["script", "script"]
-    assert found.rows[0][7] == [SCRIPT, "<img src=x onerror=alert(1)>"]
+    assert found.rows[0][8] == [SCRIPT, "<img src=x onerror=alert(1)>"]
     assert "alert(1)" not in found.scripts[1]
 
 
@@ -185,6 +215,40 @@ def test_the_command_names_the_page(out, capsys):
     made.result(out / "feature_00001")
     assert main(["--atlas", str(out)]) == 0
     assert capsys.readouterr().out == f"look at {out / 'index.html'}\n"
+
+
+# --- the wall ---------------------------------------------------------------------------------------------------------
+
+def test_a_wall_is_drawn_by_lot_finished_beside_as_found(out, tmp_path, capsys, monkeypatch):
+    """The lot falls on other features than the first ones, on the same ones each time, and on none without a finish."""
+    monkeypatch.setattr(wall, "COUNT", 6)
+    made.features(out, 20)
+    made.result(out / "feature_00099")                          # not finished
+    target = tmp_path / "pictures" / "wall.png"
+    assert main(["--wall", str(out), "--out", str(target)]) == 0
+    assert capsys.readouterr().out == f"look at {target}\n"
+    drawn = wall.draw_lot(out)
+    numbers = [number for number, *_ in drawn]
+    assert numbers == sorted(numbers) and len(set(numbers)) == 6 and numbers != [0, 1, 2, 3, 4, 5] and 99 not in numbers
+    picture = Image.open(target)
+    left, top, half = wall.GAP, wall.LINE + 3 * wall.GAP, wall.COLUMNS * (wall.EDGE + wall.GAP) + 3 * wall.GAP
+    for i, (_, _, r) in enumerate(drawn):
+        for k, path in enumerate((r.finished.path, r.path)):
+            x = left + k * half + i * (wall.EDGE + wall.GAP)
+            shown = picture.crop((x, top, x + wall.EDGE, top + wall.EDGE))
+            assert np.array_equal(np.asarray(shown), np.asarray(wall.small(path))), (i, k)
+    before = target.read_bytes()
+    wall.write_wall(out, target)
+    assert target.read_bytes() == before
+
+
+def test_a_wall_of_fewer_features_says_so_and_of_none_is_an_error(out, capsys):
+    made.features(out, 3)
+    assert main(["--wall", str(out)]) == 0 and Image.open(out / "wall.png").mode == "RGB"
+    assert capsys.readouterr().err == "only 3 features have a finished picture; a wall has 48\n"
+    assert main(["--wall", str(out / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith(f"pages: --wall {out / 'nowhere'}: holds no finished picture")
 
 
 @pytest.mark.usefixtures("one_thread")

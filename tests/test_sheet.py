@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,14 +31,14 @@ def expected(source):
         return np.asarray(image.convert("RGB").resize((sheet.TILE, sheet.TILE), Image.Resampling.BICUBIC), dtype=float)
 
 
-def test_rows_are_time_steps_and_columns_seeds(folder):
-    """Then the dataset examples of that time step, in the last row the priors; the rest is white."""
+def test_rows_are_time_steps_and_columns_seeds_the_best_first(folder):
+    """Then the dataset examples of that time step, in the last row the starts; the rest is white."""
     with Image.open(sheet.write_sheet(folder)) as drawn:
         form = sheet.Sheet(sheet.TILE, 2 + sheet.EXAMPLES + 0.25, 3)
         assert drawn.size == form.image.size and drawn.mode == "RGB" and drawn.getpixel((1, 1)) == (255, 255, 255)
         top = lambda row: form.top + row * form.pitch + form.line * 4 // 3
         for row, t in enumerate(TIMES):
-            for column, seed in enumerate(SEEDS):
+            for column, seed in enumerate(reversed(SEEDS)):     # seed 2 excites it more, decoded and encoded again
                 made = expected(folder / f"t{t:04d}/seed_{seed}.png")
                 assert np.array_equal(tile(drawn, form.left(column), top(row)), made), (t, seed)
         for k in range(2):                                      # the peak is at t 300; the third image is not on disk
@@ -46,6 +47,28 @@ def test_rows_are_time_steps_and_columns_seeds(folder):
         assert (tile(drawn, form.left(2.25), top(0)) == 255).all()
         for column, result in enumerate(read.read_results(folder)[:2]):
             assert np.array_equal(tile(drawn, form.left(column), top(2)), expected(result.frame(0)))
+
+
+def test_finished_pictures_above_the_ascent_s_and_other_settings_below(tmp_path):
+    """The rule orders the first row's seeds, by the finished pictures; those of other settings keep that order."""
+    folder = tmp_path / "toy/feature_00012"
+    feature(folder, times=(300,), differs={"noise": False})
+    feature(folder, times=(300,), finished=2.0)
+    for seed, value in ((1, 0.75), (2, 0.5)):
+        edit(folder / f"t0300/seed_{seed}.json", value)
+    with Image.open(sheet.write_sheet(folder)) as drawn:
+        form = sheet.Sheet(sheet.TILE, 2 + sheet.EXAMPLES + 0.25, 3)
+        assert drawn.size == form.image.size
+        for row, name in enumerate(("t0300/seed_{}.finished.png", "t0300/seed_{}.png", "t0300-1a2b3c4d/seed_{}.png")):
+            for column, seed in enumerate((1, 2)):
+                there = tile(drawn, form.left(column), form.top + row * form.pitch + form.line * 4 // 3)
+                assert np.array_equal(there, expected(folder / name.format(seed))), (row, seed)
+
+
+def edit(path, reencoded):
+    record = json.loads(path.read_text())
+    record["finished"]["scores"]["activation_reencoded"] = reencoded
+    path.write_text(json.dumps(record))
 
 
 def test_a_caption_that_is_too_long_is_cut(folder):
@@ -67,7 +90,7 @@ BAD = {"not JSON": "{", "not a record": "[]",
        "deep": "[" * 100_000}
 WRONG_ENTRIES = {"scores": {"activation": "high"}, "stored_steps": list(range(200)), "others": [1], "heat": [["a"]],
                  "history": {"a": 1},
-                 "nearest_channel": float("inf"), "verdict": 3}
+                 "nearest_channel": float("inf"), "verdict": 3, "finished": {"verdict": "raised"}}
 
 
 @pytest.mark.parametrize("name", [*BAD, *WRONG_ENTRIES])
@@ -78,8 +101,9 @@ def test_broken_records_are_left_out(name, folder):
     assert [(r.t, r.seed) for r in read.read_results(folder)] == [(0, 2), (300, 1), (300, 2)]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".steps.jpg"])
+@pytest.mark.parametrize("suffix", [".png", ".finished.png", ".steps.jpg"])
 def test_a_broken_picture_leaves_its_result_out(suffix, folder):
+    feature(folder, times=TIMES, seeds=SEEDS, prior="steer", finished=1.0)
     path = (folder / "t0000/seed_1.json").with_suffix(suffix)
     path.write_bytes(path.read_bytes()[:100])
     assert len(read.read_results(folder)) == 3
@@ -105,20 +129,29 @@ def test_images_are_found_after_all_was_moved(folder, tmp_path):
     assert [e["file"] is not None for e in found] == [True, True, False]
 
 
-def result(t, again, verdict="excited", activation=9.0):
-    scores = {"activation": activation, "activation_reencoded": again}
-    return read.Found(None, t, 1, {"job": {"feature": 1}}, verdict, scores, {}, [], [], [], None, None)
+def result(t, again, finished=None, seed=1, **recipe):
+    scores = {"activation": 9.0, "activation_reencoded": again}
+    found = read.Found(Path(f"t{t:04d}/seed_{seed}.png"), t, seed, {"job": {"feature": 1}} | recipe, "excited", scores,
+                       {}, [], [], [], None, None)
+    found.finished = finished and result(t, finished, seed=seed)
+    return found
 
 
-def test_the_best_is_excited_then_through_the_most_noise_then_the_strongest():
+def test_the_best_is_through_the_most_noise_then_the_strongest():
     known = {"largest": [1.0] * 500 + [2.0] * 501}
-    weak, early, late = result(900, 9.0, "weak"), result(0, 5.0), result(600, 2.5)
-    faint, none = result(700, 1.9), result(800, None)
-    assert read.best([weak, early, late, faint, none], known) is late     # 1.25 times the strongest image; faint: 0.95
-    assert read.best([weak, early, faint], known) is early
-    assert read.best([weak, early, late], None) is early
-    assert read.best([weak, none], known) is none
+    early, late = result(0, 5.0), result(600, 2.5)
+    faint, none, other = result(700, 1.9), result(800, None), result(900, 9.0, differs={"noise": False})
+    assert read.best([other, early, late, faint, none], known) is late     # 1.25 times the strongest image; faint: 0.95
+    assert read.best([early, faint, none], known) is early
+    assert read.best([early, late], None) is early
+    assert read.best([none, faint], known) is faint and read.best([none, other], None) is none
     assert read.gain(late, known) == 4.5 and read.gain(late, None) is None
+
+
+def test_seeds_are_ordered_by_what_the_finished_picture_keeps_when_decoded_and_encoded():
+    first, second, third = result(600, 1.0, 3.0, 1), result(600, 9.0, 2.0, 2), result(600, 2.5, None, 3)
+    assert read.by_rule([second, third, first]) == [first, third, second]
+    assert read.best([second, third, first], None) is first
 
 
 @pytest.mark.parametrize("value, text", [(None, "-"), (0.0, "0"), (0.04567, "0.0457"), (1.189, "1.19"),
