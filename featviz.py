@@ -5,9 +5,8 @@ The way from what you type to what you look at, one function a stage: flags -> m
 code 2.
 """
 import argparse
-import dataclasses
+import os
 import sys
-import time
 
 from command.flags import Parser, add_model, add_out, add_shard, find_shard, guarded
 from command.progress import CaptureProgress, Progress, say
@@ -17,6 +16,7 @@ from pages.again import FRAMES
 EXAMPLES = """examples:
   python featviz.py                                             a toy feature that is worth seeing
   python featviz.py --feature 14 37 --timestep 0 600 --seed 1   features, time steps, seeds: every combination
+  python featviz.py --thesis                                    the thesis' five features on one page
   python featviz.py --channel 37 --prior noise --timestep 600   a raw channel, without the SAE, from noise"""
 
 
@@ -39,6 +39,8 @@ def parse(argv=None):
     what.add_argument("--feature", type=number_or("live"), nargs="+", metavar="F",
                       help="features of the sparse autoencoder, or live: all that fire in the capture")
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point")
+    what.add_argument("--thesis", action="store_true", help="the thesis' five features, or the weights' own five, with "
+                      "word and example prompt, on one page")
     group.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: the autoencoder's, or up1.1)")
     group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T",
                        help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
@@ -86,7 +88,7 @@ def plan(args):
     from ascent import check_jobs
     from command.device import choose_size, open_model
     check_numbers(args)
-    (rank, shards), wanted = find_shard(args.shard), args.feature or args.channel
+    (rank, shards), wanted = find_shard(args.shard), args.feature or args.channel or args.thesis
     model = open_model(args, wanted, args.check)
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **given)
@@ -107,9 +109,12 @@ def plan(args):
 
 def find_targets(model, args):
     """("feature" or "channel", their numbers, each once); of the SAE's features only those that fire for `live`."""
+    from activity import thesis
     from activity.times import live
     if args.channel:
         return "channel", list(dict.fromkeys(args.channel))
+    if args.thesis:
+        return "feature", [row["feature"] for row in thesis.features(model)]
     targets = args.feature or [model.settings.get("feature", 0)]
     if "live" in targets:
         targets = [f for f in targets if f != "live"] + live(model, args.out)
@@ -149,8 +154,10 @@ def choose_hook_point(model, args):
 def run(args):
     """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
     from ascent import kept_steps
+    from command.told import announce, check
     from finish import course_length, stream
     from pages import files
+    from pages.thesis import write_thesis
     model, jobs, config, size = plan(args)
     if not jobs:
         print("there are fewer features than processes: nothing to do for this one", file=sys.stderr)
@@ -166,6 +173,7 @@ def run(args):
     why = {job: "again" if args.again else files.lacking(args.out, recipes[job], steps, args.keep) for job in jobs}
     todo, failed = [job for job in jobs if why[job]], []
     announce(model, why, config)
+    table = draw_examples(model, args.out, recipes) if args.thesis else None
     progress = Progress(len(todo), size, course_length(config))
     for result in stream(model, todo, config, size, progress, args.frames) if todo else ():
         path = files.save(args.out, result, recipes[result.job])
@@ -176,28 +184,12 @@ def run(args):
         if result.verdict.startswith("non-finite"):
             failed.append(path)
     show(model, {files.path_of(args.out, recipes[job]).parent.parent: (job.kind, job.target) for job in jobs})
+    if table:
+        say(f"look at {write_thesis(*table)}")
     if failed:
         print(f"featviz: {len(failed)} of {len(jobs)} ascents met NaN or infinite values, first {failed[0]}; its "
               "latent is the last finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
     return 2 if failed else 0
-
-
-def announce(model, why, config):
-    """What is there already, what comes and why, and whether UNet and SAE belong together, on stderr."""
-    from weights.preflight import fit, verdict
-    todo = [reason for reason in why.values() if reason]
-    if len(todo) < len(why):
-        print(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings",
-              file=sys.stderr)
-    for reason in sorted(set(todo) - {"new", "again", "broken"}):
-        hint = "; --keep takes such results as they are" if reason in ("code", "torch") else ""
-        print(f"{todo.count(reason)} results were made with another {reason} and are made anew{hint}", file=sys.stderr)
-    if todo:
-        print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
-              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior != "noise" else ""),
-              file=sys.stderr)
-        if next(iter(why)).kind == "feature" and (warning := verdict(model.sae.k, *fit(model))):
-            print(f"warning: {warning}", file=sys.stderr)
 
 
 # --- results -> page -------------------------------------------------------------------------------------------------
@@ -220,28 +212,26 @@ def show(model, targets):
         print(f"all of them on one page: python -m pages --atlas {folder.parent}", file=sys.stderr)
 
 
+def draw_examples(model, out, recipes):
+    """What --thesis shows beside the ascents, drawn before them: (the page's folder, the features in their order)."""
+    from activity import thesis
+    from pages.files import path_of
+    folder, rows = out / model.name / "thesis", thesis.features(model)
+    if warning := thesis.elsewhere(model):
+        print(f"warning: {warning}", file=sys.stderr)
+    for row in rows:
+        paths = [path_of(out, recipe) for job, recipe in recipes.items() if job.target == row["feature"]]
+        if paths:                               # else another process's
+            say(thesis.sample(model, row, folder, [os.path.relpath(path, folder) for path in paths]))
+    return folder, [row["feature"] for row in rows]
+
+
 def run_trace(model, recipes, config, size, args):
     """What --trace makes: a page and its files for each job."""
     from pages.trace import trace
     progress = Progress(len(recipes), size, max(args.trace) + 1)
     for path in trace(model, recipes, config, args.trace, args.out, size, args.weights, progress):
         say(f"look at {path}")
-    return 0
-
-
-def check(model, jobs, config, size):
-    """What --check prints: measured on one gradient of one batch, nothing written."""
-    from ascent import ascend
-    from command.device import peak_memory
-    from weights.preflight import check_fit
-    batches, began = -(-len(jobs) // size), time.time()
-    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
-    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
-    say(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a "
-        f"time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files "
-        "read, all names, shapes and values are sound")
-    if jobs[0].kind == "feature":
-        say(check_fit(model))
     return 0
 
 

@@ -1,0 +1,40 @@
+"""What a run of featviz.py says before it begins: what is there, what comes; and all that --check says."""
+import dataclasses
+import sys
+import time
+
+from command.progress import say
+
+
+def announce(model, why, config):
+    """What is there already, what comes and why, and whether UNet and SAE belong together, on stderr."""
+    from weights.preflight import fit, verdict
+    todo = [reason for reason in why.values() if reason]
+    if len(todo) < len(why):
+        print(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings",
+              file=sys.stderr)
+    for reason in sorted(set(todo) - {"new", "again", "broken"}):
+        hint = "; --keep takes such results as they are" if reason in ("code", "torch") else ""
+        print(f"{todo.count(reason)} results were made with another {reason} and are made anew{hint}", file=sys.stderr)
+    if todo:
+        print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
+              + (f", after {config.prior_steps} sampling steps of the prior" if config.prior != "noise" else ""),
+              file=sys.stderr)
+        if next(iter(why)).kind == "feature" and (warning := verdict(model.sae.k, *fit(model))):
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def check(model, jobs, config, size):
+    """What --check prints: measured on one gradient of one batch, nothing written."""
+    from ascent import ascend
+    from command.device import peak_memory
+    from weights.preflight import check_fit
+    batches, began = -(-len(jobs) // size), time.time()
+    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
+    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
+    say(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a "
+        f"time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files "
+        "read, all names, shapes and values are sound")
+    if jobs[0].kind == "feature":
+        say(check_fit(model))
+    return 0
