@@ -4,9 +4,11 @@ The way from what you type to what you look at, one function a stage: flags -> m
 -> page. The method itself is ascent.py. Whatever cannot be ends in one line on stderr that says what to do, and exit
 code 2.
 """
+import os
 import sys
 
-from command.flags import Parser, add_model, add_out, add_settings, add_shard, find_shard, guarded
+from command.flags import (
+    Parser, add_model, add_out, add_settings, add_shard, check_numbers, check_steps, find_shard, guarded)
 from command.progress import CaptureProgress, Progress, say
 from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure
 from pages.again import FRAMES
@@ -15,6 +17,7 @@ from pages.sweep import axis, swept, write_sweeps
 EXAMPLES = """examples:
   python featviz.py                                             a toy feature that is worth seeing
   python featviz.py --feature 14 37 --timestep 0 600 --seed 1   features, time steps, seeds: every combination
+  python featviz.py --thesis                                    the thesis' five features on one page
   python featviz.py --channel 37 --prior noise --timestep 600   a raw channel, without the SAE, from noise"""
 
 
@@ -37,8 +40,9 @@ def parse(argv=None):
     what.add_argument("--feature", type=number_or("live"), nargs="+", metavar="F",
                       help="features of the sparse autoencoder, or live: all that fire in the capture")
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point")
-    group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in "
-                       "the UNet (default: the autoencoder's, or up1.1)")
+    what.add_argument("--thesis", action="store_true", help="the thesis' five features, or the weights' own five, with "
+                      "word and example prompt, on one page")
+    group.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: the autoencoder's, or up1.1)")
     group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T",
                        help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
                        "steps at which it is active (default: auto where there is a capture, else the weights' own)")
@@ -73,7 +77,7 @@ def plan(args):
     from ascent import check_jobs
     from command.device import choose_size, open_model
     check_numbers(args)
-    (rank, shards), wanted = find_shard(args.shard), args.feature or args.channel
+    (rank, shards), wanted = find_shard(args.shard), args.feature or args.channel or args.thesis
     model = open_model(args, wanted, args.check)
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     level = {} if args.robustness is None else ROBUSTNESS[args.robustness]
@@ -99,29 +103,16 @@ def plan(args):
 
 def find_targets(model, args):
     """("feature" or "channel", their numbers, each once); of the SAE's features only those that fire for `live`."""
+    from activity import thesis
     from activity.times import live
     if args.channel:
         return "channel", list(dict.fromkeys(args.channel))
+    if args.thesis:
+        return "feature", [row["feature"] for row in thesis.features(model)]
     targets = args.feature or [model.settings.get("feature", 0)]
     if "live" in targets:
         targets = [f for f in targets if f != "live"] + live(model, args.out)
     return "feature", list(dict.fromkeys(targets))
-
-
-def check_numbers(args):
-    """ValueError for a flag that is out of range whatever the model."""
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    if args.frames != 0 and not 2 <= args.frames <= 50:
-        raise ValueError(f"--frames must be 0 or between 2 and 50, got {args.frames}")
-
-
-def check_steps(steps, config):
-    """ValueError for a step of --trace that the ascent does not have."""
-    for k in steps:
-        if not 0 <= k < config.num_steps:
-            raise ValueError(f"--trace {k} is out of range: the ascent has {config.num_steps} steps, "
-                             f"0..{config.num_steps - 1} (--num-steps sets how many)")
 
 
 def choose_hook_point(model, args):
@@ -142,8 +133,8 @@ def run(args):
     """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
     from ascent import kept_steps
     from command.told import announce, check
-    from finish import course_length, stream
     from pages import files
+    from pages.thesis import write_thesis
     model, jobs, config, size = plan(args)
     if not jobs:
         print("there are fewer features than processes: nothing to do for this one", file=sys.stderr)
@@ -160,27 +151,31 @@ def run(args):
     why = {(job, one): "again" if args.again else files.lacking(args.out, recipe, steps[one], args.keep)
            for (job, one), recipe in recipes.items()}
     announce(model, why, config)
-    failed = []
-    for one in configs:
-        todo = [job for job in jobs if why[job, one]]
-        progress = Progress(len(todo), size, course_length(one))
-        for result in stream(model, todo, one, size, progress, args.frames) if todo else ():
-            path = files.save(args.out, result, recipes[result.job, one])
-            progress.finished(result)
-            last = result.finished or result
-            say(f"{path}: {last.verdict}, activation {result.scores['activation_start']:.4f} -> "
-                f"{result.activation:.4f}" + (f", finished {last.activation:.4f}" if result.finished else "")
-                + f", rank {last.scores['rank']}")
-            if result.verdict.startswith("non-finite"):
-                failed.append(path)
+    table = draw_examples(model, args.out, recipes) if args.thesis else None
+    failed = [path for one in configs for path, result in compute(model, one, why, recipes, size, args)
+              if result.verdict.startswith("non-finite")]
     show(model, {files.path_of(args.out, recipe).parent.parent: (job.kind, job.target)
                  for (job, _), recipe in recipes.items()})
-    for path in write_sweeps(args.out, list(recipes.values()), args.sweep):
+    for path in [*write_sweeps(args.out, list(recipes.values()), args.sweep), *([write_thesis(*table)] if table else [])]:
         say(f"look at {path}")
     if failed:
         print(f"featviz: {len(failed)} of {len(recipes)} ascents met NaN or infinite values, first {failed[0]}; its "
               "latent is the last finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)
     return 2 if failed else 0
+
+
+def compute(model, config, why, recipes, size, args):
+    """The results of one config that are still to be made: (path, Result), each written and told when it is done."""
+    from finish import course_length, stream
+    from pages import files
+    todo = [job for (job, one), reason in why.items() if one == config and reason]
+    progress = Progress(len(todo), size, course_length(config))
+    for result in stream(model, todo, config, size, progress, args.frames) if todo else ():
+        path, last = files.save(args.out, result, recipes[result.job, config]), result.finished or result
+        progress.finished(result)
+        say(f"{path}: {last.verdict}, activation {result.scores['activation_start']:.4f} -> {result.activation:.4f}"
+            + (f", finished {last.activation:.4f}" if result.finished else "") + f", rank {last.scores['rank']}")
+        yield path, result
 
 
 # --- results -> page -------------------------------------------------------------------------------------------------
@@ -201,6 +196,20 @@ def show(model, targets):
         say(f"look at {write_page(folder, names)}, or print {sheet}")
     if len(targets) > 1:
         print(f"all of them on one page: python -m pages --atlas {folder.parent}", file=sys.stderr)
+
+
+def draw_examples(model, out, recipes):
+    """What --thesis shows beside the ascents, drawn before them: (the page's folder, the features in their order)."""
+    from activity import thesis
+    from pages.files import path_of
+    folder, rows = out / model.name / "thesis", thesis.features(model)
+    if warning := thesis.elsewhere(model):
+        print(f"warning: {warning}", file=sys.stderr)
+    for row in rows:
+        paths = [path_of(out, recipe) for (job, _), recipe in recipes.items() if job.target == row["feature"]]
+        if paths:                               # else another process's
+            say(thesis.sample(model, row, folder, [os.path.relpath(path, folder) for path in paths]))
+    return folder, [row["feature"] for row in rows]
 
 
 def run_trace(model, recipes, config, size, args):

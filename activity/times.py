@@ -11,12 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from activity.capture import capture, probe_settings
 from activity.capture import configure as capture_settings
 from activity.profile import attach, find, fits, home, timesteps
 from config import HOOK_POINT
 
 WORDS = ("auto", "active")
+USUAL = 361                 # the time step that is suggested where the weights name none (ours)
 COUNTED = {"auto": range(0, 1000, 250), "active": range(0, 1000, 50)}           # in place of what a probe would say
 
 
@@ -52,7 +55,7 @@ def with_activity(model, out, given, steered, probing, size):
             return model, lambda kind, n: fixed or [t for word in words for t in COUNTED[word]]
         if probing == "shard":
             raise ValueError(f"{model.folder} has no capture, which several processes need: run {full(model)} first")
-        folder = probe(model, out, size, probing)
+        folder = probe(model, out, size, probing, f", or do without: --prior noise --timestep {own or USUAL}")
     if not folder:
         return model, lambda kind, n: fixed
     model = attach(model, folder)
@@ -60,8 +63,25 @@ def with_activity(model, out, given, steered, probing, size):
     return model, lambda kind, n: fixed or said(kind, n)
 
 
-def probe(model, out, size, on_batch=lambda done, total: None):
-    """The folder of the probe, made where there is none; says so, what it costs, and what the real one is."""
+@torch.no_grad()
+def probe_seconds(model, settings):
+    """About how long a probe takes: one guided step of a batch is timed, on noise and the empty prompt."""
+    rows = settings.batch_size * (1 + (settings.guidance != 1.0))
+    context = model.embed([""]).expand(rows, -1, -1)                                            # (B, 77, Dc)
+    x = torch.randn(rows, *model.latent_shape, device=model.device, dtype=model.dtype)
+    t = torch.full((rows,), model.schedule.timesteps(settings.steps)[0], device=model.device)
+    for _ in range(2):                          # the first one reads weights and pays for allocation
+        began = time.time()
+        model.unet(x, t, context).sum().item()                                                  # waits for a GPU
+    calls = settings.steps + (settings.sampler == "pndm")          # which comes twice to its second time step
+    return (time.time() - began) * calls * -(-settings.images // settings.batch_size)
+
+
+def probe(model, out, size, on_batch=lambda done, total: None, instead=""):
+    """The folder of the probe, made where there is none; says so, how long it takes, and what the real one is.
+
+    instead  how to do without a probe, said beside the command for the real one
+    """
     folder, command = Path(out) / model.name / home(model.hook_point, "probe"), full(model)
     if fits(model, folder):
         print(f"{model.folder} has no capture: the probe in {folder} stands in for it; for the full one run {command}",
@@ -69,7 +89,8 @@ def probe(model, out, size, on_batch=lambda done, total: None):
         return folder
     settings = probe_settings(capture_settings(model, batch_size=size))
     print(f"{model.folder} has no capture: a probe of {settings.images} prompts in {settings.steps} steps stands in "
-          f"for it; for the full one run {command}", file=sys.stderr)
+          f"for it, {settings.images * settings.steps} guided steps in about {probe_seconds(model, settings):.0f} s on "
+          f"{model.device}; for the full one run {command}{instead}", file=sys.stderr)
     if (folder / "capture.json").exists():                      # of other weights
         shutil.rmtree(folder)
     began = time.time()

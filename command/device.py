@@ -5,7 +5,7 @@ import sys
 import torch
 
 from ascent import default_batch_size
-from command.flags import PROJECT
+from command.missing import default_weights, offer
 from weights.load import find, load
 from weights.preflight import check_memory, free_bytes, predict
 
@@ -13,14 +13,6 @@ try:
     import resource                             # peak memory; not on Windows
 except ImportError:
     resource = None
-
-SD_FOLDERS = ("weights/style50", "weights/sd14", "weights/sd15")
-
-
-def default_weights(wanted):
-    """The first folder of Stable Diffusion that is there, if a feature or channel is wanted; otherwise the toy."""
-    found = [PROJECT / f for f in SD_FOLDERS if (PROJECT / f / "unet").exists()]
-    return found[0] if found and wanted else PROJECT / "weights/toy"
 
 
 def choose_device(name):
@@ -37,8 +29,11 @@ def choose_device(name):
 
 
 def open_model(args, wanted, check=False):
-    """The model of --weights on --device in --dtype; `check`: look at every number, after a line on memory."""
-    device, path = choose_device(args.device), args.weights or default_weights(wanted)
+    """The model of --weights on --device in --dtype, fetched first where that is agreed to. With `check` every number
+    is looked at, after a line on memory."""
+    device = choose_device(args.device)
+    offer(args, wanted, device, check)
+    path = args.weights or default_weights(args, wanted)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if check:
         found = find(path, args.ema)
@@ -56,7 +51,7 @@ def choose_size(args, wanted, model):
     usual = default_batch_size(model.device, model.latent_shape)
     size = asked = args.batch_size or usual
     if size > usual and (free := free_bytes(model.device)):
-        found = find(args.weights or default_weights(wanted), args.ema)
+        found = find(args.weights or default_weights(args, wanted), args.ema)
         size = max(usual, min(size, int(free * usual / predict(found, model.dtype, usual)[1])))
         if size < asked:
             print(f"--batch-size {asked} takes more memory than is free on {model.device}: {size} jobs at a time",

@@ -96,6 +96,22 @@ def add_settings(group):
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=says, **kind)
 
 
+def check_numbers(args):
+    """ValueError for a flag that is out of range whatever the model."""
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.frames != 0 and not 2 <= args.frames <= 50:
+        raise ValueError(f"--frames must be 0 or between 2 and 50, got {args.frames}")
+
+
+def check_steps(steps, config):
+    """ValueError for a step of --trace that the ascent does not have."""
+    for k in steps:
+        if not 0 <= k < config.num_steps:
+            raise ValueError(f"--trace {k} is out of range: the ascent has {config.num_steps} steps, "
+                             f"0..{config.num_steps - 1} (--num-steps sets how many)")
+
+
 def guarded(name, work, *args):
     """The exit code of work(*args): what cannot be ends in one line on stderr and 2."""
     try:

@@ -1,0 +1,1 @@
+// No script: all of this page lies open.
