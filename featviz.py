@@ -156,8 +156,10 @@ def run(args):
               if result.verdict.startswith("non-finite")]
     show(model, {files.path_of(args.out, recipe).parent.parent: (job.kind, job.target)
                  for (job, _), recipe in recipes.items()})
-    for path in [*write_sweeps(args.out, list(recipes.values()), args.sweep), *([write_thesis(*table)] if table else [])]:
+    for path in write_sweeps(args.out, list(recipes.values()), args.sweep):
         say(f"look at {path}")
+    if table:
+        say(f"look at {write_thesis(*table)}")
     if failed:
         print(f"featviz: {len(failed)} of {len(recipes)} ascents met NaN or infinite values, first {failed[0]}; its "
               "latent is the last finite one; try a smaller --learning-rate or --steer-scale", file=sys.stderr)

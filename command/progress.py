@@ -34,7 +34,7 @@ class Progress(Line):
 
     def __init__(self, n, size, length):
         super().__init__()
-        self.jobs, self.size, self.length, self.done, self.results = n, size, length, 0, 0
+        self.size, self.length, self.done, self.results = size, length, 0, 0
         self.total = -(-n // size) * length
 
     def __call__(self, step):
