@@ -149,8 +149,12 @@ def reported(home, concepts):
         whole = {f for f in features if sum(e["feature"] == f for e in five) == len(SEEDS)}
         rows = {"ascent, one seed": one[""], "finish, one seed": one[CHOSEN[1]],
                 "finish, all seeds": [e for e in five if e["feature"] in whole],
+                "ascent, first of five by rule":
+                    by_rule([e for e in ours if not e["finish"] and e["feature"] in whole]),
                 "finish, first of five by rule": by_rule([e for e in five if e["feature"] in whole])}
         out[which] = {name: row(some) for name, some in rows.items() if some}
+    if not out["half A"]:                                       # the report was ended before it came to half A
+        del out["half A"], out["all"]
     return out
 
 
