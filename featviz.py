@@ -45,7 +45,7 @@ def parse(argv=None):
     group.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: the autoencoder's, or up1.1)")
     group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T",
                        help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
-                       "steps at which it is active (default: auto where there is a capture, else the weights' own)")
+                       "steps at which it is active (default: the weights' own, else auto)")
     group.add_argument("--seed", type=int, nargs="+", metavar="S",
                        help=f"a result each (default: {' '.join(map(str, SEEDS))})")
     group = parser.add_argument_group("how")

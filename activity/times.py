@@ -46,7 +46,7 @@ def with_activity(model, out, given, steered, probing, size):
              (refused)
     """
     folder, own = find(model, out), model.settings.get("timestep")
-    words = [word for word in WORDS if word in given] if given else ["auto"] * (folder is not None or own is None)
+    words = [word for word in WORDS if word in given] if given else ["auto"] * (own is None)
     fixed = () if given or words else (own,)
     if (words or steered) and not folder:
         if probing == "check":

@@ -44,7 +44,7 @@ FINISHES |= {f"{t0}, 0.5, {n} steps": dict(finish_from=t0, finish_scale=0.5, fin
     ("auto", 15), ("auto", 10))}
 FEW = {name: FINISHES[name] for name in ("600, 0.4", "800, 0.5", "900, 0.5")}
 EXPLORED = {name: FINISHES if name == "noise, 40 at 0.15" else FEW for name in ASCENTS}
-CHOSEN = "noise, 40 at 0.15", "auto, 0.5, 15 steps"
+CHOSEN = "noise, 100 at 0.05", "auto, 0.5, 15 steps"       # the toy's default
 
 
 def halves(concepts):
