@@ -322,7 +322,7 @@ BAD_FLAGS = {
     "--moment-weight -0.1": "--moment-weight must be at least 0",
     "--rotate-max -5": "--rotate-max must be at least 0",
     "--finish-from 1000": "--finish-from must be between 1 and 999",
-    "--finish-steps 601": "--finish-steps must be between 1 and --finish-from, which is 600",
+    "--finish-steps 601": "--finish-steps must be between 1 and --finish-from, 600",
     "--finish-scale -1": "--finish-scale must be at least 0, or auto",
     "--finish-scale much": "argument --finish-scale: invalid number or 'auto' value: 'much'",
     "--range-weight inf": "--range-weight must be a number of size 1e+06 at most",
