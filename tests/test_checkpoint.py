@@ -1,7 +1,7 @@
-"""Weights folders: what fits is loaded exactly and frozen; what does not fit is refused in one line that says what to do.
+"""Weights folders: what fits is loaded exactly and frozen; what does not fit is refused in one line, with a remedy.
 
-Every damaged folder here is something that happens: a download that stopped, a page saved in place of a file, a pointer that
-git left behind, parts of two models mixed up. None may be loaded silently and none may end in a traceback.
+Every damaged folder here is something that happens: a download that stopped, a page saved in place of a file, a pointer
+that git left behind, parts of two models mixed up. None may be loaded silently and none may end in a traceback.
 """
 import errno
 import functools
@@ -46,11 +46,12 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "tiny")
 
 
-# --- what fits -------------------------------------------------------------------------------------------------------------
+# --- what fits --------------------------------------------------------------------------------------------------------
 
 def networks(model):
     """Every network with all its numbers, also those that the model itself reads when they are used."""
-    return {part: source.read(loading.precision(part, model.dtype), model.device) for part, source in model.sources.items()}
+    return {part: source.read(loading.precision(part, model.dtype), model.device)
+            for part, source in model.sources.items()}
 
 
 def test_all_parts_hold_the_files_numbers_frozen(whole):
@@ -67,13 +68,16 @@ def test_all_parts_hold_the_files_numbers_frozen(whole):
 
 def test_configs_reach_the_networks(whole):
     model = load(whole)
-    assert model.unet.conv_norm_out.num_groups == 8 and model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 2
-    assert model.vae.scaling_factor == 0.5 and model.vae.factor == 4 and model.sae.k == 4 and not model.sae.input_unit_norm
+    assert model.unet.conv_norm_out.num_groups == 8
+    assert model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 2
+    assert model.vae.scaling_factor == 0.5 and model.vae.factor == 4
+    assert model.sae.k == 4 and not model.sae.input_unit_norm
     assert model.text_encoder.encoder.layers[0].self_attn.heads == 2
 
 
 def test_the_parts_work_together_and_stay_about_one(whole):
-    """The tiny model itself is sound: everything is finite, of the promised shape, and most features are active somewhere."""
+    """The tiny model itself is sound: everything is finite, of the promised shape, and most features are active
+    somewhere."""
     model = load(whole)
     text, z = model.embed(["", "A tree"]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([300, 20])
@@ -87,7 +91,8 @@ def test_the_parts_work_together_and_stay_about_one(whole):
 
 def test_fingerprints_are_of_every_file_and_see_one_changed_byte(folder):
     first = load(folder).fingerprints
-    assert first.keys() == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.parent.name not in
+    assert first.keys() == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()
+                            and p.parent.name not in
                             ("activity", "images")}
     edit_json(folder / "featviz.json", timestep=301)
     second = load(folder).fingerprints
@@ -98,20 +103,24 @@ def test_half_precision_files_load_as_float32(folder, whole):
     for path in (UNET, VAE, TEXT, SAE):
         edit_tensors(folder / path, lambda tensors: {k: v.half() for k, v in tensors.items()})
     half, full = load(folder), load(whole)
+    reference = networks(full)
     for part, net in networks(half).items():
         for name, p in net.state_dict().items():
-            assert p.dtype == torch.float32 and torch.equal(p, networks(full)[part].state_dict()[name].half().float()), name
+            rounded = reference[part].state_dict()[name].half().float()
+            assert p.dtype == torch.float32 and torch.equal(p, rounded), name
 
 
 def test_dtype_is_that_of_unet_and_text_encoder_alone(whole):
     model = load(whole, dtype=torch.bfloat16)
     expected = {"unet": torch.bfloat16, "text_encoder": torch.bfloat16, "vae": torch.float32, "sae": torch.float32}
     for net in (networks(model), {part: getattr(model, part) for part in expected}):
-        assert {part: {p.dtype for p in net[part].parameters()} for part in net} == {part: {t} for part, t in expected.items()}
+        assert {part: {p.dtype for p in net[part].parameters()}
+                for part in net} == {part: {t} for part, t in expected.items()}
 
 
 def test_older_names_give_identical_tensors(folder, whole):
-    """SD's published files: VAE attention by its names before 2023, the text encoder below `text_model.` with position_ids."""
+    """SD's published files: VAE attention by its names before 2023, the text encoder below `text_model.` with
+    position_ids."""
     modern = {new: old for old, new in LEGACY_ATTENTION.items()}
 
     def older(name):
@@ -124,7 +133,8 @@ def test_older_names_give_identical_tensors(folder, whole):
     edit_tensors(folder / VAE, lambda tensors: {older(k): v for k, v in tensors.items()})
     edit_tensors(folder / TEXT, lambda tensors: {"text_model." + k: v for k, v in tensors.items()}
                  | {"text_model.embeddings.position_ids": torch.arange(77)[None]})
-    assert sum(".proj_attn." in k or ".query." in k or ".key." in k or ".value." in k for k in load_file(folder / VAE)) == 16
+    assert sum(".proj_attn." in k or ".query." in k or ".key." in k or ".value." in k
+               for k in load_file(folder / VAE)) == 16
     ours, reference = networks(load(folder)), networks(load(whole))
     for part in ("vae", "text_encoder"):
         for name, tensor in reference[part].state_dict().items():
@@ -161,7 +171,7 @@ def test_published_configs_may_hold_more_keys_and_lack_those_with_a_default(fold
     assert model.latent_shape == (4, 8, 16) and model.sae.features == 64
 
 
-# --- what does not ---------------------------------------------------------------------------------------------------------
+# --- what does not ----------------------------------------------------------------------------------------------------
 
 def check_message(error, folder, *fragments):
     text = str(error)
@@ -265,7 +275,8 @@ def sparse(path, length):
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head>\n<body>Not found</body></html>\n" * 20
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3438167536\n"
-NOT_WHOLE, MISMATCH = ("is not a whole safetensors file", AGAIN), "does not belong to its config, fetch or copy both again"
+NOT_WHOLE, MISMATCH = ("is not a whole safetensors file",
+                       AGAIN), "does not belong to its config, fetch or copy both again"
 
 BAD = {     # name: (damage, fragments of the message)
     "folder without a model": (lambda f: shutil.rmtree(f / "unet"), ("is no model folder", "give --weights")),
@@ -291,8 +302,10 @@ BAD = {     # name: (damage, fragments of the message)
                 ("block_out_channels is [0, 0, 0, 0], expected whole", AGAIN)),
     "width of billions": (config(UNET_CONFIG, block_out_channels=[10 ** 9] * 4),
                           ("block_out_channels is [1000000000,", AGAIN)),
-    "negative width": (config(UNET_CONFIG, cross_attention_dim=-1), ("cross_attention_dim is -1, expected whole", AGAIN)),
-    "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("cross_attention_dim is '16', expected whole", AGAIN)),
+    "negative width": (config(UNET_CONFIG, cross_attention_dim=-1),
+                       ("cross_attention_dim is -1, expected whole", AGAIN)),
+    "width as text": (config(UNET_CONFIG, cross_attention_dim="16"),
+                      ("cross_attention_dim is '16', expected whole", AGAIN)),
     "broken width": (config(UNET_CONFIG, in_channels=4.5), ("in_channels is 4.5, expected whole", AGAIN)),
     "no groups": (config(UNET_CONFIG, norm_num_groups=0), ("norm_num_groups is 0, expected whole", AGAIN)),
     "groups that do not divide": (config(UNET_CONFIG, norm_num_groups=7), ("must be divisible by num_groups", AGAIN)),
@@ -302,42 +315,55 @@ BAD = {     # name: (damage, fragments of the message)
                                       ("which does not divide", AGAIN)),
     "endless layers": (config("text_encoder/config.json", num_hidden_layers=10 ** 9),
                        ("num_hidden_layers is 1000000000", AGAIN)),
-    "levels without end": (config("vae/config.json", block_out_channels=[8] * 100_000), ("block_out_channels is [8, 8,", AGAIN)),
-    "SD 2's heads": (config(UNET_CONFIG, attention_head_dim=[5, 10, 20, 20]), ("attention_head_dim is [5, 10, 20, 20], expected", AGAIN)),
-    "another embedding of classes": (config(UNET_CONFIG, class_embed_type="timestep"), ("class_embed_type is 'timestep', only None",)),
+    "levels without end": (config("vae/config.json", block_out_channels=[8] * 100_000),
+                           ("block_out_channels is [8, 8,", AGAIN)),
+    "SD 2's heads": (config(UNET_CONFIG, attention_head_dim=[5, 10, 20, 20]),
+                     ("attention_head_dim is [5, 10, 20, 20], expected", AGAIN)),
+    "another embedding of classes": (config(UNET_CONFIG, class_embed_type="timestep"),
+                                     ("class_embed_type is 'timestep', only None",)),
     "config is a pipe": (lambda f: ((f / "vae/config.json").unlink(), os.mkfifo(f / "vae/config.json")),
                          ("vae/config.json: cannot be read (no regular file)", AGAIN)),
-    "NaN in a config": (write("scheduler/scheduler_config.json", b'{"beta_start": NaN}'), ("beta_start is nan, expected a number", AGAIN)),
+    "NaN in a config": (write("scheduler/scheduler_config.json", b'{"beta_start": NaN}'),
+                        ("beta_start is nan, expected a number", AGAIN)),
     "latent size 9": (config(UNET_CONFIG, sample_size=9), ("sample_size is 9, expected a multiple of 8", AGAIN)),
     "latent size of billions": (config(UNET_CONFIG, sample_size=8 * 10 ** 9), ("sample_size is 8000000000", AGAIN)),
     "latent size as text": (config(UNET_CONFIG, sample_size="8"), ("sample_size is '8'", AGAIN)),
-    "scaling factor 0": (config("vae/config.json", scaling_factor=0), ("scaling_factor is 0, expected a number", AGAIN)),
+    "scaling factor 0": (config("vae/config.json", scaling_factor=0),
+                         ("scaling_factor is 0, expected a number", AGAIN)),
     "negative beta": (config("scheduler/scheduler_config.json", beta_start=-0.1),
                       ("beta_start is -0.1, expected a number", AGAIN)),
     "another sampler": (config("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"),
-                        ("_class_name is 'EulerDiscreteScheduler', only PNDMScheduler and DDIMScheduler", "give SD 1.x weights")),
+                        ("_class_name is 'EulerDiscreteScheduler', only PNDMScheduler and DDIMScheduler",
+                         "give SD 1.x weights")),
     "a sampler that is no name": (config("scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
                                   ("_class_name is ['DDIMScheduler'], only PNDM",)),
     "Runge-Kutta steps": (config("scheduler/scheduler_config.json", _class_name="PNDMScheduler", skip_prk_steps=False),
                           ("skip_prk_steps is False, only True is implemented", "give SD 1.x weights")),
     "a last step that is no truth value": (config("scheduler/scheduler_config.json", set_alpha_to_one=1),
                                            ("set_alpha_to_one is 1, expected true or false", AGAIN)),
-    "no time steps": (config("scheduler/scheduler_config.json", num_train_timesteps=0), ("num_train_timesteps is 0", AGAIN)),
+    "no time steps": (config("scheduler/scheduler_config.json", num_train_timesteps=0),
+                      ("num_train_timesteps is 0", AGAIN)),
 
     "no weights file": (unlink(UNET), (f"{UNET}: cannot be read", "No such file", AGAIN)),
     "weights are a directory": (directory_at(UNET), (f"{UNET}: cannot be read", AGAIN)),
     "weights are empty": (write(UNET, b""), (UNET, *NOT_WHOLE)),
     "weights are a page": (write(UNET, HTML), (f"{UNET}: is not a whole safetensors file (it is a web page)", AGAIN)),
-    "weights are a git-lfs pointer": (write(UNET, POINTER), (f"{UNET}: is not a whole safetensors file (it is a pointer that git left",
+    "weights are a git-lfs pointer": (write(UNET, POINTER),
+                                      (f"{UNET}: is not a whole safetensors file (it is a pointer that git left",
                                                              "git lfs pull", AGAIN)),
-    "weights are JSON": (lambda f: shutil.copy(f / UNET_CONFIG, f / UNET), (f"{UNET}: is not a whole safetensors file (it is JSON)",)),
+    "weights are JSON": (lambda f: shutil.copy(f / UNET_CONFIG, f / UNET),
+                         (f"{UNET}: is not a whole safetensors file (it is JSON)",)),
     "weights are a pickle": (lambda f: torch.save({"state_dict": {}}, f / UNET),
                              ("(it is a pickle of torch.save, python weights/convert.py", AGAIN)),
-    "weights are an old pickle": (write(UNET, b"\x80\x02}q\x00."), ("(it is a pickle, python weights/convert.py", AGAIN)),
-    "weights are a pipe": (lambda f: ((f / UNET).unlink(), os.mkfifo(f / UNET)), (f"{UNET}: cannot be read (no regular file)", AGAIN)),
-    "weights are a link to nowhere": (lambda f: ((f / UNET).unlink(), (f / UNET).symlink_to("away")), ("cannot be read (No such", AGAIN)),
+    "weights are an old pickle": (write(UNET, b"\x80\x02}q\x00."),
+                                  ("(it is a pickle, python weights/convert.py", AGAIN)),
+    "weights are a pipe": (lambda f: ((f / UNET).unlink(), os.mkfifo(f / UNET)),
+                           (f"{UNET}: cannot be read (no regular file)", AGAIN)),
+    "weights are a link to nowhere": (lambda f: ((f / UNET).unlink(), (f / UNET).symlink_to("away")),
+                                      ("cannot be read (No such", AGAIN)),
     "only a pickle": (lambda f: (f / UNET).rename(f / "unet/diffusion_pytorch_model.bin"),
-                      ("unet/diffusion_pytorch_model.bin: is a pickle, which can run code", "python weights/convert.py")),
+                      ("unet/diffusion_pytorch_model.bin: is a pickle, which can run code",
+                       "python weights/convert.py")),
     "zeros": (write(UNET, bytes(1000)), (UNET, "invalid JSON in header", *NOT_WHOLE)),
     "header of 2^63 bytes": (change(UNET, lambda data: (2 ** 63).to_bytes(8, "little") + data[8:]),
                              ("header too large", *NOT_WHOLE)),
@@ -346,11 +372,14 @@ BAD = {     # name: (damage, fragments of the message)
     "header length one too large": (change(UNET, lambda data: bytes([data[0] + 1]) + data[1:]), (UNET, *NOT_WHOLE)),
     "header is a list": (header(lambda h: list(h)), ("invalid type: sequence", *NOT_WHOLE)),
     "header is no text": (change(UNET, lambda data: data[:9] + b"\xff" + data[10:]), (UNET, *NOT_WHOLE)),
-    "header is endless": (lambda f: (f / UNET).write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000), (UNET, *NOT_WHOLE)),
+    "header is endless": (lambda f: (f / UNET).write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000),
+                          (UNET, *NOT_WHOLE)),
     "header names a tensor twice": (change(UNET, twice), ("its header names something twice", *NOT_WHOLE)),
-    "metadata that are no texts": (header(lambda h: h | {"__metadata__": {"format": 1}}), ("expected a string", *NOT_WHOLE)),
+    "metadata that are no texts": (header(lambda h: h | {"__metadata__": {"format": 1}}),
+                                   ("expected a string", *NOT_WHOLE)),
     "entry without offsets": (entry(data_offsets=None), ("missing field `data_offsets`", *NOT_WHOLE)),
-    "entry with more than the format knows": (entry(compressed=True), (f"'{NAME}' is not described by dtype, shape", *NOT_WHOLE)),
+    "entry with more than the format knows": (entry(compressed=True),
+                                              (f"'{NAME}' is not described by dtype, shape", *NOT_WHOLE)),
     "unknown type": (entry(dtype="F31"), ("unknown variant `F31`", *NOT_WHOLE)),
     "type as a list": (entry(dtype=["F32"]), ("invalid type: sequence, expected string", *NOT_WHOLE)),
     "another type than the bytes": (entry(dtype="F16"), ("invalid shape, data type, or offset", *NOT_WHOLE)),
@@ -358,7 +387,8 @@ BAD = {     # name: (damage, fragments of the message)
     "negative shape": (entry(shape=[-16, 4, -3, 3]), ("integer `-16`, expected usize", *NOT_WHOLE)),
     "shape of true": (entry(shape=[16, 4, 3, True]), ("boolean `true`, expected usize", *NOT_WHOLE)),
     "three offsets": (entry(data_offsets=[0, 2304, 2304]), ("invalid length 3, expected 2", *NOT_WHOLE)),
-    "offsets beyond the file": (entry(data_offsets=[10 ** 15, 10 ** 15 + 2304]), ("invalid offset for tensor", *NOT_WHOLE)),
+    "offsets beyond the file": (entry(data_offsets=[10 ** 15, 10 ** 15 + 2304]),
+                                ("invalid offset for tensor", *NOT_WHOLE)),
     "overlapping offsets": (overlap, ("invalid offset for tensor", *NOT_WHOLE)),
     "gap between tensors": (gap, ("invalid offset for tensor", *NOT_WHOLE)),
     "a block too many": (change(UNET, lambda data: data + bytes(4096)), ("file not fully covered", *NOT_WHOLE)),
@@ -378,15 +408,18 @@ BAD = {     # name: (damage, fragments of the message)
     "no numbers": (tensors(UNET, with_tensor(NAME, lambda x: x[:0])), (f"{NAME} has shape [0, 4, 3, 3]", MISMATCH)),
     "one dimension more": (tensors(UNET, with_tensor("time_embedding.linear_1.weight", lambda x: x[:, :, None, None])),
                            ("time_embedding.linear_1.weight has shape [64, 16, 1, 1], expected [64, 16]", MISMATCH)),
-    "projections as matrices": (tensors(UNET, lambda x: {k: v.squeeze() if ".proj_in.weight" in k else v for k, v in x.items()}),
-                                ("down_blocks.0.attentions.0.proj_in.weight has shape [16, 16], expected [16, 16, 1, 1]", MISMATCH)),
+    "projections as matrices": (tensors(UNET,
+                                        lambda x: {k: v.squeeze() if ".proj_in.weight" in k else v
+                                                   for k, v in x.items()}),
+                                ("proj_in.weight has shape [16, 16], expected [16, 16, 1, 1]", MISMATCH)),
     "attention 1x1 of another width": (tensors(VAE, with_tensor(QUERY, lambda x: x[:8, :8, None, None])),
                                        (f"{QUERY} has shape [8, 8, 1, 1], expected [16, 16]", MISMATCH)),
     "a tensor by its old and its new name": (
         tensors(VAE, lambda x: x | {QUERY.replace("to_q", "query"): torch.zeros_like(x[QUERY])}),
         (f"{VAE}: holds '{QUERY}' twice, as", "which one is meant cannot be known", AGAIN)),
     "truth values": (tensors(UNET, with_tensor(NAME, lambda x: x > 0)), (f"{NAME} holds BOOL, expected", AGAIN)),
-    "files of two parts swapped": (lambda f: ((f / UNET).rename(f / "x"), (f / VAE).rename(f / UNET), (f / "x").rename(f / VAE)),
+    "files of two parts swapped": (lambda f: ((f / UNET).rename(f / "x"), (f / VAE).rename(f / UNET),
+                                              (f / "x").rename(f / VAE)),
                                    (f"{UNET}: lacks tensor 'conv_in.bias' and 835 more", MISMATCH)),
     "integers": (tensors(UNET, with_tensor(NAME, lambda x: x.long())), (f"{NAME} holds I64, expected", AGAIN)),
     "8-bit floats": (tensors(UNET, with_tensor(NAME, lambda x: x.to(torch.float8_e4m3fn))),
@@ -401,7 +434,8 @@ BAD = {     # name: (damage, fragments of the message)
 
     "SAE of another width": (lambda f: transplant(f, SAE, sae=dict(d_in=16)),
                              (f"d_in is 16, but {HOOK}", "has 32 channels", "give the SAE of this UNet")),
-    "SAE with another number of features": (config(CFG, num_latents=128), ("shape [64, 32], expected [128, 32]", MISMATCH)),
+    "SAE with another number of features": (config(CFG, num_latents=128),
+                                            ("shape [64, 32], expected [128, 32]", MISMATCH)),
     "SAE at an unknown hook": (lambda f: (f / SAE_FOLDER).rename(f / "sae/unet.up_blocks.9.attentions.1"),
                                ("up_blocks.9.attentions.1", "nearest: up_blocks", "must be named after")),
     "no d_in": (config(CFG, d_in=None), (f"{CFG}: lacks 'd_in'", AGAIN)),
@@ -422,29 +456,40 @@ BAD = {     # name: (damage, fragments of the message)
     "vocabulary is broken": (cut("tokenizer/vocab.json", 100),
                              ("tokenizer: vocab.json or merges.txt cannot be used", "fetch or copy both")),
     "vocabulary is a list": (write("tokenizer/vocab.json", b"[]"), ("vocab.json: is no map from tokens to ids", AGAIN)),
-    "vocabulary lacks its end": (lambda f: write_vocab(f, without(END)(VOCAB)), (f"with <|startoftext|> and {END}", AGAIN)),
-    "vocabulary with an id twice": (lambda f: write_vocab(f, VOCAB | {"!": 1}), ("is no map from tokens to ids 0, 1, 2", AGAIN)),
+    "vocabulary lacks its end": (lambda f: write_vocab(f, without(END)(VOCAB)),
+                                 (f"with <|startoftext|> and {END}", AGAIN)),
+    "vocabulary with an id twice": (lambda f: write_vocab(f, VOCAB | {"!": 1}),
+                                    ("is no map from tokens to ids 0, 1, 2", AGAIN)),
     "merges of another vocabulary": (
         write("tokenizer/merges.txt", b"#version: 0.2\nt h\nth e</w>\n"),
-        ("tokenizer: vocab.json and merges.txt disagree about '<|endoftext|>', and 3 tokens more", "fetch or copy both again")),
+        ("tokenizer: vocab.json and merges.txt disagree about '<|endoftext|>', and 3 tokens more",
+         "fetch or copy both again")),
     "another vocabulary than the text encoder's": (
-        lambda f: ((f / "tokenizer/merges.txt").write_text("#version: 0.2\nt h\n"), write_vocab(f, number([("t", "h")]))),
+        lambda f: ((f / "tokenizer/merges.txt").write_text("#version: 0.2\nt h\n"),
+                   write_vocab(f, number([("t", "h")]))),
         ("tokenizer: has 515 tokens, the text encoder knows 514", "give parts of one model")),
-    "vocabulary is a directory": (directory_at("tokenizer/vocab.json"), ("vocab.json: cannot be read (a folder)", AGAIN)),
-    "merges are no text": (write("tokenizer/merges.txt", b"#\n\xff\xfe"), ("tokenizer: vocab.json or merges.txt cannot be used", "copy both")),
+    "vocabulary is a directory": (directory_at("tokenizer/vocab.json"),
+                                  ("vocab.json: cannot be read (a folder)", AGAIN)),
+    "merges are no text": (write("tokenizer/merges.txt", b"#\n\xff\xfe"),
+                           ("tokenizer: vocab.json or merges.txt cannot be used", "copy both")),
     "no vocabulary": (unlink("tokenizer/vocab.json"), ("tokenizer/vocab.json: cannot be read (No such file", AGAIN)),
     "no merges": (unlink("tokenizer/merges.txt"), ("tokenizer/merges.txt: cannot be read (No such file", AGAIN)),
     "merges are a page": (write("tokenizer/merges.txt", HTML), ("merges.txt: is no list of pairs", AGAIN)),
     "merges are cut": (lambda f: write_vocab(f, VOCAB | {"th": 515, "the</w>": 514}),
-                       ("tokenizer: vocab.json and merges.txt disagree about 'th', and 1 tokens more", "copy both again")),
-    "two ids swapped": (lambda f: write_vocab(f, VOCAB | {"a": VOCAB["b"], "b": VOCAB["a"]}), ("disagree about 'a', and 1 tokens more",)),
-    "a merge twice": (write("tokenizer/merges.txt", b"#version: 0.2\nt h\nt h\n"), ("merges.txt: makes the same token twice", AGAIN)),
-    "a merge of nothing new": (write("tokenizer/merges.txt", b"#version: 0.2\na </w>\n"), ("merges.txt: makes the same token twice",)),
+                       ("tokenizer: vocab.json and merges.txt disagree about 'th', and 1 tokens more",
+                        "copy both again")),
+    "two ids swapped": (lambda f: write_vocab(f, VOCAB | {"a": VOCAB["b"], "b": VOCAB["a"]}),
+                        ("disagree about 'a', and 1 tokens more",)),
+    "a merge twice": (write("tokenizer/merges.txt", b"#version: 0.2\nt h\nt h\n"),
+                      ("merges.txt: makes the same token twice", AGAIN)),
+    "a merge of nothing new": (write("tokenizer/merges.txt", b"#version: 0.2\na </w>\n"),
+                               ("merges.txt: makes the same token twice",)),
 
     "settings are a list": (write("featviz.json", b"[]"), ("featviz.json: expected a JSON object", AGAIN)),
     "settings with a text as time step": (config("featviz.json", timestep="300"),
                                           ("expected whole numbers for timestep", AGAIN)),
-    "settings with a list of presets": (config("featviz.json", presets=[]), ("an object of objects for presets", AGAIN)),
+    "settings with a list of presets": (config("featviz.json", presets=[]),
+                                        ("an object of objects for presets", AGAIN)),
 }
 
 
@@ -462,7 +507,8 @@ BAD_ACTIVITY = {
     "activity is empty": (write(ACTIVITY, b""), (ACTIVITY, *NOT_WHOLE)),
     "activity is cut": (cut(ACTIVITY, -9), (ACTIVITY, *NOT_WHOLE)),
     "activity is a directory": (directory_at(ACTIVITY), (f"{ACTIVITY}: cannot be read (a folder)", AGAIN)),
-    "activity lacks its time steps": (tensors(ACTIVITY, without("timesteps")), (f"{ACTIVITY}: lacks tensor 'timesteps'", AGAIN)),
+    "activity lacks its time steps": (tensors(ACTIVITY, without("timesteps")),
+                                      (f"{ACTIVITY}: lacks tensor 'timesteps'", AGAIN)),
     "activity lacks its channels": (tensors(ACTIVITY, without("max_channel")),
                                     (f"{ACTIVITY}: lacks tensor 'max_channel'", MISMATCH)),
     "activity of no time step": (tensors(ACTIVITY, lambda x: {k: v[:0] for k, v in x.items()}),
@@ -493,10 +539,12 @@ def built(network, sizes):
 
 @pytest.mark.parametrize("name", BAD)
 def test_refused_in_one_line(name, folder, monkeypatch):
-    """Networks are built once for all of these: no model is ever returned that could share them, and building is the slow part."""
+    """Networks are built once for all of these: no model is ever returned that could share them, and building is the
+    slow part."""
     damage, fragments = BAD[name]
     for network in ("UNet", "VAE", "TextEncoder"):
-        monkeypatch.setattr(loading, network, lambda _n=getattr(loading, network), **sizes: built(_n, json.dumps(sizes)))
+        monkeypatch.setattr(loading, network,
+                            lambda _n=getattr(loading, network), **sizes: built(_n, json.dumps(sizes)))
     damage(folder)
     with pytest.raises(WeightsError) as caught:
         load(folder)
@@ -590,7 +638,8 @@ def test_a_file_that_shrinks_before_it_is_read(folder):
 
 
 def test_a_file_that_is_rewritten_under_a_model(folder):
-    """The same size, other numbers, in place: the picture is not handed out. By renaming: the model keeps the old file."""
+    """The same size, other numbers, in place: the picture is not handed out. By renaming: the model keeps the old
+    file."""
     model, new = load(folder), load_file(folder / UNET)
     data, z = save({k: 2 * v for k, v in new.items()}), torch.zeros(1, *model.latent_shape)
     (folder / "new").write_bytes(data)
@@ -622,7 +671,8 @@ def test_no_memory_for_a_tensor(folder, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", full)
     with pytest.raises(WeightsError) as caught:
         source.read(torch.bfloat16, "cpu")
-    check_message(caught.value, folder / UNET, "finds no room on cpu", "--dtype bfloat16 takes half", "--check says how much")
+    check_message(caught.value, folder / UNET, "finds no room on cpu", "--dtype bfloat16 takes half",
+                  "--check says how much")
 
 
 def test_a_large_file_s_fingerprint_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
@@ -630,15 +680,17 @@ def test_a_large_file_s_fingerprint_is_remembered_until_the_file_changes(tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
     hashed, digest = [], hashlib.file_digest
-    monkeypatch.setattr(fingerprints.hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    monkeypatch.setattr(fingerprints.hashlib, "file_digest",
+                        lambda file, kind: hashed.append(file.name) or digest(file, kind))
     path = tmp_path / "a.safetensors"
     path.write_bytes(bytes(fingerprints.SMALL))
     first = fingerprints.sha256([path])
-    assert fingerprints.sha256([path]) == first == {path: hashlib.sha256(path.read_bytes()).hexdigest()} and len(hashed) == 1
+    direct = lambda: {path: hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert fingerprints.sha256([path]) == first == direct() and len(hashed) == 1
     times = path.stat()
     path.write_bytes(bytes(fingerprints.SMALL - 1) + b"1")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert fingerprints.sha256([path]) == {path: hashlib.sha256(path.read_bytes()).hexdigest()} != first and len(hashed) == 2
+    assert fingerprints.sha256([path]) == direct() != first and len(hashed) == 2
     for broken in ("[]", "{", json.dumps({str(path): 5}), json.dumps({str(path): [[], 5]})):
         fingerprints.cache_path().write_text(broken)
         assert fingerprints.sha256([path]) != first
@@ -652,16 +704,18 @@ def test_unused_files_of_a_published_folder_are_neither_read_nor_fingerprinted(f
     before = load(folder).fingerprints
     (folder / "safety_checker").mkdir()
     for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
-                 "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors", "model_index.json"):
+                 "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors",
+                 "model_index.json"):
         (folder / name).write_bytes(b"broken")
     assert load(folder).fingerprints == before
 
 
-# --- the scheduler's file, several SAEs --------------------------------------------------------------------------------
+# --- the scheduler's file, several SAEs -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("entries, sampler, last", [
     ({}, "pndm", "first"), (dict(_class_name="PNDMScheduler", skip_prk_steps=True), "pndm", "first"),
-    (dict(_class_name="PNDMScheduler", set_alpha_to_one=True), "pndm", 1), (dict(_class_name="DDIMScheduler"), "ddim", 1),
+    (dict(_class_name="PNDMScheduler", set_alpha_to_one=True), "pndm", 1),
+    (dict(_class_name="DDIMScheduler"), "ddim", 1),
     (dict(_class_name="DDIMScheduler", set_alpha_to_one=False), "ddim", "first")])
 def test_the_scheduler_file_chooses_sampler_and_last_step(entries, sampler, last, folder):
     edit_json(folder / "scheduler/scheduler_config.json", **entries)
@@ -691,11 +745,13 @@ def two(folder):
     return folder
 
 
-@pytest.mark.parametrize("wanted, hook_point, k", [(None, HOOK, 4), (OTHER, OTHER, 5), (f"unet.{OTHER}", OTHER, 5), (HOOK, HOOK, 4)])
+@pytest.mark.parametrize("wanted, hook_point, k",
+                         [(None, HOOK, 4), (OTHER, OTHER, 5), (f"unet.{OTHER}", OTHER, 5), (HOOK, HOOK, 4)])
 def test_the_hook_point_chooses_the_sae(wanted, hook_point, k, two):
     model = load(two, hook_point=wanted)
     assert model.hook_point == hook_point and model.sae.k == k
-    assert f"sae/unet.{hook_point}/sae.safetensors" in model.fingerprints and len([n for n in model.files if "sae/" in n]) == 2
+    assert f"sae/unet.{hook_point}/sae.safetensors" in model.fingerprints
+    assert len([name for name in model.files if "sae/" in name]) == 2
     assert model.note == f"the SAE of {hook_point}, one of 2"
 
 
@@ -710,7 +766,8 @@ def test_the_only_sae_is_taken_and_no_other_is_made_up(two):
     shutil.copytree(two / "sae/mid_block.attentions.0", two / "sae/down_blocks.2.attentions.0")
     with pytest.raises(WeightsError) as caught:
         load(two)
-    check_message(caught.value, two, "has SAEs for down_blocks.2.attentions.0, mid_block.attentions.0", "which one is meant was not said")
+    check_message(caught.value, two, "has SAEs for down_blocks.2.attentions.0, mid_block.attentions.0",
+                  "which one is meant was not said")
 
 
 def test_a_hook_point_without_any_sae(tmp_path):

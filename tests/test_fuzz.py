@@ -1,9 +1,9 @@
-"""2,000 random mutations of the files of a tiny model, one at a time: each ends in the one line of a WeightsError, or loads what the
-file still says.
+"""2,000 random mutations of the files of a tiny model, one at a time: each ends in the one line of a WeightsError, or
+loads what the file still says.
 
-Never another exception, never two lines, never a hang. What may load silently, because no reader can see it: bytes within a tensor's
-finite numbers (then exactly these numbers differ; only a fingerprint tells), and changes that mean the same (a space in a header, a
-config key that is not used, a size that another value of the same shape allows).
+Never another exception, never two lines, never a hang. What may load silently, because no reader can see it: bytes
+within a tensor's finite numbers (then exactly these numbers differ; only a fingerprint tells), and changes that mean
+the same (a space in a header, a config key that is not used, a size that another value of the same shape allows).
 """
 import json
 import random
@@ -45,7 +45,8 @@ def no_hang():
 
 
 def outcome(call, *case):
-    """What call() returns, or None for a WeightsError of one line. Any other exception ends the test; the case is the last one printed."""
+    """What call() returns, or None for a WeightsError of one line. Any other exception ends the test; the case is the
+    last one printed."""
     print(*case)
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
@@ -55,7 +56,7 @@ def outcome(call, *case):
         assert "\n" not in str(e) and len(str(e)) < 2000, str(e)[:3000]
 
 
-# --- ways to damage bytes ---------------------------------------------------------------------------------------------------
+# --- ways to damage bytes ---------------------------------------------------------------------------------------------
 
 def flip(data, r):
     data = bytearray(data)
@@ -94,13 +95,16 @@ def digits(data, r):
     if not found:
         return data
     m = r.choice(found)
-    new = r.choice((b"0", b"1", b"-1", b"3", b"7", b"2147483648", b"9" * 30, b"1e9", b"null", b"[]", b"NaN", b"0.5", b'"8"', b"16"))
+    new = r.choice((b"0", b"1", b"-1", b"3", b"7", b"2147483648", b"9" * 30, b"1e9", b"null", b"[]", b"NaN", b"0.5",
+                    b'"8"', b"16"))
     return data[:m.start()] + new + data[m.end():]
 
 
 def replace_by(data, r):
-    return r.choice((b"", b"{}", b"[]", b"null", b"<html></html>" * 9, b"version https://git-lfs.github.com/spec/v1\n", bytes(200),
-                     b"\xff" * 200, b"[" * 5000, b'{"a":' * 5000, save({"x": torch.ones(3)}), json.dumps(CONFIGS["vae"]).encode()))
+    return r.choice((b"", b"{}", b"[]", b"null", b"<html></html>" * 9, b"version https://git-lfs.github.com/spec/v1\n",
+                     bytes(200),
+                     b"\xff" * 200, b"[" * 5000, b'{"a":' * 5000, save({"x": torch.ones(3)}),
+                     json.dumps(CONFIGS["vae"]).encode()))
 
 
 MUTATIONS = (flip, flip, truncate, insert, delete, overwrite, overwrite, double, digits, replace_by)
@@ -111,7 +115,7 @@ def mutate(data, r):
     return kind.__name__, kind(data, r)
 
 
-# --- the cases --------------------------------------------------------------------------------------------------------------
+# --- the cases --------------------------------------------------------------------------------------------------------
 
 def same(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k].to(ours[k].dtype)) for k in ours)
@@ -151,7 +155,8 @@ def test_tensors(tmp_path):
 
 
 READERS = {
-    "unet": lambda path: (read_config("unet", path), read_latent_size(path)), "vae": lambda path: read_config("vae", path),
+    "unet": lambda path: (read_config("unet", path), read_latent_size(path)),
+    "vae": lambda path: read_config("vae", path),
     "text_encoder": lambda path: read_config("text_encoder", path), "scheduler": lambda path: read_scheduler(path)[0],
     "sae": read_sae_config, "featviz": read_settings,
 }
@@ -190,7 +195,8 @@ def test_tokenizers(tmp_path):
     r = random.Random(2)
     merges = ["t h", "th e</w>", "a n", "an d</w>"]
     vocab = number([m.split() for m in merges])
-    whole = {"vocab.json": json.dumps(vocab, ensure_ascii=False).encode(), "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode()}
+    whole = {"vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
+             "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode()}
     refused = 0
     for case in range(TOKENIZER_CASES):
         name = r.choice(list(whole))
@@ -199,13 +205,14 @@ def test_tokenizers(tmp_path):
             (tmp_path / other).write_bytes(changed if other == name else data)
         found = outcome(lambda: read_tokenizer(tmp_path), case, kind, name)
         refused += found is None
-        assert found is None or (found.vocab, list(found.ranks)) == (vocab, [tuple(m.split()) for m in merges]), (case, kind, name)
+        expected = vocab, [tuple(m.split()) for m in merges]
+        assert found is None or (found.vocab, list(found.ranks)) == expected, (case, kind, name)
     assert refused > TOKENIZER_CASES / 2
 
 
 def test_whole_folders(tmp_path):
-    """100: one file of a folder replaced by another of its files, or damaged, or gone; the model that loads is the old one but for
-    numbers that a config holds."""
+    """100: one file of a folder replaced by another of its files, or damaged, or gone; the model that loads is the old
+    one but for numbers that a config holds."""
     r, folder = random.Random(3), write_model(tmp_path / "tiny")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     data = {path: path.read_bytes() for path in files}

@@ -1,8 +1,8 @@
 """Every layout in which Stable Diffusion 1.x is passed around loads to identical tensors.
 
-The lists of real names are fixtures: keys_sd14.txt holds part, name and shape of every tensor of SD 1.4's folder, keys_ldm_sd14.txt,
-line for line, name and shape of the same tensor in the original single file. At SD's size headers alone are compared; a model of the
-same structure and few numbers is written in each layout and loaded.
+The lists of real names are fixtures: keys_sd14.txt holds part, name and shape of every tensor of SD 1.4's folder,
+keys_ldm_sd14.txt, line for line, name and shape of the same tensor in the original single file. At SD's size headers
+alone are compared; a model of the same structure and few numbers is written in each layout and loaded.
 """
 import json
 import shutil
@@ -37,7 +37,8 @@ def real_names():
     """[(part, name, shape, name in the single file, shape there)] of SD 1.4's 1130 tensors."""
     shape = lambda text: tuple(int(n) for n in text.split("x"))
     out = []
-    for ours, theirs in zip(*((FIXTURES / f).read_text().splitlines() for f in ("keys_sd14.txt", "keys_ldm_sd14.txt")), strict=True):
+    for ours, theirs in zip(*((FIXTURES / f).read_text().splitlines() for f in ("keys_sd14.txt", "keys_ldm_sd14.txt")),
+                            strict=True):
         (part, name, size), (other, other_size) = ours.split(), theirs.split()
         out.append(("text_encoder" if part == "clip_text" else part, name, shape(size), other, shape(other_size)))
     return out
@@ -47,7 +48,7 @@ NAMES = real_names()
 THERE = {(part, name.removeprefix("text_model.")): other for part, name, _, other, _ in NAMES}
 
 
-# --- real names, SD's size --------------------------------------------------------------------------------------------------
+# --- real names, SD's size --------------------------------------------------------------------------------------------
 
 def test_every_name_of_the_single_file_is_that_of_the_real_one():
     assert len(NAMES) == 1130
@@ -56,7 +57,8 @@ def test_every_name_of_the_single_file_is_that_of_the_real_one():
             assert other == layouts.PREFIX[part] + name
         else:
             assert ldm_name(part, name) == other
-        assert other_shape == shape or other_shape == (*shape, 1, 1) and layouts.squeezes(part, other) and layouts.squeezes(part, name)
+        squeezed = layouts.squeezes(part, other) and layouts.squeezes(part, name) and other_shape == (*shape, 1, 1)
+        assert other_shape == shape or squeezed
 
 
 def real_single(copies):
@@ -77,8 +79,10 @@ def test_the_real_single_file_fits_sd_s_networks(copies, ema, monkeypatch, tmp_p
     monkeypatch.setattr(loading, "read_header", lambda path: header)
     (path := tmp_path / "v1-5.safetensors").touch()
     sources, taken = loading.find_single(path, ema)
-    assert {part: len(source.entries) for part, source in sources.items()} == {"unet": 686, "vae": 248, "text_encoder": 196}
-    assert ("moving average of the UNet (model_ema.*)" in taken) == ema and ("--ema takes that" in taken) == (copies and not ema)
+    assert {part: len(source.entries)
+            for part, source in sources.items()} == {"unet": 686, "vae": 248, "text_encoder": 196}
+    assert ("moving average of the UNet (model_ema.*)" in taken) == ema
+    assert ("--ema takes that" in taken) == (copies and not ema)
 
 
 @pytest.mark.parametrize("layout", ["modern", "legacy", "legacy 4-D", "modern 4-D", "no prefix"])
@@ -110,7 +114,7 @@ def older(name, back):
     return name
 
 
-# --- small files in every layout --------------------------------------------------------------------------------------------
+# --- small files in every layout --------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -132,7 +136,8 @@ def folder(whole, tmp_path):
 
 
 def loaded(model):
-    return {(part, name): tensor for part, net in networks(model).items() if part in PARTS for name, tensor in net.state_dict().items()}
+    return {(part, name): tensor for part, net in networks(model).items() if part in PARTS
+            for name, tensor in net.state_dict().items()}
 
 
 def identical(model, reference):
@@ -148,7 +153,8 @@ def rename(path, change):
 
 
 def four_d(part):
-    return lambda found: {k: v[:, :, None, None] if layouts.squeezes(part, k) and v.ndim == 2 else v for k, v in found.items()}
+    return lambda found: {k: v[:, :, None, None] if layouts.squeezes(part, k) and v.ndim == 2 else v
+                          for k, v in found.items()}
 
 
 def legacy(found):
@@ -157,7 +163,8 @@ def legacy(found):
 
 
 def prefixed(found):
-    return {"text_model." + k: v for k, v in found.items()} | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    return {"text_model." + k: v
+            for k, v in found.items()} | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
 
 
 def older_writer(folder):
@@ -167,7 +174,8 @@ def older_writer(folder):
     header, body = {"__metadata__": {"format": "pt"}}, b""
     for name in sorted(found, key=hash):
         data = found[name].numpy().tobytes()
-        header[name] = {"dtype": "F32", "shape": list(found[name].shape), "data_offsets": [len(body), len(body) + len(data)]}
+        header[name] = {"dtype": "F32", "shape": list(found[name].shape),
+                        "data_offsets": [len(body), len(body) + len(data)]}
         body += data
     text = json.dumps(header).encode()
     text += b" " * (3 - len(text) % 8 if len(text) % 8 < 3 else 11 - len(text) % 8)
@@ -182,7 +190,8 @@ LAYOUTS = {
     "text encoder with prefix and position_ids": lambda f: edit_tensors(f / PATHS["text_encoder"][1], prefixed),
     "published configs, with more keys and fewer": lambda f: (
         edit_json(f / "vae/config.json", scaling_factor=None, _class_name="FlaxAutoencoderKL", sample_size=512),
-        edit_json(f / "unet/config.json", _class_name="FlaxUNet2DConditionModel", down_block_types=["FlaxDownBlock2D"] * 4)),
+        edit_json(f / "unet/config.json", _class_name="FlaxUNet2DConditionModel",
+                  down_block_types=["FlaxDownBlock2D"] * 4)),
     "header of an older writer": older_writer,
 }
 
@@ -193,7 +202,9 @@ def test_folders_load_to_identical_tensors(layout, folder, reference):
     identical(load(folder), reference)
 
 
-@pytest.mark.parametrize("dtype, suffix", [(torch.float16, ""), (torch.bfloat16, ""), (torch.float16, ".fp16"), (torch.bfloat16, ".bf16")])
+@pytest.mark.parametrize("dtype, suffix",
+                         [(torch.float16, ""), (torch.bfloat16, ""), (torch.float16, ".fp16"),
+                          (torch.bfloat16, ".bf16")])
 def test_half_precision_folders_and_variants(dtype, suffix, folder, reference):
     """Every number is the full one, rounded; as float32 and as the file's own type."""
     for part in PARTS:
@@ -215,18 +226,21 @@ def test_full_precision_is_preferred(folder, reference):
     identical(load(folder), reference)
 
 
-@pytest.mark.parametrize("version, size, latent", [("0.6.0", 32, 64), ("0.8.1.dev0", 32, 64), ("0.9.0", 32, 32), ("0.10.2", 32, 32),
-                                                   (None, 32, 32), ("0.7.0.dev0", 64, 64), ("0.6.0", 96, 96), ("soon", 32, 32)])
+@pytest.mark.parametrize("version, size, latent",
+                         [("0.6.0", 32, 64), ("0.8.1.dev0", 32, 64), ("0.9.0", 32, 32), ("0.10.2", 32, 32),
+                          (None, 32, 32), ("0.7.0.dev0", 64, 64), ("0.6.0", 96, 96),
+                          ("soon", 32, 32)])
 def test_the_latent_size_of_early_configs(version, size, latent, folder):
     """Early SD 1.5 configs say 32; diffusers reads a size below 64 as 64 where the file is older than 0.9."""
     edit_json(folder / "unet/config.json", sample_size=size, **{"_diffusers_version": version} if version else {})
     assert find(folder).latent == (latent, latent)
 
 
-# --- the single file --------------------------------------------------------------------------------------------------------
+# --- the single file --------------------------------------------------------------------------------------------------
 
 def single_tensors(whole, copies=False, prefix="text_model."):
-    """The small model under the real names of the single file. Its UNet's copies hold other numbers than the plain weights."""
+    """The small model under the real names of the single file. Its UNet's copies hold other numbers than the plain
+    weights."""
     out = {}
     for part in PARTS:
         for name, tensor in load_file(whole / PATHS[part][1]).items():
@@ -280,14 +294,17 @@ def test_a_full_file_and_the_choice_of_its_weights(single, reference):
     assert torch.equal(averaged.vae.quant_conv.weight, plain.vae.quant_conv.weight)
     assert "not their moving average; --ema takes that" in plain.note and "moving average" in averaged.note
     assert plain.sae.features == 64                             # from beside the file
-    assert (plain.name, averaged.name) == ("v1-5", "v1-5_ema") and plain.fingerprints.keys() != averaged.fingerprints.keys()
+    assert (plain.name, averaged.name) == ("v1-5",
+                                           "v1-5_ema") and plain.fingerprints.keys() != averaged.fingerprints.keys()
 
 
 def test_a_run_says_which_weights_it_takes_and_keeps_the_results_of_both_apart(single, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(layouts, "LATENT", 8)
-    flags = ["--weights", single, "--out", tmp_path / "out", "--device", "cpu", "--feature", 3, "--timestep", 300, "--seed", 1, "--num-steps", 1,
+    flags = ["--weights", single, "--out", tmp_path / "out", "--device", "cpu", "--feature", 3, "--timestep", 300,
+             "--seed", 1, "--num-steps", 1,
              "--prior", "noise"]
-    for ema, name, says in (([], "v1-5", "--ema takes that"), (["--ema"], "v1-5_ema", "the moving average of the UNet (model_ema.*)")):
+    for ema, name, says in (([], "v1-5", "--ema takes that"),
+                            (["--ema"], "v1-5_ema", "the moving average of the UNet (model_ema.*)")):
         assert featviz.main([str(a) for a in [*flags, *ema]]) == 0
         assert f"{single}: takes the" in (error := capsys.readouterr().err) and says in error
         record = json.loads((tmp_path / f"out/{name}/feature_00003/t0300/seed_1.json").read_text())["recipe"]
@@ -310,20 +327,28 @@ KEY, ATTENTION = "model.diffusion_model.input_blocks.0.0.weight", "first_stage_m
 COPY = "model_ema.diffusion_modelinput_blocks00weight"
 BAD_SINGLE = {   # name: (edit, ema, fragments)
     "a tensor of another kind of model": (lambda x: x | {"control_model.zero.weight": torch.ones(2)}, False,
-                                          ("has an unexpected tensor 'control_model.zero.weight'", "or a folder in diffusers layout")),
-    "names of a folder": (lambda x: {"conv_in.weight": torch.ones(2)}, False, ("has an unexpected tensor 'conv_in.weight'",)),
-    "no UNet": (without_prefix("model."), False, ("lacks tensor 'model.diffusion_model.input_blocks.0.0.bias' and 685 more",)),
+                                          ("has an unexpected tensor 'control_model.zero.weight'",
+                                           "or a folder in diffusers layout")),
+    "names of a folder": (lambda x: {"conv_in.weight": torch.ones(2)}, False,
+                          ("has an unexpected tensor 'conv_in.weight'",)),
+    "no UNet": (without_prefix("model."), False,
+                ("lacks tensor 'model.diffusion_model.input_blocks.0.0.bias' and 685 more",)),
     "a tensor of the UNet missing": (without_prefix(KEY), False, (f"lacks tensor '{KEY}'; the file",)),
     "a tensor of the VAE missing": (without_prefix(ATTENTION), False, (f"lacks tensor '{ATTENTION}'; the file",)),
     "a tensor too many": (lambda x: x | {KEY + "s": x[KEY].clone()}, False, (f"has an unexpected tensor '{KEY}s'",)),
-    "a level too many in the VAE": (lambda x: x | {"first_stage_model.decoder.up.4.block.0.conv1.bias": torch.ones(8)}, False,
+    "a level too many in the VAE": (lambda x: x | {"first_stage_model.decoder.up.4.block.0.conv1.bias": torch.ones(8)},
+                                    False,
                                     ("has an unexpected tensor 'first_stage_model.decoder.up.4.block.0.conv1.bias'",)),
     "a copy missing": (without_prefix(COPY), True, (f"lacks tensor '{COPY}'",)),
     "a copy too many": (lambda x: x | {COPY + "s": x[COPY].clone()}, True, (f"has an unexpected tensor '{COPY}s'",)),
-    "text under two names": (lambda x: x | {k.replace("text_model.", ""): v.clone() for k, v in x.items() if k.endswith("final_layer_norm.bias")},
+    "text under two names": (lambda x: x
+                             | {k.replace("text_model.", ""): v.clone() for k, v in x.items()
+                                if k.endswith("final_layer_norm.bias")},
                              False, ("holds 'final_layer_norm.bias' twice",)),
-    "transposed": (lambda x: x | {KEY: x[KEY].transpose(0, 1).contiguous()}, False, (f"{KEY} has shape [4, 8, 3, 3], expected [8, 4,",)),
-    "SD 2's projections": (lambda x: {k: v[..., 0, 0].contiguous() if ".proj_in.weight" in k else v for k, v in x.items()}, False,
+    "transposed": (lambda x: x | {KEY: x[KEY].transpose(0, 1).contiguous()}, False,
+                   (f"{KEY} has shape [4, 8, 3, 3], expected [8, 4,",)),
+    "SD 2's projections": (lambda x: {k: v[..., 0, 0].contiguous() if ".proj_in.weight" in k else v
+                                      for k, v in x.items()}, False,
                            ("1.1.proj_in.weight has shape [8, 8], expected [8, 8, 1, 1]",)),
     "integers": (lambda x: x | {KEY: x[KEY].int()}, False, (f"{KEY} holds I32",)),
 }
@@ -345,8 +370,10 @@ def test_nan_in_a_single_file_is_named_by_check(single):
     check_message(caught.value, single, "conv_in.weight holds NaN or infinite values")
 
 
-@pytest.mark.parametrize("name, says", [("sd.ckpt", "is a pickle, which can run code when it is read; python weights/convert.py"),
-                                        ("sd.bin", "is a pickle"), ("sd.gguf", "is no model folder and no .safetensors file")])
+@pytest.mark.parametrize("name, says", [("sd.ckpt", "is a pickle, which can run code when it is read; python "
+                                                    "weights/convert.py"),
+                                        ("sd.bin", "is a pickle"),
+                                        ("sd.gguf", "is no model folder and no .safetensors file")])
 def test_other_single_files(name, says, tmp_path):
     (tmp_path / name).write_bytes(b"PK\3\4")
     with pytest.raises(WeightsError) as caught:
@@ -360,7 +387,7 @@ def test_ema_of_a_folder(whole):
     check_message(caught.value, whole, "--ema chooses between two sets of weights in a single file", "leave it out")
 
 
-# --- pickles, converted -----------------------------------------------------------------------------------------------------
+# --- pickles, converted -----------------------------------------------------------------------------------------------
 
 class Callback:
     """Stands for the objects of a training framework that checkpoints carry along."""
@@ -373,17 +400,20 @@ def test_a_pickled_folder_is_refused_and_converted(folder, reference, tmp_path, 
         path.unlink()
     with pytest.raises(WeightsError) as caught:
         load(folder)
-    check_message(caught.value, folder, "diffusion_pytorch_model.bin: is a pickle", f"convert.py {folder} {folder}_converted")
+    check_message(caught.value, folder, "diffusion_pytorch_model.bin: is a pickle",
+                  f"convert.py {folder} {folder}_converted")
     assert convert.main([str(folder), str(tmp_path / "new")]) == 0 and capsys.readouterr().out.count("\n") == 3
     identical(load(tmp_path / "new"), reference)
     assert load(tmp_path / "new").sae.features == 64 and not list((tmp_path / "new").rglob("*.bin"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickled_single_file_with_objects_in_it_is_converted(zipped, whole, reference, tmp_path, small_sd, monkeypatch, capsys):
+def test_a_pickled_single_file_with_objects_in_it_is_converted(zipped, whole, reference, tmp_path, small_sd,
+                                                               monkeypatch, capsys):
     """The objects' classes are not there when it is converted, and nothing of theirs runs."""
     path, out = tmp_path / "sd.ckpt", tmp_path / "sd.safetensors"
-    held = {"state_dict": single_tensors(whole), "global_step": 470_000, "callbacks": {Callback: Callback()} if zipped else {}}
+    held = {"state_dict": single_tensors(whole), "global_step": 470_000,
+            "callbacks": {Callback: Callback()} if zipped else {}}
     torch.save(held, path, _use_new_zipfile_serialization=zipped)
     monkeypatch.setattr(Callback, "__setstate__", lambda *_: pytest.fail("ran"), raising=False)
     monkeypatch.setattr(Callback, "__init__", lambda *_: pytest.fail("ran"))
@@ -406,7 +436,8 @@ BAD_PICKLES = {
     "a list": (lambda data: [1, 2], "holds no tensors by name"),
     "no tensors": (lambda data: {"state_dict": {"a": 1}}, "holds no tensors by name"),
     "NaN": (lambda data: {"a": torch.tensor([float("nan")])}, "a holds NaN or infinite values"),
-    "complex": (lambda data: {"a": torch.ones(2, dtype=torch.complex64)}, "a holds torch.complex64, which has no place"),
+    "complex": (lambda data: {"a": torch.ones(2, dtype=torch.complex64)},
+                "a holds torch.complex64, which has no place"),
 }
 
 
@@ -424,8 +455,10 @@ def test_bad_pickles_end_in_one_line(name, tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ckpt"]
 
 
-@pytest.mark.parametrize("source, target, says", [("none", "b.safetensors", "cannot be read"), ("a.ckpt", "b.bin", "give OUT the suffix"),
-                                                  ("a.ckpt", "a.ckpt", "exists already"), (".", "b", "holds no pickled network")])
+@pytest.mark.parametrize("source, target, says",
+                         [("none", "b.safetensors", "cannot be read"), ("a.ckpt", "b.bin", "give OUT the suffix"),
+                          ("a.ckpt", "a.ckpt", "exists already"),
+                          (".", "b", "holds no pickled network")])
 def test_convert_s_own_refusals(source, target, says, tmp_path, capsys):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.ckpt")
     assert convert.main([str(tmp_path / source), str(tmp_path / target)]) == 2

@@ -1,4 +1,5 @@
-"""Memory is known before anything is loaded, weights are in it once, halves where halves do; and whether UNet and SAE belong together.
+"""Memory is known before anything is loaded, weights are in it once, halves where halves do; and whether UNet and SAE
+belong together.
 
 tests/oracle/test_memory.py measures the loading of full-size Stable Diffusion.
 """
@@ -27,7 +28,8 @@ def weights(tmp_path_factory):
 def sd14():
     """What `find` finds in SD 1.4's folder, without a folder."""
     found = Found(folder=None, name="sd14")
-    found.sources = {part: Source(None, on_meta("clip_text" if part == "text_encoder" else part), {}, []) for part in PARTS}
+    found.sources = {part: Source(None, on_meta("clip_text" if part == "text_encoder" else part), {}, [])
+                     for part in PARTS}
     return found
 
 
@@ -39,11 +41,13 @@ def test_the_predicted_size_is_the_loaded_one(dtype, weights):
 
 
 def test_the_prediction_for_sd14():
-    """UNet and text encoder in the run's precision, the VAE in float32; an ascent more costs as much as the one before."""
+    """UNet and text encoder in the run's precision, the VAE in float32; an ascent more costs as much as the one
+    before."""
     unet, vae, text = 859_520_964, 83_653_863, 123_060_480
     full, half = (preflight.predict(sd14(), dtype, 1) for dtype in (torch.float32, torch.bfloat16))
     assert full[0] == 4 * (unet + vae + text) and half[0] == 2 * (unet + text) + 4 * vae
-    one, two = (preflight.kept_bytes(sd14().sources["unet"].net, (4, 64, 64), loading.HOOK_POINT, n, torch.float32) for n in (1, 2))
+    one, two = (preflight.kept_bytes(sd14().sources["unet"].net, (4, 64, 64), loading.HOOK_POINT, n, torch.float32)
+                for n in (1, 2))
     assert 2 ** 29 < one < 2 ** 31 and two == pytest.approx(2 * one, rel=0.02)
 
 
@@ -52,8 +56,9 @@ def test_check_says_memory_before_it_loads_and_refuses_what_does_not_fit(weights
     monkeypatch.setattr(preflight, "free_bytes", lambda device: 2 ** 20)
     assert featviz.main(["--weights", str(weights), "--device", "cpu", "--check"]) == 2
     captured = capsys.readouterr()
-    assert captured.out.startswith("tiny: unet 0.6 M") and captured.out.count("\n") == 1 and "1 MiB are free" in captured.out
-    assert captured.err.count("\n") == 1 and "are free on cpu; give a smaller --batch-size, --dtype bfloat16" in captured.err
+    assert captured.out.startswith("tiny: unet 0.6 M") and captured.out.count("\n") == 1
+    assert "1 MiB are free" in captured.out and captured.err.count("\n") == 1
+    assert "are free on cpu; give a smaller --batch-size, --dtype bfloat16" in captured.err
 
 
 def memory(kind):
@@ -67,10 +72,12 @@ def memory(kind):
 @pytest.fixture
 def large(tmp_path):
     """A layer of 64 MB and one of 16 in a file: (path, Source)."""
-    net = torch.nn.ModuleDict({"a": torch.nn.Linear(4096, 4096, bias=False), "b": torch.nn.Linear(2048, 2048, bias=False)})
+    net = torch.nn.ModuleDict({"a": torch.nn.Linear(4096, 4096, bias=False),
+                               "b": torch.nn.Linear(2048, 2048, bias=False)})
     save_file(net.state_dict(), path := tmp_path / "x.safetensors")
     with torch.device("meta"):
-        meta = torch.nn.ModuleDict({"a": torch.nn.Linear(4096, 4096, bias=False), "b": torch.nn.Linear(2048, 2048, bias=False)})
+        meta = torch.nn.ModuleDict({"a": torch.nn.Linear(4096, 4096, bias=False),
+                                    "b": torch.nn.Linear(2048, 2048, bias=False)})
     return path, loading.fit(meta, path, read_header(path)), net
 
 
@@ -109,14 +116,16 @@ def test_half_precision_on_cuda_unless_told_otherwise(weights, monkeypatch):
     monkeypatch.setattr(device, "load", lambda path, device, dtype, *_: asked.append(dtype) or load(path))
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
     zeros = torch.zeros
-    monkeypatch.setattr(device.torch, "zeros", lambda *size, **kw: zeros(*size, **kw | {"device": None} if kw.get("device") == "cuda" else kw))
+    monkeypatch.setattr(device.torch, "zeros",
+                        lambda *size, **kw: zeros(*size, **kw | {"device": None} if kw.get("device") == "cuda" else kw))
     for flags in (["--device", "cuda"], ["--device", "cuda", "--dtype", "float16"], ["--device", "cpu"]):
         device.open_model(featviz.parse(["--weights", str(weights), *flags]), True)
     assert asked == [torch.bfloat16, torch.float16, torch.float32]
 
 
 def test_the_decoder_does_not_overflow_in_half_precision(tmp_path):
-    """Activations beyond 65504, float16's largest, as SD's decoder has them: decoded in float32 whatever the run's precision."""
+    """Activations beyond 65504, float16's largest, as SD's decoder has them: decoded in float32 whatever the run's
+    precision."""
     folder = write_model(tmp_path / "tiny")
     edit_tensors(folder / PATHS["vae"][1], lambda x: x | {"decoder.conv_in.weight": x["decoder.conv_in.weight"] * 1e6})
     model = load(folder, dtype=torch.float16)
@@ -126,7 +135,7 @@ def test_the_decoder_does_not_overflow_in_half_precision(tmp_path):
     assert image.dtype == torch.float32 and image.isfinite().all() and image.std() > 0.01
 
 
-# --- right model, right SAE -------------------------------------------------------------------------------------------------
+# --- right model, right SAE -------------------------------------------------------------------------------------------
 
 def trained(model, steps=300):
     """An SAE of the model's own activations: a few hundred steps of Adam on the inputs of the fit check."""
@@ -146,7 +155,8 @@ def trained(model, steps=300):
 
 
 def test_the_fit_check_tells_the_own_sae_from_another_s(tmp_path):
-    folder, stranger = write_model(tmp_path / "own", sae=dict(k=8)), write_model(tmp_path / "other", seed=5, sae=dict(k=8))
+    folder, stranger = write_model(tmp_path / "own",
+                                   sae=dict(k=8)), write_model(tmp_path / "other", seed=5, sae=dict(k=8))
     sae = trained(load(folder))
     for path in (folder, stranger):
         save_file(sae, path / PATHS["sae"][1])
@@ -166,7 +176,8 @@ def test_the_fit_check_tells_the_toys_hook_point_and_weights():
     others = []
     for model.hook_point in {name for name in model.unet.hook_points if model.unet.width(name) == width} - {home}:
         others.append(preflight.fit(model)[0])
-    assert len(others) == 5 and min(others) == pytest.approx(1.13, abs=0.02) and max(others) == pytest.approx(1.76, abs=0.02)
+    assert len(others) == 5
+    assert min(others) == pytest.approx(1.13, abs=0.02) and max(others) == pytest.approx(1.76, abs=0.02)
     for seed in range(3):
         noisy, generator = load("weights/toy"), torch.Generator().manual_seed(seed)
         noisy.parts["unet"] = networks(noisy)["unet"]
@@ -175,15 +186,18 @@ def test_the_fit_check_tells_the_toys_hook_point_and_weights():
         assert 1.1 < preflight.fit(noisy)[0] < 1.6
 
 
-@pytest.mark.parametrize("unexplained, active, says", [(0.2, 8.0, ""), (0.6, 8.0, "may not belong"), (0.9, 8.0, "do not belong"),
-                                                       (0.2, 1.0, "do not belong"), (float("nan"), 8.0, "do not belong")])
+@pytest.mark.parametrize("unexplained, active, says",
+                         [(0.2, 8.0, ""), (0.6, 8.0, "may not belong"), (0.9, 8.0, "do not belong"),
+                          (0.2, 1.0, "do not belong"),
+                          (float("nan"), 8.0, "do not belong")])
 def test_verdicts(unexplained, active, says):
     text = preflight.verdict(8, unexplained, active)
     assert says in text and bool(text) == bool(says)
 
 
 def test_a_run_warns_of_an_sae_that_does_not_fit(weights, tmp_path, capsys):
-    flags = ["--weights", weights, "--out", tmp_path, "--device", "cpu", "--feature", 3, "--seed", 1, "--num-steps", 1, "--prior", "noise"]
+    flags = ["--weights", weights, "--out", tmp_path, "--device", "cpu", "--feature", 3, "--seed", 1, "--num-steps", 1,
+             "--prior", "noise"]
     assert featviz.main([str(a) for a in flags]) == 0
     assert "warning: UNet and SAE do not belong together: of the activations' variance" in capsys.readouterr().err
     assert featviz.main([str(a) for a in flags]) == 0               # nothing to do: nothing is measured

@@ -1,4 +1,5 @@
-"""Quick layers give what torch's own give; an ascent runs and reads no more than it needs; lower precision finds the same. Nothing is timed."""
+"""Quick layers give what torch's own give; an ascent runs and reads no more than it needs; lower precision finds the
+same. Nothing is timed."""
 import dataclasses
 import json
 
@@ -46,7 +47,8 @@ def test_quick_layers_are_torchs_own(few, monkeypatch):
     quick = values_and_gradient(unet)
     used = len(products)
     plain = values_and_gradient(unet.requires_grad_(True))
-    assert used == len(products) and used > 0 and (9 * 224 in {shape[1] for shape in products}) == (few != "as measured")
+    neighbourhoods = 9 * 224 in {shape[1] for shape in products}
+    assert used == len(products) and used > 0 and neighbourhoods == (few != "as measured")
     for a, b in zip(quick, plain):
         print(few, relative_error(a, b))
         assert relative_error(a, b) <= 1e-5
@@ -93,13 +95,15 @@ def test_bfloat16_finds_the_same(model):
     assert seen[0] == seen[1] and reached[1] >= 0.9 * reached[0]
 
 
-# --- arithmetic --------------------------------------------------------------------------------------------------------------
+# --- arithmetic -------------------------------------------------------------------------------------------------------
 
 def test_operations_of_full_size():
-    """Exit at the hook, frozen weights: 790 GFLOP; weights that collect gradients cost the forward pass's layers once more."""
+    """Exit at the hook, frozen weights: 790 GFLOP; weights that collect gradients cost the forward pass's layers once
+    more."""
     unet, shape = on_meta("unet"), (4, 64, 64)
     (forward, maps), (step, _) = (ways.count(unet, shape, backward=b) for b in (False, True))
-    whole, collecting = ways.count(unet, shape, until=None, backward=False)[0], ways.count(unet, shape, collecting=True)[0]
+    whole, collecting = ways.count(unet, shape, until=None,
+                                   backward=False)[0], ways.count(unet, shape, collecting=True)[0]
     assert 370e9 < forward < 372e9 and 788e9 < step < 791e9 and whole > 2 * forward
     assert collecting - step == pytest.approx(forward - maps, rel=0.01)
 
@@ -113,7 +117,7 @@ def test_one_row_of_the_sae_needs_no_matrix_product(model):
     assert one.get_total_flops() == 0 and every.get_total_flops() == 2 * 16 * h.shape[1] * model.sae.features
 
 
-# --- reading no more than is needed ------------------------------------------------------------------------------------
+# --- reading no more than is needed -----------------------------------------------------------------------------------
 
 @pytest.fixture
 def folder(tmp_path):
@@ -157,7 +161,8 @@ def test_a_converted_ascent_reads_the_unet_up_to_the_hook(folder):
     z, t, text = torch.randn(1, *model.latent_shape).bfloat16(), torch.tensor([5]), model.embed(["a"])
     assert torch.equal(model.unet(z, t, text), whole.unet(z, t, text)) and torch.equal(text, whole.embed(["a"]))
     assert not names_of(model.unet, there=False) and {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
-    assert not any(module._forward_pre_hooks for module in model.unet.modules() if list(module.parameters(recurse=False)))
+    assert not any(module._forward_pre_hooks for module in model.unet.modules()
+                   if list(module.parameters(recurse=False)))
 
 
 def test_a_model_from_half_precision_files_reads_late_and_right(folder):
@@ -168,7 +173,8 @@ def test_a_model_from_half_precision_files_reads_late_and_right(folder):
     assert all(p.is_meta for net in (model.unet, model.vae) for p in net.parameters())
     assert all(torch.equal(a, b) for a, b in zip(ascent(model), ascent(whole)))
     z = torch.randn(1, *model.latent_shape)
-    assert torch.equal(model.decode(z), whole.decode(z)) and torch.equal(model.encode(model.decode(z)), whole.encode(whole.decode(z)))
+    images = whole.decode(z)
+    assert torch.equal(model.decode(z), images) and torch.equal(model.encode(images), whole.encode(images))
 
 
 def test_all_headers_are_checked_however_little_is_read(folder):
@@ -195,21 +201,25 @@ def test_no_nan_is_converted_late_either(folder):
             model.unet(torch.randn(1, *model.latent_shape).bfloat16(), torch.tensor([5]), model.embed([""]))
 
 
-# --- the bench ---------------------------------------------------------------------------------------------------------------
+# --- the bench --------------------------------------------------------------------------------------------------------
 
 def test_the_bench_runs_and_prints_its_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "TOY", write_model(tmp_path / "tiny"))
     monkeypatch.setattr(ways, "rates", lambda device, dtype: {"torch": 1e11})
     speed.main(["--toy", "--quick", "--device", "cpu", "--only", "step,paper,table", "--out", str(tmp_path)])
     stored, printed = json.loads((tmp_path / "speed_cpu.json").read_text()), capsys.readouterr().out
-    assert {(r["way"], r["dtype"]) for r in stored["step"]["toy"]["rows"]} >= {("original", "float32"), ("ours", "float32"), ("ours", "bfloat16")}
+    assert {(r["way"], r["dtype"])
+            for r in stored["step"]["toy"]["rows"]} >= {("original", "float32"), ("ours", "float32"),
+                                                        ("ours", "bfloat16")}
     assert "| 1 | ours | float32 |" in printed and "409,600 jobs" in printed and stored["paper"]["jobs"] == 409600
 
 
 def test_full_size_weights_are_a_folder_that_loads(tmp_path, monkeypatch):
     """The writer, at small sizes."""
-    small = {"unet": dict(block_out_channels=[16, 16, 32, 32], cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8),
-             "vae": dict(block_out_channels=[8, 8, 16], layers_per_block=1, norm_num_groups=4), "text_encoder": dict(hidden_size=16)}
+    small = {"unet": dict(block_out_channels=[16, 16, 32, 32], cross_attention_dim=16, attention_head_dim=2,
+                          norm_num_groups=8),
+             "vae": dict(block_out_channels=[8, 8, 16], layers_per_block=1, norm_num_groups=4),
+             "text_encoder": dict(hidden_size=16)}
     nets = {ways.UNet: "unet", ways.VAE: "vae", ways.TextEncoder: "text_encoder"}
     monkeypatch.setattr(ways, "skeleton", lambda network, sizes, path, build=ways.skeleton: build(
         network, small[nets[network]] if network in nets else sizes, path))

@@ -1,8 +1,9 @@
 """The JSON files of a weights folder: read, checked, and reduced to the sizes that a network is built with.
 
-Scope: config.json of the networks, scheduler_config.json, SAeUron's cfg.json, featviz.json. A value for which there is no code here
-(another activation, another eps) is refused, and so is a size that cannot be one, before it turns into a crash or an endless
-construction. Sources: the published configs of SD 1.4 and SD 1.5; what diffusers does with old ones.
+Scope: config.json of the networks, scheduler_config.json, SAeUron's cfg.json, featviz.json. A value for which there is
+no code here (another activation, another eps) is refused, and so is a size that cannot be one, before it turns into a
+crash or an endless construction.
+Sources: the published configs of SD 1.4 and SD 1.5; what diffusers does with old ones.
 """
 import json
 import re
@@ -11,19 +12,22 @@ from reprlib import repr as short                               # a value out of
 from config import SETTINGS
 from weights.disk import AGAIN, WeightsError, open_regular, unreadable
 
-# What the code does when the config is silent or must not say otherwise: config key -> the one value that is implemented.
+# What the code does when the config is silent or must not say otherwise: config key -> the only value with code.
 FIXED = {
     "unet": {"layers_per_block": 2, "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0,
-             "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1, "use_linear_projection": False,
-             "only_cross_attention": False, "resnet_time_scale_shift": "default", "class_embed_type": None},
+             "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1,
+             "use_linear_projection": False, "only_cross_attention": False, "resnet_time_scale_shift": "default",
+             "class_embed_type": None},
     "vae": {"act_fn": "silu", "in_channels": 3, "out_channels": 3},
     "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
     "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
-                  "timestep_spacing": "leading", "skip_prk_steps": True, "thresholding": False, "rescale_betas_zero_snr": False},
+                  "timestep_spacing": "leading", "skip_prk_steps": True, "thresholding": False,
+                  "rescale_betas_zero_snr": False},
     "sae": {},
 }
 SIZES = {   # config key -> what a usable value looks like; these are passed on to the network
-    "unet": ("block_out_channels", "cross_attention_dim", "attention_head_dim", "norm_num_groups", "in_channels", "out_channels"),
+    "unet": ("block_out_channels", "cross_attention_dim", "attention_head_dim", "norm_num_groups", "in_channels",
+             "out_channels"),
     "vae": ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor"),
     "text_encoder": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "scheduler": ("beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one"),
@@ -32,7 +36,8 @@ SIZES = {   # config key -> what a usable value looks like; these are passed on 
 SAMPLER = {None: "pndm", "PNDMScheduler": "pndm", "DDIMScheduler": "ddim"}      # a scheduler file's _class_name -> ours
 MOST_LEVELS = 8                                                 # of a network; SD has 4
 LARGEST = {"layers_per_block": 16, "num_hidden_layers": 64, "block_out_channels": 2 ** 14}     # of other sizes: 2^24
-HEADS_OF = {"attention_head_dim": "block_out_channels", "num_attention_heads": "hidden_size"}   # number of heads -> what it divides
+# number of heads -> what it divides
+HEADS_OF = {"attention_head_dim": "block_out_channels", "num_attention_heads": "hidden_size"}
 
 
 def read_json(path):
@@ -54,7 +59,7 @@ def listed(value):
 
 
 def check_sizes(path, sizes):
-    """WeightsError for a value that cannot be what its key names, before it turns into a crash or an endless construction."""
+    """WeightsError for a value that cannot be what its key names, before it becomes a crash or an endless loop."""
     for key, value in sizes.items():
         if key in ("input_unit_norm", "set_alpha_to_one"):
             kind, sound = "true or false", isinstance(value, bool)
@@ -70,7 +75,8 @@ def check_sizes(path, sizes):
             raise WeightsError(f"{path}: {key} is {short(value)}, expected {kind}; {AGAIN}")
     for heads, width in HEADS_OF.items():
         if heads in sizes and any(w % sizes[heads] for w in listed(sizes.get(width, 0))):
-            raise WeightsError(f"{path}: {heads} is {sizes[heads]}, which does not divide {width} {sizes[width]}; {AGAIN}")
+            raise WeightsError(f"{path}: {heads} is {sizes[heads]}, which does not divide {width} {sizes[width]}; "
+                               f"{AGAIN}")
 
 
 def read_config(part, path):
@@ -78,18 +84,19 @@ def read_config(part, path):
     config = read_json(path)
     for key, value in FIXED[part].items():
         if config.get(key, value) != value:
-            raise WeightsError(f"{path}: {key} is {short(config[key])}, only {value!r} is implemented; give SD 1.x weights")
+            raise WeightsError(f"{path}: {key} is {short(config[key])}, only {value!r} is implemented; give SD 1.x "
+                               "weights")
     sizes = {key: config[key] for key in SIZES[part] if key in config}
     check_sizes(path, sizes)
     return sizes
 
 
 def read_scheduler(path):
-    """(what Schedule is built with, "pndm" or "ddim"): the sampler that the file names. DDIM ends at abar 1 unless told not to."""
+    """(what Schedule is built with, the sampler that the file names); DDIM ends at abar 1 unless it says otherwise."""
     name, sizes = read_json(path).get("_class_name"), read_config("scheduler", path)
     if not isinstance(name, str | None) or name not in SAMPLER:
-        raise WeightsError(f"{path}: _class_name is {short(name)}, only PNDMScheduler and DDIMScheduler are implemented; give SD "
-                           "1.x weights")
+        raise WeightsError(f"{path}: _class_name is {short(name)}, only PNDMScheduler and DDIMScheduler are "
+                           "implemented; give SD 1.x weights")
     return {"set_alpha_to_one": name == "DDIMScheduler"} | sizes, SAMPLER[name]
 
 
@@ -111,7 +118,7 @@ def read_sae_config(path):
 
 
 def read_latent_size(path):
-    """(H, W) that the UNet of this config was trained at, 64 by default. Early SD 1.5 configs say 32; diffusers reads them as 64."""
+    """(H, W) that the UNet was trained at, 64 by default. Early SD 1.5 configs say 32; diffusers reads them as 64."""
     config = read_json(path)
     size = config.get("sample_size", 64)
     sizes = size if isinstance(size, list) else [size, size]
@@ -127,9 +134,9 @@ def read_settings(path):
     presets = settings.get("presets", {})
     if not all(type(settings.get(key, 0)) is int for key in ("timestep", "feature")) or not isinstance(presets, dict) \
             or not all(isinstance(changes, dict) for changes in presets.values()):
-        raise WeightsError(f"{path}: expected whole numbers for timestep and feature, and an object of objects for presets; "
-                           f"{AGAIN}")
+        raise WeightsError(f"{path}: expected whole numbers for timestep and feature, and an object of objects for "
+                           f"presets; {AGAIN}")
     if unknown := [(preset, name) for preset, changes in presets.items() for name in changes if name not in SETTINGS]:
-        raise WeightsError(f"{path}: preset {unknown[0][0]!r} sets {unknown[0][1]!r}, which is no setting; python featviz.py --help "
-                           "lists them all")
+        raise WeightsError(f"{path}: preset {unknown[0][0]!r} sets {unknown[0][1]!r}, which is no setting; python "
+                           "featviz.py --help lists them all")
     return settings

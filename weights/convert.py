@@ -1,11 +1,12 @@
-"""Turn pickled weights into safetensors: `python weights/convert.py IN OUT`, a file or a whole folder in diffusers layout.
+"""Turn pickled weights into safetensors: `python weights/convert.py IN OUT`, a file or a folder in diffusers layout.
 
-    python weights/convert.py sd-v1-4.ckpt weights/sd14.safetensors         then --weights weights/sd14.safetensors
-    python weights/convert.py style50 weights/style50                       every .bin in unet, vae, text_encoder; the rest is copied
+    python weights/convert.py sd-v1-4.ckpt weights/sd14.safetensors     then --weights weights/sd14.safetensors
+    python weights/convert.py style50 weights/style50                   .bin in unet, vae, text_encoder; the rest copied
 
-A pickle can run any code when it is read, so nothing else here reads one. `torch.load(weights_only=True)` runs none: it knows tensors
-and plain containers alone. Checkpoints of the training framework also hold objects of its classes; each is replaced by an empty
-stand-in, and dropped. Tensors keep their names and types, layouts.py knows them all; each is compared after writing.
+A pickle can run any code when it is read, so nothing else here reads one. `torch.load(weights_only=True)` runs none: it
+knows tensors and plain containers alone. Checkpoints of the training framework also hold objects of its classes; each
+is replaced by an empty stand-in, and dropped. Tensors keep their names and types, layouts.py knows them all; each is
+compared after writing.
 """
 import argparse
 import json
@@ -27,8 +28,8 @@ from weights.tensors import FLOATS, read_header, read_one  # noqa: E402
 NAMES = {dtype: name for name, dtype in FLOATS.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 PICKLE_STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "pytorch_model"}
-BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, MemoryError,
-          pickle.UnpicklingError, zipfile.BadZipFile)           # what a damaged pickle makes torch.load raise
+BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
+          MemoryError, pickle.UnpicklingError, zipfile.BadZipFile)      # what a damaged pickle makes torch.load raise
 
 
 class StandIn:
@@ -59,9 +60,10 @@ def unpickle(path):
         raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a file of torch.save there") from e
     except BROKEN as e:
         if code := re.search(r"GLOBAL (\S+) whose module", str(e)):
-            raise WeightsError(f"{path}: would call {code[1]} when it is read as a pickle; that is no file of weights, do not use "
-                               "it") from e
-        why = "torch.load does not accept it" if isinstance(e, pickle.UnpicklingError) else (str(e) or type(e).__name__).splitlines()[0]
+            raise WeightsError(f"{path}: would call {code[1]} when it is read as a pickle; that is no file of weights, "
+                               "do not use it") from e
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        why = "torch.load does not accept it" if isinstance(e, pickle.UnpicklingError) else why
         raise WeightsError(f"{path}: is no whole file of torch.save ({why}); fetch or copy this file again") from e
 
 
@@ -70,21 +72,24 @@ def tensors_of(path):
     found = unpickle(path)
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, torch.Tensor)} if isinstance(found, dict) else {}
+    entries = found.items() if isinstance(found, dict) else ()
+    tensors = {k: v for k, v in entries if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES or tensor.layout != torch.strided or tensor.is_quantized:
-            raise WeightsError(f"{path}: {name} holds {tensor.dtype}, which has no place in a safetensors file of weights")
+            raise WeightsError(f"{path}: {name} holds {tensor.dtype}, which has no place in a safetensors file of "
+                               "weights")
     return tensors
 
 
 def write(path, tensors):
-    """A safetensors file, tensor by tensor, so that no second copy of all is in memory; under a temporary name, then renamed."""
+    """A safetensors file, tensor by tensor, so that no second copy of all is in memory."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name in sorted(tensors):
         size = tensors[name].numel() * tensors[name].element_size()
-        header[name] = {"dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [at, at + size]}
+        header[name] = {"dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape),
+                        "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -113,7 +118,7 @@ def convert_file(source, target):
 
 
 def convert_folder(source, target):
-    """Every network's pickles become safetensors, JSON and text files are copied, and safetensors that are there already."""
+    """Every network's pickles become safetensors; JSON, text and safetensors files are copied."""
     jobs = {}
     for part, stem in PICKLE_STEM.items():
         for variant in VARIANTS:
@@ -122,7 +127,8 @@ def convert_folder(source, target):
                 if (path := source / part / f"{stem}{variant}{suffix}").exists() and not (source / goal).exists():
                     jobs[path] = target / goal
     if not jobs:
-        raise WeightsError(f"{source}: holds no pickled network (unet/diffusion_pytorch_model.bin and the like); nothing to convert")
+        raise WeightsError(f"{source}: holds no pickled network (unet/diffusion_pytorch_model.bin and the like); "
+                           "nothing to convert")
     for path in sorted(source.rglob("*")):
         if path.suffix in (".json", ".txt", ".safetensors") and path.is_file():
             copy = target / path.relative_to(source)
@@ -134,7 +140,8 @@ def convert_folder(source, target):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Turn pickled weights (.ckpt, .bin, .pt) into safetensors.")
-    parser.add_argument("source", type=Path, metavar="IN", help="a pickle, or a folder in diffusers layout with .bin files")
+    parser.add_argument("source", type=Path, metavar="IN",
+                        help="a pickle, or a folder in diffusers layout with .bin files")
     parser.add_argument("target", type=Path, metavar="OUT", help="a .safetensors file, or a folder")
     args = parser.parse_args(argv)
     try:

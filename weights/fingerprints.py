@@ -1,7 +1,8 @@
 """SHA-256 of files, remembered: a large file is hashed again only when something about it has changed.
 
-The memory is one JSON file in the user's cache folder, never among the weights: {path: [size, mtime, ctime, inode, SHA-256]}, times
-in nanoseconds. Losing it costs a minute of hashing; a cache folder that cannot be written costs the same at each start.
+The memory is one JSON file in the user's cache folder, never among the weights: {path: [size, mtime, ctime, inode,
+SHA-256]}, times in nanoseconds. Losing it costs a minute of hashing; a cache folder that cannot be written costs the
+same at each start.
 """
 import hashlib
 import json
@@ -12,13 +13,13 @@ from pathlib import Path
 from weights.disk import unreadable
 
 SMALL = 2 ** 20                                 # bytes; below, hashing is cheaper than remembering
-SETTLED = 2.0                                   # seconds; a file younger than this may change again within one tick of its clock
+SETTLED = 2.0                   # seconds; a file younger than this may change again within one tick of its clock
 
 
 def cache_path():
     """Where the memory lies: XDG_CACHE_HOME, Windows' LOCALAPPDATA, or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "featviz" / "fingerprints.json"
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
+    return Path(base).expanduser() / "featviz" / "fingerprints.json"
 
 
 def recall():
@@ -31,12 +32,13 @@ def recall():
 
 
 def remember(new):
-    """Add entries, drop those of files that are gone; replaced in one step, so that two runs at once cannot mix halves."""
+    """Add entries, drop those of files that are gone; replaced in one step, so that two runs cannot mix halves."""
     path = cache_path()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({k: v for k, v in (recall() | new).items() if os.path.exists(k)}), encoding="utf-8")
+        partial.write_text(json.dumps({k: v for k, v in (recall() | new).items() if os.path.exists(k)}),
+                           encoding="utf-8")
         os.replace(partial, path)
     except OSError:                             # a full or read-only home folder is no reason to stop
         return

@@ -13,12 +13,12 @@ from weights.disk import WeightsError
 STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 WEIGHTS_FILE = {part: stem + ".safetensors" for part, stem in STEM.items()}
 VARIANTS = ("", ".fp16", ".bf16")                               # between stem and suffix; full precision first
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")                      # can run code when they are read: weights/convert.py alone does
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")              # can run code when they are read: weights/convert.py alone does
 LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the VAE, before 2023
 
 
 def weights_file(folder, part):
-    """The file of a part that is to be read: full precision where there are several; WeightsError where only a pickle lies."""
+    """The file of a part that is to be read: full precision if it is there; WeightsError where only a pickle lies."""
     found = [path for v in VARIANTS if (path := folder / part / f"{STEM[part]}{v}.safetensors").exists()]
     pickles = sorted(path for suffix in PICKLES for path in (folder / part).glob("*" + suffix))
     if pickles and not found:
@@ -27,14 +27,14 @@ def weights_file(folder, part):
 
 
 def pickled(path, source):
-    """The refusal of a pickle, with the command that converts `source`: the file itself, or the folder that it lies in."""
+    """The refusal of a pickle, with the command that converts `source`: the file itself, or its folder."""
     out = source.with_name(source.name + "_converted") if source.is_dir() else source.with_suffix(".safetensors")
-    return WeightsError(f"{path}: is a pickle, which can run code when it is read; python weights/convert.py {source} {out} makes "
-                        "safetensors of it without running any")
+    return WeightsError(f"{path}: is a pickle, which can run code when it is read; python weights/convert.py {source} "
+                        f"{out} makes safetensors of it without running any")
 
 
 def modern_name(part, name):
-    """A tensor's name in a diffusers folder of any age -> the name here; None for one that carries nothing (position_ids)."""
+    """A tensor's name in a diffusers folder of any age -> the name here; None for position_ids, which carry nothing."""
     if part == "text_encoder":
         return None if name.endswith("position_ids") else name.removeprefix("text_model.")
     if part == "vae" and ".mid_block.attentions." in name:
@@ -48,18 +48,19 @@ def squeezes(part, name):
     return part == "vae" and bool(re.search(r"\.(mid_block\.attentions\.0|mid\.attn_1)\.(?!.*norm).*weight$", name))
 
 
-# --- the single file ("LDM") [2] --------------------------------------------------------------------------------------------
+# --- the single file ("LDM") [2] --------------------------------------------------------------------------------------
 
-PREFIX = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."}
+PREFIX = {"unet": "model.diffusion_model.", "vae": "first_stage_model.",
+          "text_encoder": "cond_stage_model.transformer."}
 EMA = "model_ema."
 BUFFERS = {"betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-           "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-           "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"}
+           "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+           "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"}
 COUNTERS = {EMA + "decay", EMA + "num_updates"}
-SIZES = {"unet": {}, "vae": {}, "text_encoder": {}}             # such a file has no config: {} is SD 1.x, the networks' defaults
+SIZES = {"unet": {}, "vae": {}, "text_encoder": {}}  # such a file has no config: {} is SD 1.x, the networks' defaults
 LATENT = 64                                                     # sample_size of SD 1.x
 
-# A name here -> the name there: the first rule that matches the beginning, then every rule inside a resnet or an attention.
+# A name here -> the name there: the first rule that fits the beginning, then every rule in a resnet or an attention.
 BEGINNINGS = {
     "unet": {
         r"conv_in": lambda: "input_blocks.0.0",
@@ -83,10 +84,13 @@ BEGINNINGS = {
     },
 }
 INSIDE = {
-    "unet": {r"\.norm1": ".in_layers.0", r"\.conv1": ".in_layers.2", r"\.time_emb_proj": ".emb_layers.1", r"\.norm2": ".out_layers.0",
+    "unet": {r"\.norm1": ".in_layers.0", r"\.conv1": ".in_layers.2", r"\.time_emb_proj": ".emb_layers.1",
+             r"\.norm2": ".out_layers.0",
              r"\.conv2": ".out_layers.3", r"\.conv_shortcut": ".skip_connection"},
-    "vae": {r"mid_block\.resnets\.0": "mid.block_1", r"mid_block\.resnets\.1": "mid.block_2", r"mid_block\.attentions\.0": "mid.attn_1",
-            r"\.group_norm": ".norm", r"\.to_([qkv])": r".\1", r"\.to_out\.0": ".proj_out", r"\.conv_shortcut": ".nin_shortcut",
+    "vae": {r"mid_block\.resnets\.0": "mid.block_1", r"mid_block\.resnets\.1": "mid.block_2",
+            r"mid_block\.attentions\.0": "mid.attn_1",
+            r"\.group_norm": ".norm", r"\.to_([qkv])": r".\1", r"\.to_out\.0": ".proj_out",
+            r"\.conv_shortcut": ".nin_shortcut",
             r"\.conv_norm_out": ".norm_out"},
 }
 
@@ -117,11 +121,12 @@ def split_ldm(path, header, ema=False):
              for part, start in prefixes.items()}
     known = BUFFERS | COUNTERS | averaged | {name for name in header if name.startswith(tuple(PREFIX.values()))}
     if strange := sorted(header.keys() - known):
-        raise WeightsError(f"{path}: has an unexpected tensor {strange[0]!r}; expected the single file of Stable Diffusion 1.x, whose "
-                           f"names begin with {', '.join(PREFIX.values())}, or a folder in diffusers layout")
+        raise WeightsError(f"{path}: has an unexpected tensor {strange[0]!r}; expected the single file of Stable "
+                           f"Diffusion 1.x, whose names begin with {', '.join(PREFIX.values())}, or a folder in "
+                           "diffusers layout")
     if ema and not averaged:
-        raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; an `emaonly` file holds the moving average under "
-                           "the plain names, leave --ema out")
+        raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; an `emaonly` file holds the "
+                           "moving average under the plain names, leave --ema out")
     taken = "the UNet's only weights (model.*); an `emaonly` file holds the moving average there"
     if averaged:
         taken = "the moving average of the UNet (model_ema.*)" if ema else \

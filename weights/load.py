@@ -1,4 +1,4 @@
-"""Weights of Stable Diffusion 1.x, in any layout -> `Model`. Strict: every missing, unexpected or misshapen tensor is named.
+"""Weights of Stable Diffusion 1.x, in any layout -> `Model`. Strict: what does not fit is named.
 
     folder/unet/{config.json, diffusion_pytorch_model.safetensors}          required
     folder/vae/{config.json, diffusion_pytorch_model.safetensors}           what needs a missing part says so
@@ -8,12 +8,13 @@
     folder/sae/<hook point>/{cfg.json, sae.safetensors}                     SAeUron's layout
     folder/featviz.json                                                     settings that suit these weights
 
-or one file, `name.safetensors`, of the original layout ("LDM"): UNet, VAE and text encoder of SD 1.x's sizes. The tokenizer is
-then made from weights/clip; `sae/` and `featviz.json` are taken from beside the file. layouts.py lists the names of every layout.
+or one file, `name.safetensors`, of the original layout ("LDM"): UNet, VAE and text encoder of SD 1.x's sizes. The
+tokenizer is then made from weights/clip; `sae/` and `featviz.json` are taken from beside the file. layouts.py lists the
+names of every layout.
 
-First everything is found and matched by the files' headers (`find`): a file that does not belong is refused before the first of
-four gigabytes. The numbers then lie in the mapped files where type and device allow it, see tensors.py; where they do not, a layer
-is converted when it first runs (`Source.read`). So what an ascent does not run takes no memory.
+First everything is found and matched by the files' headers (`find`): a file that does not belong is refused before the
+first of four gigabytes. The numbers then lie in the mapped files where type and device allow it, see tensors.py; where
+they do not, a layer is converted when it first runs (`Source.read`). So what an ascent does not run takes no memory.
 Sources: the published SD 1.4 and SD 1.5 folders and files; SAeUron's SAE folder.
 """
 import copy
@@ -43,7 +44,7 @@ PARTS = ("unet", "vae", "text_encoder")                         # the networks
 
 @dataclass
 class Source:
-    """Tensors that were found in a file and fit, but were not read yet; `net` on the meta device is where they belong."""
+    """Tensors that were found in a file and fit, but were not read yet; `net`, on the meta device, takes them."""
     path: Path
     net: nn.Module
     entries: dict                                               # name -> tensors.Entry
@@ -55,8 +56,8 @@ class Source:
         return read(self.path, {name: self.entries[name] for name in names}, shapes, dtype, device)
 
     def read(self, dtype, device, late=False):
-        """The network, frozen. late: where numbers must be converted, each module takes its own when it first runs, the others stay
-        on the meta device; an ascent runs 681 of the UNet's 860 million, and no VAE before its end."""
+        """The network, frozen. late: where numbers must be converted, each module takes its own when it first runs, the
+        others stay on the meta device; an ascent runs 681 of the UNet's 860 million, and no VAE before its end."""
         net = copy.deepcopy(self.net).requires_grad_(False).eval()
         if not late or all(lies_ready(entry, dtype, device) for entry in self.entries.values()):
             net.load_state_dict(self.tensors(self.entries, dtype, device), assign=True)
@@ -88,11 +89,12 @@ def skeleton(network, sizes, path):
         with torch.device("meta"):
             return network(**sizes)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise WeightsError(f"{path}: gives sizes of which no network can be built ({str(e).splitlines()[0]}); {AGAIN}") from e
+        why = str(e).splitlines()[0]
+        raise WeightsError(f"{path}: gives sizes of which no network can be built ({why}); {AGAIN}") from e
 
 
 def fit(net, path, header, part=None, there=lambda name: name, rename=lambda name: name):
-    """Source of a network in the file `path`: there(name) is a tensor's name in the file, as far as rename() does not change it."""
+    """Source of a network in the file `path`: there(name) is a tensor's name in the file, before rename()."""
     wanted = {name: there(name) for name in net.state_dict()}
     shapes = {wanted[name]: tuple(p.shape) for name, p in net.state_dict().items()}
     entries = match(path, header, shapes, rename, lambda name: squeezes(part, name))
@@ -144,8 +146,9 @@ def choose_sae(folder, unet, wanted):
         raise WeightsError(f"{folder}: {e}") from e
     if there and chosen not in there:
         if wanted or len(there) > 1:
-            raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(there)}, " + (f"none for {wanted}" if wanted else
-                               "and which one is meant was not said") + "; give one of these as hook point")
+            problem = f"none for {wanted}" if wanted else "and which one is meant was not said"
+            raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(there)}, {problem}; give one of these as "
+                               "hook point")
         (chosen,) = there
     return chosen, there.get(chosen), len(there)
 
@@ -164,7 +167,7 @@ def find_sae(folder, unet, wanted=None):
 
 
 def read_tokenizer(folder):
-    """The tokenizer of `folder`; WeightsError where its two files are not what CLIP's are: `clip.number` of one another."""
+    """The tokenizer of `folder`; WeightsError where its vocabulary is not `clip.number` of its merges, as CLIP's is."""
     try:
         for path in (folder / "vocab.json", folder / "merges.txt"):
             open_regular(path).close()
@@ -176,16 +179,16 @@ def read_tokenizer(folder):
     vocab, merges = tokenizer.vocab, tokenizer.ranks
     if not isinstance(vocab, dict) or not {START, END} <= vocab.keys() \
             or not all(type(i) is int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
-        raise WeightsError(f"{folder / 'vocab.json'}: is no map from tokens to ids 0, 1, 2, ... with {START} and {END}; "
-                           f"{AGAIN}")
+        raise WeightsError(f"{folder / 'vocab.json'}: is no map from tokens to ids 0, 1, 2, ... with {START} and "
+                           f"{END}; {AGAIN}")
     if any(len(pair) != 2 for pair in merges):
         raise WeightsError(f"{folder / 'merges.txt'}: is no list of pairs; {AGAIN}")
     made = number(merges)
     if list(merges.values()) != list(range(len(merges))) or len(made) != len(merges) + len(number([])):
         raise WeightsError(f"{folder / 'merges.txt'}: makes the same token twice; {AGAIN}")
     if odd := sorted(token for token in made.keys() | vocab.keys() if made.get(token) != vocab.get(token)):
-        raise WeightsError(f"{folder}: vocab.json and merges.txt disagree about {odd[0]!r}, and {len(odd) - 1} tokens more; "
-                           "fetch or copy both again")
+        raise WeightsError(f"{folder}: vocab.json and merges.txt disagree about {odd[0]!r}, and {len(odd) - 1} tokens "
+                           "more; fetch or copy both again")
     return tokenizer
 
 
@@ -201,18 +204,20 @@ def check_fit(folder, sources, tokenizer):
         fits.append(("text_encoder", "wide text", text.final_layer_norm.normalized_shape[0], context))
     for part, what, found, expected in fits:
         if found != expected:
-            raise WeightsError(f"{folder / part}: has {found} {what}, the UNet takes {expected}; give parts of one model")
+            raise WeightsError(f"{folder / part}: has {found} {what}, the UNet takes {expected}; give parts of one "
+                               "model")
     if text and tokenizer and len(tokenizer.vocab) != (known := text.embeddings.token_embedding.num_embeddings):
-        raise WeightsError(f"{folder / 'tokenizer'}: has {len(tokenizer.vocab)} tokens, the text encoder knows {known}; give "
-                           "parts of one model")
+        raise WeightsError(f"{folder / 'tokenizer'}: has {len(tokenizer.vocab)} tokens, the text encoder knows "
+                           f"{known}; give parts of one model")
 
 
 class Model:
     """The parts of one set of weights; axes as in unet.py and sae.py.
 
-    unet, vae, sae, text_encoder, tokenizer, schedule; `sampler` is "pndm" or "ddim", whichever the scheduler's file names;
-    `hook_point` is the SAE's, or up1.1; `settings` is featviz.json; `latent_shape` is (4, H, W) of the size that the UNet was
-    trained at; `note` says which of several weights or SAEs were taken. A part that is lacking raises WeightsError when it is used.
+    unet, vae, sae, text_encoder, tokenizer, schedule; `sampler` is "pndm" or "ddim", whichever the scheduler's file
+    names; `hook_point` is the SAE's, or up1.1; `settings` is featviz.json; `latent_shape` is (4, H, W) of the size that
+    the UNet was trained at; `note` says which of several weights or SAEs were taken. A part that is lacking raises
+    WeightsError when it is used.
     """
 
     def __init__(self, found, device, dtype):
@@ -224,7 +229,7 @@ class Model:
             self.parts[part] = self.sources[part].read(precision(part, dtype), device, late=part in PARTS)
         self.schedule, self.sampler = Schedule(**found.schedule, device=device), found.sampler
         self.hook_point, self.settings = found.hook_point, found.settings
-        self.captured = self.activity = None    # the folder of a capture and its tables, which activity.profile.attach adds
+        self.captured = self.activity = None    # a capture's folder and its tables, which activity.profile.attach adds
         self.latent_shape = (self.parts["unet"].conv_in.in_channels, *found.latent)
 
     def part(self, name, contents, parts=None):
@@ -235,7 +240,8 @@ class Model:
 
     unet = property(lambda self: self.part("unet", "config.json and diffusion_pytorch_model.safetensors"))
     vae = property(lambda self: self.part("vae", "config.json and diffusion_pytorch_model.safetensors"))
-    sae = property(lambda self: self.part("sae", "a folder named after its hook point with cfg.json and sae.safetensors"))
+    sae = property(lambda self: self.part("sae",
+                                          "a folder named after its hook point with cfg.json and sae.safetensors"))
     tokenizer = property(lambda self: self.part("tokenizer", "vocab.json and merges.txt"))
 
     @property
@@ -270,9 +276,10 @@ class Model:
         return self.vae.encode(images.float())
 
     def decode(self, z):
-        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in [0, 1], float32: half precision overflows in SD's decoder.
+        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in [0, 1].
 
-        WeightsError where a file was changed under the numbers, or where NaN in a picture comes from NaN in a file.
+        In float32, since half precision overflows in SD's decoder. WeightsError where a file was changed under the
+        numbers, or where NaN in a picture comes from NaN in a file.
         """
         images = self.vae.decode(z.float())
         self.check_unchanged()
@@ -292,7 +299,7 @@ class Model:
             check_unchanged(path, then)
 
     def check_numbers(self):
-        """WeightsError for a number that is NaN or infinite, in a file or in this model's precision: all of them are looked at."""
+        """WeightsError for a number that is NaN or infinite in this model's precision; all of them are looked at."""
         for part, source in self.sources.items():
             source.check_numbers(precision(part, self.dtype))
 
@@ -333,10 +340,12 @@ def find_networks(path, ema):
             found.note_files(BPE_FILE, part="tokenizer")
         return found
     if not (path / "unet" / "config.json").exists():
-        raise WeightsError(f"{path}: is no model folder: no unet/config.json in it; give --weights a folder in diffusers layout, "
-                           "such as weights/toy, or a single .safetensors file (weights/README.md says how to get Stable Diffusion's)")
+        raise WeightsError(f"{path}: is no model folder: no unet/config.json in it; give --weights a folder in "
+                           "diffusers layout, such as weights/toy, or a single .safetensors file (weights/README.md "
+                           "says how to get Stable Diffusion's)")
     if ema:
-        raise WeightsError(f"{path}: --ema chooses between two sets of weights in a single file; a folder has one, leave it out")
+        raise WeightsError(f"{path}: --ema chooses between two sets of weights in a single file; a folder has one, "
+                           "leave it out")
     found = Found(path, path.resolve().name, latent=read_latent_size(path / "unet/config.json"))
     for part, network in zip(PARTS, (UNet, VAE, TextEncoder)):
         if (path / part).exists():
@@ -353,7 +362,7 @@ def find_networks(path, ema):
 
 
 def find(path, ema=False, hook_point=None):
-    """All of a folder or file that a Model is made of, matched by names, shapes and types; only headers and JSON are read."""
+    """All that a Model is made of, matched by names, shapes and types; only headers and JSON are read."""
     found = find_networks(Path(path), ema)
     check_fit(found.folder, found.sources, found.tokenizer)
     found.hook_point, sae, choice = find_sae(found.folder, found.sources["unet"].net, hook_point)
@@ -376,10 +385,11 @@ def load(path, device="cpu", dtype=torch.float32, ema=False, hook_point=None):
     """Load a weights folder or file (layouts above), or what `find` found of it, in `precision`.
 
     ema         of a single file that holds two sets of weights for the UNet, take the moving average.
-    hook_point  of several SAEs, take the one of this hook point, written with or without `unet.`; None: up1.1 or the only one.
+    hook_point  of several SAEs, take the one of this hook point, written with or without `unet.`; None: up1.1 or the
+                only one.
 
-    Raises WeightsError, whose text is one line: the file, what was expected, what to do. Names, shapes and types are checked here;
-    NaN and infinity are noticed when a number is converted, when a picture is decoded, in the fit check (preflight.py), and by
-    Model.check_numbers, which looks at all.
+    Raises WeightsError, whose text is one line: the file, what was expected, what to do. Names, shapes and types are
+    checked here; NaN and infinity are noticed when a number is converted, when a picture is decoded, in the fit check
+    (preflight.py), and by Model.check_numbers, which looks at all.
     """
     return Model(path if isinstance(path, Found) else find(path, ema, hook_point), device, dtype)

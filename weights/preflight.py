@@ -1,12 +1,13 @@
 """Before a run: how much memory it will take, known from headers alone, and whether UNet and SAE belong together.
 
-Memory (no weights are read, no number is computed): the size of the weights is in the files' headers; what a step of the ascent
-keeps for its gradient is counted by running the network on the meta device, which has shapes and no numbers. Fused attention keeps
-no attention map, so maps are left out.
+Memory (no weights are read, no number is computed): the size of the weights is in the files' headers; what a step of
+the ascent keeps for its gradient is counted by running the network on the meta device, which has shapes and no numbers.
+Fused attention keeps no attention map, so maps are left out.
 
-Fit: an SAE describes the activations that it was trained on. On those of its own UNet it leaves little variance unexplained, with
-about k features active at a position; on another model's, or at another hook point, the same numbers are far off. Inputs: two fixed
-prompts and seeds of noise, as a sampler's first step sees them; there alone the right input is known without running the whole UNet.
+Fit: an SAE describes the activations that it was trained on. On those of its own UNet it leaves little variance
+unexplained, with about k features active at a position; on another model's, or at another hook point, the same numbers
+are far off. Inputs: two fixed prompts and seeds of noise, as a sampler's first step sees them; there alone the right
+input is known without running the whole UNet.
 """
 import math
 
@@ -16,22 +17,23 @@ from weights.load import PARTS
 from weights.disk import WeightsError
 from sae import fvu
 
-HALF = ("unet", "text_encoder")                                 # the parts that take the run's dtype; the others are float32
-FIT_PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")       # in the words of SAeUron's and of the toy's training
-FIT_STEPS, FIT_BLOCK = 50, 256                                  # the sampler whose first step it is; positions at a time
-BACKWARD = 1.25                                                 # measured at SD's size: 0.84 GiB at most, 0.67 of it kept
-FVU_FITS, FVU_WRONG = 0.5, 0.8                                  # fits below the one, does not from the other on; the mean alone has 1
-ACTIVE_WRONG = 0.25                                             # share of k; fewer active features at a position do not describe it
+HALF = ("unet", "text_encoder")                         # the parts that take the run's dtype; the others are float32
+FIT_PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")        # as SAeUron and the toy train
+FIT_STEPS, FIT_BLOCK = 50, 256                          # the sampler whose first step it is; positions at a time
+BACKWARD = 1.25                                         # measured at SD's size: 0.84 GiB at most, 0.67 of it kept
+FVU_FITS, FVU_WRONG = 0.5, 0.8                  # fits below the one, does not from the other on; the mean alone has 1
+ACTIVE_WRONG = 0.25                             # share of k; fewer active features at a position do not describe it
 
 
 def weights_bytes(found, dtype):
     """Memory of the weights that `checkpoint.find` found, once they are loaded."""
     width = {part: dtype.itemsize if part in HALF else 4 for part in found.sources}
-    return sum(width[part] * sum(p.numel() for p in source.net.state_dict().values()) for part, source in found.sources.items())
+    return sum(width[part] * sum(p.numel() for p in source.net.state_dict().values())
+               for part, source in found.sources.items())
 
 
 def kept_bytes(unet, shape, hook_point, batch, dtype):
-    """What one step of the ascent keeps between forward and backward, counted on the meta device; weights are not among it."""
+    """What one step of the ascent keeps between forward and backward, without weights, counted on the meta device."""
     positions = {77} | {shape[1] * shape[2] // 4 ** level for level in range(4)}
     weights, kept = {p.untyped_storage()._cdata for p in unet.parameters()}, {}
 
@@ -49,7 +51,7 @@ def kept_bytes(unet, shape, hook_point, batch, dtype):
 
 
 def decode_bytes(vae, shape, batch):
-    """The maps that live at once while pictures are decoded: about four of full size, as wide as the level before last."""
+    """The maps that live at once in the decoder: about four of full size, as wide as the level before last."""
     widths = [block.resnets[0].conv1.in_channels for block in vae.decoder.up_blocks]
     return 4 * 4 * batch * widths[-1] * shape[1] * shape[2] * vae.factor ** 2
 
@@ -74,23 +76,24 @@ def free_bytes(device):
 
 
 def check_memory(found, device, dtype, batch):
-    """One line on the memory that weights and ascents of `batch` jobs will take; WeightsError where that is more than is free."""
+    """One line on the memory that weights and ascents of `batch` jobs take; WeightsError for more than is free."""
     (weights, working), free = predict(found, dtype, batch), free_bytes(device)
     amount = lambda n: f"{n / 2**30:.1f} GiB" if n >= 2 ** 30 else f"{n / 2**20:.0f} MiB"
     parts = ", ".join(f"{part} {sum(p.numel() for p in found.sources[part].net.parameters()) / 1e6:.1f} M"
                       for part in (*PARTS, "sae") if part in found.sources)
-    print(f"{found.name}: {parts} numbers; the weights take {amount(weights)} in {str(dtype).removeprefix('torch.')}, ascents of "
-          f"{batch} together about {amount(working)} more" + (f"; {amount(free)} are free" if free else ""))
+    print(f"{found.name}: {parts} numbers; the weights take {amount(weights)} in {str(dtype).removeprefix('torch.')}, "
+          f"ascents of {batch} together about {amount(working)} more" + (f"; {amount(free)} are free" if free else ""))
     if free and weights + working > free:
-        raise WeightsError(f"{found.folder}: takes about {amount(weights + working)}, {amount(free)} are free on {device}; give a smaller "
-                           "--batch-size, --dtype bfloat16, or another --device")
+        raise WeightsError(f"{found.folder}: takes about {amount(weights + working)}, {amount(free)} are free on "
+                           f"{device}; give a smaller --batch-size, --dtype bfloat16, or another --device")
 
 
 @torch.no_grad()
 def fit(model):
-    """(fraction of variance unexplained, mean number of active features at a position) of the SAE on the known inputs."""
+    """Of the SAE on the known inputs: (fraction of variance unexplained, mean number of active features)."""
     generators = [torch.Generator().manual_seed(seed) for seed, _ in enumerate(FIT_PROMPTS)]
-    noise = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)     # (B, 4, H, W)
+    noise = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators])     # (B, 4, H, W)
+    noise = noise.to(model.device)
     context = model.embed(list(FIT_PROMPTS))                                                    # (B, 77, Dc)
     t = torch.full((len(noise),), model.schedule.timesteps(FIT_STEPS)[0], device=model.device)
     h = model.unet(noise.to(model.dtype), t, context, until=model.hook_point).float()           # (B, D, h, w)
@@ -111,13 +114,13 @@ def verdict(k, unexplained, active):
     if unexplained < FVU_FITS and active >= ACTIVE_WRONG * k:
         return ""
     sure = not unexplained < FVU_WRONG or active < ACTIVE_WRONG * k                   # NaN is sure, too
-    return (f"UNet and SAE {'do not' if sure else 'may not'} belong together: of the activations' variance the SAE leaves "
-            f"{unexplained:.2f} unexplained (below {FVU_FITS} where they do), {active:.1f} of its features are active at a position (k is "
-            f"{k}); give the UNet that it was trained on")
+    return (f"UNet and SAE {'do not' if sure else 'may not'} belong together: of the activations' variance the SAE "
+            f"leaves {unexplained:.2f} unexplained (below {FVU_FITS} where they do), {active:.1f} of its features are "
+            f"active at a position (k is {k}); give the UNet that it was trained on")
 
 
 def check_fit(model):
     """The line of --check about UNet and SAE."""
     unexplained, active = fit(model)
-    return (f"fit of UNet and SAE: {unexplained:.3f} of the variance unexplained, {active:.1f} features active at a position (k is "
-            f"{model.sae.k}): {verdict(model.sae.k, unexplained, active) or 'they belong together'}")
+    return (f"fit of UNet and SAE: {unexplained:.3f} of the variance unexplained, {active:.1f} features active at a "
+            f"position (k is {model.sae.k}): {verdict(model.sae.k, unexplained, active) or 'they belong together'}")

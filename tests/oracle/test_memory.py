@@ -1,7 +1,8 @@
-"""Peak memory of loading Stable Diffusion 1.4 at full size and of an ascent's first steps: files of random numbers in float32,
-4.3 GB, written here and removed again.
+"""Peak memory of loading Stable Diffusion 1.4 at full size and of an ascent's first steps: files of random numbers in
+float32, 4.3 GB, written here and removed again.
 
-Each case is a process of its own, since a process's peak never falls. `python -m pytest tests/oracle/test_memory.py -s` prints the numbers.
+Each case is a process of its own, since a process's peak never falls. `python -m pytest tests/oracle/test_memory.py -s`
+prints the numbers.
 """
 import json
 import shutil
@@ -71,7 +72,8 @@ def sd14(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_ascent_holds_no_more_than_it_runs(dtype, sd14):
     """Nothing is in memory after loading; then the UNet up to the hook, what a step keeps, and no text encoder."""
-    done = subprocess.run([sys.executable, "-c", ASCENT, str(sd14), dtype], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", ASCENT, str(sd14), dtype], cwd=ROOT, capture_output=True, text=True,
+                          check=True)
     loaded, peak = (int(n) for n in done.stdout.split())
     print(f"{dtype}: {loaded / 1e9:.3f} GB after loading, {peak / 1e9:.3f} GB at most in an ascent of two steps")
-    assert loaded < 1e9 and peak <= LIMIT[dtype]                # a system that maps 2 MB at a time counts more after loading
+    assert loaded < 1e9 and peak <= LIMIT[dtype]        # a system that maps 2 MB at a time counts more after loading
