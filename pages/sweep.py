@@ -28,10 +28,10 @@ def axis(text):
     if name not in SETTINGS:
         near = ", ".join(difflib.get_close_matches(name, SETTINGS, n=3, cutoff=0.0))
         raise argparse.ArgumentTypeError(f"{given!r} is no setting; expected NAME=VALUE,VALUE, nearest: {near}")
-    return name, list(dict.fromkeys(read(name, value) for value in values.split(",")))
+    return name, list(dict.fromkeys(typed(name, value) for value in values.split(",")))
 
 
-def read(name, text):
+def typed(name, text):
     """A setting's value as people type it; ArgumentTypeError for what is none. Ranges are config.check_config's."""
     kind, choices = SETTINGS[name].type, SETTINGS[name].metadata["choices"]
     words = choices or (tuple(SWITCH) if kind is bool else None)
@@ -71,28 +71,30 @@ def write_sweeps(out, recipes, axes):
 
 def write_sweep(folder, recipes, names):
     """folder/sweep_<names>.png of results {path without suffix: recipe}; returns its path."""
+    from PIL import Image
+
     from pages.sheet import TILE, Sheet
     from weights.disk import alone, replacing
     settings = {path: recipe["job"] | recipe["config"] for path, recipe in recipes.items()}
-    own = {name: list(dict.fromkeys(s[name] for s in settings.values())) for name in ("timestep", "seed")}
-    *down, across = [name for name in own if len(own[name]) > 1] + names
-    rows = list(dict.fromkeys(tuple(s[name] for name in down) for s in settings.values()))
-    columns = list(dict.fromkeys(s[across] for s in settings.values()))
+    values = {name: list(dict.fromkeys(s[name] for s in settings.values())) for name in ("timestep", "seed", *names)}
+    *down, across = [name for name in ("timestep", "seed") if len(values[name]) > 1] + names
+    rows, columns = list(itertools.product(*(values[name] for name in down))), values[across]
     shown = {path: pictures(path) for path in recipes}
     each = max(len(found) for found in shown.values())          # pictures side by side of one combination
 
     sheet = Sheet(TILE, LABELS + each * len(columns), len(rows))
-    sheet.write(sheet.gap, sheet.gap, title(folder, next(iter(recipes.values())), own), sheet.image.width
-                - 2 * sheet.gap, size=2 * sheet.size)
-    for row, values in enumerate(rows):
-        label(sheet, row, across, zip(down, values))
+    sheet.write(sheet.gap, sheet.gap, title(folder, next(iter(recipes.values())), values),
+                sheet.image.width - 2 * sheet.gap, size=2 * sheet.size)
+    for row, own in enumerate(rows):
+        label(sheet, row, across, zip(down, own))
         for column, value in enumerate(columns):
             sheet.heading(row, LABELS + each * column, each, word(value))
     for path, found in shown.items():
         s = settings[path]
         row, column = rows.index(tuple(s[name] for name in down)), columns.index(s[across])
         for k, (picture, *captions) in enumerate(found):
-            sheet.tile(row, LABELS + each * column + k, picture, *captions)
+            with Image.open(picture) as image:
+                sheet.tile(row, LABELS + each * column + k, image, *captions)
 
     path = folder / f"sweep_{'_'.join(names)}.png"
     with alone(folder), replacing(path) as file:
@@ -101,15 +103,13 @@ def write_sweep(folder, recipes, names):
 
 
 def pictures(path):
-    """[(picture, captions)] of a result: of the ascent, and of the finish where there is one."""
-    from PIL import Image
-
+    """[(path of a picture, its captions)] of a result: of the ascent, and of the finish where there is one."""
     from pages.read import short
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     found = [(".png", "ascent", record)]
     if record["finished"]:
         found.append((".finished.png", "finished", record["finished"]))
-    return [(Image.open(path.with_suffix(suffix)), f"{short(made['scores']['activation'])}: {made['verdict']}", name)
+    return [(path.with_suffix(suffix), f"{short(made['scores']['activation'])}: {made['verdict']}", name)
             for suffix, name, made in found]
 
 
@@ -123,10 +123,10 @@ def label(sheet, row, across, values):
             y += sheet.line
 
 
-def title(folder, recipe, own):
+def title(folder, recipe, values):
     """The feature's name, and time step and seed where there is one of each."""
     words = {"timestep": "time step", "seed": "seed"}
-    single = [f"{words[name]} {values[0]}" for name, values in own.items() if len(values) == 1]
+    single = [f"{words[name]} {values[name][0]}" for name in words if len(values[name]) == 1]
     return ", ".join([f"{folder.name.replace('_', ' ')} of {recipe['weights']}", *single])
 
 
