@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import featviz
+from activity import times
 from ascent import default_batch_size
 from clip import TextEncoder
 from command import missing
@@ -144,11 +145,11 @@ def test_the_numbers_of_stable_diffusion():
         model, ascent = preflight.predict(found, dtype, 1)
         assert model / 2 ** 30 == pytest.approx(missing.WEIGHTS[dtype.itemsize], abs=0.01)
         assert ascent / 2 ** 30 == pytest.approx(missing.ASCENT, abs=0.01)
-    assert missing.SIZES == {"feature": nets["sae"].features, "channel": nets["unet"].width(HOOK_POINT)}
-    base = sum(file.size for file in BUNDLES["sd15"].pieces[0].table(False))        # Style50's parts have SD 1.5's sizes
+    assert {"feature": nets["sae"].features, "channel": nets["unet"].width(HOOK_POINT)} == missing.SIZES
+    base = sum(file.size for file in BUNDLES["sd15"].pieces[0].table(False))     # Style50's parts have the same sizes
     sae = sum(file.size for file in BUNDLES["sae"].pieces[0].table(False))
-    assert missing.SD == {"style50": round((base + sae) / 1e9, 1), "sd14": round((base + sae) / 1e9, 1),
-                          "sd15": round(base / 1e9, 1)}
+    assert {"style50": round((base + sae) / 1e9, 1), "sd14": round((base + sae) / 1e9, 1),
+                          "sd15": round(base / 1e9, 1)} == missing.SD
 
 
 def test_too_little_memory(monkeypatch, capsys):
@@ -218,13 +219,13 @@ REPO, SAES = "/NormalUhr/UnlearnCanvas-ckpts/resolve/main/", "/bcywinski/SAeUron
 
 @pytest.fixture
 def published(bare, monkeypatch):
-    """A hub that has a tiny Style50, and somebody in front of the terminal: ask(answer, flags) -> (exit code, stderr)."""
+    """A hub that has a tiny Style50, and somebody in front of the terminal: ask(answer, flags) -> (code, stderr)."""
     made = write_model(bare / "made", activity=None, featviz=None, sae=dict(num_latents=2000))
     there = Hub()
     for path in (p for p in made.rglob("*") if p.is_file()):
         name = path.relative_to(made).as_posix()
-        address = SAES + name.removeprefix("sae/") if name.startswith("sae/") else REPO + "diffusion/diffuser/style50/" + name
-        there.files[address] = path.read_bytes()
+        home = SAES if name.startswith("sae/") else REPO + "diffusion/diffuser/style50/"
+        there.files[home + name.removeprefix("sae/")] = path.read_bytes()
     there.files[SAES + "README.md"] = there.files[REPO + "README.md"] = b"A card."
     monkeypatch.setattr(download, "BACKOFF", 0)
     monkeypatch.setenv("no_proxy", "*")
@@ -276,3 +277,27 @@ def test_a_hub_without_these_weights(published):
 def test_check_asks_nothing(published):
     code, err = published.ask("y\n", "--feature", 1999, "--check")
     assert code == 2 and "[y/N]" not in err and published.hub.log == [] and os.listdir("weights") == []
+
+
+# --- what comes first -------------------------------------------------------------------------------------------------
+
+def test_the_probe_is_told_with_its_duration_and_how_to_do_without(bare, monkeypatch, capsys):
+    """A step that takes an hour by the clock: 80 prompts, 8 at a time, in 20 steps, and PNDM's one more."""
+    folder, clock = write_model(bare / "tiny", activity=None), iter(range(10 ** 6))
+    monkeypatch.setattr(times, "capture", lambda *_, **__: pytest.fail("began before it was told"))
+    monkeypatch.setattr(times.time, "time", lambda: 3600.0 * next(clock))
+    with pytest.raises(pytest.fail.Exception):
+        run("--weights", folder, "--out", "out", "--device", "cpu", *SHORT)
+    line = next(line for line in capsys.readouterr().err.splitlines() if "stands in" in line)
+    assert f"1600 guided steps in about {3600 * 10 * 21} s on cpu" in line
+    assert line.endswith("or do without: --prior noise --timestep 300")
+
+
+def test_a_probe_of_weights_that_name_no_time_step(bare, monkeypatch, capsys):
+    folder = write_model(bare / "tiny", activity=None, featviz=None)
+    monkeypatch.setattr(times, "capture", lambda *_, **__: pytest.fail("began"))
+    with pytest.raises(pytest.fail.Exception):
+        run("--weights", folder, "--out", "out", "--device", "cpu", "--feature", 3, *SHORT)
+    assert "or do without: --prior noise --timestep 361" in capsys.readouterr().err
+    assert run("--weights", folder, "--out", "out", "--device", "cpu", "--feature", 3, "--prior", "noise", "--timestep",
+               361, *SHORT) == 0
