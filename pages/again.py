@@ -36,7 +36,7 @@ def commands(found):
     for r in found:
         how = json.dumps([r.recipe["config"], r.recipe["device"], r.recipe["dtype"], len(r.steps)], sort_keys=True)
         alike.setdefault((how, r.t), []).append(r)
-    for (how, t), results in alike.items():
+    for (how, _), results in alike.items():
         together.setdefault((how, tuple(r.seed for r in results)), []).append(results[0])
     return [command(results[0].recipe, [r.t for r in results], seeds, len(results[0].steps))
             for (_, seeds), results in together.items()]

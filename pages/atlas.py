@@ -37,9 +37,9 @@ def row(folder, thumbnails, broken):
     while found:
         first = best(found, activity)
         place = [folder.name, first.folder, str(first.seed)]    # JavaScript rounds large numbers
-        name = lambda suffix: thumbnails / thumbnail_name(*place, suffix)
-        if (write_thumbnail(first.last.path, name(""), broken)
-                and (not first.finished or write_thumbnail(first.path, name(ASCENT), broken))):
+        faces = {"": first.last} | ({ASCENT: first} if first.finished else {})
+        if all(write_thumbnail(r.path, thumbnails / thumbnail_name(*place, suffix), broken)
+               for suffix, r in faces.items()):
             return [*place, *numbers(first.last, activity), peak, activity["concept"] if activity else [],
                     int((folder / "index.html").exists()), numbers(first, activity) if first.finished else None]
         found.remove(first)

@@ -53,7 +53,7 @@ def activity(folder, largest=4.0, peaks=(100, 700), concept=("Tree",)):
         "examples": {}, "ever_among_the_top": True}))
 
 
-def features(folder, count, finished=True):
+def features(folder, count, finished=False):
     """Features 0..count - 1 with seeded scores, concepts and peaks."""
     rng, pictures = np.random.default_rng(0), [picture(k, 128) for k in range(48)]
     words = ["Tree", "Flower", "House", "Cat", "Tower", "Sea", "Winter", "Cartoon", "<b>Bear</b>"]

@@ -222,7 +222,7 @@ def test_the_command_names_the_page(out, capsys):
 def test_a_wall_is_drawn_by_lot_finished_beside_as_found(out, tmp_path, capsys, monkeypatch):
     """The lot falls on other features than the first ones, on the same ones each time, and on none without a finish."""
     monkeypatch.setattr(wall, "COUNT", 6)
-    made.features(out, 20)
+    made.features(out, 20, finished=True)
     made.result(out / "feature_00099")                          # not finished
     target = tmp_path / "pictures" / "wall.png"
     assert main(["--wall", str(out), "--out", str(target)]) == 0
@@ -243,7 +243,7 @@ def test_a_wall_is_drawn_by_lot_finished_beside_as_found(out, tmp_path, capsys, 
 
 
 def test_a_wall_of_fewer_features_says_so_and_of_none_is_an_error(out, capsys):
-    made.features(out, 3)
+    made.features(out, 3, finished=True)
     assert main(["--wall", str(out)]) == 0 and Image.open(out / "wall.png").mode == "RGB"
     assert capsys.readouterr().err == "only 3 features have a finished picture; a wall has 48\n"
     assert main(["--wall", str(out / "nowhere")]) == 2

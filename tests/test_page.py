@@ -121,21 +121,84 @@ def test_how_to_read_it_stands_on_the_page(folder):
 
 
 def test_results_that_were_not_made_alike_are_said_to_be(folder):
-    """Settings, weights, torch and whatever else a recipe names; time step and seed are no difference."""
+    """Code, weights, torch and whatever else a recipe names; time step and seed are no difference. Settings are one
+    where a record does not say which of them are not usual: it is of an older version."""
     assert "unlike" not in check(write(folder), folder)
     config = {"num_steps": 2, "prior": "noise", "learning_rate": 0.5}
     for seed, changes in ((1, {"code": SCRIPT}), (2, {"config": config})):
         path = folder / f"t0300/seed_{seed}.json"
         record = json.loads(path.read_text())
-        path.write_text(json.dumps(record | {"recipe": record["recipe"] | changes}))
+        record["recipe"] = {k: v for k, v in record["recipe"].items() if k != "differs"} | changes
+        path.write_text(json.dumps(record))
     parsed = write(folder)
     assert "unlike" in check(parsed, folder) and "Not all of these results were made in the same way" in parsed.text
+    assert "not all come from the same version of the method" in parsed.text
     table = parsed.source.partition('<aside id="unlike">')[2].partition("</aside>")[0]
     assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["results", "prior", "learning_rate", "code"]
     rows = [html.unescape(row).split("</td><td>") for row in re.findall(r"<tr><td>(.*?)</td></tr>", table)]
     assert rows == [["time step 0, seed 1, 2", "steer", "0.125", "not recorded"],
                     ["time step 300, seed 1", "steer", "0.125", SCRIPT[:20]],
                     ["time step 300, seed 2", "noise", "0.5", "not recorded"]]
+
+
+def test_the_finished_picture_stands_first_and_the_ascent_s_beside_it(tmp_path):
+    folder = feature(tmp_path / "toy" / "feature_00012", finished=2.25)
+    parsed = write(folder)
+    ids = check(parsed, folder)
+    tiles = parsed.source.partition('id="t0300"')[2].partition("</section>")[0]
+    captions = [re.sub(r"(<.*?>)+", "|", c) for c in re.findall(r"<figcaption>(.*?)</figcaption>", tiles)]
+    assert captions[:2] == ["|seed 1, finished: raised|0.1 to 2.25, 2.25 times the strongest image, rank 2",
+                            "|the ascent: excited|0.1 to 2.5, 2.5 times the strongest image, rank 1"]
+    assert {f"{name}-t0300-s{seed}" for name in ("open", "open-ascent") for seed in (1, 2)} <= set(ids)
+    hero = parsed.source.partition('<div class="hero">')[2].partition("</header>")[0]
+    shown = re.findall(r'<img src="data:image/png;base64,([^"]+)"', hero)[:2]
+    files = [folder / f"t0300/seed_1{suffix}" for suffix in (".finished.png", ".png")]
+    assert [base64.b64decode(data) for data in shown] == [path.read_bytes() for path in files]
+    assert words.MEANS in parsed.text and words.RULE.format(kind="feature") in parsed.text
+    assert "The finished picture has 2.25, rank 2: raised." in parsed.text
+    assert "Activation at each step of the finish" in parsed.text and "Then finished" in parsed.text
+    rows = re.findall(r"<tr><td>(.*?)</td></tr>", parsed.source.partition('id="scores"')[2].partition("</table>")[0])
+    assert [row.split("</td><td>")[:5] for row in rows[:2]] == [["0", "1", "finished", "raised", "0.1"],
+                                                                ["0", "1", "ascent", "excited", "0.1"]]
+    assert "feature 8" in parsed.source.partition('id="beside"')[2].partition("</table>")[0]
+
+
+def test_without_a_finish_the_page_speaks_of_none(folder):
+    parsed = write(folder)
+    assert words.MEANS not in parsed.text and "inished" not in parsed.text.replace("finished result", "")
+    assert 'class="pair"' not in parsed.source and words.RULE.format(kind="feature") in parsed.text
+
+
+def test_the_seed_that_the_rule_puts_first_comes_first(folder):
+    """Seed 2 excites it more when decoded and encoded again, until seed 1 does."""
+    order = lambda: re.findall(r'id="open-t0300-s(\d)"', write(folder).source)
+    assert order() == ["2", "1"]
+    path = folder / "t0300/seed_1.json"
+    record = json.loads(path.read_text())
+    record["scores"]["activation_reencoded"] = 9.0
+    path.write_text(json.dumps(record))
+    assert order() == ["1", "2"] and 'data-view="view-t0300-s1"' in write(folder).source.partition("</header>")[0]
+
+
+def test_results_of_other_settings_are_rows_side_by_side(folder):
+    """Headed by what differs, as it is typed; the usual ones come first, on the page's top as well."""
+    feature(folder, times=(300,), finished=9.0, differs={"spectral_filter": False, "num_steps": 5})
+    parsed = write(folder)
+    ids = check(parsed, folder)
+    assert {"open-t0300-s1", "open-t0300-1a2b3c4d-s1", "view-t0300-1a2b3c4d-s2"} <= set(ids) and "unlike" not in ids
+    row = parsed.source.partition('id="t0300"')[2].partition("</section>")[0]
+    heads = re.findall(r'<h4>(.*?)</h4><div class="tiles( both)?">', row)
+    assert heads == [("With usual settings", ""), ("With --no-spectral-filter --num-steps 5", " both")]
+    assert "seed 1, --no-spectral-filter --num-steps 5: excited" in parsed.text
+    assert 'data-view="view-t0300-s2"' in parsed.source.partition("</header>")[0]
+    scores = parsed.source.partition('id="scores"')[2].partition("</table>")[0]
+    assert scores.count("<td>usual</td>") == 4 and scores.count("<td>--no-spectral-filter --num-steps 5</td>") == 4
+
+
+def test_samples_that_were_pulled_are_shown_as_starts(tmp_path):
+    folder = feature(tmp_path / "toy" / "feature_00012", prior="guided")
+    starts = write(folder).source.partition('id="priors"')[2].partition("</section>")[0]
+    assert re.findall(r"<b>(.*?)</b>", starts) == ["guided, seed 1", "guided, seed 2"]
 
 
 PLACES = {"among the results": ("toy/activity/images/7.png", True),
@@ -307,6 +370,9 @@ COMMANDS = {
                               "4", "--epsilon", "1e-07", "--frames", "2"],
     "other than featviz.json": ["--steer-scale", "500"],        # the preset's own value, which the weights change
     "a preset": ["--preset", "none", "--frames", "0"],
+    "no finish": ["--no-finish"],
+    "a finish of other strength": ["--finish-scale", "auto", "--finish-from", "500"],
+    "another type": ["--dtype", "bfloat16", "--no-finish"],
     "a channel": ["--channel", "4", "--num-steps", "3"],
 }
 
@@ -319,8 +385,8 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_on_the_page_makes_the_same_recipes(name, weights, tmp_path):
     """From flags to records to the page to the command to flags: same jobs, same settings, same pictures kept."""
-    short = ["--prior-steps", "2", "--batch-size", "2", "--device", "cpu", "--timestep", "0", "300", "--seed", "1", "5"]
-    if "--num-steps" not in COMMANDS[name]:
+    short = ["--batch-size", "2", "--device", "cpu", "--timestep", "0", "300", "--seed", "1", "5"]
+    if "none" in COMMANDS[name]:                                # which has a number of steps of its own
         short += ["--num-steps", "2"]
     assert featviz.main(["--weights", str(weights), "--out", str(tmp_path), *short, *COMMANDS[name]]) == 0
     path, = tmp_path.glob("tiny/*/index.html")
@@ -329,33 +395,37 @@ def test_the_command_on_the_page_makes_the_same_recipes(name, weights, tmp_path)
     shown = html.unescape(re.search(r"<pre><code>(.*?)</code></pre>", parsed.source, re.DOTALL)[1])
     made = {json.dumps(r.recipe, sort_keys=True): r for r in read_results(path.parent)}
     records = list(made.values())
-    for command in (shown, again.command(records[0].recipe, [0, 300], [1, 5], len(records[0].steps), weights)):
+    older = {k: v for k, v in records[0].recipe.items() if k != "differs"}
+    for command in (shown, again.command(older, [0, 300], [1, 5], len(records[0].steps))):
         words = shlex.split(command)
         assert words[:3] == ["python", "featviz.py", "--weights"] and len(made) == 4
         words[3] = str(weights)
         args = featviz.parse([*words[2:], "--out", str(tmp_path)])
         model, jobs, config, _ = featviz.plan(args)
-        assert {json.dumps(files.recipe(model, job, config), sort_keys=True) for job in jobs} == made.keys()
+        usual = configure(model.settings, "raw" if args.channel else "sae")
+        assert {json.dumps(files.recipe(model, job, config, usual), sort_keys=True) for job in jobs} == made.keys()
         assert kept_steps(config.num_steps, args.frames) == records[0].steps
-    assert len(again.command(records[0].recipe, [0], [1], weights=weights)) < len(shown)
+    assert len(again.command(records[0].recipe, [0], [1])) < len(again.command(older, [0], [1]))
 
 
 def test_usual_settings_are_not_spelled_out(weights, tmp_path):
     model = load(weights, "cpu")
     config = configure(model.settings, "sae", moment_weight=0.25)
-    recipe = files.recipe(model, Job(feature=3, timestep=300, seed=5), config)
+    recipe = files.recipe(model, Job(feature=3, timestep=300, seed=5), config, configure(model.settings, "sae"))
     made = again.command(recipe, [300], [5], weights=weights)
     assert made == (f"python featviz.py --weights {weights} --feature 3 --timestep 300 --seed 5 --device cpu "
-                    "--dtype float32 --moment-weight 0.25")
-    spelled = again.command(recipe, [300], [5])                 # featviz.json is not at hand
+                    "--moment-weight 0.25")
+    del recipe["differs"]                                       # as in a record of an older version
+    spelled = again.command(recipe, [300], [5])
     assert all(f"-{field.name.replace('_', '-')}" in spelled for field in dataclasses.fields(config))
+    assert "--dtype float32" in spelled
 
 
 def test_results_of_other_settings_get_commands_of_their_own(tmp_path):
     folder = feature(tmp_path / "toy" / "feature_00012", times=(0, 300, 700))
     path = folder / "t0700/seed_2.json"
     record = json.loads(path.read_text())
-    record["recipe"]["config"]["learning_rate"] = 0.5
+    record["recipe"]["config"]["learning_rate"] = record["recipe"]["differs"]["learning_rate"] = 0.5
     path.write_text(json.dumps(record))
     commands = again.commands(read_results(folder))
     assert [(re.search("--timestep ([ 0-9]+) --seed ([ 0-9]+) ", c).groups(), "0.5" in c) for c in commands] == [

@@ -8,11 +8,10 @@ from pathlib import Path
 from tests.browser.chromium import Chromium
 
 ROOT = Path(__file__).parents[2]
-TOY = ROOT / "out/toy"
-SHOTS = (   # name, page, fragment, height of the window
-    ("feature", ROOT / "out/first/toy/feature_01447/index.html", "", 1000),
-    ("atlas", TOY / "index.html", "#concept=Flower", 800),
-    ("trace", TOY / "feature_00169/t0600/seed_1024_trace/trace.html", "#s50-activation", 720),
+SHOTS = (   # name, page (a pattern below out), fragment, height of the window
+    ("feature", "first/toy/feature_01447/index.html", "", 1000),
+    ("atlas", "toy/index.html", "#concept=Flower", 800),
+    ("trace", "toy/feature_00169/t0600-*/seed_1024_trace/trace.html", "#s50-activation", 720),
 )
 
 
@@ -21,7 +20,7 @@ def main():
         browser = Chromium(profile)
         for name, page, fragment, height in SHOTS:
             browser.window(1280, height)
-            browser.open(page, fragment)
+            browser.open(next((ROOT / "out").glob(page)), fragment)
             browser.screenshot(ROOT / f"docs/pictures/{name}.png")
             assert not browser.errors, browser.errors
         browser.close()

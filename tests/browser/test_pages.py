@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pages.atlas import page as render
-from pages.atlas import thumbnail_name
+from pages.atlas import ASCENT, thumbnail_name
 from tests import made
 from tests.browser.chromium import Chromium
 
@@ -72,11 +72,13 @@ def command(*flags):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """out/toy with two features, each at two time steps from two seeds, and a trace, all in a few steps."""
+    """out/toy with two features, each at two time steps from two seeds, one with other settings as well, and a trace,
+    all in a few steps."""
     out = tmp_path_factory.mktemp("out")
-    few = ["featviz.py", "--weights", "weights/toy", "--device", "cpu", "--num-steps", 6, "--prior", "noise", "--out",
-           out]
+    few = ["featviz.py", "--weights", "weights/toy", "--device", "cpu", "--num-steps", 6, "--prior", "noise",
+           "--finish-steps", 3, "--finish-scale", 0.4, "--out", out]
     command(*few, "--feature", 169, 37, "--seed", 1024, 1111, "--timestep", 0, 600, "--frames", 4)
+    command(*few, "--feature", 37, "--seed", 1024, "--timestep", 600, "--no-spectral-filter", "--no-finish")
     command(*few, "--feature", 169, "--seed", 1024, "--timestep", 600, "--trace", 0, 5)
     command("-m", "pages", out / "toy", "--atlas", out / "toy")
     return out / "toy"
@@ -130,6 +132,8 @@ def wait_for(browser, script):
 
 def test_a_feature_s_page(browser, toy, shots):
     look(browser, toy / "feature_00169" / "index.html", shots, "feature")
+    browser.window(1280)
+    look(browser, toy / "feature_00037" / "index.html", shots, "feature_settings")
 
 
 def test_the_slider_of_a_feature_s_page(browser, toy, shots):
@@ -163,7 +167,7 @@ def test_without_scripts_the_viewers_of_a_page_lie_open(browser, toy):
 
 
 def test_a_trace(browser, toy, shots):
-    page = toy / "feature_00169" / "t0600" / "seed_1024_trace" / "trace.html"
+    page, = (toy / "feature_00169").glob("t0600-*/seed_1024_trace/trace.html")
     look(browser, page, shots, "trace")
     browser.window(1280)
     browser.open(page)
@@ -224,6 +228,30 @@ def test_the_atlas_is_searched_filtered_and_sorted_by_keyboard(browser, wall):
     assert wait_for(browser, f"{COUNT} === '2,000 of 2,000'") and browser.run("location.hash") == "#sort=strength"
     browser.open(wall, fragment)                                # as after a look at a feature's page
     assert browser.run("form.search.value") == "tree" and browser.run("shown.length") < both and browser.errors == []
+
+
+def test_the_switch_shows_the_ascent_s_pictures(browser, tmp_path):
+    """With their numbers and verdicts, by keyboard; the address keeps it."""
+    folder = made.features(tmp_path / "toy", 12, finished=True)
+    command("-m", "pages", "--atlas", folder)
+    browser.open(folder / "index.html", "#sort=number")
+    state = ("[shown.map(x => x.activation), shown.map(x => x.verdict), [...form.verdict.options].map(o => o.value),"
+             f"{TILES}.map(t => t.querySelector('img').src.endsWith('{ASCENT}.jpg'))]")
+    finished = browser.run(state)
+    assert finished[1:] == [["raised"] * 12, ["", "raised"], [False] * 12]
+    tab_to(browser, "[name=ascent]")
+    browser.key(" ")
+    ascent = browser.run(state)
+    assert ascent[3] == [True] * 12 and set(ascent[2]) == {"", *ascent[1]} and "excited" in ascent[1]
+    assert np.allclose(ascent[0], 2 * np.array(finished[0]), rtol=1e-3)
+    browser.settled()
+    assert browser.run("[...document.images].every(i => i.naturalWidth)")
+    browser.open(folder / "index.html", browser.run("location.hash"))
+    assert browser.run(state) == ascent
+    tab_to(browser, "button[type=reset]")
+    browser.key("Enter")
+    assert wait_for(browser, "!form.ascent.checked") and wait_for(browser, "shown[0].verdict === 'raised'")
+    assert browser.errors == []
 
 
 def test_arrow_keys_walk_through_the_atlas(browser, wall):
@@ -288,9 +316,10 @@ def test_20480_features_open_at_once_and_scroll(browser, tmp_path):
     rows = []
     for i, (strength, peak) in enumerate(zip(rng.gamma(4, 0.5, 20480).round(4).tolist(),
                                              rng.integers(1000, size=20480).tolist())):
-        rows.append([f"feature_{i:05d}", 600, "1024", strength, strength, "excited", peak, ["Tree", "Winter"][:i % 3],
-                     1, 1])
-        os.link(pictures[i % len(pictures)], page.parent / "atlas" / thumbnail_name(*rows[-1][:3]))
+        rows.append([f"feature_{i:05d}", "t0600", "1024", strength, strength, "excited", 1, peak,
+                     ["Tree", "Winter"][:i % 3], 1, [strength, strength, "raised", 2]])
+        for suffix in ("", ASCENT):
+            os.link(pictures[i % len(pictures)], page.parent / "atlas" / thumbnail_name(*rows[-1][:3], suffix))
     page.write_text(render(page.parent, rows, 0), encoding="utf-8")
     loaded = browser.open(page)
     browser.settled()
