@@ -155,7 +155,8 @@ class SelfAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(c, c) for _ in range(4))
 
     def forward(self, x):                                                                       # (B, 77, C)
-        split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)                     # (B, heads, 77, C/heads)
+        split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1,
+                                                                      2)                     # (B, heads, 77, C/heads)
         q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(y.transpose(1, 2).flatten(2))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FEW, MANY = 512, 2 ** 20    # a 3x3 convolution becomes a product for at most FEW positions, at least MANY weights [measured]
+FEW, MANY = 512, 2 ** 20    # a 3x3 convolution is a product for at most FEW positions, at least MANY weights [measured]
 LARGE = 2 ** 19             # from so many weights on, a gated projection is made twice rather than kept [measured]
 
 

@@ -3,7 +3,8 @@
 Sources
  [1] Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239: abar, add_noise
  [2] Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502: the DDIM step, eta = 0
- [3] Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778: PLMS, the multistep rule
+ [3] Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778: PLMS, the multistep
+     rule
  [4] the published SD 1.4 file `scheduler/scheduler_config.json`
  [5] DDIMScheduler and PNDMScheduler of diffusers, against which tests/oracle/ compares trajectories
 
@@ -16,7 +17,8 @@ STEPS_OFFSET = 1            # [4]; time steps are i * (T // N) + 1, "leading" sp
 
 
 class Schedule:
-    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2 ("scaled linear", float32) [4].
+    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2 ("scaled linear",
+    float32) [4].
 
     Sampling ends at abar_0, or, with set_alpha_to_one, at abar = 1 [5].
     """
@@ -56,7 +58,8 @@ class Schedule:
 
 
 def guided(model, context, null=None, guidance=1.0):
-    """(x, t) -> eps by classifier-free guidance: e_null + g (e_text - e_null); without `null` or at g = 1 the plain prediction.
+    """(x, t) -> eps by classifier-free guidance: e_null + g (e_text - e_null); without `null` or at g = 1 the plain
+    prediction.
 
     `model(x, t, context)` predicts noise; context and null are (B, 77, Dc) or (1, 77, Dc).
     """
@@ -72,7 +75,8 @@ def guided(model, context, null=None, guidance=1.0):
 
 
 def ddim(schedule, predict, x, steps=50):
-    """DDIM sampling [2]: from x (B, 4, H, W) ~ N(0, I), yields (t, x after the step), N times. predict(x, t) -> noise."""
+    """DDIM sampling [2]: from x (B, 4, H, W) ~ N(0, I), yields (t, x after the step), N times. predict(x, t) -> noise.
+    """
     stride = len(schedule) // steps
     for t in schedule.timesteps(steps):
         x = schedule.step(x, predict(x, t), t, t - stride)
@@ -80,11 +84,12 @@ def ddim(schedule, predict, x, steps=50):
 
 
 def pndm(schedule, predict, x, steps=50):
-    """PLMS sampling [3], SD 1.x's own (skip_prk_steps): yields (t, x after the step), N + 1 times; the second t comes twice.
+    """PLMS sampling [3], SD 1.x's own (skip_prk_steps): yields (t, x after the step), N + 1 times; the second t comes
+    twice.
 
     The multistep rule extrapolates the noise from the last four predictions; the step itself is DDIM's, to which [3]'s
-    transfer function is algebraically equal. The first step is done again with the mean of both its ends, which takes the
-    place of a history.
+    transfer function is algebraically equal. The first step is done again with the mean of both its ends, which takes
+    the place of a history.
     """
     stride, times = len(schedule) // steps, schedule.timesteps(steps)
     past, start = [], x                                         # predictions of the last steps, newest last

@@ -1,4 +1,6 @@
-"""How the cost of an ascent grows: over batch, latent size, number of features, number of processes; drawn with Pillow alone."""
+"""How the cost of an ascent grows: over batch, latent size, number of features, number of
+processes; drawn with Pillow alone.
+"""
 import os
 import subprocess
 import sys
@@ -56,18 +58,22 @@ def over_features(model, counts):
 
 
 def over_processes(weights, device, counts, features, threads=1):
-    """[[processes, seconds]] for `features` features by `python featviz.py --shard`, imports and loading included; on CPUs each
-    process has `threads` threads, on GPUs a card."""
+    """[[processes, seconds]] for `features` features by `python featviz.py --shard`, imports and loading included; on
+    CPUs each process has `threads` threads, on GPUs a card.
+    """
     out = []
     for n in counts:
         with tempfile.TemporaryDirectory() as folder:
             began, running = time.perf_counter(), []
             for i in range(n):
-                flags = ["--weights", weights, "--feature", *range(features), "--seed", 1, "--timestep", 600, "--prior", "noise",
+                flags = ["--weights", weights, "--feature", *range(features), "--seed", 1, "--timestep", 600, "--prior",
+                         "noise",
                          "--num-steps", 5 * STEPS, "--frames", 0, "--shard", f"{i}/{n}", "--out", folder,
                          "--device", f"cuda:{i}" if device == "cuda" else device]
-                running.append(subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)], stdout=subprocess.DEVNULL,
-                                                stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(threads)}))
+                running.append(subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)],
+                                                stdout=subprocess.DEVNULL,
+                                                stderr=subprocess.DEVNULL,
+                                                env=os.environ | {"OMP_NUM_THREADS": str(threads)}))
             if any(process.wait() for process in running):
                 raise RuntimeError(f"featviz.py --shard I/{n} failed; run one by hand to see why")
             out.append([n, time.perf_counter() - began])
@@ -84,19 +90,22 @@ def growth(sizes, results, args, path):
         full = name == "full"
         most = (64 if cuda else 4) if full else (256 if cuda else 64)
         out[name] = {"dtype": str(dtype)[6:], "batch": over_batch(model, found, 2 if args.quick else most),
-                     "size": over_size(model, ((32, 64) if args.quick or not cuda else (32, 64, 96, 128)) if full else (8, 16, 32, 64))}
+                     "size": over_size(model, ((32, 64) if args.quick or not cuda else (32, 64, 96, 128))
+                                       if full else (8, 16, 32, 64))}
         if not full:
             out[name]["features"] = over_features(model, (8, 32) if args.quick else (8, 16, 32, 64, 128))
             many = torch.cuda.device_count() if cuda else os.cpu_count()
-            out[name]["processes"] = over_processes(folder, args.device, [n for n in (1, 2, 4, 8) if n <= many], 8 if args.quick else 64)
+            out[name]["processes"] = over_processes(folder, args.device, [n for n in (1, 2, 4, 8) if n <= many], 8
+                                                    if args.quick else 64)
     draw(out, path)
     return out
 
 
-# --- the figure --------------------------------------------------------------------------------------------------------------
+# --- the figure ------------------------------------------------------------------------------------------------------
 
 PANELS = (("batch", "jobs in a batch", "seconds a step and job"), ("size", "latent width", "seconds a step"),
-          ("features", "features", "seconds, 10 steps each"), ("processes", "processes, one thread each", "seconds, 64 features"))
+          ("features", "features", "seconds, 10 steps each"), ("processes", "processes, one thread each",
+                                                               "seconds, 64 features"))
 EDGE, LEFT, TOP = 330, 62, 34
 
 

@@ -1,4 +1,5 @@
-"""What lower precision costs in results: python -m bench.precision. Every 8th concept feature of the toy, one seed, in float32 and bfloat16.
+"""What lower precision costs in results: python -m bench.precision. Every 8th concept feature of the toy, one seed, in
+float32 and bfloat16.
 
 Activation at the end is measured in float32 for both; the judge names the pictures as in toyworld/evaluate.py.
 """
@@ -32,9 +33,11 @@ def main():
         config = dataclasses.replace(configure(model.settings), prior="noise")
         numbers, results, agree = legibility(model, judge, stored["features"][::args.every], config, stored["timestep"])
         jobs = [r.job for r in results]
-        activation = torch.cat([measure(reference, torch.stack([r.latent for r in results[i:i + 32]]), jobs[i:i + 32])[0]
+        activation = torch.cat([measure(reference, torch.stack([r.latent for r in results[i:i + 32]]),
+                                        jobs[i:i + 32])[0]
                                 for i in range(0, len(jobs), 32)])
-        out[str(dtype)[6:]] = {"features": len(jobs), "activation": activation.mean().item(), "named right": numbers["all"]}
+        out[str(dtype)[6:]] = {"features": len(jobs), "activation": activation.mean().item(),
+                               "named right": numbers["all"]}
         seen = agree if seen is None else seen == agree
     out["same verdict of the judge"] = f"{int(seen.sum())} of {len(seen)}"
     print(json.dumps(out, indent=1))

@@ -1,6 +1,7 @@
 """How fast the ascent is, against the original's way and against the machine: python bench/speed.py
 
-Sections, each written to bench/speed_<device>.json as soon as it is done, so that a run can be stopped and gone on with --only:
+Sections, each written to bench/speed_<device>.json as soon as it is done, so that a run can be stopped and gone on with
+--only:
 
     step      seconds a step, the ways of ways.py side by side in one process, in turns; medians
     memory    peak memory of loading and a few steps, a process for each
@@ -9,8 +10,8 @@ Sections, each written to bench/speed_<device>.json as soon as it is done, so th
     paper     all features of an SAE on H200s: a computation from counted operations, no measurement
     table     print the Markdown tables of what is in the JSON
 
-Full size is Stable Diffusion 1.4's with SAeUron's SAE, random numbers in a folder of its own (--folder, 4.5 GB, kept for the next run).
-Every number is of an otherwise idle machine only if nothing else runs on it.
+Full size is Stable Diffusion 1.4's with SAeUron's SAE, random numbers in a folder of its own (--folder, 4.5 GB, kept
+for the next run). Every number is of an otherwise idle machine only if nothing else runs on it.
 """
 import argparse
 import json
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))                                   # run as a script, it is not started from the root by itself
+sys.path.insert(0, str(ROOT))  # run as a script, it is not started from the root by itself
 
 import torch
 
@@ -39,7 +40,8 @@ TOY, T = ROOT / "weights/toy", 600                               # a time step a
 SECTIONS = ("step", "memory", "toy", "growth", "paper", "table")
 BUDGET = 150                                                    # seconds for the rounds of one batch size
 ORIGINAL = {"toy": {"cpu": 8, "cuda": 8}, "full": {"cpu": 1, "cuda": 8}}      # largest of the original's way
-LARGEST = {"cpu": {"toy": 64, "full": 8}, "cuda": {"toy": 512, "full": 64}}                     # batches beyond gain nothing
+LARGEST = {"cpu": {"toy": 64, "full": 8},
+           "cuda": {"toy": 512, "full": 64}}                     # batches beyond gain nothing
 
 
 def machine(device):
@@ -48,7 +50,8 @@ def machine(device):
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), name)
+        name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+                    name)
     return f"{name}, {torch.get_num_threads()} cores, torch {torch.__version__}"
 
 
@@ -56,7 +59,7 @@ def tell(text):
     print(text, file=sys.stderr, flush=True)
 
 
-# --- step --------------------------------------------------------------------------------------------------------------------
+# --- step ------------------------------------------------------------------------------------------------------------
 
 def batches(name, found, device, quick):
     """1, 5 and the largest power of two that fits, as far as preflight knows."""
@@ -83,12 +86,14 @@ def step_section(name, folder, args):
                     runs["official", dtype] = ways.original(model, jobs, config, net)
             runs["ours", dtype] = ways.ours(model, jobs, config)
         tell(f"{name}, batch {batch}: " + ", ".join(f"{way} {str(dtype)[6:]}" for way, dtype in runs))
-        times = ways.alternate({key: lambda steps=steps: next(steps) for key, steps in runs.items()}, 2 if args.quick else 5,
+        times = ways.alternate({key: lambda steps=steps: next(steps) for key, steps in runs.items()}, 2
+                               if args.quick else 5,
                                args.device, BUDGET)
-        for dtype in models:                                    # the machine's rate is taken again after each: it may have been busy
+        for dtype in models:  # the machine's rate is taken again after each: it may have been busy
             now = ways.rates(args.device, dtype)
             rate[str(dtype)[6:]] = {way: max(r, rate[str(dtype)[6:]][way]) for way, r in now.items()}
-        rows += [{"batch": batch, "way": way, "dtype": str(dtype)[6:], **ways.summary(t)} for (way, dtype), t in times.items()]
+        rows += [{"batch": batch, "way": way, "dtype": str(dtype)[6:], **ways.summary(t)} for (way, dtype),
+                 t in times.items()]
         for steps in runs.values():
             steps.close()
         for p in [p for model in originals.values() for p in (*model.unet.parameters(), *model.sae.parameters())]:
@@ -96,10 +101,12 @@ def step_section(name, folder, args):
     return {"rows": rows, "operations": flops, "operations_of_attention": maps, "rate": rate}
 
 
-# --- memory ------------------------------------------------------------------------------------------------------------------
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 def peak_memory():
-    """Bytes that this process had in memory at most; Linux alone counts from its own start, getrusage from its parent's peak."""
+    """Bytes that this process had in memory at most; Linux alone counts from its own start,
+    getrusage from its parent's peak.
+    """
     if Path("/proc/self/status").exists():
         return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
     import resource
@@ -121,25 +128,30 @@ def memory_section(folder, args):
     rows = []
     for way, dtype in (("original", "float32"), ("ours", "float32"), ("ours", "bfloat16")):
         tell(f"memory: {way}, {dtype}")
-        command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--folder", folder, "--device", args.device]
+        command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--folder", folder, "--device",
+                   args.device]
         done = subprocess.run([str(a) for a in command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         rows.append({"way": way, "dtype": dtype, **json.loads(done.stdout)})
     return {"rows": rows}
 
 
-# --- toy ---------------------------------------------------------------------------------------------------------------------
+# --- toy -------------------------------------------------------------------------------------------------------------
 
 def command(args, *flags):
-    """Wall seconds of `python featviz.py` with these flags, all of it: imports, loading, ascent, scores, files, sheet."""
+    """Wall seconds of `python featviz.py` with these flags, all of it: imports, loading, ascent, scores, files, sheet.
+    """
     with tempfile.TemporaryDirectory() as out:
         began = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "featviz.py"), "--out", out, "--device", args.device, *map(str, flags)], cwd=ROOT, check=True,
+        subprocess.run([sys.executable, str(ROOT / "featviz.py"), "--out", out, "--device", args.device,
+                        *map(str, flags)], cwd=ROOT, check=True,
                        capture_output=True)
         return time.perf_counter() - began
 
 
 def toy_section(args):
-    """Seconds from command to pictures; seconds to the activation that the original's 100 steps reach, five seeds together."""
+    """Seconds from command to pictures; seconds to the activation that the original's 100 steps
+    reach, five seeds together.
+    """
     rounds = 2 if args.quick else 5
     model = load(TOY, args.device)
     jobs = [Job(feature=model.settings["feature"], timestep=T, seed=s) for s in (1024, 1111, 4359, 3248, 1026)]
@@ -151,15 +163,20 @@ def toy_section(args):
             for a in run(model, jobs, config):
                 course.append((time.perf_counter() - began, a.mean().item()))
             courses[way].append(course)
-    smooth = lambda course, i: sum(a for _, a in course[max(i - 4, 0):i + 1]) / min(i + 1, 5)   # each step sees another noise
+    smooth = lambda course, i: sum(a for _, a in course[max(i - 4, 0):i + 1]) / min(i + 1,
+                                                                                    5)   # each step sees another noise
     goal = smooth(courses["original"][0], len(courses["original"][0]) - 1)
-    reach = {way: ways.summary([next((t for i, (t, _) in enumerate(course) if smooth(course, i) >= goal * (1 - 1e-3)), course[-1][0])
+    reach = {way: ways.summary([next((t for i, (t, _) in enumerate(course) if smooth(course, i) >= goal * (1 - 1e-3)),
+                                     course[-1][0])
                                 for course in runs]) for way, runs in courses.items()}
     whole = {way: ways.summary([course[-1][0] for course in runs]) for way, runs in courses.items()}
-    one, five = (ways.summary([command(args, "--timestep", T, "--prior", "noise", "--seed", *seeds) for _ in range(rounds)])
+    one, five = (ways.summary([command(args, "--timestep", T, "--prior", "noise", "--seed", *seeds)
+                               for _ in range(rounds)])
                  for seeds in ((1024,), (1024, 1111, 4359, 3248, 1026)))
-    before, after = (measure(model, z, jobs)[0].mean().item() for z in (start(model, jobs, config)[1], last_latent(model, jobs, config)))
-    return {"activation_goal": goal, "seconds_to_goal": reach, "seconds_of_100_steps_5_seeds": whole, "activation": [before, after],
+    before, after = (measure(model, z, jobs)[0].mean().item() for z in (start(model, jobs, config)[1],
+                                                                        last_latent(model, jobs, config)))
+    return {"activation_goal": goal, "seconds_to_goal": reach, "seconds_of_100_steps_5_seeds": whole,
+            "activation": [before, after],
             "seconds_from_command_to_picture": one, "seconds_from_command_to_5_pictures": five}
 
 
@@ -170,18 +187,21 @@ def last_latent(model, jobs, config):
 
 def full_command(folder, args):
     """Seconds from command to picture at full size: two steps measured, the other 98 from the step section's median."""
-    short = command(args, "--weights", folder, "--feature", 0, "--seed", 1, "--timestep", 361, "--prior", "noise", "--num-steps", 2,
+    short = command(args, "--weights", folder, "--feature", 0, "--seed", 1, "--timestep", 361, "--prior", "noise",
+                    "--num-steps", 2,
                     "--batch-size", 1, "--frames", 0)
     return {"seconds_with_2_steps": short}
 
 
-# --- all ---------------------------------------------------------------------------------------------------------------------
+# --- all -------------------------------------------------------------------------------------------------------------
 
 def run_section(name, sizes, results, args):
     if name == "step":
-        results["step"] = results.get("step", {}) | {size: step_section(size, folder, args) for size, folder in sizes.items()}
+        results["step"] = results.get("step", {}) | {size: step_section(size, folder, args) for size,
+                                                     folder in sizes.items()}
     elif name == "memory" and "full" in sizes:
-        results["memory"] = memory_section(sizes["full"], args) | ({} if args.quick else full_command(sizes["full"], args))
+        results["memory"] = memory_section(sizes["full"], args) | ({} if args.quick else full_command(sizes["full"],
+                                                                                                      args))
     elif name == "toy" and "toy" in sizes:
         results["toy"] = toy_section(args)
     elif name == "growth":

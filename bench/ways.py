@@ -1,13 +1,15 @@
 """Ways to make a step of the ascent, what its arithmetic is, and how fast this machine multiplies matrices.
 
-    original    the cost path of the method's original implementation on our networks: every weight of UNet and SAE collects a
-                gradient (and keeps adding to it, nobody clears it), all features of the SAE are computed to use one; it does leave the
-                UNet at the hook point and uses no guidance, as we do
-    official    the same on the UNet of diffusers with the same weights, left by an exception at the hook, as the original does
+    original    the cost path of the method's original implementation on our networks: every weight of UNet and SAE
+                collects a gradient (and keeps adding to it, nobody clears it), all features of the SAE are computed to
+                use one; it does leave the UNet at the hook point and uses no guidance, as we do
+    official    the same on the UNet of diffusers with the same weights, left by an exception at the hook, as the
+                original does
     ours        ascent.ascend, the very loop that makes the results
     floor       the counted operations of our step over the rate of a large matrix product, same machine, same precision
 
-Source of the original's path: shared code of arXiv 2605.08218. Random weights are as good as trained ones here: no cost depends on them.
+Source of the original's path: shared code of arXiv 2605.08218. Random weights are as good as trained ones here: no cost
+depends on them.
 """
 import dataclasses
 import json
@@ -35,7 +37,7 @@ SAE_CONFIG = {"d_in": WIDTH, "num_latents": FEATURES, "k": 32, "input_unit_norm"
 BLOCK = 2 ** 24                                                 # numbers drawn at once
 
 
-# --- weights of full size ----------------------------------------------------------------------------------------------------
+# --- weights of full size --------------------------------------------------------------------------------------------
 
 def write_random(path, shapes):
     """A safetensors file of float32 numbers: norms about 1, biases about 0, the rest scaled by 1 / sqrt(fan in)."""
@@ -50,7 +52,8 @@ def write_random(path, shapes):
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            scale, middle = (0.1, float(name.endswith("weight"))) if len(shape) == 1 else (math.prod(shape[1:]) ** -0.5, 0.0)
+            scale, middle = (0.1, float(name.endswith("weight"))) if len(shape) == 1 else (math.prod(shape[1:]) ** -0.5,
+                                                                                           0.0)
             left = math.prod(shape)
             while left:
                 n = min(left, BLOCK)
@@ -59,7 +62,9 @@ def write_random(path, shapes):
 
 
 def write_full(folder):
-    """A model folder of Stable Diffusion 1.4's sizes with SAeUron's SAE, 4.5 GB of random numbers; only written where it is missing."""
+    """A model folder of Stable Diffusion 1.4's sizes with SAeUron's SAE, 4.5 GB of random numbers; only
+    written where it is missing.
+    """
     if (folder / "scheduler/scheduler_config.json").exists():
         return folder
     print(f"writing 4.5 GB of random weights to {folder}", file=sys.stderr)
@@ -77,11 +82,11 @@ def write_full(folder):
     merges = "\n".join(" ".join(pair) for pair in tokenizer.ranks)
     (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n" + merges + "\n", encoding="utf-8")
     (folder / "scheduler").mkdir(exist_ok=True)
-    (folder / "scheduler/scheduler_config.json").write_text("{}")                               # last: everything is there
+    (folder / "scheduler/scheduler_config.json").write_text("{}")  # last: everything is there
     return folder
 
 
-# --- the ways ----------------------------------------------------------------------------------------------------------------
+# --- the ways --------------------------------------------------------------------------------------------------------
 
 def jobs_of(model, batch, timestep=361):
     """Different features and seeds, side by side."""
@@ -89,23 +94,32 @@ def jobs_of(model, batch, timestep=361):
 
 
 def original(model, jobs, config, until_hook=None):
-    """The original's steps: yields (B,) activations. `until_hook`(x, t, context) -> the hook's output, where it is another UNet's."""
+    """The original's steps: yields (B,) activations. `until_hook`(x, t, context) -> the hook's output,
+    where it is another UNet's.
+    """
     unet = until_hook or (lambda x, t, context: model.unet(x, t, context, until=model.hook_point))
     collecting = [*getattr(until_hook, "parameters", model.unet.parameters)(), *model.sae.parameters()]
     generators, z = start(model, jobs, dataclasses.replace(config, prior="noise"))
     z = z.clone().requires_grad_(True)
-    optimizer = torch.optim.AdamW([z], config.learning_rate, (config.beta1, config.beta2), config.epsilon, config.weight_decay)
+    optimizer = torch.optim.AdamW([z], config.learning_rate, (config.beta1, config.beta2), config.epsilon,
+                                  config.weight_decay)
     context = model.embed([""]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
     rows, targets = torch.arange(len(jobs)), [job.target for job in jobs]
     for _ in range(config.num_steps):
-        for p in collecting:                                    # only while this way's step runs: others share the weights
+        for p in collecting:  # only while this way's step runs: others share the weights
             p.requires_grad_(True)
-        shift, angle, zoom, eps = (torch.stack(d).to(z) for d in zip(*(draw(g, z.shape[1:], config) for g in generators)))
+        shift, angle, zoom, eps = (torch.stack(d).to(z) for d in zip(*(draw(g, z.shape[1:], config)
+                                                                       for g in generators)))
         x = model.schedule.add_noise(reg.transform(z, shift, angle, zoom), eps, t)
         h = unet(x.to(model.dtype), t, context).float().flatten(2).transpose(1, 2)              # (B, S, D)
-        a = activation(model.sae.linear(h)[rows, :, targets], "feature")                        # all F features, of which one is used
-        loss = -a + config.range_weight * reg.range_penalty(z, config.range_threshold) + config.moment_weight * reg.moment_penalty(z)
+        a = activation(model.sae.linear(h)[rows, :, targets],
+                       "feature")  # all F features, of which one is used
+        loss = (
+            -a
+            + config.range_weight * reg.range_penalty(z, config.range_threshold)
+            + config.moment_weight * reg.moment_penalty(z)
+        )
         optimizer.zero_grad()
         loss.sum().backward()
         z.grad = reg.spectral_filter(z.grad)
@@ -122,7 +136,8 @@ class Reached(Exception):
 
 
 def official(model):
-    """The UNet of diffusers on the model's own numbers, as original() takes it; None where diffusers is not installed."""
+    """The UNet of diffusers on the model's own numbers, as original() takes it; None where diffusers is not installed.
+    """
     try:
         from diffusers import UNet2DConditionModel
     except ImportError:
@@ -160,10 +175,12 @@ def endless(model):
     return configure(model.settings, prior="noise", num_steps=10 ** 6)
 
 
-# --- arithmetic --------------------------------------------------------------------------------------------------------------
+# --- arithmetic ------------------------------------------------------------------------------------------------------
 
 def count(net, shape, batch=1, until=HOOK_POINT, backward=True, collecting=False):
-    """Operations (a multiplication and an addition are two) of a UNet on the meta device: (all, those of attention maps)."""
+    """Operations (a multiplication and an addition are two) of a UNet on the meta device: (all,
+    those of attention maps).
+    """
     from torch.utils.flop_counter import FlopCounterMode         # takes 70 MB, which the memory section must not count
     width = net.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
     net.requires_grad_(collecting)
@@ -200,7 +217,9 @@ def seconds(work, device):
 
 
 def rates(device, dtype, repeat=4):
-    """Operations a second of a large matrix product: {"torch": a @ b, "onednn": layers.Product, on a CPU}, the best of some sizes."""
+    """Operations a second of a large matrix product: {"torch": a @ b, "onednn": layers.Product, on a
+    CPU}, the best of some sizes.
+    """
     ways = {"torch": lambda a, b: a @ b}
     if torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available():
         ways["onednn"] = lambda a, b: Product.apply(a, b, None)
@@ -215,8 +234,9 @@ def rates(device, dtype, repeat=4):
 
 
 def alternate(ways, rounds, device, budget=math.inf):
-    """{name: seconds of each call} of ways {name: work()}, in turns after one call each that does not count; stops at `budget` seconds,
-    after two rounds at the earliest. Progress on stderr."""
+    """{name: seconds of each call} of ways {name: work()}, in turns after one call each that does not count; stops at
+    `budget` seconds, after two rounds at the earliest. Progress on stderr.
+    """
     times, began = {name: [] for name in ways}, time.perf_counter()
     for i in range(rounds + 1):
         for name, work in ways.items():
@@ -224,7 +244,8 @@ def alternate(ways, rounds, device, budget=math.inf):
             if i:
                 times[name].append(took)
         spent = time.perf_counter() - began
-        print(f"\r  round {i} of {rounds}, {spent / (i + 1) * (rounds - i):.0f} s left   ", end="", file=sys.stderr, flush=True)
+        print(f"\r  round {i} of {rounds}, {spent / (i + 1) * (rounds - i):.0f} s left   ", end="", file=sys.stderr,
+              flush=True)
         if i >= 2 and spent * (i + 2) / (i + 1) > budget:
             break
     print(file=sys.stderr)

@@ -9,7 +9,8 @@ from pathlib import Path
 from clip import Tokenizer
 
 SOURCE = Path(__file__).parent.parent / "weights/clip/bpe_simple_vocab_16e6.txt.gz"
-BLOBS = {"vocab.json": "469be27c5c01", "merges.txt": "76e821f1b6f0"}   # first digits of the published files' git object names
+BLOBS = {"vocab.json": "469be27c5c01",
+         "merges.txt": "76e821f1b6f0"}   # first digits of the published files' git object names
 
 
 def tokenizer():
@@ -30,7 +31,8 @@ def vocab(pairs):
 def files():
     """{file name: bytes} as published."""
     pairs = merges()
-    return {"vocab.json": (json.dumps(vocab(pairs), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8"),
+    return {"vocab.json": (json.dumps(vocab(pairs), indent=2, sort_keys=True,
+                                      ensure_ascii=False) + "\n").encode("utf-8"),
             "merges.txt": ("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs)).encode("utf-8")}
 
 

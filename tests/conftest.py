@@ -1,4 +1,6 @@
-"""For all tests: threads; what the program remembers between runs (fingerprints.py) stays out of the user's own cache folder."""
+"""For all tests: threads; what the program remembers between runs (fingerprints.py) stays out of
+the user's own cache folder.
+"""
 import pytest
 import torch
 
@@ -12,7 +14,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Networks this small only lose time to threads that wait for one another; and sums round differently with another number."""
+    """Networks this small only lose time to threads that wait for one another; and sums round
+    differently with another number.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,5 @@
-"""Record the picture of tests/test_featviz.py: python -m tests.record_picture. Needed again when weights/toy changes."""
+"""Record the picture of tests/test_featviz.py: python -m tests.record_picture. Needed again when weights/toy changes.
+"""
 import dataclasses
 import json
 from pathlib import Path
@@ -15,7 +16,9 @@ FOLDER = Path(__file__).parent / "fixtures"
 
 def main():
     model = load("weights/toy")
-    job, config = Job(model.settings["feature"], model.settings["timestep"], seed=7), configure(model.settings, num_steps=6, prior_steps=5)
+    job, config = Job(model.settings["feature"], model.settings["timestep"], seed=7), configure(model.settings,
+                                                                                                num_steps=6,
+                                                                                                prior_steps=5)
     result, = visualize(model, [job], config, batch_size=1)
     Image.fromarray(to_uint8(result.image)).save(FOLDER / "picture.png")
     record = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}

@@ -1,8 +1,8 @@
 """Seeded weights and inputs, the same for our networks and for the official libraries, and what is compared on them.
 
-No weights are stored anywhere: a seed and a sorted list of tensor names give the same numbers on both sides. Every tensor is
-random, biases and norms included, because official initialisations leave many of them at 0 or 1, where a missing one would
-not show.
+No weights are stored anywhere: a seed and a sorted list of tensor names give the same numbers on both sides. Every
+tensor is random, biases and norms included, because official initialisations leave many of them at 0 or 1, where a
+missing one would not show.
 """
 import math
 from pathlib import Path
@@ -19,9 +19,11 @@ SEED = 20
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4                      # max abs difference / max abs reference, float32
 NETWORKS = {"unet": UNet, "vae": VAE, "clip_text": TextEncoder}
 TOY = {     # the proportions of SD, small; widths that differ from level to level where that tells two of them apart
-    "unet": dict(block_out_channels=(32, 64, 112, 112), cross_attention_dim=64, attention_head_dim=2, norm_num_groups=16),
+    "unet": dict(block_out_channels=(32, 64, 112, 112), cross_attention_dim=64, attention_head_dim=2,
+                 norm_num_groups=16),
     "vae": dict(block_out_channels=(32, 48, 64), layers_per_block=1, norm_num_groups=16),
-    "clip_text": dict(vocab_size=1000, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2),
+    "clip_text": dict(vocab_size=1000, hidden_size=64, intermediate_size=256, num_hidden_layers=2,
+                      num_attention_heads=2),
 }
 HOOK = "up_blocks.1.attentions.1"
 TOY_HOOKS = ("down_blocks.1.attentions.0", "mid_block.attentions.0", HOOK, "up_blocks.3.attentions.2")
@@ -32,7 +34,9 @@ def randn(*shape, seed):
 
 
 def weights(shapes, seed=SEED):
-    """{name: shape} -> {name: tensor}, filled in sorted order: norms about 1, biases about 0, the rest by 1 / sqrt(fan in)."""
+    """{name: shape} -> {name: tensor}, filled in sorted order: norms about 1, biases about 0, the
+    rest by 1 / sqrt(fan in).
+    """
     g, out = torch.Generator().manual_seed(seed), {}
     for name in sorted(shapes):
         w = torch.randn(shapes[name], generator=g)
@@ -97,7 +101,9 @@ def unet_outputs(net, z, t, context, hooks, gradients):
 
 
 def vae_outputs(net, z, images, gradients=True):
-    """Ours: decoded images before the clamp, mean and log variance of encoded ones, gradients with respect to the input."""
+    """Ours: decoded images before the clamp, mean and log variance of encoded ones, gradients
+    with respect to the input.
+    """
     z, images = z.clone().requires_grad_(gradients), images.clone().requires_grad_(gradients)
     out = {}
     decoded = net.decode_raw(z)
@@ -136,14 +142,18 @@ def compare(ours, reference, label):
     """Assert that two dicts of tensors agree within the tolerances; the errors are printed (pytest -s shows them)."""
     assert ours.keys() == reference.keys()
     for key in reference:
-        assert reference[key].isfinite().all() and reference[key].abs().max() > 1e-2, f"{label} {key}: nothing to compare"
+        assert reference[key].isfinite().all() and reference[key].abs().max() > 1e-2, (
+            f"{label} {key}: nothing to compare"
+        )
         error = relative_error(ours[key], reference[key])
         print(f"{label:14s} {key:40s} {error:.1e}")
         assert error <= (GRADIENT_TOLERANCE if key.startswith("gradient") else TOLERANCE), (label, key, error)
 
 
 def fingerprint(part):
-    """A few sums over the seeded weights and inputs, stored beside the outputs: tells a changed generator from a wrong network."""
+    """A few sums over the seeded weights and inputs, stored beside the outputs: tells a changed
+    generator from a wrong network.
+    """
     parts = [*weights(shapes(on_meta(part, TOY[part]))).values(), *unet_inputs(), *vae_inputs(), text_inputs()]
     return torch.stack([p.double().abs().sum() for p in parts])
 

@@ -1,4 +1,5 @@
-"""The command line, run in this process on the tiny model: files out, exit codes, and one line for whatever is wrong."""
+"""The command line, run in this process on the tiny model: files out, exit codes, and one line for whatever is wrong.
+"""
 import dataclasses
 import errno
 import functools
@@ -61,7 +62,8 @@ def run(weights, out, *flags):
 
 def files(folder):
     """{path below the folder: bytes}."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} if folder.exists() else {}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*")
+            if p.is_file()} if folder.exists() else {}
 
 
 def record(out, path="tiny/feature_00003/t0300*/seed_5"):
@@ -74,12 +76,14 @@ def refused(capsys, code, *fragments):
     """Exit code 2 and exactly one line on stderr, which holds the fragments."""
     captured = capsys.readouterr()
     assert code == 2 and captured.out == ""
-    assert captured.err.startswith("featviz: ") and captured.err.count("\n") == 1 and captured.err.endswith("\n"), captured.err
+    assert captured.err.startswith("featviz: ") and captured.err.count("\n") == 1 and captured.err.endswith("\n"), (
+        captured.err
+    )
     for fragment in fragments:
         assert fragment in captured.err, (fragment, captured.err)
 
 
-# --- success ---------------------------------------------------------------------------------------------------------------
+# --- success ---------------------------------------------------------------------------------------------------------
 
 def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(tmp_path, out, capsys):
     """Of weights without a capture."""
@@ -90,7 +94,10 @@ def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(tmp_path,
     expected = {f"{stem}.{kind}" for stem in stems for kind in KINDS}
     assert files(out).keys() == expected | {f"tiny/feature_00003/{name}" for name in ("sheet.png", "index.html")}
     stdout = capsys.readouterr().out
-    assert all(f"{out / stem}.png: " in stdout for stem in stems) and f"look at {out}/tiny/feature_00003/index.html, or print {out}/tiny/feature_00003/sheet.png" in stdout
+    assert (
+        all(f"{out / stem}.png: " in stdout for stem in stems)
+        and f"look at {out}/tiny/feature_00003/index.html, or print {out}/tiny/feature_00003/sheet.png" in stdout
+    )
     latents = load_file(out / f"{stems[0]}.safetensors")
     assert latents.keys() == {"latent", "finished"}
     assert all(z.shape == (4, 8, 8) and z.dtype == torch.float32 for z in latents.values())
@@ -101,8 +108,10 @@ def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(tmp_path,
 def test_several_features_time_steps_and_seeds(weights, out):
     assert run(weights, out, "--feature", 0, 63, "--timestep", 0, 999, "--seed", 1, 2, "--batch-size", 3) == 0
     expected = {f"tiny/feature_{f:05d}/t{t:04d}/seed_{s}.json" for f in (0, 63) for t in (0, 999) for s in (1, 2)}
-    assert {name for name in files(out) if name.endswith(".json")} == expected | {f"tiny/feature_{f:05d}/activity.json" for f in (0, 63)}
-    assert {name for name in files(out) if name.endswith("sheet.png")} == {f"tiny/feature_{f:05d}/sheet.png" for f in (0, 63)}
+    assert {name for name in files(out) if name.endswith(".json")} == expected | {f"tiny/feature_{f:05d}/activity.json"
+                                                                                  for f in (0, 63)}
+    assert {name for name in files(out) if name.endswith("sheet.png")} == {f"tiny/feature_{f:05d}/sheet.png"
+                                                                           for f in (0, 63)}
 
 
 def test_raw_channels_take_the_raw_preset(weights, out):
@@ -117,7 +126,8 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     """Every setting by name, also those nobody gave; the PNG carries the same recipe; no date anywhere."""
     assert run(weights, out, "--seed", 5, "--learning-rate", 0.125, "--no-noise") == 0
     made = record(out)
-    assert made.keys() == {"recipe", "verdict", "scores", "history", "others", "nearest_channel", "heat", "stored_steps", "finished",
+    assert made.keys() == {"recipe", "verdict", "scores", "history", "others", "nearest_channel", "heat",
+                           "stored_steps", "finished",
                             "sha256"}
     assert made["finished"].keys() == {"verdict", "scores", "history", "others", "heat"}
     assert made["finished"]["scores"]["finish_scale"] == 0.4 and len(made["finished"]["history"]["activation"]) == 2
@@ -131,7 +141,8 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     read = {name for name in files(weights) if not name.startswith("activity/")} | {"activity.safetensors"}
     assert recipe["fingerprints"].keys() == read and all(len(h) == 64 for h in recipe["fingerprints"].values())
     assert made["verdict"] in ("silent", "weak", "fragile", "raised", "excited")
-    assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank"} <= made["scores"].keys()
+    assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded",
+            "rank"} <= made["scores"].keys()
     assert all(len(curve) == 2 for curve in made["history"].values())
     assert {"activation", "range", "moment", "gradient_norm"} <= made["history"].keys()
     for name in ("seed_5.png", "seed_5.finished.png"):
@@ -159,7 +170,8 @@ def test_only_what_changed_is_computed_again(weights, out):
     first = files(out)
     assert run(weights, out, "--seed", 1, 5) == 0               # one seed more
     second = files(out)
-    assert all(second[name] == data for name, data in first.items() if "seed_1." in name) and len(second) == len(first) + len(KINDS)
+    assert all(second[name] == data for name, data in first.items()
+               if "seed_1." in name) and len(second) == len(first) + len(KINDS)
     assert run(weights, out, "--seed", 5, "--num-steps", 3) == 0
     third = files(out)
     made = record(out, "tiny/feature_00003/t0300-*/seed_5")
@@ -198,7 +210,8 @@ def test_the_fingerprint_of_the_code_sees_code_alone(tmp_path, monkeypatch):
     text = (tmp_path / "ascent.py").read_text()
     monkeypatch.setattr(results, "PROJECT", tmp_path)
     prints = []
-    for changed in (text, text + "\n# a comment\n", text.replace('"""AdamW', '"""The AdamW'), text.replace("lerp(g, 1 -", "lerp(g, 2 -")):
+    for changed in (text, text + "\n# a comment\n", text.replace('"""AdamW', '"""The AdamW'),
+                    text.replace("lerp(g, 1 -", "lerp(g, 2 -")):
         (tmp_path / "ascent.py").write_text(changed)
         results.method_code.cache_clear()
         prints.append(results.method_code())
@@ -282,11 +295,12 @@ def test_help_names_every_setting(capsys):
         featviz.main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "SUPPRESS" not in text
-    for flag in (*FLAGS, "--feature", "--channel", "--timestep", "--seed", "--weights", "--device", "--preset", "--out", "--check"):
+    for flag in (*FLAGS, "--feature", "--channel", "--timestep", "--seed", "--weights", "--device", "--preset", "--out",
+                 "--check"):
         assert f"  {flag} " in text or f"  {flag}," in text, flag
 
 
-# --- what is wrong with the call -------------------------------------------------------------------------------------------
+# --- what is wrong with the call -------------------------------------------------------------------------------------
 
 BAD_FLAGS = {
     "--feature 64": "--feature 64 is out of range: ",
@@ -353,19 +367,23 @@ def test_cuda_where_there_is_none(weights, out, capsys):
 
 def test_every_other_flag_is_accepted(weights, out):
     """Every setting at once with values of its own, and they arrive in the recipe."""
-    given = dict(num_steps=1, learning_rate=0.02, beta1=0.5, beta2=0.9, epsilon=1e-6, weight_decay=0.1, total_variation_weight=0.3,
+    given = dict(num_steps=1, learning_rate=0.02, beta1=0.5, beta2=0.9, epsilon=1e-6, weight_decay=0.1,
+                 total_variation_weight=0.3,
                  range_weight=0.2, range_threshold=2.0, moment_weight=0.1, gradient_smoothing_sigma_start=0.8,
-                 gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0, scale_max=1.2,
-                 spectral_filter=False, noise=False, silent_gradient=False, prior="noise", prior_steps=3, prior_sampler="ddim",
+                 gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0,
+                 scale_max=1.2,
+                 spectral_filter=False, noise=False, silent_gradient=False, prior="noise", prior_steps=3,
+                 prior_sampler="ddim",
                  steer_scale=7.0, steer_steps="all", finish=True, finish_from=500, finish_scale="auto", finish_steps=3)
     assert given.keys() == {field.name for field in dataclasses.fields(Config)}
     flags = [part for name, value in given.items() for part in (
-        [f"--no-{name}".replace("_", "-")] if value is False else [f"--{name}".replace("_", "-"), value][:1 + (value is not True)])]
+        [f"--no-{name}".replace("_", "-")] if value is False else [f"--{name}".replace("_", "-"),
+                                                                   value][:1 + (value is not True)])]
     assert run(weights, out, "--seed", 5, *flags) == 0
     assert record(out)["recipe"]["config"] == given
 
 
-# --- what is wrong with the weights ----------------------------------------------------------------------------------------
+# --- what is wrong with the weights ----------------------------------------------------------------------------------
 
 def cut(folder):
     path = folder / PATHS["unet"][1]
@@ -394,7 +412,7 @@ def test_bad_weights(name, weights, out, tmp_path, capsys):
     assert files(out) == {}
 
 
-# --- what is wrong with the disk -------------------------------------------------------------------------------------------
+# --- what is wrong with the disk -------------------------------------------------------------------------------------
 
 def test_a_file_in_the_way_of_out(weights, out, capsys):
     out.write_text("mine")
@@ -437,7 +455,8 @@ def test_full_disk_on_the_way(writes, weights, out, capsys, monkeypatch):
     left = files(out)
     assert not any(name.endswith(".partial") for name in left) and before.items() <= left.items()
     assert sum("seed_5" in name or "seed_6" in name for name in left) == writes - 1
-    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 6) and not any("seed_6.json" in name for name in left)
+    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 6) and not any("seed_6.json" in name
+                                                                                         for name in left)
 
 
 def test_after_room_was_made_the_same_command_finishes(weights, out, tmp_path, monkeypatch):
@@ -449,11 +468,14 @@ def test_after_room_was_made_the_same_command_finishes(weights, out, tmp_path, m
     assert files(out) == files(tmp_path / "b")
 
 
-# --- what goes wrong on the way --------------------------------------------------------------------------------------------
+# --- what goes wrong on the way --------------------------------------------------------------------------------------
 
 def test_an_ascent_that_leaves_the_numbers_says_so(weights, out, capsys):
-    """A decay of 1e12 a step ends in infinities: the record says so, is still JSON, the latent is finite, the exit code is 2."""
-    assert run(weights, out, "--seed", 5, "--learning-rate", 1e6, "--weight-decay", 1e6, "--num-steps", 4, "--prior", "noise") == 2
+    """A decay of 1e12 a step ends in infinities: the record says so, is still JSON, the latent is
+    finite, the exit code is 2.
+    """
+    assert run(weights, out, "--seed", 5, "--learning-rate", 1e6, "--weight-decay", 1e6, "--num-steps", 4, "--prior",
+               "noise") == 2
     assert record(out)["verdict"] == "non-finite at step 2"
     assert load_file(next(out.rglob("seed_5.safetensors")))["latent"].isfinite().all()
     assert capsys.readouterr().err.splitlines()[-1].startswith("featviz: 1 of 1 ascents met NaN or infinite values")
@@ -492,7 +514,7 @@ def test_a_hook_point_that_cannot_be(weights, out, capsys, flags, says):
     assert error.count("\n") == 1 and says in error and not out.exists()
 
 
-# --- what people do --------------------------------------------------------------------------------------------------------
+# --- what people do --------------------------------------------------------------------------------------------------
 
 def test_repeated_numbers_are_computed_once(weights, out, capsys):
     assert run(weights, out, "--feature", 12, 12, 12, "--seed", 5, 5, "--timestep", 300, 300) == 0
@@ -502,7 +524,8 @@ def test_repeated_numbers_are_computed_once(weights, out, capsys):
 def test_a_batch_of_one_is_not_filled_up_with_copies_that_nobody_asked_for(weights, out, monkeypatch):
     """Rows are those of the usual size; with more jobs twice as many, and so on up to --batch-size."""
     rows, run_batch = [], finish.ascent.run_batch
-    monkeypatch.setattr(finish.ascent, "run_batch", lambda model, jobs, *a, **k: rows.append(len(jobs)) or run_batch(model, jobs, *a, **k))
+    monkeypatch.setattr(finish.ascent, "run_batch", lambda model, jobs, *a, **k: rows.append(len(jobs))
+                        or run_batch(model, jobs, *a, **k))
     assert run(weights, out, "--batch-size", 100_000_000, "--seed", 5) == 0
     assert run(weights, out, "--batch-size", 32, "--seed", *range(9)) == 0
     assert rows == [8, 8] and [ascent.filled(n, 32, 8) for n in (1, 8, 9, 16, 17, 32)] == [8, 8, 16, 16, 32, 32]
@@ -517,7 +540,8 @@ def test_progress_where_nobody_watches_is_a_line_now_and_then(capsys, monkeypatc
         show(SimpleNamespace(activation=torch.zeros(1)))
         clock[0] += 1
     lines = capsys.readouterr().err.splitlines()
-    assert 9 <= len(lines) <= 11 and all(line.startswith("step ") for line in lines) and lines[-1].startswith("step 100/100")
+    assert 9 <= len(lines) <= 11 and all(line.startswith("step ")
+                                         for line in lines) and lines[-1].startswith("step 100/100")
 
 
 def piped(*flags, head):
@@ -531,7 +555,8 @@ def piped(*flags, head):
 
 
 def test_whoever_reads_the_first_line_alone_has_the_page_all_the_same(weights, out):
-    error, code = piped("--weights", weights, "--out", out, "--timestep", 300, "--batch-size", 1, "--device", "cpu", head=1)
+    error, code = piped("--weights", weights, "--out", out, "--timestep", 300, "--batch-size", 1, "--device", "cpu",
+                        head=1)
     assert code == 0 and "Broken pipe" not in error and (out / "tiny/feature_00003/index.html").exists()
     assert len(list(out.rglob("seed_*.json"))) == 5
 
@@ -539,7 +564,8 @@ def test_whoever_reads_the_first_line_alone_has_the_page_all_the_same(weights, o
 def test_without_torch_help_works_and_a_run_says_what_to_do(tmp_path, capsys, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    call = lambda *flags: subprocess.run([sys.executable, "featviz.py", *flags], cwd=results.PROJECT, env=env, text=True, capture_output=True)
+    call = lambda *flags: subprocess.run([sys.executable, "featviz.py", *flags], cwd=results.PROJECT, env=env,
+                                         text=True, capture_output=True)
     assert call("--help").returncode == 0 and call("--jitter", "x").returncode == 2
     made = call("--out", str(tmp_path / "out"))
     assert made.returncode == 2 and made.stderr == "featviz: torch is not installed; pip install -r requirements.txt\n"

@@ -1,4 +1,6 @@
-"""Tokenizer and text encoder, without the official library: published ids, stored ids and embeddings, and the edge cases."""
+"""Tokenizer and text encoder, without the official library: published ids, stored ids and
+embeddings, and the edge cases.
+"""
 import json
 
 import pytest
@@ -13,7 +15,8 @@ GOLDEN = {
     "An Architectures image in Van Gogh style": [550, 3359, 2400, 2867, 530, 2451, 19697, 1844],
     "A Dogs image in photo style": [320, 3255, 2867, 530, 1125, 1844],
     "A Bears image in Ukiyoe style": [320, 6182, 2867, 530, 37435, 586, 324, 1844],
-    "it's 3:45pm, 1234 dogs!! don't...": [585, 568, 274, 281, 275, 276, 990, 267, 272, 273, 274, 275, 3255, 748, 847, 713, 678],
+    "it's 3:45pm, 1234 dogs!! don't...": [585, 568, 274, 281, 275, 276, 990, 267, 272, 273, 274, 275, 3255, 748, 847,
+                                          713, 678],
     "": [],
 }
 
@@ -49,7 +52,9 @@ def test_golden_ids(tokenizer, prompt):
 
 
 def test_stored_ids(tokenizer):
-    """200 odd strings, recorded from the official tokenizer: contractions, scripts, glued special tokens, any code point."""
+    """200 odd strings, recorded from the official tokenizer: contractions, scripts, glued
+    special tokens, any code point.
+    """
     tensors, metadata = stored("tokens")
     prompts = json.loads(metadata["prompts"])
     ids = tokenizer(prompts).int()
@@ -67,8 +72,10 @@ def test_long_prompts_are_cut(tokenizer):
 
 
 @pytest.mark.parametrize("text, words", (
-    ("it's", ["it", "'s"]), ("o'clock", ["o", "'", "clock"]), ("we'll've", ["we", "'ll", "'ve"]), ("'sand", ["'s", "and"]),
-    ("a1b22", ["a", "1", "b", "2", "2"]), ("½²ⅷ", ["½", "²", "ⅷ"]), ("a_b", ["a", "_", "b"]), ("!?... x", ["!?...", "x"]),
+    ("it's", ["it", "'s"]), ("o'clock", ["o", "'", "clock"]), ("we'll've", ["we", "'ll", "'ve"]),
+    ("'sand", ["'s", "and"]),
+    ("a1b22", ["a", "1", "b", "2", "2"]), ("½²ⅷ", ["½", "²", "ⅷ"]), ("a_b", ["a", "_", "b"]),
+    ("!?... x", ["!?...", "x"]),
     (" \t\n\u00a0\u3000", []), ("!!'s", ["!!'", "s"]), ("日本語", ["日本語"]), ("a\x1cb", ["a", "\x1c", "b"]),
 ))
 def test_split_words(text, words):
@@ -90,7 +97,8 @@ def test_final_sigma(tokenizer):
 
 def test_toy_embedding_is_the_official_one():
     tensors, _ = stored("clip_text")
-    assert torch.allclose(tensors.pop("fingerprint"), fingerprint("clip_text"), rtol=1e-6), "the seeded weights are not those recorded"
+    assert torch.allclose(tensors.pop("fingerprint"), fingerprint("clip_text"),
+                          rtol=1e-6), "the seeded weights are not those recorded"
     compare(toy_outputs("clip_text"), tensors, "toy clip_text")
 
 

@@ -1,4 +1,6 @@
-"""A run at every kind of hook point on the tiny model: raw channels, steered priors and captures; features at their SAE."""
+"""A run at every kind of hook point on the tiny model: raw channels, steered priors and
+captures; features at their SAE.
+"""
 import functools
 import json
 

@@ -1,6 +1,8 @@
-"""Runs that end early: killed at random moments, interrupted, out of disk. What is finished stays, the rest is made again, byte for byte.
+"""Runs that end early: killed at random moments, interrupted, out of disk. What is finished stays, the rest is made
+again, byte for byte.
 
-The kills are real: another process, `kill -9` after a seeded delay. Four here; tests/oracle/test_interrupted.py does fifty.
+The kills are real: another process, `kill -9` after a seeded delay. Four here; tests/oracle/test_interrupted.py does
+fifty.
 """
 import os
 import random
@@ -34,7 +36,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flags(weights, out, *more):
-    return [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", "--feature", *range(FEATURES), "--timestep", 300, "--seed",
+    return [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", "--feature", *range(FEATURES),
+                             "--timestep", 300, "--seed",
                              *SEEDS, "--num-steps", 2, "--prior", "noise", "--batch-size", 2, *more)]
 
 
@@ -45,8 +48,10 @@ def heeds_ctrl_c():
 
 def begin(weights, out, *more, **settings):
     """The command as a process of its own; returns when its first ascent begins, or when it has nothing to do."""
-    process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, out, *more)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **{"preexec_fn": heeds_ctrl_c} | settings)
+    process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, out, *more)], cwd=ROOT,
+                               stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               **{"preexec_fn": heeds_ctrl_c} | settings)
     seen = b""
     while b"2 steps" not in seen and (line := process.stderr.readline()):
         seen += line
@@ -55,7 +60,8 @@ def begin(weights, out, *more, **settings):
 
 def files(folder):
     """{path: bytes} of all that carries a final name."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".partial"}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+            and p.suffix != ".partial"}
 
 
 def finished(found):
@@ -73,8 +79,9 @@ def uninterrupted(weights, folder):
 
 
 def kill_and_resume(weights, whole, folder, kills, seed=0):
-    """Kill a run `kills` times, each time going on from what lies there; check what is on disk after each. Returns the number of kills
-    that came while a run was at work, and how many results were finished when they came."""
+    """Kill a run `kills` times, each time going on from what lies there; check what is on disk after each. Returns the
+    number of kills that came while a run was at work, and how many results were finished when they came.
+    """
     r, out, at_work, counts = random.Random(seed), folder / "out_0", 0, []
     while at_work < kills:
         before = times(out, finished(files(out))) if out.exists() else {}
@@ -150,9 +157,14 @@ def test_ctrl_c(weights, tmp_path):
 
 def test_a_file_that_the_system_does_not_take(weights, tmp_path):
     """A limit on the size of files, as a quota sets it: the record does not fit, the others do."""
-    process, seen = begin(weights, tmp_path, "--feature", "3", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)))
+    process, seen = begin(weights, tmp_path, "--feature", "3",
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)))
     error = process.communicate()[1].splitlines()[-1]
-    assert process.returncode == 2 and error.startswith(b"featviz: [Errno 27] File too large: ") and b"finished results stay" in error
+    assert (
+        process.returncode == 2
+        and error.startswith(b"featviz: [Errno 27] File too large: ")
+        and b"finished results stay" in error
+    )
     assert finished(files(tmp_path)) == set() and not list(tmp_path.rglob("*.partial"))
 
 
@@ -165,7 +177,10 @@ def test_a_full_disk(kind, weights, tmp_path, capsys):
     path.with_name(path.name + ".partial").symlink_to("/dev/full")
     command = flags(weights, out, "--feature", "3", "--seed", "1")
     assert featviz.main(command) == 2
-    assert f"[Errno 28] No space left on device: '{path}'; make room or give another --out" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"[Errno 28] No space left on device: '{path}'; make room or give another --out"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
     assert finished(files(out)) == set() and not list(out.rglob("*.partial"))
     assert featviz.main(command) == 0 and len(finished(files(out))) == 1
 
@@ -174,4 +189,6 @@ def test_a_full_disk(kind, weights, tmp_path, capsys):
 def test_an_unwritable_folder(weights, capsys):
     assert featviz.main(flags(weights, "/proc/featviz")) == 2
     error = capsys.readouterr().err.splitlines()
-    assert error[-1].startswith("featviz: [Errno ") and "/proc/featviz" in error[-1] and "give another --out" in error[-1]
+    assert (
+        error[-1].startswith("featviz: [Errno ") and "/proc/featviz" in error[-1] and "give another --out" in error[-1]
+    )

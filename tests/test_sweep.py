@@ -1,4 +1,5 @@
-"""Sweeps of settings and the levels of --robustness, on the tiny model: what is made, what is drawn, what is refused."""
+"""Sweeps of settings and the levels of --robustness, on the tiny model: what is made, what is drawn, what is refused.
+"""
 import functools
 import json
 

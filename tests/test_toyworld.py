@@ -38,7 +38,12 @@ def test_the_judge_knows_unseen_drawings():
 
 def test_the_autoencoder_keeps_what_the_judge_sees():
     model, judge = load("weights/toy"), load_judge("weights/toy")
-    images = torch.from_numpy(np.stack([drawings.drawing(i, seed=2) for i in range(80)]).transpose(0, 3, 1, 2).copy()).float() / 255
+    images = (
+        torch.from_numpy(
+            np.stack([drawings.drawing(i, seed=2) for i in range(80)]).transpose(0, 3, 1, 2).copy()
+        ).float()
+        / 255
+    )
     again = model.decode(model.encode(images))
     assert -10 * (again - images).square().mean().log10() > 20
     o, s, *_ = judge.verdict(again)
@@ -91,7 +96,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
 
 def test_learning_rate_by_hand():
     assert learning_rate(0, 100, 1.0, 10) == pytest.approx(0.1) and learning_rate(10, 100, 1.0, 10) == 1.0
-    assert learning_rate(55, 100, 1.0, 10) == pytest.approx(0.5) and learning_rate(100, 100, 1.0, 10) == pytest.approx(0.0)
+    assert learning_rate(55, 100, 1.0, 10) == pytest.approx(0.5) and learning_rate(100, 100, 1.0,
+                                                                                   10) == pytest.approx(0.0)
 
 
 def test_concepts_are_found_and_only_those():
@@ -99,7 +105,8 @@ def test_concepts_are_found_and_only_those():
     n = 80 * 60
     objects, styles = torch.tensor([drawings.labels(i) for i in range(n)]).T
     noise = torch.rand(n, 5, generator=torch.Generator().manual_seed(0))
-    likes = torch.stack([objects == 3, styles == 2, (objects == 3) & (styles == 2), objects >= 0, torch.arange(n) < 20], dim=1)
+    likes = torch.stack([objects == 3, styles == 2, (objects == 3) & (styles == 2), objects >= 0, torch.arange(n) < 20],
+                        dim=1)
     found = {c["feature"]: c for c in find_concepts(noise * likes, objects, styles)}
     assert set(found) == {0, 1, 2}
     assert (found[0]["kind"], found[0]["object"], found[0]["style"]) == ("object", "Fish", None)
@@ -111,7 +118,9 @@ def test_agreement_with_the_judge():
     fish = {"object": "Fish", "style": None}
     neon = {"object": None, "style": "Neon"}
     both = {"object": "Fish", "style": "Neon"}
-    assert right([fish, fish, neon, neon, both, both], [3, 4, 0, 0, 3, 3], [0, 4, 4, 3, 4, 3]).tolist() == [True, False, True, False, True, False]
+    assert right([fish, fish, neon, neon, both, both], [3, 4, 0, 0, 3, 3], [0, 4, 4, 3, 4, 3]).tolist() == [True, False,
+                                                                                                            True, False,
+                                                                                                            True, False]
 
 
 def test_wilson_interval():

@@ -1,7 +1,8 @@
-"""A complete model folder with random weights, so small that a whole run takes about a second; ways to damage such a folder.
+"""A complete model folder with random weights, so small that a whole run takes about a second; ways to damage such a
+folder.
 
-It lies in the layout of weights/load.py and has all parts. The weights mean nothing: tests that use it are about the path from
-files to files, not about pictures.
+It lies in the layout of weights/load.py and has all parts. The weights mean nothing: tests that use it are about the
+path from files to files, not about pictures.
 """
 import hashlib
 import json
@@ -21,12 +22,15 @@ HOOK = "up_blocks.1.attentions.1"
 VOCAB = number([])
 TIMES = torch.arange(981.0, 0.0, -140.0)                        # measured time steps of the activity table
 
-QUICK = dict(num_steps=2, prior_steps=2, steer_scale=2.0, finish_steps=2, finish_scale=0.4)     # usual settings of these weights
+QUICK = dict(num_steps=2, prior_steps=2, steer_scale=2.0, finish_steps=2,
+             finish_scale=0.4)     # usual settings of these weights
 CONFIGS = {
     "unet": dict(block_out_channels=[16, 16, 32, 32], cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8,
                  in_channels=4, out_channels=4, sample_size=8),
-    "vae": dict(block_out_channels=[8, 8, 16], layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=0.5),
-    "text_encoder": dict(vocab_size=len(VOCAB), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
+    "vae": dict(block_out_channels=[8, 8, 16], layers_per_block=1, norm_num_groups=4, latent_channels=4,
+                scaling_factor=0.5),
+    "text_encoder": dict(vocab_size=len(VOCAB), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                         num_attention_heads=2),
     "scheduler": dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000),
     "sae": dict(d_in=32, num_latents=64, k=4, input_unit_norm=False),
     "featviz": dict(timestep=300, feature=3, presets={"sae": QUICK, "raw": QUICK}),
@@ -54,12 +58,14 @@ def tensors(part, config, seed=0):
     if part == "sae":
         out["W_dec"] /= out["W_dec"].norm(dim=1, keepdim=True)
         out["encoder.weight"] *= 0.5
-        out["encoder.bias"] += 2.0                              # nearly every feature is active at some position of any input
+        out["encoder.bias"] += 2.0  # nearly every feature is active at some position of any input
     return out
 
 
 def activity(features, width, seed=0):
-    """The tables of a capture: largest mean activations in [0.5, 1.5], every profile highest at t = 281 and nowhere else a peak."""
+    """The tables of a capture: largest mean activations in [0.5, 1.5], every profile highest at t =
+    281 and nowhere else a peak.
+    """
     g = torch.Generator().manual_seed(seed)
     table = lambda n: 0.5 + torch.rand(len(TIMES), n, generator=g)
     share = 1 - (TIMES - 281).abs() / 1000
@@ -74,19 +80,23 @@ def write_capture(folder, features, width, seed=0):
     save_file(activity(features, width, seed), home / "activity.safetensors")
     examples = {"feature": features, "channel": width}
     save_file({f"{name}_{kind}": torch.full((n, count, 1), fill, dtype=dtype) for kind, count in examples.items()
-               for name, fill, dtype in (("image", 0, torch.int16), ("activation", 1.0, torch.float16))}, home / "examples.safetensors")
+               for name, fill, dtype in (("image", 0, torch.int16), ("activation", 1.0, torch.float16))},
+              home / "examples.safetensors")
     Image.new("RGB", (32, 32), "gray").save(home / "images/00000.jpg")
-    names = [path for paths in PATHS.values() for path in paths if path] + ["tokenizer/vocab.json", "tokenizer/merges.txt"]
+    names = [path for paths in PATHS.values() for path in paths if path] + ["tokenizer/vocab.json",
+                                                                            "tokenizer/merges.txt"]
     prints = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
               if (folder / name).exists() and name != "featviz.json"}
-    recipe = {"settings": {"prompts": ["A Tree image in Winter style"]}, "timesteps": [int(t) for t in TIMES], "fingerprints": prints,
+    recipe = {"settings": {"prompts": ["A Tree image in Winter style"]}, "timesteps": [int(t) for t in TIMES],
+              "fingerprints": prints,
               "hook_point": HOOK}
     (home / "capture.json").write_text(json.dumps({"images": 1, "recipe": recipe}))
 
 
 def write_model(folder, seed=0, **changes):
-    """Write the folder and return its path. `changes`: part=dict(...) replaces entries of that part's config (its tensors
-    follow), part=None leaves the part out; parts are the keys of CONFIGS and "tokenizer", "activity"."""
+    """Write the folder and return its path. `changes`: part=dict(...) replaces entries of that part's config (its
+    tensors follow), part=None leaves the part out; parts are the keys of CONFIGS and "tokenizer", "activity".
+    """
     folder = Path(folder)
     for part, (config_path, tensors_path) in PATHS.items():
         if (change := changes.get(part, {})) is None:
@@ -113,6 +123,7 @@ def edit_json(path, **entries):
 
 
 def edit_tensors(path, change):
-    """Another safetensors file in its place, with change({name: tensor}); the old one lives on for who has it mapped."""
+    """Another safetensors file in its place, with change({name: tensor}); the old one lives on for who has it mapped.
+    """
     save_file({k: v.contiguous() for k, v in change(load_file(path)).items()}, path.with_name("edited"))
     path.with_name("edited").replace(path)

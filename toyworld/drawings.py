@@ -1,8 +1,8 @@
 """The toy world: procedural drawings of known contents, captioned as in UnlearnCanvas.
 
 Ten objects times eight styles. An object is a list of shapes in unit coordinates; a style is a way to paint any list of
-shapes. Everything is drawn four times too large and reduced, so edges are smooth. Position, size, mirror image and colours
-vary; what makes the object (its silhouette) and the style (its texture and palette) does not.
+shapes. Everything is drawn four times too large and reduced, so edges are smooth. Position, size, mirror image and
+colours vary; what makes the object (its silhouette) and the style (its texture and palette) does not.
 
 The captions' template is UnlearnCanvas's, "A {Object} image in {Style} style" (Zhang et al., arXiv 2402.11846).
 """
@@ -79,7 +79,8 @@ def butterfly():
         wings += [("ellipse", (x[0], -0.85, x[1], 0.1), "main"), circle(side * 0.55, -0.4, 0.2, "accent")]
         x = sorted((side * 0.05, side * 0.75))
         wings += [("ellipse", (x[0], 0.0, x[1], 0.8), "accent"), circle(side * 0.42, 0.38, 0.15, "main")]
-    feelers = [("polygon", [(0, -0.6), (side * 0.28, -1.0), (side * 0.36, -0.97), (0.0, -0.5)], "dark") for side in (-1, 1)]
+    feelers = [("polygon", [(0, -0.6), (side * 0.28, -1.0), (side * 0.36, -0.97), (0.0, -0.5)], "dark")
+               for side in (-1, 1)]
     return [*feelers, *wings, ("ellipse", (-0.1, -0.65, 0.1, 0.75), "dark")]
 
 
@@ -90,7 +91,8 @@ def sun():
 
 
 def cat():
-    ears = [("polygon", [(s * 0.12 - 0.25, -0.75), (s * 0.42 - 0.25, -1.0), (s * 0.4 - 0.25, -0.45)], "main") for s in (-1, 1)]
+    ears = [("polygon", [(s * 0.12 - 0.25, -0.75), (s * 0.42 - 0.25, -1.0), (s * 0.4 - 0.25, -0.45)], "main")
+            for s in (-1, 1)]
     tail = [circle(0.5 + 0.32 * np.sin(a), 0.55 - 0.75 * a / 3, 0.1, "main") for a in np.linspace(0, 3, 12)]
     return [*tail, ("ellipse", (-0.5, -0.25, 0.55, 1.0), "main"), *ears,
             ("ellipse", (-0.7, -0.85, 0.2, -0.05), "main"),
@@ -123,7 +125,8 @@ def human():
 SHAPES = (flower, tree, tower, fish, butterfly, sun, cat, boat, mushroom, human)
 
 # main hue, accent hue (degrees / 360) and their saturations; varied by +-0.04 a drawing
-HUES = {"Flower": (0.93, 0.14), "Tree": (0.36, 0.30), "Tower": (0.08, 0.14), "Fish": (0.06, 0.55), "Butterfly": (0.76, 0.50),
+HUES = {"Flower": (0.93, 0.14), "Tree": (0.36, 0.30), "Tower": (0.08, 0.14), "Fish": (0.06, 0.55),
+        "Butterfly": (0.76, 0.50),
         "Sun": (0.14, 0.09), "Cat": (0.09, 0.95), "Boat": (0.01, 0.58), "Mushroom": (0.0, 0.12), "Human": (0.60, 0.60)}
 
 
@@ -190,7 +193,8 @@ X, Y = np.meshgrid(np.arange(BIG), np.arange(BIG))
 def mix(a, b, share):
     """(1 - share) a + share b for colours, pictures or both; `share` a number or an (BIG, BIG) array."""
     share = np.asarray(share, dtype=np.float32)[..., None]
-    return Image.fromarray(((1 - share) * np.asarray(a, np.float32) + share * np.asarray(b, np.float32)).astype(np.uint8))
+    return Image.fromarray(((1 - share) * np.asarray(a, np.float32) + share * np.asarray(b,
+                                                                                         np.float32)).astype(np.uint8))
 
 
 def cartoon(scene):
@@ -215,7 +219,8 @@ def pointillism(scene):
     for row, y in enumerate(range(0, BIG + step, step)):
         for x in range(-(row % 2) * step // 2, BIG + step, step):
             px, py = x + rng.uniform(-2, 2), y + rng.uniform(-2, 2)
-            colour = flat[int(np.clip(py, 0, BIG - 1)), int(np.clip(px, 0, BIG - 1))].astype(int) + rng.integers(-25, 26, 3)
+            colour = flat[int(np.clip(py, 0, BIG - 1)), int(np.clip(px, 0, BIG - 1))].astype(int) + rng.integers(-25,
+                                                                                                                 26, 3)
             pen.ellipse((px - 7, py - 7, px + 7, py + 7), fill=tuple(np.clip(colour, 0, 255).tolist()))
     return image
 

@@ -1,11 +1,12 @@
 """Measure the toy: autoencoder, samples, sparse autoencoder, concept features, and the legibility of the ascent.
 
-    python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two sheets
-    python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
+    python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two
+    sheets python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
     python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to chance
-    python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of them; stores nothing
-    python -m toyworld.evaluate --figure        features.png: for every object and style its strongest concept feature, visualised
-    python -m toyworld.evaluate --choose        which of these features `python featviz.py` shows: writes it into featviz.json
+    python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of
+    them; stores nothing python -m toyworld.evaluate --figure        features.png: for every object and style its
+    strongest concept feature, visualised python -m toyworld.evaluate --choose        which of these features `python
+    featviz.py` shows: writes it into featviz.json
 
 All drawings here come from another world seed than those that were learnt from.
 """
@@ -82,9 +83,11 @@ def evaluate_vae(model, judge, args):
     out = {"psnr_db": tell("VAE reconstruction PSNR, dB", round((-10 * error.log10()).mean().item(), 2))}
     for name, pictures in (("drawings", x), ("reconstructions", y)):
         o, s, *_ = judge.verdict(pictures)
-        out[f"judge_{name}"] = tell(f"judge on unseen {name}", {"object": share(o == objects), "style": share(s == styles)})
+        out[f"judge_{name}"] = tell(f"judge on unseen {name}", {"object": share(o == objects),
+                                                                "style": share(s == styles)})
     show = [o + 10 * s for s in range(8) for o in range(10)]
-    grid(torch.cat([torch.cat([x[show[i:i + 10]], y[show[i:i + 10]]]) for i in range(0, 80, 10)]), 20, PICTURES / "reconstructions.png")
+    grid(torch.cat([torch.cat([x[show[i:i + 10]], y[show[i:i + 10]]]) for i in range(0, 80, 10)]), 20,
+         PICTURES / "reconstructions.png")
     return out
 
 
@@ -102,7 +105,8 @@ def evaluate_samples(model, judge, args, each=5):
     objects, styles = pairs(len(images), model.device)
     o, s, *_ = judge.verdict(images)
     grid(images[:80], 10, PICTURES / "samples.png")
-    tell(f"samples, guidance {args.guidance}: by object", {OBJECTS[k]: round((o == objects)[objects == k].float().mean().item(), 2) for k in range(10)})
+    tell(f"samples, guidance {args.guidance}: by object",
+         {OBJECTS[k]: round((o == objects)[objects == k].float().mean().item(), 2) for k in range(10)})
     tell("by style", {STYLES[k]: round((s == styles)[styles == k].float().mean().item(), 2) for k in range(8)})
     out = {"guidance": args.guidance, "object": share(o == objects), "style": share(s == styles)}
     return tell("samples the judge names right", out), torch.cat(hooks)
@@ -125,7 +129,9 @@ def evaluate_sae(model, h):
 
 @torch.no_grad()
 def feature_activations(model, images, captions, t):
-    """Mean activation of every feature on drawings noised to time step t: (n, F). `captions`: one a drawing, or None for ""."""
+    """Mean activation of every feature on drawings noised to time step t: (n, F). `captions`: one
+    a drawing, or None for "".
+    """
     z, out = encode_all(model.vae, images), []
     generator = torch.Generator(model.device).manual_seed(77)
     for i in range(0, len(z), 80):
@@ -139,9 +145,11 @@ def feature_activations(model, images, captions, t):
 
 
 def find_concepts(acts, objects, styles):
-    """Features whose TOP strongest images share an object, a style or a pair in SHARE of the cases: a list, strongest first.
+    """Features whose TOP strongest images share an object, a style or a pair in SHARE of the cases: a list, strongest
+    first.
 
-    The most specific claim that holds is kept. A feature that is silent on one of its TOP images has no list to judge by.
+    The most specific claim that holds is kept. A feature that is silent on one of its TOP images has no list to judge
+    by.
     """
     top = acts.topk(TOP, dim=0)                                                                 # (TOP, F)
     concepts = []
@@ -152,7 +160,8 @@ def find_concepts(acts, objects, styles):
         for kind, values in (("pair", list(zip(o, s))), ("object", o), ("style", s)):
             value, n = Counter(values).most_common(1)[0]
             if n >= SHARE * TOP:
-                concepts.append({"feature": f, "kind": kind, "object": OBJECTS[value[0] if kind == "pair" else value] if kind != "style" else None,
+                concepts.append({"feature": f, "kind": kind, "object": OBJECTS[value[0] if kind == "pair" else value]
+                                 if kind != "style" else None,
                                  "style": STYLES[value[1] if kind == "pair" else value] if kind != "object" else None,
                                  "share": n / TOP, "activation": round(top.values[:, f].mean().item(), 5),
                                  "examples": top.indices[:6, f].tolist()})
@@ -169,7 +178,8 @@ def evaluate_concepts(model, args, n=4800):
     for name, texts in (("empty prompt", None), ("captions", captions)):
         found = find_concepts(feature_activations(model, images, texts, t), objects, styles)
         count = {"all": len(found), **Counter(c["kind"] for c in found),
-                 "objects covered": len({c["object"] for c in found} - {None}), "styles covered": len({c["style"] for c in found} - {None})}
+                 "objects covered": len({c["object"] for c in found} - {None}),
+                 "styles covered": len({c["style"] for c in found} - {None})}
         out[name] = tell(f"concept features, {name}, t {t}", count)
         if texts is None:
             write_json(args.out / "concepts.json", {"timestep": t, "prompt": "", "features": found})
@@ -178,7 +188,8 @@ def evaluate_concepts(model, args, n=4800):
 
 def right(concepts, o, s):
     """Whether the judge's object and style indices agree with each concept: (n,) bool."""
-    return torch.tensor([(c["object"] in (None, OBJECTS[a])) and (c["style"] in (None, STYLES[b])) for c, a, b in zip(concepts, o, s)],
+    return torch.tensor([(c["object"] in (None, OBJECTS[a])) and (c["style"] in (None, STYLES[b])) for c, a,
+                         b in zip(concepts, o, s)],
                         dtype=torch.bool)
 
 
@@ -190,7 +201,8 @@ def legibility(model, judge, concepts, config, t, batch_size=8):
     for i in range(0, len(jobs), batch_size):
         results += visualize(model, jobs[i:i + batch_size], config, batch_size)
         done = len(results)
-        print(f"\r{done}/{len(jobs)} features, {(time.time() - began) / done * (len(jobs) - done):.0f} s left  ", end="", file=sys.stderr)
+        print(f"\r{done}/{len(jobs)} features, {(time.time() - began) / done * (len(jobs) - done):.0f} s left  ",
+              end="", file=sys.stderr)
     print(file=sys.stderr)
     images = torch.stack([r.image for r in results]).to(model.device)
     o, s, *_ = judge.verdict(F.interpolate(images, (drawings.SIZE, drawings.SIZE)))
@@ -210,7 +222,9 @@ def run_legibility(model, judge, args):
     concepts, t = stored["features"], stored["timestep"]
     config = dataclasses.replace(configure(model.settings), prior="noise")
     chance = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
-    out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]] for c in concepts) / len(concepts), 4)}}
+    out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]]
+                                                                                     for c in concepts) / len(concepts),
+                                                                                 4)}}
     tell("chance", out["chance"])
     numbers, *_ = legibility(model, judge, concepts, config, t)
     return out | {"from noise": tell(f"from noise, t {t}", numbers)}
@@ -221,7 +235,8 @@ def try_settings(model, judge, args):
     stored = json.loads((args.out / "concepts.json").read_text())
     changes = json.loads(args.try_)
     t = changes.pop("timestep", stored["timestep"])
-    numbers, *_ = legibility(model, judge, stored["features"][::args.every], dataclasses.replace(configure(model.settings), **changes), t)
+    numbers, *_ = legibility(model, judge, stored["features"][::args.every],
+                             dataclasses.replace(configure(model.settings), **changes), t)
     tell(args.try_, numbers)
 
 
@@ -232,15 +247,20 @@ def chosen_by_rule(concepts):
 
 
 def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
-    """The feature that `python featviz.py` shows: of the figure's, the one of whose pictures at its peaks under the default settings the
-    judge surely names most right, by the lower end of the 95% interval of the share; the stronger of equals."""
+    """The feature that `python featviz.py` shows: of the figure's, the one of whose pictures at its peaks under the
+    default settings the judge surely names most right, by the lower end of the 95% interval of the share; the stronger
+    of equals.
+    """
     folder = profile.find(model, Path("out"))
     if folder is None:
-        raise SystemExit(f"evaluate: {model.folder} has no capture; run python -m activity capture --weights {model.folder}")
+        raise SystemExit(
+            f"evaluate: {model.folder} has no capture; run python -m activity capture --weights {model.folder}"
+        )
     model, scores = profile.attach(model, folder), {}
     for c in chosen_by_rule(json.loads((args.out / "concepts.json").read_text())["features"]):
         times = profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
-        results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds], configure(model.settings))
+        results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds],
+                            configure(model.settings))
         o, s, *_ = judge.verdict(torch.stack([r.image for r in results]).to(model.device))
         scores[c["feature"]] = share(right([c] * len(results), o.tolist(), s.tolist()))
         tell(f"at the peaks, feature {c['feature']}, {c['object'] or c['style']}", scores[c["feature"]])
@@ -250,14 +270,17 @@ def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
 
 
 def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
-    """A row a feature in two columns of rows: six strongest unseen drawings, then its visualisation from three seeds."""
+    """A row a feature in two columns of rows: six strongest unseen drawings, then its visualisation from three seeds.
+    """
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
     jobs = [Job(feature=c["feature"], timestep=t, seed=s) for c in concepts for s in seeds]
-    shown = torch.stack([r.image for r in visualize(model, jobs, dataclasses.replace(configure(model.settings), prior="noise"))])
+    shown = torch.stack([r.image for r in visualize(model, jobs, dataclasses.replace(configure(model.settings),
+                                                                                     prior="noise"))])
     o, s, *_ = judge.verdict(shown.to(model.device))
     agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
-    tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c, a in zip(concepts, agree)})
+    tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c,
+                                              a in zip(concepts, agree)})
     edge, label, gap, n = 80, 150, 12, 6
     half = -(-len(concepts) // 2)
     width = label + (n + len(seeds)) * edge + 3 * gap
@@ -272,7 +295,8 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
         tiles = [Image.fromarray(drawings.drawing(k, UNSEEN)) for k in c["examples"]]
         tiles += [Image.fromarray(to_uint8(shown[len(seeds) * i + k])) for k in range(len(seeds))]
         for k, tile in enumerate(tiles):
-            sheet.paste(tile.resize((edge, edge), Image.Resampling.BICUBIC), (x + label + k * edge + (gap if k >= n else 0), y))
+            sheet.paste(tile.resize((edge, edge), Image.Resampling.BICUBIC),
+                        (x + label + k * edge + (gap if k >= n else 0), y))
     sheet.save(PICTURES / "features.png")
 
 
@@ -287,7 +311,8 @@ def main():
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
     parser.add_argument("--out", type=Path, default=Path("weights/toy"))
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--timestep", type=int, default=300, help="where concepts are looked for, if featviz.json does not say")
+    parser.add_argument("--timestep", type=int, default=300,
+                        help="where concepts are looked for, if featviz.json does not say")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     model, judge = load(args.out, args.device), load_judge(args.out, args.device)

@@ -38,7 +38,8 @@ class State:
         self.step = 0
 
     def tensors(self):
-        out = {f"model.{k}": v for k, v in self.model.state_dict().items()} | {f"ema.{k}": v for k, v in self.ema.items()}
+        out = {f"model.{k}": v for k, v in self.model.state_dict().items()} | {f"ema.{k}": v for k,
+                                                                               v in self.ema.items()}
         for k, p in self.model.named_parameters():
             for moment in ("exp_avg", "exp_avg_sq"):
                 out[f"{moment}.{k}"] = self.optimizer.state[p][moment]
@@ -62,8 +63,8 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
         weight_decay=0.01, after=None, seed=0, save_seconds=120):
     """Train `model` in place and leave its moving average in it; return the path of its state.
 
-    loss(step, generator) -> (scalar to minimise, dict of numbers to log). `after(model)` runs behind every update (the SAE
-    renormalises its decoder there). Logs a JSON line every 50 steps to `folder/name.jsonl`.
+    loss(step, generator) -> (scalar to minimise, dict of numbers to log). `after(model)` runs behind every update (the
+    SAE renormalises its decoder there). Logs a JSON line every 50 steps to `folder/name.jsonl`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,9 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
                 value, numbers = loss(step, generator)
             if not torch.isfinite(value):
-                raise SystemExit(f"{name}: the loss became {value.item()} at step {step}; the last good state is {path}")
+                raise SystemExit(
+                    f"{name}: the loss became {value.item()} at step {step}; the last good state is {path}"
+                )
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)

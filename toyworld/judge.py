@@ -48,7 +48,8 @@ def lesson(images, generator):
     for share, kernel in ((0.25, 2), (0.5, 3)):
         pick = (draw[:, 0] < share) & (draw[:, 0] >= share - 0.25)
         pad = (0, 1, 0, 1) if kernel == 2 else (1, 1, 1, 1)
-        images = torch.where(pick[:, None, None, None], F.avg_pool2d(F.pad(images, pad, mode="replicate"), kernel, 1), images)
+        images = torch.where(pick[:, None, None, None], F.avg_pool2d(F.pad(images, pad, mode="replicate"), kernel, 1),
+                             images)
     noise = torch.randn(images.shape, generator=generator, device=device)
     return (images + 0.08 * draw[:, 1, None, None, None] * noise).clamp(0, 1)
 

@@ -2,8 +2,8 @@
 
     python -m toyworld.train [--stage NAME ...] [--runs FOLDER] [--out weights/toy] [--device cuda]
 
-Every stage resumes where it was killed (its state is kept in --runs) and writes its part of --out when it is done. Each is
-one function below, from its data to its loss; the loop that they share is toyworld/fit.py.
+Every stage resumes where it was killed (its state is kept in --runs) and writes its part of --out when it is done. Each
+is one function below, from its data to its loss; the loop that they share is toyworld/fit.py.
 """
 import argparse
 import json
@@ -33,10 +33,13 @@ from vae import VAE
 COUNT = 16_000              # drawings to learn from, 200 of each of the 80 pairs
 HOOK_POINT = "up_blocks.1.attentions.1"
 GUIDANCE = 3.0              # of the images from which the SAE learns
-VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16, sample_size=drawings.SIZE)
-UNET_CONFIG = dict(block_out_channels=[32, 64, 112, 112], layers_per_block=2, cross_attention_dim=64, attention_head_dim=2,
+VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16,
+                  sample_size=drawings.SIZE)
+UNET_CONFIG = dict(block_out_channels=[32, 64, 112, 112], layers_per_block=2, cross_attention_dim=64,
+                   attention_head_dim=2,
                    norm_num_groups=16, in_channels=4, out_channels=4, sample_size=drawings.SIZE // 4)
-TEXT_CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, hidden_act="quick_gelu",
+TEXT_CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+                   hidden_act="quick_gelu",
                    max_position_embeddings=77)
 SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=16, k=8, input_unit_norm=False)
 STEPS = {"vae": 10_500, "unet": 7_200, "sae": 4_000, "judge": 1_500}
@@ -128,13 +131,16 @@ def learn_bpe(words):
 
 
 def make_tokenizer(args):
-    """vocab.json and merges.txt in CLIP's format, small: the byte symbols, the merges that the captions need, start and end."""
+    """vocab.json and merges.txt in CLIP's format, small: the byte symbols, the merges that the
+    captions need, start and end.
+    """
     texts = [drawings.caption(o, s).lower() for o in drawings.OBJECTS for s in drawings.STYLES]
     merges = learn_bpe(Counter(word for text in texts for word in split_words(text)))
     symbols = list(byte_symbols().values())
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
     write_json(args.out / "tokenizer/vocab.json", {token: i for i, token in enumerate(tokens)})
-    (args.out / "tokenizer/merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    (args.out / "tokenizer/merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges),
+                                                   encoding="utf-8")
     return Tokenizer({token: i for i, token in enumerate(tokens)}, merges)
 
 
@@ -153,8 +159,8 @@ class Denoiser(nn.Module):
 def train_unet(args):
     """min(SNR, 5) / SNR times the squared error of the predicted noise, t uniform (Hang et al., arXiv 2303.09556).
 
-    12% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose their
-    object or their style, so that the model learns each of them alone.
+    12% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
+    their object or their style, so that the model learns each of them alone.
     """
     tokenizer = make_tokenizer(args)
     images = make_drawings(args.runs)
@@ -190,8 +196,10 @@ def train_unet(args):
     fit("unet", net, loss, steps=args.steps["unet"], lr=1e-3, folder=args.runs, device=args.device, ema=0.9993)
     export(args, "unet", net.unet, UNET_CONFIG)
     export(args, "text_encoder", net.text_encoder, TEXT_CONFIG | {"vocab_size": len(tokenizer.vocab)})
-    write_json(args.out / "scheduler/scheduler_config.json", dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-               num_train_timesteps=1000, prediction_type="epsilon", steps_offset=1, set_alpha_to_one=False, clip_sample=False))
+    write_json(args.out / "scheduler/scheduler_config.json", dict(beta_start=0.00085, beta_end=0.012,
+                                                                  beta_schedule="scaled_linear",
+               num_train_timesteps=1000, prediction_type="epsilon", steps_offset=1, set_alpha_to_one=False,
+                                                                  clip_sample=False))
 
 
 # --- the sparse autoencoder -------------------------------------------------------------------------------------------
@@ -221,8 +229,9 @@ def h_positions():
 
 
 def sae_data(args, model, images_per_pair=7, batch=40):
-    """Hook outputs of sampled images, one file a batch so that a killed capture goes on: (n, D) in one tensor, in the order
-    batch, step, image, position."""
+    """Hook outputs of sampled images, one file a batch so that a killed capture goes on: (n, D) in one tensor, in the
+    order batch, step, image, position.
+    """
     pairs = [drawings.caption(o, s) for o in drawings.OBJECTS for s in drawings.STYLES]
     prompts, width, parts = pairs * images_per_pair, SAE_CONFIG["d_in"], []
     began = time.time()
@@ -237,7 +246,8 @@ def sae_data(args, model, images_per_pair=7, batch=40):
 
 
 def train_sae(args):
-    """Batch top-k reconstruction and the auxiliary loss of sae.py; a feature is dead when 100 batches did not wake it."""
+    """Batch top-k reconstruction and the auxiliary loss of sae.py; a feature is dead when 100 batches did not wake it.
+    """
     model = load(args.out, args.device)
     h = sae_data(args, model)
     latents = SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"]
@@ -255,7 +265,8 @@ def train_sae(args):
         after=SAE.normalize_decoder, weight_decay=0.0)
     sae.normalize_decoder()
     folder = args.out / "sae" / f"unet.{HOOK_POINT}"
-    write_json(folder / "cfg.json", SAE_CONFIG | {"num_latents": latents, "normalize_decoder": True, "batch_topk": True})
+    write_json(folder / "cfg.json", SAE_CONFIG | {"num_latents": latents, "normalize_decoder": True,
+                                                  "batch_topk": True})
     atomic_save({k: v.half() for k, v in sae.state_dict().items()}, folder / "sae.safetensors")
 
 
@@ -272,7 +283,8 @@ def train_judge(args):
         rows = torch.randint(len(images), (BATCH["judge"],), generator=generator, device=args.device)
         o, s = judge(lesson(images[rows].float() / 255, generator))
         both = F.cross_entropy(o, objects[rows]) + F.cross_entropy(s, styles[rows])
-        return both, {"object": (o.argmax(1) == objects[rows]).float().mean(), "style": (s.argmax(1) == styles[rows]).float().mean()}
+        return both, {"object": (o.argmax(1) == objects[rows]).float().mean(),
+                      "style": (s.argmax(1) == styles[rows]).float().mean()}
 
     fit("judge", judge, loss, steps=args.steps["judge"], lr=1e-3, folder=args.runs, device=args.device, ema=0.99)
     (args.out / "judge").mkdir(parents=True, exist_ok=True)
@@ -280,11 +292,16 @@ def train_judge(args):
 
 
 def estimate(args):
-    """Print how long every stage will take here: its forward and backward pass timed on random input, times its steps."""
+    """Print how long every stage will take here: its forward and backward pass timed on random input, times its steps.
+    """
     dev = args.device
-    image, z, t = torch.rand(BATCH["vae"], 3, 64, 64, device=dev), torch.randn(BATCH["unet"], 4, 16, 16, device=dev), torch.zeros(BATCH["unet"], device=dev)
+    image, z, t = torch.rand(BATCH["vae"], 3, 64, 64, device=dev), torch.randn(BATCH["unet"], 4, 16, 16,
+                                                                               device=dev), torch.zeros(BATCH["unet"],
+                                                                                                        device=dev)
     vae, net, judge = VAE(**sizes(VAE_CONFIG, "vae")).to(dev), Denoiser(600).to(dev), Judge().to(dev)
-    sae, h = SAE(SAE_CONFIG["d_in"], 16 * SAE_CONFIG["d_in"], SAE_CONFIG["k"]).to(dev), torch.randn(BATCH["sae"], SAE_CONFIG["d_in"], device=dev)
+    sae, h = SAE(SAE_CONFIG["d_in"], 16 * SAE_CONFIG["d_in"], SAE_CONFIG["k"]).to(dev), torch.randn(BATCH["sae"],
+                                                                                                    SAE_CONFIG["d_in"],
+                                                                                                    device=dev)
     sae.init(torch.Generator(dev).manual_seed(0), h.mean(0))
     asleep = torch.ones(sae.features, dtype=torch.bool, device=dev)
     ids = torch.zeros(BATCH["unet"], 77, dtype=torch.int64, device=dev)
@@ -327,8 +344,10 @@ def record(args):
     """Settings and the last logged numbers of every stage that has run, stored with the weights."""
     logs = {stage: args.runs / f"{stage}.jsonl" for stage in STAGES}
     write_json(args.out / "training.json", {
-        "drawings": COUNT, "batch": BATCH, "vae": VAE_CONFIG, "unet": UNET_CONFIG, "text_encoder": TEXT_CONFIG, "sae": SAE_CONFIG,
-        "guidance": GUIDANCE, "last": {stage: json.loads(log.read_text().splitlines()[-1]) for stage, log in logs.items() if log.exists()}})
+        "drawings": COUNT, "batch": BATCH, "vae": VAE_CONFIG, "unet": UNET_CONFIG, "text_encoder": TEXT_CONFIG,
+        "sae": SAE_CONFIG,
+        "guidance": GUIDANCE, "last": {stage: json.loads(log.read_text().splitlines()[-1]) for stage,
+                                       log in logs.items() if log.exists()}})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ AGAIN = "fetch or copy this file again"
 
 
 class WeightsError(Exception):
-    """Weights that cannot be used; the text is the one line that a user sees: the file, what was expected, what to do."""
+    """Weights that cannot be used; the text is the one line that a user sees: the file, what was expected, what to do.
+    """
 
 
 def open_regular(path):

@@ -259,7 +259,9 @@ class Model:
                            "activity.profile.attach, or start from noise (--prior noise)")
 
     def largest(self, kind, target, t):
-        """Largest mean activation in any dataset image at t; None where no capture is attached (activity.profile.attach)."""
+        """Largest mean activation in any dataset image at t; None where no capture is attached
+        (activity.profile.attach).
+        """
 
     @torch.no_grad()
     def embed(self, prompts):

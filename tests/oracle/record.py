@@ -1,7 +1,8 @@
-"""The official networks on our seeded weights, and the script that stores what they give: `python tests/oracle/record.py`.
+"""The official networks on our seeded weights, and the script that stores what they give: `python
+tests/oracle/record.py`.
 
-Needs diffusers and transformers. The fast tests read tests/fixtures/parity_*.safetensors and need neither. Stored are outputs
-only; weights and inputs come from the seeds of tests/seeded.py.
+Needs diffusers and transformers. The fast tests read tests/fixtures/parity_*.safetensors and need neither. Stored are
+outputs only; weights and inputs come from the seeds of tests/seeded.py.
 """
 import json
 import random
@@ -9,7 +10,9 @@ import sys
 import unicodedata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # run as a script, it is not started from the root by itself
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # run as a script, it is not started from the root by itself
 
 import diffusers
 import torch
@@ -19,16 +22,20 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tests import clip_vocab
-from tests.seeded import (FIXTURES, SEED, TOY, TOY_HOOKS, fingerprint, gradient, randn, text_inputs, toy_eps, unet_inputs,
+from tests.seeded import (FIXTURES, SEED, TOY, TOY_HOOKS, fingerprint, gradient, randn, text_inputs, toy_eps,
+                          unet_inputs,
                           vae_inputs, weights)
 
 SD = {
-    "unet": dict(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8, norm_num_groups=32),
+    "unet": dict(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
+                 norm_num_groups=32),
     "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32),
-    "clip_text": dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
+    "clip_text": dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                      num_attention_heads=12),
 }
 SCALING = 0.18215
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1,
+SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+                steps_offset=1,
                 set_alpha_to_one=False, prediction_type="epsilon", timestep_spacing="leading")
 TRAJECTORY_STEPS = (1, 2, 3, 4, 20, 50)
 UNET_STEPS = (3, 20)                                            # trajectories with the toy UNet; these cost more
@@ -43,11 +50,14 @@ def on_meta(part, sizes):
             n = len(sizes["block_out_channels"])
             return AutoencoderKL(latent_channels=4, down_block_types=("DownEncoderBlock2D",) * n,
                                  up_block_types=("UpDecoderBlock2D",) * n, scaling_factor=SCALING, **sizes)
-        return CLIPTextModel(CLIPTextConfig(max_position_embeddings=77, hidden_act="quick_gelu", layer_norm_eps=1e-5, **sizes))
+        return CLIPTextModel(CLIPTextConfig(max_position_embeddings=77, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+                                            **sizes))
 
 
 def our_name(name):
-    """Older releases of transformers keep a level `text_model.` in front; ours has none. position_ids are no weights: None."""
+    """Older releases of transformers keep a level `text_model.` in front; ours has none.
+    position_ids are no weights: None.
+    """
     return None if name.endswith("position_ids") else name.removeprefix("text_model.")
 
 
@@ -59,7 +69,8 @@ def official(part, sizes=None, tensors=None):
     """An official network with seeded weights (or with `tensors`, under our names), frozen."""
     net = on_meta(part, sizes or SD[part])
     tensors = tensors or weights(shapes(net))
-    net.load_state_dict({name: tensors[our_name(name)] for name in net.state_dict() if our_name(name)}, strict=True, assign=True)
+    net.load_state_dict({name: tensors[our_name(name)] for name in net.state_dict() if our_name(name)}, strict=True,
+                        assign=True)
     for module in net.modules():
         if hasattr(module, "position_ids"):                     # a buffer that is not in the state dict
             module.position_ids = torch.arange(77)[None]
@@ -134,7 +145,8 @@ def guided_eps(net, context, null, guidance):
 
 
 def schedule_outputs():
-    """Trajectories of both samplers, with the stand-in network and with the toy UNet under guidance 7.5, and the betas."""
+    """Trajectories of both samplers, with the stand-in network and with the toy UNet under guidance 7.5, and the betas.
+    """
     s = scheduler("ddim")
     out = {"betas": s.betas, "alphas_cumprod": s.alphas_cumprod}
     net, (z, _, contexts) = official("unet", TOY["unet"]), unet_inputs()
@@ -152,11 +164,14 @@ EDGE_CASES = (
     "don't can't we're they've I'm you'll he'd it's", "DON'T CAN'T WE'RE", "'s 't 're 'x ''s 's's",
     "rock'n'roll o'clock '90s", "1 12 123 1234567890", "3.14159e-10", "x2y3z",
     "½ ² Ⅷ ٣ 五 ①", "snake_case __init__ a_1", "C++ C# F♯",
-    "<|startoftext|>", "<|endoftext|>", "a <|endoftext|> b", "<|startoftext|>a dog<|endoftext|>", "x<|endoftext|>y<|endoftext|>z",
+    "<|startoftext|>", "<|endoftext|>", "a <|endoftext|> b", "<|startoftext|>a dog<|endoftext|>",
+    "x<|endoftext|>y<|endoftext|>z",
     "<|ENDOFTEXT|>", "<|endoftext", "endoftext|>",
     "</w>", "a</w> b</w>", "&amp; &lt;b&gt;",
     "a\u00a0b\u2003c\u3000d", "e\u0301 \u00e9 E\u0301",
-    "\ufb01 ﬁne", "naïve café résumé", "ΑΒΓΣ ΟΔΟΣ ΣΑΣ", "İstanbul IŞIK", "Straße GROSS ẞ", "привет мир", "日本語のテキスト 漢字", "한국어 문장",
+    "\ufb01 ﬁne", "naïve café résumé", "ΑΒΓΣ ΟΔΟΣ ΣΑΣ", "İstanbul IŞIK", "Straße GROSS ẞ", "привет мир",
+    "日本語のテキスト 漢字",
+    "한국어 문장",
     "مرحبا بالعالم", "नमस्ते दुनिया", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽", "e\u200bf\u200dg\ufeffh", "a\u0000b\u0007c",
     "\u001ca\u001db\u001ec\u001fd", "a\u0085b\u2028c",
     "a" * 300, "word " * 100, "1" * 90, "!?" * 60, " ".join("'s" for _ in range(80)),
@@ -167,7 +182,8 @@ EDGE_CASES = (
 def random_prompts(count=400, seed=0):
     """Seeded strings: printable ASCII, ASCII with words, letters of one script, any assigned code point."""
     rng, out = random.Random(seed), []
-    scripts = ((0xC0, 0x24F), (0x370, 0x3FF), (0x400, 0x52F), (0x5D0, 0x6FF), (0x900, 0x97F), (0x3040, 0x30FF), (0x4E00, 0x9FFF),
+    scripts = ((0xC0, 0x24F), (0x370, 0x3FF), (0x400, 0x52F), (0x5D0, 0x6FF), (0x900, 0x97F), (0x3040, 0x30FF),
+               (0x4E00, 0x9FFF),
                (0xAC00, 0xD7A3), (0x2000, 0x2BFF), (0x300, 0x36F), (0x1F300, 0x1FAFF))
     words = ("a", "The", "dog", "image", "it's", "we'll", "Van", "Gogh", "2024", "--", "style.", "(red)", "ﬁ", "É", "_",
              "<|endoftext|>")
@@ -183,7 +199,8 @@ def random_prompts(count=400, seed=0):
             text = "".join(rng.choice((" ", letter(), letter())) for _ in range(length))
         else:
             text = "".join(chr(rng.randrange(rng.choice((0x3000, 0x10000, 0x30000)))) for _ in range(length))
-        # Surrogates are no text; classes of code points that this Python does not know depend on its age, not on the tokenizer.
+        # Surrogates are no text; classes of code points that this Python does not know depend on its age, not on the
+        # tokenizer.
         out.append("".join(c for c in text if unicodedata.category(c) not in ("Cs", "Cn")))
     return out
 
@@ -203,7 +220,8 @@ def token_outputs():
 
 
 def store(part, tensors, **metadata):
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__,
+                "transformers": transformers.__version__}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, FIXTURES / f"parity_{part}.safetensors", {"seed": str(SEED), **versions, **metadata})
 

@@ -1,7 +1,7 @@
 """The networks against diffusers and transformers: values and gradients, at toy size and at Stable Diffusion's size.
 
-Both sides get the same seeded weights, every tensor random (tests/seeded.py). The last tests show that the comparison sees
-every single tensor.
+Both sides get the same seeded weights, every tensor random (tests/seeded.py). The last tests show that the comparison
+sees every single tensor.
 """
 import pytest
 import torch
@@ -17,7 +17,8 @@ COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480}
 
 @pytest.mark.parametrize("part", PARTS)
 def test_toy(part):
-    """Two rows: noise, hook outputs on the way down, in the middle and up, decode, encode, text, and gradients of them."""
+    """Two rows: noise, hook outputs on the way down, in the middle and up, decode, encode, text, and gradients of them.
+    """
     compare(seeded.toy_outputs(part), record.toy_outputs(part), f"toy {part}")
 
 
@@ -48,7 +49,8 @@ def test_full_text():
 
 @pytest.mark.parametrize("part", PARTS)
 def test_same_tensors_and_sizes(part):
-    """At SD's size: the same names and shapes as the official network, and as many parameters as the published files."""
+    """At SD's size: the same names and shapes as the official network, and as many parameters as the published files.
+    """
     ours, theirs = seeded.on_meta(part), record.on_meta(part, record.SD[part])
     assert seeded.shapes(ours) == record.shapes(theirs)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == COUNTS[part]
@@ -70,7 +72,9 @@ def settings(net):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_same_settings(part):
-    """Every eps, group count, stride and padding equals the official module's of the same name: an eps is too small to measure."""
+    """Every eps, group count, stride and padding equals the official module's of the same name: an
+    eps is too small to measure.
+    """
     assert settings(seeded.on_meta(part)) == settings(record.on_meta(part, record.SD[part]))
 
 
@@ -97,7 +101,9 @@ def changes(net, run):
 
 
 def test_sensitive_to_every_unet_tensor():
-    """Each of 686 tensors moves the noise by more than the tolerance, and the hook's output if and only if it comes before."""
+    """Each of 686 tensors moves the noise by more than the tolerance, and the hook's output if
+    and only if it comes before.
+    """
     net, (z, t, context) = filled("unet", TOY["unet"]), seeded.unet_inputs(batch=1)
     visited, captured = [], {}
     handles = [m.register_forward_hook(lambda *_, name=name: visited.append(name)) for name, m in net.named_modules()
@@ -116,7 +122,8 @@ def test_sensitive_to_every_unet_tensor():
 
 
 def no_effect(name):
-    """A key's bias adds the same to all scores of a query, and the softmax takes it out again: no output can show it."""
+    """A key's bias adds the same to all scores of a query, and the softmax takes it out again: no output can show it.
+    """
     return name.endswith(("to_k.bias", "k_proj.bias"))
 
 
@@ -138,7 +145,8 @@ def test_sensitive_to_every_text_tensor():
 
 
 def test_addition_at_a_hook():
-    """Steering: `add` gives what the official network gives when a forward hook adds the vector to the block's output."""
+    """Steering: `add` gives what the official network gives when a forward hook adds the vector to the block's output.
+    """
     (z, t, context), v = seeded.unet_inputs(), randn(2, 112, seed=8)
     theirs = record.official("unet", TOY["unet"])
     theirs.get_submodule(HOOK).register_forward_hook(lambda module, args, y: (y[0] + v[:, :, None, None],))

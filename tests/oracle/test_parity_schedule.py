@@ -35,7 +35,9 @@ def test_trajectory_of_a_stand_in_network(kind, steps):
 @pytest.mark.parametrize("steps", (3, 20, 50))
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampler_with_the_toy_unet(kind, steps):
-    """Both samplers on one network, guided. In float64: a random network at guidance 7.5 amplifies float32's rounding past 1e-6."""
+    """Both samplers on one network, guided. In float64: a random network at guidance 7.5 amplifies
+    float32's rounding past 1e-6.
+    """
     z, _, contexts = seeded.unet_inputs()
     x, text, null = z[:1].double(), contexts[:1].double(), contexts[1:].double()
     predict = record.guided_eps(record.official("unet", TOY["unet"]).double(), text, null, 7.5)
@@ -52,7 +54,8 @@ def test_guided_sampling_as_a_whole(kind, steps):
     """Our network, guidance and sampler against theirs, float32."""
     z, _, contexts = seeded.unet_inputs()
     text, null, x = contexts[:1], contexts[1:], z[:1]
-    _, expected = record.trajectory(kind, record.guided_eps(record.official("unet", TOY["unet"]), text, null, 7.5), x, steps)
+    _, expected = record.trajectory(kind, record.guided_eps(record.official("unet", TOY["unet"]), text, null, 7.5), x,
+                                    steps)
     predict = guided(filled("unet", TOY["unet"]), text, null, 7.5)
     ours = torch.stack([y for _, y in SAMPLERS[kind](Schedule(), predict, x, steps)])
     print(f"{kind} {steps} steps, all ours, float32: {relative_error(ours, expected):.1e}")

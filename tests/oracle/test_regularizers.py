@@ -1,4 +1,6 @@
-"""Blur, turn, zoom and spectral filter against scipy and numpy in float64: values, and gradients where the method needs them."""
+"""Blur, turn, zoom and spectral filter against scipy and numpy in float64: values, and gradients
+where the method needs them.
+"""
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ def near(ours, theirs, atol=1e-10):
 
 
 def correlate(g, sigma, size):
-    """scipy's separable correlation with the kernel written out; its "mirror" is our reflection: the edge is not repeated."""
+    """scipy's separable correlation with the kernel written out; its "mirror" is our reflection:
+    the edge is not repeated.
+    """
     x = np.arange(size) - size // 2
     kernel = np.exp(-x ** 2 / (2 * sigma ** 2))
     kernel /= kernel.sum()
@@ -43,7 +47,9 @@ def test_blur_is_scipy_s_gaussian_filter():
 
 
 def test_blur_gradient():
-    """Blur is linear, blur(g) = A g: so the gradient of <w, blur(g)> is A^T w, with A's columns from scipy on unit impulses."""
+    """Blur is linear, blur(g) = A g: so the gradient of <w, blur(g)> is A^T w, with A's columns
+    from scipy on unit impulses.
+    """
     g, w = double(1, 1, 6, 7).requires_grad_(True), double(1, 1, 6, 7, seed=2)
     (gradient,) = torch.autograd.grad((reg.blur(g, 0.8) * w).sum(), g)
     columns = [correlate(e.reshape(6, 7), 0.8, 9).ravel() for e in np.eye(42)]
@@ -51,9 +57,11 @@ def test_blur_gradient():
 
 
 def affine(z, angle, zoom):
-    """scipy's map from output to input pixels, both (y, x) about the centre (size - 1) / 2, for a clockwise turn by `angle`.
+    """scipy's map from output to input pixels, both (y, x) about the centre (size - 1) / 2, for a clockwise turn by
+    `angle`.
 
-    With y down, a point (dy, dx) is turned to (dy cos + dx sin, dx cos - dy sin), then zoomed; scipy asks for the way back.
+    With y down, a point (dy, dx) is turned to (dy cos + dx sin, dx cos - dy sin), then zoomed; scipy asks for the way
+    back.
     """
     a, centre = np.deg2rad(angle), (np.array(z.shape) - 1) / 2
     back = np.linalg.inv(zoom * np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]))

@@ -49,8 +49,10 @@ CONFIGS = {
     "scheduler/scheduler_config.json": dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                                             num_train_timesteps=1000)}
 SAE_CONFIG = dict(d_in=1280, num_latents=20480, k=32, expansion_factor=16, input_unit_norm=False)
-COMMAND = [sys.executable, "featviz.py", "--feature", "10204", "--timestep", "361", "--seed", "1024", "--num-steps", "2",
-           "--prior-steps", "2", "--batch-size", "1", "--frames", "2", "--finish-steps", "2", "--finish-scale", "0.4", "--device", "cpu"]
+COMMAND = [sys.executable, "featviz.py", "--feature", "10204", "--timestep", "361", "--seed", "1024", "--num-steps",
+           "2",
+           "--prior-steps", "2", "--batch-size", "1", "--frames", "2", "--finish-steps", "2", "--finish-scale", "0.4",
+           "--device", "cpu"]
 
 
 class Made:

@@ -20,7 +20,8 @@ def test_fifty_kills(weights, tmp_path):  # noqa: F811
 
 
 def test_the_batch_size_splits_work_without_changing_results(weights, tmp_path):  # noqa: F811
-    """Latents, scores and curves of 8 jobs, 1, 3 and 8 at a time: the same to 1e-5; files are whole results either way."""
+    """Latents, scores and curves of 8 jobs, 1, 3 and 8 at a time: the same to 1e-5; files are whole results either way.
+    """
     made = {}
     for size in (1, 3, 8):
         out = tmp_path / str(size)
