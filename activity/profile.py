@@ -120,8 +120,8 @@ def profile(tables, kind, target):
 
 
 def largest(tables, kind, target):
-    """Its largest mean activation in any image at t = 0..1000; outside the sampled range the end values, so that a result at t = 0
-    has a measure: (1001,)."""
+    """Its largest mean activation in any image at t = 0..1000: (1001,). Outside the sampled range it holds its end
+    values, so that a result at t = 0 has a measure."""
     x, y = tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0)
     return np.interp(np.arange(T + 1), x, y)
 
