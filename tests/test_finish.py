@@ -179,8 +179,8 @@ def test_the_ascent_is_left_as_it_was(model, short, jobs):
         assert last.scores["rank"] == 1 + int((everything > own).sum())
         assert torch.allclose(last.heat, heat[0], atol=1e-5)
         assert torch.equal(last.image, image)
-        assert len(last.history["activation"]) == short.finish_steps and last.verdict in ("excited", "raised", "weak",
-                                                                                          "fragile")
+        assert len(last.history["activation"]) == short.finish_steps
+        assert last.verdict in ("excited", "raised", "weak", "fragile")
 
 
 def test_progress_counts_every_step(model, short, jobs):

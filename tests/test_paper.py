@@ -8,15 +8,18 @@ import torch
 import ascent
 import finish
 import regularizers as reg
+from activity import profile
 from ascent import ascend, check_jobs, draw, filled, judge_result, measure, start, stream, visualize
 from config import Config, Job
+from sae import SAE, fvu, training_loss
 from schedule import ddim, guided
 from steering import directions, sample, steered_prior
 from tests.linear import D, EDGE, FEATURES, Linear
 from tests.seeded import randn
 
 BARE = Config(num_steps=3, prior="noise", jitter_max=0, rotate_max=0.0, scale_max=1.0, spectral_filter=False,
-              total_variation_weight=0.0, range_weight=0.0, moment_weight=0.0, weight_decay=0.0, finish=False)
+              total_variation_weight=0.0, range_weight=0.0, moment_weight=0.0, weight_decay=0.0,
+              finish=False, finish_from=600)
 JOBS = [Job(feature=2, timestep=300, seed=1), Job(feature=5, timestep=800, seed=2)]
 N = 4 * EDGE * EDGE                                             # numbers in a latent
 
@@ -431,9 +434,9 @@ def test_a_result_is_judged_by_the_dataset_at_its_own_time_step(model):
 
 def test_the_finish_follows_its_formula(model):
     """e' = e - s (rms e / rms g) g, g = A^T W_enc[f] / S; then DDIM's step. Noised to t0 by a generator of its own."""
-    config = change(finish_from=600, finish_steps=3, finish_scale=0.8)
+    config = change(finish_steps=3, finish_scale=0.8)
     z, seen = randn(2, *model.latent_shape, seed=8), []
-    latents, scale, history = finish.finish(model, JOBS, z, config, None, seen.append)
+    latents, *_, scale, history = finish.finish(model, JOBS, z, config, None, seen.append)
     assert [step.timestep for step in seen] == [600, 400, 200] and scale.tolist() == pytest.approx([0.8, 0.8])
     abar = model.schedule.alphas_cumprod
     for i, job in enumerate(JOBS):
@@ -480,12 +483,12 @@ def test_silence_and_trouble_in_the_finish(model):
 def test_auto_takes_the_smallest_strength_that_is_enough(model):
     """A row that the first contents, one that the third does, one that none does: it gets the one that does most."""
     jobs = [*JOBS, Job(feature=7, timestep=300, seed=3)]
-    z, config = randn(3, *model.latent_shape, seed=8), change(finish_from=600, finish_steps=3, finish_scale="auto")
+    z, config = randn(3, *model.latent_shape, seed=8), change(finish_steps=3, finish_scale="auto")
     runs = [finish.finish(model, jobs, z, change(config, finish_scale=s))[0] for s in (0.2, 0.4, 0.8, 1.6)]
     again = torch.stack([measure(model, model.encode(model.decode(x)), jobs)[0] for x in runs])             # (4, 3)
     assert (again[1:] > again[:-1]).all()                       # else the rows ask nothing
     enough = torch.stack([again[0, 0], (again[1, 1] + again[2, 1]) / 2, again[3, 2] + 1])
-    latents, scale, _ = finish.finish(model, jobs, z, config, enough)
+    latents, *_, scale, _ = finish.finish(model, jobs, z, config, enough)
     assert scale.tolist() == pytest.approx([0.2, 0.8, 1.6])
     assert torch.equal(latents, torch.stack([runs[0][0], runs[2][1], runs[3][2]]))
     seen = []
@@ -497,7 +500,7 @@ def test_a_finished_result(model, monkeypatch):
     """Asks for three quarters of the re-encoded activation, starts where the ascent ended, keeps its start's score."""
     asked, real = [], finish.finish
     monkeypatch.setattr(finish, "finish", lambda *given: asked.append(given) or real(*given))
-    config = change(finish=True, finish_from=600, finish_steps=3, finish_scale=0.4)
+    config = change(finish=True, finish_steps=3, finish_scale=0.4)
     results = finish.visualize(model, JOBS, config, 2)
     (_, jobs, z, _, enough, _), = asked
     assert torch.equal(z, torch.stack([r.latent for r in results])) and jobs == JOBS
@@ -575,3 +578,55 @@ def test_what_is_seen_while_sampling(model):
     alone = {}
     sample(model, noise, context, "ddim", 4, see=lambda t, h: alone.setdefault(t, h))
     assert close(alone[751], plain + 4, 1e-4) and not model.unet.hook._forward_hooks
+
+
+# --- the dataset's measure -------------------------------------------------------------------------------------------
+
+def test_the_strongest_dataset_image_at_a_time_step():
+    """Linear between sampling steps; before and after them what it is at the nearest, so that t = 0 has a measure."""
+    tables = {"timesteps": torch.tensor([801.0, 401, 1]), "max_feature": torch.tensor([[1.0], [3], [2]]),
+              "max_channel": torch.tensor([[-1.0], [-3], [-2]])}
+    ours = profile.largest(tables, "feature", 0)
+    assert ours[[0, 1, 201, 401, 601, 801, 1000]].tolist() == [2, 2, 2.5, 3, 2, 1, 1] and ours.shape == (1001,)
+    assert (profile.largest(tables, "channel", 0) == -ours).all()
+
+
+# --- training the autoencoder ----------------------------------------------------------------------------------------
+
+@pytest.fixture
+def axes():
+    """Four features that look along x, y, -x and -y; k is 1."""
+    sae = SAE(2, 4, k=1).requires_grad_(False)
+    for p, value in ((sae.encoder.weight, [[1, 0], [0, 1], [-1, 0], [0, -1]]), (sae.encoder.bias, [0, 0, 0, 0]),
+                     (sae.W_dec, [[1, 0], [0, 1], [-1, 0], [0, -1]]), (sae.b_dec, [0, 0])):
+        p.copy_(torch.tensor(value))
+    return sae
+
+
+H = torch.tensor([[3.0, 2.5], [1.0, 0.5]])
+
+
+def test_the_batch_shares_its_k(axes):
+    """Twice one feature for two positions: the first takes both; one by one each takes its own."""
+    assert axes.encode_batch(H).tolist() == [[3, 2.5, 0, 0], [0, 0, 0, 0]]
+    assert axes.encode(H).tolist() == [[3, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_the_loss_of_training(axes):
+    """(1, 0.5) is left: 1.25 of 4 about the mean. A 32nd of what the dead leave of that: 1.25, or 9.25, of 0.625."""
+    assert fvu(torch.tensor([[0.0, 0], [2, 0]]), torch.tensor([[0.0, 0], [1, 0]])) == 0.5
+    for dead, loss in (([], 0.3125), ([2, 3], 0.3125 + 2 / 32), ([0], 0.3125 + 14.8 / 32)):
+        mask = torch.tensor([f in dead for f in range(4)])
+        ours, fired, main = training_loss(axes, H, mask)
+        assert ours.item() == pytest.approx(loss) and main.item() == pytest.approx(0.3125)
+        assert fired.tolist() == [True, True, False, False]
+
+
+def test_training_starts_at_unit_rows_and_their_transpose():
+    sae = SAE(5, 9)
+    sae.init(torch.Generator().manual_seed(0), torch.arange(5.0))
+    assert close(sae.W_dec.norm(dim=1), 1.0) and torch.equal(sae.encoder.weight, sae.W_dec)
+    assert not sae.encoder.bias.any() and sae.b_dec.tolist() == [0, 1, 2, 3, 4]
+    sae.W_dec.data *= torch.arange(9.0)[:, None]
+    sae.normalize_decoder()
+    assert close(sae.W_dec[1:].norm(dim=1), 1.0) and not sae.W_dec[0].any()                    # 0 stays 0

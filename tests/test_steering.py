@@ -46,3 +46,11 @@ def test_a_row_is_steered_by_its_own_feature_alone(model, noise):
     both = steered(model, jobs, noise, 10.0, 4)
     swapped = steered(model, [Job(feature=8), jobs[1]], noise, 10.0, 4)
     assert torch.equal(both[1], swapped[1]) and not torch.allclose(both[0], swapped[0])
+
+
+def test_a_capture_knows_the_strongest_dataset_image(model):
+    """By which results are judged; without a capture it is not known."""
+    times, strongest = model.activity["timesteps"], model.activity["max_feature"]
+    for row in (0, len(times) // 2, len(times) - 1):
+        assert model.largest("feature", 37, int(times[row])) == pytest.approx(strongest[row, 37].item(), rel=1e-6)
+    assert load("weights/toy").largest("feature", 37, 600) is None
