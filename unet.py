@@ -250,11 +250,6 @@ class UNet(nn.Module):
         """D, the number of channels at hook point `name`."""
         return self.get_submodule(self.hook_name(name)).out_channels
 
-    def needed(self, until):
-        """Names of the tensors that are used up to hook point `until`."""
-        last = order(self.hook_name(until))
-        return {name for name in self.state_dict() if order(name) <= last}
-
     def forward(self, z, t, context, until=None, add=None):
         """Noised latents (B, 4, H, W), time steps (B,) int64, text (B, 77, Dc) -> predicted noise (B, 4, H, W).
 

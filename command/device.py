@@ -1,6 +1,7 @@
 """The model that the flags name, on the device that they name; how much memory was taken."""
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -35,15 +36,22 @@ def open_model(args, wanted, check=False):
     offer(args, wanted, device, check)
     path = args.weights or default_weights(args, wanted)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    hook_point = own_sae(path, getattr(args, "hook_point", None))
     if check:
-        found = find(path, args.ema)
+        found = find(path, args.ema, hook_point)
         check_memory(found, device, dtype, args.batch_size or default_batch_size(device, found.latent))
-    model = load(path, device, dtype, args.ema)
+    model = load(path, device, dtype, args.ema, hook_point)
     if check:
         model.check_numbers()
     if model.note:
         print(f"{path}: takes {model.note}", file=sys.stderr)
     return model
+
+
+def own_sae(path, hook_point):
+    """--hook-point where an SAE lies for it, so that of several this one is taken; else None."""
+    names = {folder.name.removeprefix("unet.") for folder in Path(path).glob("sae/*")}
+    return hook_point if hook_point and hook_point.removeprefix("unet.") in names else None
 
 
 def choose_size(args, wanted, model):
