@@ -3,6 +3,7 @@ captures; features at their SAE.
 """
 import functools
 import json
+import shutil
 
 import pytest
 import torch
