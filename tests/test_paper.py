@@ -401,6 +401,7 @@ GOOD = {"activation": 1.0, "activation_start": 0.5, "activation_reencoded": 0.8,
     ({"rank": 10}, 2.0, "excited"), ({"rank": 11}, None, "raised"), ({"rank": 11}, 0.1, "raised"),
     ({"activation_reencoded": 0.5}, None, "excited"), ({"activation_reencoded": 0.49}, None, "fragile"),
     ({"activation_reencoded": 0.49, "rank": 11}, 9.0, "fragile"),
+    ({"activation": -0.1, "activation_start": -0.5, "activation_reencoded": -0.04}, -1.0, "raised"),     # a raw channel
     ({"activation_start": 1.0}, None, "weak"), ({"activation_start": 0.99}, None, "excited"),
     ({"activation_start": 2.0, "activation_reencoded": 0.1}, None, "weak"),
     ({"activation": 0.0, "activation_start": 0.0}, None, "silent"),
