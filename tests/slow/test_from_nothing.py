@@ -3,8 +3,9 @@
     python -m pytest tests/slow/test_from_nothing.py -s
 
 A server on this machine plays the hub: Style50 and its autoencoder in the published layout, names, shapes and sizes
-(4.5 GB), random numbers inside. Only the latents are small, 8 x 8, so that a CPU does the rest: 3 minutes of a core. Takes
-4.5 GB of disk.
+(4.5 GB), random numbers inside. Only the latents are small, 8 x 8, so that a CPU does the rest in 3 minutes of a core.
+Takes 4.5 GB of disk.
+
 """
 import hashlib
 import json
@@ -49,9 +50,10 @@ CONFIGS = {
     "scheduler/scheduler_config.json": dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                                             num_train_timesteps=1000)}
 SAE_CONFIG = dict(d_in=1280, num_latents=20480, k=32, expansion_factor=16, input_unit_norm=False)
-COMMAND = [sys.executable, "featviz.py", *(
-    "--feature 10204 --timestep 361 --seed 1024 --device cpu --batch-size 1 --frames 2 --num-steps 2 --prior-steps 2 "
-    "--finish-steps 2 --finish-scale 0.4").split()]
+COMMAND = [sys.executable, "featviz.py", "--feature", "10204", "--timestep", "361", "--seed", "1024", "--num-steps",
+           "2",
+           "--prior-steps", "2", "--batch-size", "1", "--frames", "2", "--finish-steps", "2", "--finish-scale", "0.4",
+           "--device", "cpu"]
 
 
 class Made:
