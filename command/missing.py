@@ -192,6 +192,8 @@ def offer(args, wanted, device, check=False):
     print(f"{why}. This would fetch it:\n", file=sys.stderr)
     try:
         found = hub.survey(hub.bundle(name))
+        if not hub.need(found, home(name)):     # all that the hub has; what uses the rest says so
+            return
         print(hub.plan_text(found, home(name)), file=sys.stderr)
         hub.check_room(found, home(name))
         for line in filter(None, (narrow, device.type == "cpu" and "There is no CUDA card: on two cores a step of the "

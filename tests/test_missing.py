@@ -267,6 +267,13 @@ def test_no_room_on_the_disk(published, monkeypatch):
     assert code == 2 and "are needed and 1 kB are free; make room" in err and "[y/N]" not in err
 
 
+def test_nothing_is_asked_where_the_hub_has_no_more(published, bare, monkeypatch):
+    write_model(bare / "weights/style50", sae=None)
+    monkeypatch.setattr(hub, "need", lambda found, folder: 0)
+    code, err = published.ask("y\n", "--feature", 3, "--weights", "weights/style50")
+    assert code == 2 and "[y/N]" not in err and "sae: not there, and this needs it" in err.splitlines()[-1]
+
+
 def test_a_hub_without_these_weights(published):
     published.hub.files.clear()
     code, err = published.ask("y\n", "--feature", 1999)
