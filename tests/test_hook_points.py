@@ -1,6 +1,4 @@
-"""A run at every kind of hook point on the tiny model: raw channels, steered priors and
-captures; features at their SAE.
-"""
+"""A run at every kind of hook point on the tiny model: raw channels, steered priors, captures; features at the SAE."""
 import functools
 import json
 import shutil

@@ -1,5 +1,4 @@
-"""Sweeps of settings and the levels of --robustness, on the tiny model: what is made, what is drawn, what is refused.
-"""
+"""Sweeps of settings and levels of --robustness, on the tiny model: what is made, what is drawn, what is refused."""
 import functools
 import json
 
@@ -61,17 +60,22 @@ def touched(out):
 def written(monkeypatch):
     """What the sweep's sheet is told to draw: the arguments of its headings, tiles and texts."""
     found = {"heading": [], "tile": [], "write": []}
-    for name, calls in found.items():
-        def note(self, *args, calls=calls, whole=getattr(sheet.Sheet, name), **kwargs):
-            calls.append(args)
-            return whole(self, *args, **kwargs)
-        monkeypatch.setattr(sheet.Sheet, name, note)
+    draw, drawing = featviz.write_sweeps, []
 
-    def only(*args, draw=featviz.write_sweeps):                 # what other sheets were told is forgotten
-        for calls in found.values():
-            calls.clear()
+    def noted(name, whole):
+        def note(self, *args, **kwargs):
+            if drawing:                                         # other sheets are no matter
+                found[name].append(args)
+            return whole(self, *args, **kwargs)
+        return note
+
+    def watched(*args):
+        drawing.append(True)
         return draw(*args)
-    monkeypatch.setattr(featviz, "write_sweeps", only)
+
+    for name in found:
+        monkeypatch.setattr(sheet.Sheet, name, noted(name, getattr(sheet.Sheet, name)))
+    monkeypatch.setattr(featviz, "write_sweeps", watched)
     return found
 
 
