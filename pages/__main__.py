@@ -1,4 +1,4 @@
-"""Sheets, pages and the atlas of results that lie on disk: `python -m pages out/toy`."""
+"""Sheets, pages, the atlas and a wall of results that lie on disk: `python -m pages out/toy`."""
 import sys
 from pathlib import Path
 
@@ -42,6 +42,8 @@ def main(argv=None):
                         "drawn by lot")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the wall's picture (default: wall.png in its folder)")
     args = parser.parse_args(argv)
+    if args.out and not args.wall:
+        parser.error("--out names the picture of a wall: give --wall FOLDER, too")
     if not args.folder and not args.atlas and not args.wall:
         parser.error("nothing to do: give a folder of results, such as out/toy/feature_00169")
     return guarded("pages", run, args)

@@ -246,6 +246,9 @@ def test_a_wall_of_fewer_features_says_so_and_of_none_is_an_error(out, capsys):
     made.features(out, 3, finished=True)
     assert main(["--wall", str(out)]) == 0 and Image.open(out / "wall.png").mode == "RGB"
     assert capsys.readouterr().err == "only 3 features have a finished picture; a wall has 48\n"
+    with pytest.raises(SystemExit) as stop:
+        main([str(out), "--out", "wall.png"])
+    assert stop.value.code == 2 and "give --wall FOLDER" in capsys.readouterr().err
     assert main(["--wall", str(out / "nowhere")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith(f"pages: --wall {out / 'nowhere'}: holds no finished picture")
