@@ -7,7 +7,7 @@
     5  gradient smoothing         blur(g, sigma), smoothing_sigma(step, ...)
     6  transformation robustness  transform(z, shift, angle, zoom)
     7  spectral gradient filter   spectral_filter(g)
-   (8  weight decay               the optimiser's, in featviz.py: the original's library default, here a named setting)
+   (8  weight decay               the optimiser's, in ascent.py: the original's library default, here a named setting)
 
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218, and its implementation.
 Axes: B jobs, C channels, H W latent height and width. Where a strength is a length (shift, sigma) or a slope (total
@@ -16,7 +16,8 @@ variation), `pitch` says how many of our latent pixels make one of SD's, whose l
 import torch
 import torch.nn.functional as F
 
-REFERENCE_WIDTH = 64        # latent pixels across the picture for which the original's strengths were chosen
+from config import REFERENCE_WIDTH
+
 RANGE_LIMIT = 3.0
 KERNEL_SIZE = 9
 NORM_EPS = 1e-8             # against division by a gradient of deviation 0

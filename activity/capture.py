@@ -128,7 +128,7 @@ def configure(model, **given):
         raise WeightsError(f"{path}: \"capture\" must be an object with some of {', '.join(kinds)}")
     if isinstance(own.get("prompts"), str) and own["prompts"] not in GRIDS:
         own = own | {"prompts": model.folder / own["prompts"]}
-    values = {"prompts": "thesis"} | own | {k: v for k, v in given.items() if v is not None}
+    values = {"prompts": "thesis", "sampler": model.sampler} | own | {k: v for k, v in given.items() if v is not None}
     if str(values["prompts"]) in GRIDS:
         values["prompts"] = grid(str(values["prompts"]))
     elif isinstance(values["prompts"], (str, Path)):

@@ -70,7 +70,7 @@ def over_processes(weights, device, counts, features, threads=1):
                          "noise",
                          "--num-steps", 5 * STEPS, "--frames", 0, "--shard", f"{i}/{n}", "--out", folder,
                          "--device", f"cuda:{i}" if device == "cuda" else device]
-                running.append(subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)],
+                running.append(subprocess.Popen([sys.executable, "featviz.py", "--no-finish", *map(str, flags)],
                                                 stdout=subprocess.DEVNULL,
                                                 stderr=subprocess.DEVNULL,
                                                 env=os.environ | {"OMP_NUM_THREADS": str(threads)}))

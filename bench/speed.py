@@ -142,7 +142,7 @@ def command(args, *flags):
     """
     with tempfile.TemporaryDirectory() as out:
         began = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "featviz.py"), "--out", out, "--device", args.device,
+        subprocess.run([sys.executable, str(ROOT / "featviz.py"), "--no-finish", "--out", out, "--device", args.device,
                         *map(str, flags)], cwd=ROOT, check=True,
                        capture_output=True)
         return time.perf_counter() - began

@@ -31,10 +31,16 @@ def check(model, jobs, config, size):
     """What --check prints: measured on one gradient of one batch, nothing written."""
     from ascent import ascend
     from command.device import peak_memory
+    from finish import course_length, redraw
     from weights.preflight import check_fit
     batches, began = -(-len(jobs) // size), time.time()
-    next(ascend(model, (jobs * size)[:size], dataclasses.replace(config, prior="noise")))
-    seconds = (time.time() - began) * batches * (config.num_steps + (config.prior == "steer") * config.prior_steps)
+    batch = (jobs * size)[:size]
+    step = next(ascend(model, batch, dataclasses.replace(config, prior="noise")))
+    first, began = time.time() - began, time.time()
+    next(redraw(model, batch, step.before, [1], 0.0, config))   # a step of the finish, or of a guided start
+    second = time.time() - began
+    seconds = batches * (config.num_steps * first + (course_length(config) - config.num_steps) * second
+                         + (config.prior != "noise") * config.prior_steps * second)
     say(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a "
         f"time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files "
         "read, all names, shapes and values are sound")

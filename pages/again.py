@@ -6,7 +6,7 @@ older versions do not say it: of them every setting is spelled out.
 import json
 import shlex
 
-from config import SETTINGS, flag
+from config import HOOK_POINT, SETTINGS, flag
 
 FRAMES = 8                  # pictures of the course that a run keeps when no flag says otherwise
 
@@ -22,7 +22,7 @@ def flags(recipe):
 def command(recipe, times, seeds, frames=FRAMES, weights=None):
     """The command for this recipe at these time steps and seeds. `weights`: their folder, by default weights/<name>."""
     kind = "channel" if recipe["job"]["feature"] is None else "feature"
-    hook = ["--hook-point", recipe["hook_point"]] if kind == "channel" else []
+    hook = ["--hook-point", recipe["hook_point"]] if kind == "channel" or recipe["hook_point"] != HOOK_POINT else []
     kept = ["--frames", frames] if frames != FRAMES else []
     words = ["python", "featviz.py", "--weights", weights or f"weights/{recipe['weights']}", f"--{kind}",
              recipe["job"][kind], *hook, "--timestep", *times, "--seed", *seeds, "--device", recipe["device"],

@@ -28,7 +28,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save as save_tensors
 
-from config import HOOK_POINT
+from config import FINISH_FROM, HOOK_POINT, REFERENCE_WIDTH, STRENGTHS
 from weights.disk import alone, replacing
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -46,6 +46,7 @@ def method_code():
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
         digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+    digest.update(repr((FINISH_FROM, STRENGTHS, REFERENCE_WIDTH)).encode())         # what a recipe does not name
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import difflib
 import itertools
 import json
 
-from config import SETTINGS, scale
+from config import SETTINGS, moment, scale
 
 LABELS = 1.25               # tiles across for the names and values to the left of a row
 SWITCH = {"on": True, "off": False}
@@ -40,7 +40,7 @@ def typed(name, text):
             raise ValueError
         return SWITCH[text] if kind is bool else kind(text)
     except ValueError:
-        names = {int: "whole numbers", float: "numbers", scale: "numbers or auto"}
+        names = {int: "whole numbers", float: "numbers", scale: "numbers or auto", moment: "time steps or auto"}
         wanted = ", ".join(words) if words else names[kind]
         raise argparse.ArgumentTypeError(f"{name} takes {wanted}, separated by commas, got {text!r}") from None
 

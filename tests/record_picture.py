@@ -1,4 +1,4 @@
-"""Record the picture of tests/test_featviz.py: python -m tests.record_picture. Needed again when weights/toy changes.
+"""Record the picture of tests/test_ascent.py: python -m tests.record_picture. Needed again when weights/toy changes.
 """
 import dataclasses
 import json

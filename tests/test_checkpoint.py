@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from activity import capture
 from activity.profile import attach
 from clip import END, number
+from config import configure
 from schedule import Schedule, ddim
 from tests.tiny import ACTIVITY, CONFIGS, HOOK, PATHS, VOCAB, edit_json, edit_tensors, write_model
 from weights import disk, fingerprints
@@ -720,7 +722,8 @@ def test_unused_files_of_a_published_folder_are_neither_read_nor_fingerprinted(f
 def test_the_scheduler_file_chooses_sampler_and_last_step(entries, sampler, last, folder):
     edit_json(folder / "scheduler/scheduler_config.json", **entries)
     model = load(folder)
-    assert model.sampler == sampler
+    assert model.sampler == sampler == configure(model.settings).prior_sampler == capture.configure(model).sampler
+    assert configure({"presets": {}} | model.settings, prior_sampler="pndm").prior_sampler == "pndm"
     assert model.schedule.last == (model.schedule.alphas_cumprod[0] if last == "first" else 1)
 
 

@@ -89,10 +89,12 @@ def test_of_several_saes_the_hook_point_takes_its_own(tmp_path, capsys):
     folder = write_model(tmp_path / "two", activity=None)
     home, = folder.glob("sae/*")
     shutil.copytree(home, home.with_name("unet.up_blocks.1.attentions.2"))
-    call = ["--weights", folder, "--feature", 3, "--prior", "noise", "--timestep", 300, "--seed", 5, "--out", tmp_path / "out"]
+    call = ["--weights", folder, "--feature", 3, "--prior", "noise", "--timestep", 300, "--seed", 5,
+            "--out", tmp_path / "out"]
     for flags, hook in (((), "up_blocks.1.attentions.1"), (("--hook-point", "unet.up_blocks.1.attentions.2"),
                                                            "up_blocks.1.attentions.2")):
         assert featviz.main([str(word) for word in (*call, *flags)]) == 0
         assert f"SAE of {hook}" in capsys.readouterr().err
-    made = sorted(json.loads(path.read_text())["recipe"]["hook_point"] for path in (tmp_path / "out").rglob("seed_5.json"))
+    records = (tmp_path / "out").rglob("seed_5.json")
+    made = sorted(json.loads(path.read_text())["recipe"]["hook_point"] for path in records)
     assert made == ["up_blocks.1.attentions.1", "up_blocks.1.attentions.2"]

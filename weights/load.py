@@ -229,6 +229,10 @@ class Model:
             self.parts[part] = self.sources[part].read(precision(part, dtype), device, late=part in PARTS)
         self.schedule, self.sampler = Schedule(**found.schedule, device=device), found.sampler
         self.hook_point, self.settings = found.hook_point, found.settings
+        if found.sampler != "pndm":             # what the scheduler's file says, unless featviz.json says otherwise
+            own = {preset: {"prior_sampler": found.sampler} | self.settings.get("presets", {}).get(preset, {})
+                   for preset in ("sae", "raw")}
+            self.settings = self.settings | {"presets": self.settings.get("presets", {}) | own}
         self.captured = self.activity = None    # a capture's folder and its tables, which activity.profile.attach adds
         self.latent_shape = (self.parts["unet"].conv_in.in_channels, *found.latent)
 
