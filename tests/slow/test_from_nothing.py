@@ -5,7 +5,6 @@
 A server on this machine plays the hub: Style50 and its autoencoder in the published layout, names, shapes and sizes
 (4.5 GB), random numbers inside. Only the latents are small, 8 x 8, so that a CPU does the rest in 3 minutes of a core.
 Takes 4.5 GB of disk.
-
 """
 import hashlib
 import json
