@@ -512,8 +512,9 @@ def times(out, target="feature_00003"):
     return sorted(int(p.name[1:5]) for p in (out / "tiny" / target).glob("t*"))
 
 
-def test_auto_is_the_default_where_there_is_a_capture(model, weights, whole, tmp_path):
-    out = tmp_path / "out"
+def test_auto_is_the_default_where_the_weights_name_no_time_step(model, weights, whole, tmp_path):
+    out, weights = tmp_path / "out", shutil.copytree(weights, tmp_path / "tiny")
+    edit_json(weights / "featviz.json", timestep=None)
     (out / "tiny").mkdir(parents=True)
     (out / "tiny/activity").symlink_to(whole)
     assert run(featviz.main, "--weights", weights, "--out", out, *SHORT) == 0
@@ -554,7 +555,8 @@ def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, c
     assert made["hook_point"] == ELSEWHERE and not any(name.startswith("sae/") for name in made["fingerprints"])
     assert activity("analyse", "--channel", 4, *here) == 0
     assert (out / "tiny" / f"{ELSEWHERE}_channel_0004/activity.json").exists()
-    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, *here, *SHORT) == 0  # steered
+    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, "--timestep", "auto", *here,
+               *SHORT) == 0                                     # steered
     expected = profile.timesteps(profile.attach(model, folder).activity, "channel", 4)
     assert times(out, f"{ELSEWHERE}_channel_0004") == expected and not (out / "tiny/probe").exists()
     record = json.loads(next((out / "tiny" / f"{ELSEWHERE}_channel_0004").rglob("seed_1.json")).read_text())

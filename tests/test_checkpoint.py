@@ -510,13 +510,13 @@ BAD_ACTIVITY = {
     "activity is cut": (cut(ACTIVITY, -9), (ACTIVITY, *NOT_WHOLE)),
     "activity is a directory": (directory_at(ACTIVITY), (f"{ACTIVITY}: cannot be read (a folder)", AGAIN)),
     "activity lacks its time steps": (tensors(ACTIVITY, without("timesteps")),
-                                      (f"{ACTIVITY}: lacks tensor 'timesteps'", AGAIN)),
+                                      (f"{ACTIVITY}: lacks a tensor 'timesteps'", AGAIN)),
     "activity lacks its channels": (tensors(ACTIVITY, without("max_channel")),
                                     (f"{ACTIVITY}: lacks tensor 'max_channel'", MISMATCH)),
     "activity of no time step": (tensors(ACTIVITY, lambda x: {k: v[:0] for k, v in x.items()}),
-                                 ("no list of time steps", AGAIN)),
+                                 ("lacks a tensor 'timesteps' with a list of time steps", AGAIN)),
     "activity of a single number": (tensors(ACTIVITY, with_tensor("timesteps", lambda x: x[0])),
-                                    ("no list of time steps", AGAIN)),
+                                    ("lacks a tensor 'timesteps' with a list of time steps", AGAIN)),
     "activity of other features": (tensors(ACTIVITY, with_tensor("max_feature", lambda x: x[:, :9])),
                                    ("max_feature has shape", MISMATCH)),
 }
@@ -778,4 +778,4 @@ def test_a_hook_point_without_any_sae(tmp_path):
     assert load(folder, hook_point="unet.mid_block.attentions.0").hook_point == "mid_block.attentions.0"
     with pytest.raises(WeightsError) as caught:
         load(folder, hook_point="mid_block.attentions.7")
-    check_message(caught.value, folder, "is no transformer block of this UNet; nearest:")
+    check_message(caught.value, folder, "is no attention, resnet or convolution of this UNet; nearest:")
