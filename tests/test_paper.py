@@ -592,6 +592,12 @@ def test_the_strongest_dataset_image_at_a_time_step():
     assert (profile.largest(tables, "channel", 0) == -ours).all()
 
 
+def test_a_word_of_half_of_all_prompts_names_no_concept():
+    everything = ["A red Tree", "A red Cat", "A blue Dog", "A blue Sea"]
+    assert profile.shared_words(everything[:1], everything) == ["Tree"]                         # red: half, A: all
+    assert profile.shared_words(everything[:1], [*everything, "A blue Sky"]) == ["red", "Tree"]
+
+
 # --- training the autoencoder ----------------------------------------------------------------------------------------
 
 @pytest.fixture

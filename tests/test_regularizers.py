@@ -21,8 +21,8 @@ def moves(*rows):
 # --- 2, 3, 4: penalties ----------------------------------------------------------------------------------------------
 
 def test_total_variation():
-    z = torch.tensor([[[[1.0, 2.0, 4.0], [0.0, 3.0, 3.0]]]])
-    assert close(reg.total_variation(z), [(1 + 1 + 1) / 3 + (1 + 2 + 3 + 0) / 4])
+    z = torch.tensor([[[[1.0, 2.0, 4.0], [0.0, 3.0, 1.0]]]])
+    assert close(reg.total_variation(z), [(1 + 1 + 3) / 3 + (1 + 2 + 3 + 2) / 4])
 
 
 def test_range_penalty():

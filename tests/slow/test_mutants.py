@@ -193,9 +193,10 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         ("sorted({0, *peaks", "sorted({*peaks"),
         ("[:, target] > 0]", "[:, target] >= 0]"),
         ("SHARED = 0.8", "SHARED = 0.5"),
-        ("< 0.5 * len(everything)", "< len(everything)"),
     ],
     ("activity/profile.py", PAPER): [
+        ("< 0.5 * len(everything)", "< len(everything)"),
+        ("< 0.5 * len(everything)", "<= 0.5 * len(everything)"),
         ("np.interp(np.arange(T + 1), x, y)", "np.interp(np.arange(T + 1), x, y, left=0)"),
     ],
 }
