@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.test_checkpoint import networks
 from tests.test_interrupted import heeds_ctrl_c
 from tests import clip_vocab, tiny
 from weights import download, fetch, sources
@@ -903,7 +904,7 @@ def test_style50_in_every_shape_becomes_a_folder_that_loads(style, tmp_path, cap
     model = load(tmp_path / "got")
     for part in ("unet", "vae", "text_encoder", "sae"):
         expected = tiny.tensors(part, tiny.CONFIGS[part], 2 if part in from_base else 1)
-        for key, tensor in getattr(model, part).state_dict().items():
+        for key, tensor in networks(model)[part].state_dict().items():
             assert torch.equal(tensor, expected[key].half().float() if part in halved else expected[key]), (part, key)
     assert model.hook_point == tiny.HOOK and len(model.tokenizer.vocab) == len(tiny.VOCAB)
     assert (tmp_path / "got/scheduler/scheduler_config.json").exists()
