@@ -22,7 +22,7 @@ N = r"[\d.]+\d"
 THREE = rf"(?P<a>{N}),? (?P<b>{N}),?(?: and)? (?P<c>{N})"
 OWN = {chapter[3]: next(line for line in COMMANDS if line in chapter) for chapter in CHAPTERS}     # a chapter's first
 FIRST, LAST = COMMANDS[0], OWN["7"]
-at = lambda t, more: LAST.replace("--timestep 600 --prior noise", f"--timestep {t} --no-finish {more}")
+at = lambda t, more: FIRST.replace("--timestep 600 --prior noise", f"--timestep {t} {more}")
 CASES = {   # name -> (command, the chapter whose change is made or "", where its numbers stand)
     "1, changed": (FIRST, "1", rf"same flowers \((?P<b>{N}) and (?P<c>{N}) by .*? ended at (?P<a>{N}), where"),
     "2": (OWN["2"], "", rf"did at theirs: {THREE}"),
