@@ -114,7 +114,7 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         ('column("activation_start"))', 'column("activation"))'),
         (".any(dim=0).all():", ".any(dim=0).any():"),
         ("good.int().argmax(", "good.int().argmin("),
-        ("argmax(dim=0)).tolist()", "argmin(dim=0)).tolist()"),
+        (".argmax(dim=0))", ".argmin(dim=0))"),
         ("config.num_steps + config.finish *", "config.num_steps +"),
     ],
     ("steering.py", PAPER): [
