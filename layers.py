@@ -8,7 +8,7 @@ reordering its weights. Here both become products x W^T by oneDNN, forward and b
 bench/README.md has the measurements.
 
 A layer whose weight collects gradients (training), a device that is no CPU and a precision that oneDNN lacks take
-torch's own way: the two differ by rounding, and tests/test_speed.py holds them together.
+torch's own way: the two differ by rounding, and tests/slow/test_speed.py holds them together.
 """
 import torch
 import torch.nn.functional as F

@@ -4,7 +4,7 @@ Here = today's diffusers names without the text encoder's prefix `text_model.`. 
 Sources
  [1] the published folders of SD 1.4 and SD 1.5: file names, `.fp16.` variants, the VAE attention's names before 2023
  [2] CompVis/latent-diffusion and stable-diffusion: the single file ("LDM" layout), its EMA copies, its schedule buffers
- [3] the key lists of both, which tests/test_layouts.py compares in full with these rules
+ [3] the key lists of both, which tests/slow/test_layouts.py compares in full with these rules
 """
 import re
 

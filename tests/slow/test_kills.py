@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import featviz
-from tests.test_interrupted import flags, kill_and_resume, uninterrupted, weights  # noqa: F401
+from tests.slow.test_interrupted import flags, kill_and_resume, uninterrupted, weights  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")      # as the killed processes
 

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from tests.test_lesson import CHAPTERS, COMMANDS, ROOT, TEXT, change, edits
+from tests.slow.test_lesson import CHAPTERS, COMMANDS, ROOT, TEXT, change, edits
 
 CLOSE = 0.03                # other threads and versions round differently, a hundred times in a row
 SEEDS = (1024, 1111, 4359)

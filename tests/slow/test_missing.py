@@ -14,7 +14,7 @@ from clip import TextEncoder
 from command import missing
 from config import HOOK_POINT
 from sae import SAE
-from tests.test_fetch import Hub
+from tests.slow.test_fetch import Hub
 from tests.tiny import VOCAB, write_model
 from unet import UNet
 from vae import VAE

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.test_checkpoint import networks
-from tests.test_interrupted import heeds_ctrl_c
+from tests.slow.test_interrupted import heeds_ctrl_c
 from tests import clip_vocab, tiny
 from weights import download, fetch, sources
 from weights import hub as hubs_own
@@ -27,7 +27,7 @@ from weights.layouts import LEGACY_ATTENTION
 from weights.load import load
 from weights.sources import Bundle, File, Piece, Source
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 DATA = random.Random(0).randbytes(300_000)
 HALF = random.Random(1).randbytes(150_000)
 CARD, LICENCE, CONFIG = b"---\nlicense: x\n---\nA card.\n", b"You may.\n", b'{"in_channels": 4}\n'

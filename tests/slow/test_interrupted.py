@@ -19,7 +19,7 @@ import pytest
 import featviz
 from tests.tiny import QUICK, edit_json, write_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")
 FEATURES, SEEDS = 16, (1, 2)
 WINDOW = 1.0                                    # seconds after the first result has begun, in which the kill comes
