@@ -5,7 +5,7 @@
     page       everything -> one self-contained HTML document, a section a stage, as wide as a projector
 
 A cited line is searched for when the page is made, by a text that occurs once in its file, so its number cannot go
-stale. Every number on the page is computed from the tensors that lie beside it (tests/slow/test_trace.py does it again).
+stale. Every number on the page is computed from the tensors that lie beside it; tests/slow/test_trace.py does it again.
 Axes: 4 x H x W latents, D x h x w at the hook point.
 """
 import inspect
