@@ -87,6 +87,17 @@ def activation(values, kind):
     return (values.relu() if kind == "feature" else values).mean(dim=1)
 
 
+def objective(values, kind, silent_gradient=True):
+    """(activation (B,), silent (B,) bool, what is climbed (B,)): of the readout `values` (B, S).
+
+    Climbed is the activation or, where a feature is 0 at every position, its mean before the relu, whose gradient is
+    not 0 (ours).
+    """
+    a = activation(values, kind)
+    silent = (values <= 0).all(dim=1) & (kind == "feature")
+    return a, silent, torch.where(silent, values.mean(dim=1), a) if silent_gradient else a
+
+
 def adamw(z, g, mean, square, n, config):
     """AdamW's n-th step, n = 1, 2, ...: the new z, mean and square, all (B, 4, H, W) [Loshchilov & Hutter, arXiv
     1711.05101].
@@ -148,9 +159,7 @@ def ascend(model, jobs, config, begin=None):
         hook = model.unet(noised.to(model.dtype), t, context, until=model.hook_point)           # (B, D, h, w)
 
         values = readout(model, hook, jobs)                                                     # (B, S)
-        a = activation(values, jobs[0].kind)                                                    # (B,)
-        silent = (values <= 0).all(dim=1) if jobs[0].kind == "feature" else torch.zeros_like(alive)
-        climb = torch.where(silent, values.mean(dim=1), a) if config.silent_gradient else a
+        a, silent, climb = objective(values, jobs[0].kind, config.silent_gradient)              # (B,) each
 
         # penalties act on the latent itself, not on its moved copy
         penalties = {"total_variation": config.total_variation_weight * unit * reg.total_variation(z),

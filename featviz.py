@@ -42,7 +42,8 @@ def parse(argv=None):
     what.add_argument("--channel", type=int, nargs="+", metavar="C", help="raw channels at the hook point")
     what.add_argument("--thesis", action="store_true", help="the thesis' five features, or the weights' own five, with "
                       "word and example prompt, on one page")
-    group.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: the autoencoder's, or up1.1)")
+    group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in "
+                       "the UNet (default: the autoencoder's, or up1.1)")
     group.add_argument("--timestep", type=number_or("auto", "active"), nargs="+", metavar="T",
                        help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
                        "steps at which it is active (default: the weights' own, else auto)")
@@ -72,7 +73,10 @@ def parse(argv=None):
 # --- model, time steps -> jobs ----------------------------------------------------------------------------------------
 
 def plan(args):
-    """Flags -> (model, jobs, config, batch size); ValueError or WeightsError with one line for what cannot be."""
+    """Flags -> (model, jobs, configs, batch size); ValueError or WeightsError with one line for what cannot be.
+
+    The configs are one, or with --sweep all combinations.
+    """
     from activity.times import with_activity
     from ascent import check_jobs
     from command.device import choose_size, open_model
@@ -85,7 +89,7 @@ def plan(args):
     configs = swept(config, args.sweep, given)
     for one in configs:
         check_config(one, min(model.latent_shape[1:]), len(model.schedule))
-    check_steps(args.trace or (), config)
+    check_steps(args.trace or (), config.num_steps)
     model = choose_hook_point(model, args)
     kind, targets = find_targets(model, args)
     when = args.timestep or ([model.settings.get("timestep", 0)] if args.sweep else None)
@@ -98,7 +102,7 @@ def plan(args):
     model, times = with_activity(model, args.out, when, steered, probing, size)
     jobs = [make(n, t, seed) for n in targets[rank::shards] for t in dict.fromkeys([*numbers, *times(kind, n)])
             for seed in seeds]
-    return model, jobs, config, size
+    return model, jobs, configs, size
 
 
 def find_targets(model, args):
@@ -135,22 +139,21 @@ def run(args):
     from command.told import announce, check
     from pages import files
     from pages.thesis import write_thesis
-    model, jobs, config, size = plan(args)
+    model, jobs, configs, size = plan(args)
     if not jobs:
         print("there are fewer features than processes: nothing to do for this one", file=sys.stderr)
         return 0
-    configs = swept(config, args.sweep)                         # one, unless --sweep says otherwise
     if args.check:
-        return check(model, jobs * len(configs), config, size)
+        return check(model, jobs * len(configs), configs[0], size)
     usual = configure(model.settings, "raw" if args.channel else "sae")
     recipes = {(job, one): files.recipe(model, job, one, usual) for one in configs for job in jobs}
     files.prepare(args.out)
     if args.trace:
-        return run_trace(model, {job: recipes[job, config] for job in jobs}, config, size, args)
+        return run_trace(model, {job: recipes[job, configs[0]] for job in jobs}, configs[0], size, args)
     steps = {one: kept_steps(one.num_steps, args.frames) for one in configs}
     why = {(job, one): "again" if args.again else files.lacking(args.out, recipe, steps[one], args.keep)
            for (job, one), recipe in recipes.items()}
-    announce(model, why, config)
+    announce(model, why, configs[0])
     table = draw_examples(model, args.out, recipes) if args.thesis else None
     failed = [path for one in configs for path, result in compute(model, one, why, recipes, size, args)
               if result.verdict.startswith("non-finite")]

@@ -29,7 +29,7 @@ import torch
 
 import ascent
 import regularizers as reg
-from ascent import activation, assess, measure, readout, row, steer, summarize
+from ascent import assess, measure, objective, readout, row, steer, summarize
 from config import FINISH_FROM, STRENGTHS
 
 FINISH_SEED = 0x6F3D91A5                        # a job's seed XOR this: the finish draws from a generator of its own
@@ -94,9 +94,7 @@ def redraw(model, jobs, x, times, scale, config):
         e, hook, leaf = look(model, before, torch.full((len(jobs),), t, device=model.device), context)
 
         values = readout(model, hook, jobs)                                                     # (B, S)
-        a = activation(values, jobs[0].kind)                                                    # (B,)
-        silent = (values <= 0).all(dim=1) if jobs[0].kind == "feature" else torch.zeros_like(alive)
-        climb = torch.where(silent, values.mean(dim=1), a) if config.silent_gradient else a
+        a, silent, climb = objective(values, jobs[0].kind, config.silent_gradient)              # (B,) each
         (gradient,) = torch.autograd.grad(climb.sum(), leaf)                                    # rows do not mix
 
         g = reg.spectral_filter(gradient) if config.spectral_filter else gradient

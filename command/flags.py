@@ -104,12 +104,12 @@ def check_numbers(args):
         raise ValueError(f"--frames must be 0 or between 2 and 50, got {args.frames}")
 
 
-def check_steps(steps, config):
+def check_steps(steps, num_steps):
     """ValueError for a step of --trace that the ascent does not have."""
     for k in steps:
-        if not 0 <= k < config.num_steps:
-            raise ValueError(f"--trace {k} is out of range: the ascent has {config.num_steps} steps, "
-                             f"0..{config.num_steps - 1} (--num-steps sets how many)")
+        if not 0 <= k < num_steps:
+            raise ValueError(f"--trace {k} is out of range: the ascent has {num_steps} steps, "
+                             f"0..{num_steps - 1} (--num-steps sets how many)")
 
 
 def guarded(name, work, *args):

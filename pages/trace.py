@@ -16,7 +16,7 @@ import json
 import torch
 from safetensors.torch import save as save_tensors
 
-from ascent import ascend, default_batch_size, draw, filled, readout
+from ascent import ascend, default_batch_size, draw, filled, objective, readout
 from finish import start
 from pages import again, files, tracepage
 from weights.disk import replacing
@@ -68,7 +68,7 @@ def record(model, job, config, step, i, values, drawn):
     flat, grid = hook.flatten(1).T, hook.shape[1:]                                              # (S, D)
     everything = model.sae.pre_acts(flat) if job.kind == "feature" else flat                    # (S, F)
     top = everything.mean(dim=0).topk(min(STRONGEST, everything.shape[1]))
-    climb = values.mean() if config.silent_gradient and step.silent[i] else step.activation[i]
+    climb = objective(values[None], job.kind, config.silent_gradient)[2][0]
     tensors = {name: getattr(step, name)[i] for name in ("before", "transformed", "noised", "gradient", "filtered",
                                                          "smoothed", "after", "activation", "silent")}
     tensors |= dict(zip(("shift", "angle", "zoom", "eps"), map(torch.as_tensor, drawn)))

@@ -1,8 +1,13 @@
 """For all tests: threads; what the program remembers between runs (fingerprints.py) stays out of
 the user's own cache folder.
 """
+import functools
+
 import pytest
 import torch
+
+from command import device
+from tests.tiny import write_model
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,3 +26,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def loaded_once():
+    """Where nothing changes a folder that was loaded: loading is most of what a run of two steps costs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "load", functools.cache(device.load))
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The tiny model; modules that need another one have a fixture of this name."""
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"

@@ -2,7 +2,6 @@
 """
 import dataclasses
 import errno
-import functools
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import featviz
-from command import device, progress
+from command import progress
 from weights import disk
 import ascent
 import finish
@@ -29,25 +28,7 @@ KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")    # files o
 FLAGS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def loaded_once():
-    """Nothing below changes a folder that was loaded before, and loading is most of what a run of two steps costs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "load", functools.cache(device.load))
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
+pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 
 
 def run(weights, out, *flags):

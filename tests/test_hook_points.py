@@ -1,5 +1,4 @@
 """A run at every kind of hook point on the tiny model: raw channels, steered priors, captures; features at the SAE."""
-import functools
 import json
 import shutil
 
@@ -8,25 +7,12 @@ import torch
 
 import featviz
 from activity.__main__ import main as activity
-from command import device
 from tests.tiny import HOOK, write_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 KINDS = {                   # hook point -> its width on the tiny model
     "conv_in": 16, "down_blocks.0.resnets.1": 16, "down_blocks.1.downsamplers.0.conv": 16, "mid_block.resnets.1": 32,
     "up_blocks.0.upsamplers.0.conv": 32, "up_blocks.3.attentions.2": 16}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def loaded_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "load", functools.cache(device.load))
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 def run(weights, out, *flags):

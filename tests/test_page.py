@@ -19,7 +19,6 @@ from pages import feature as pages
 from pages.read import PROJECT, read_activity, read_results
 from pages.web import asset
 from tests.made import activity, feature, picture
-from tests.tiny import write_model
 from weights.load import load
 
 ALONE = {"img", "input", "meta", "br", "link", "line", "path", "polyline", "rect"}      # elements without an end
@@ -377,11 +376,6 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_on_the_page_makes_the_same_recipes(name, weights, tmp_path):
     """From flags to records to the page to the command to flags: same jobs, same settings, same pictures kept."""
@@ -401,7 +395,7 @@ def test_the_command_on_the_page_makes_the_same_recipes(name, weights, tmp_path)
         assert words[:3] == ["python", "featviz.py", "--weights"] and len(made) == 4
         words[3] = str(weights)
         args = featviz.parse([*words[2:], "--out", str(tmp_path)])
-        model, jobs, config, _ = featviz.plan(args)
+        model, jobs, (config,), _ = featviz.plan(args)
         usual = configure(model.settings, "raw" if args.channel else "sae")
         assert {json.dumps(files.recipe(model, job, config, usual), sort_keys=True) for job in jobs} == made.keys()
         assert kept_steps(config.num_steps, args.frames) == records[0].steps

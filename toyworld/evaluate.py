@@ -37,7 +37,7 @@ from toyworld.train import GUIDANCE, capture, encode_all, make_drawings, write_j
 UNSEEN = 1                  # world seed of the drawings that nothing was trained on
 TOP = 50                    # strongest images of a feature
 SHARE = 0.9                 # of them that must share an object, a style or both
-PICTURES = Path(__file__).parent / "pictures"
+PICTURES = Path(__file__).parent.parent / "docs/pictures"
 SEED = 1024                 # of the ascent; one a feature
 
 

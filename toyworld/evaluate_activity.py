@@ -7,6 +7,8 @@ prior       final activation of the ascent at the highest peak: steered prior ov
 peak        the same from a steered prior: at the highest peak over at t = 0
 priors      do steered priors alone show the concept, at several steering strengths
 probe       how well the peaks of a probe, and for comparison of a second full capture, serve the first one's profiles
+details     how many features' peaks depend on the end values, on float32, and on the halves of the guided batch (where
+            the folder --both holds a capture that counted both: python -m activity capture --halves both)
 
 Gains are ratios of mean final activations over features, with a 95% interval from resampling the features.
 """
@@ -26,6 +28,7 @@ from activity.times import full, probe
 from ascent import start, visualize
 from config import PEAKS, Job, configure
 from pages.sheet import write_profiles
+from schedule import T
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.evaluate import PICTURES, SHARE, right, share, tell
@@ -203,6 +206,34 @@ def evaluate_probe(model, folder, concepts, out):
             "catch_by_chance": by_chance(model.activity, concepts)}
 
 
+def evaluate_details(tables, both=None):
+    """Of how many features, of those that are ever among the TOP, the set of peaks differs. both: tables, or None.
+
+    end_values_held  where the profile keeps its end values outside the sampled range, and the maximum of one without a
+                     peak stands in for it; the highest peak then moves by more than 100 for so many
+    float64          where all is reckoned in float64
+    both_halves      where the images' unconditional rows count, too
+    """
+    t, shares = tables["timesteps"].double().numpy()[::-1], tables["share_feature"].double().numpy()[::-1]
+    interp = lambda f, **outside: np.interp(np.arange(T + 1), t, shares[:, f], **outside)
+    highest = lambda curve, found: max(found, key=lambda t: curve[t])
+    active, moved, out = np.flatnonzero(shares.any(axis=0)), 0, {"end_values_held": 0, "float64": 0}
+    today = {f: profile.peaks(profile.profile(tables, "feature", f)) for f in active}
+    for f in active:
+        curve, held = profile.profile(tables, "feature", f), interp(f)
+        found = profile.peaks(held) or [min(int(held.argmax()), T - 1)]
+        out["end_values_held"] += found != today[f]
+        moved += abs(highest(held, found) - highest(curve, today[f])) > 100
+        out["float64"] += profile.peaks(interp(f, left=0, right=0)) != today[f]
+    out |= {"features": len(active), "highest_moves_by_more_than_100": moved}
+    if both:
+        seen = np.flatnonzero(both["share_feature"].numpy().any(axis=0))
+        other = {f: profile.peaks(profile.profile(both, "feature", f)) for f in seen}
+        out |= {"features_of_both_halves": len(seen), "both_halves": sum(other[f] != today.get(f, []) for f in seen),
+                "through_the_other_half_alone": len(set(seen) - set(active))}
+    return out
+
+
 def draw_profiles(model, concepts):
     """profiles.png: the strongest concept feature of an object, the strongest of a style, and the strongest other one
     with three peaks."""
@@ -222,7 +253,8 @@ def main():
         type=int,
         help="of the ascents: so many concept features, drawn at random with seed 0 (default: all)",
     )
-    parser.add_argument("--only", nargs="+", choices=("examples", "probe", "ascents", "priors"))
+    parser.add_argument("--only", nargs="+", choices=("examples", "probe", "ascents", "priors", "details"))
+    parser.add_argument("--both", type=Path, help="folder of a capture that counted both halves of the guided batch")
     parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--batch-size", type=int, default=32)
@@ -242,6 +274,7 @@ def main():
         "probe": lambda: evaluate_probe(model, folder, concepts, args.out),
         "ascents": lambda: evaluate_ascents(model, judge, chosen, config, args.batch_size, stored["timestep"]),
         "priors": lambda: evaluate_priors(model, judge, chosen, config, args.batch_size),
+        "details": lambda: evaluate_details(model.activity, args.both and profile.attach(model, args.both).activity),
     }
     path = args.weights / "activity.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}

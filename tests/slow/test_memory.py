@@ -20,11 +20,6 @@ from tests.test_checkpoint import networks
 from tests.tiny import PATHS, edit_tensors, write_model
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
-
-
 def sd14():
     """What `find` finds in SD 1.4's folder, without a folder."""
     found = Found(folder=None, name="sd14")

@@ -1,5 +1,4 @@
 """Sweeps of settings and levels of --robustness, on the tiny model: what is made, what is drawn, what is refused."""
-import functools
 import json
 
 import numpy as np
@@ -7,31 +6,12 @@ import pytest
 from PIL import Image
 
 import featviz
-from command import device
 from config import ROBUSTNESS, SEEDS, Config
 from pages import files, sheet, sweep
-from tests.tiny import write_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 SHORT = ["--device", "cpu", "--num-steps", 1, "--prior", "noise", "--no-finish", "--frames", 0]
 FOLDER = "tiny/feature_00003"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def loaded_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "load", functools.cache(device.load))
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def run(weights, out, *flags):
