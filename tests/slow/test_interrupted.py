@@ -22,7 +22,7 @@ from tests.tiny import QUICK, edit_json, write_model
 ROOT = Path(__file__).parent.parent.parent
 KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")
 FEATURES, SEEDS = 16, (1, 2)
-WINDOW = 1.0                                    # seconds after the first result has begun, in which the kill comes
+WINDOW = 1 / 3                                  # of a whole run, after the first result has begun: then the kill comes
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +74,21 @@ def times(folder, stems):
 
 
 def uninterrupted(weights, folder):
+    """({path: bytes}, seconds) of a whole run; the seconds are those of this machine as it is now."""
+    began = time.monotonic()
     assert featviz.main(flags(weights, folder / "whole")) == 0
-    return files(folder / "whole")
+    return files(folder / "whole"), time.monotonic() - began
 
 
-def kill_and_resume(weights, whole, folder, kills, seed=0):
+def kill_and_resume(weights, run, folder, kills, seed=0):
     """Kill a run `kills` times, each time going on from what lies there; check what is on disk after each. Returns the
     number of kills that came while a run was at work, and how many results were finished when they came.
     """
-    r, out, at_work, counts = random.Random(seed), folder / "out_0", 0, []
+    (whole, seconds), r, out, at_work, counts = run, random.Random(seed), folder / "out_0", 0, []
     while at_work < kills:
         before = times(out, finished(files(out))) if out.exists() else {}
         process, _ = begin(weights, out)
-        time.sleep(r.uniform(0, WINDOW))
+        time.sleep(r.uniform(0, WINDOW * seconds))
         process.kill()
         process.stderr.close()
         at_work += process.wait() == -signal.SIGKILL

@@ -11,9 +11,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")      # as the killed processe
 
 
 def test_fifty_kills(weights, tmp_path):  # noqa: F811
-    whole = uninterrupted(weights, tmp_path)
+    run = uninterrupted(weights, tmp_path)
     with ThreadPoolExecutor(2) as pool:                 # they only start processes and wait
-        runs = list(pool.map(lambda seed: kill_and_resume(weights, whole, tmp_path / str(seed), 25, seed), (1, 2)))
+        runs = list(pool.map(lambda seed: kill_and_resume(weights, run, tmp_path / str(seed), 25, seed), (1, 2)))
     for at_work, counts in runs:
         print(f"{at_work} kills at work, results finished after each run: {counts}")
         assert at_work == 25 and len(set(counts)) > 5
