@@ -1,6 +1,7 @@
 """The README's pictures of pages: python -m tests.browser.pictures
 
-Needs `python featviz.py --out out/first`, and what the commands for a trace and for the atlas leave in out/toy.
+Needs `python featviz.py --out out/first`, and what docs/method.md's commands for a trace and for an atlas of 48 features
+by lot leave in out/toy and out/lot.
 """
 import tempfile
 from pathlib import Path
@@ -10,8 +11,8 @@ from tests.browser.chromium import Chromium
 ROOT = Path(__file__).parents[2]
 SHOTS = (   # name, page (a pattern below out), fragment, height of the window
     ("feature", "first/toy/feature_01447/index.html", "", 1000),
-    ("atlas", "toy/index.html", "#concept=Flower", 800),
-    ("trace", "toy/feature_00169/t0600-*/seed_1024_trace/trace.html", "#s50-activation", 720),
+    ("atlas", "lot/toy/index.html", "", 800),
+    ("trace", "toy/feature_00169/t0600/seed_1024_trace/trace.html", "#s50-activation", 720),
 )
 
 
