@@ -1,7 +1,7 @@
 """The README's pictures of pages: python -m tests.browser.pictures
 
-Needs `python featviz.py --out out/first`, and what docs/method.md's commands for a trace and for an atlas of 48 features
-by lot leave in out/toy and out/lot.
+Needs `python featviz.py --out out/first`, and what docs/method.md's commands for a trace and for an atlas of 48
+features by lot leave in out/toy and out/lot.
 """
 import tempfile
 from pathlib import Path
