@@ -637,3 +637,11 @@ def test_training_starts_at_unit_rows_and_their_transpose():
     sae.W_dec.data *= torch.arange(9.0)[:, None]
     sae.normalize_decoder()
     assert close(sae.W_dec[1:].norm(dim=1), 1.0) and not sae.W_dec[0].any()                    # 0 stays 0
+
+
+@pytest.mark.parametrize("kind, gradient, expected", [
+    ("feature", True, (0.0, True, -1.5)), ("feature", False, (0.0, True, 0.0)), ("channel", True, (-1.5, False, -1.5))])
+def test_a_feature_is_silent_where_a_channel_is_only_low(kind, gradient, expected):
+    """Values below 0 at every position: a channel's are its activation, a feature climbs what its relu hides."""
+    a, silent, climb = ascent.objective(torch.tensor([[-1.0, -2.0]]), kind, gradient)
+    assert (a.item(), silent.item(), climb.item()) == expected
