@@ -202,7 +202,7 @@ BAD = {     # name: (damage, fragments of the message)
     "another end": (changed("text_config", eos_token_id=7), ("eos_token_id is 7, only 2 or the last token, 513",)),
     "patches that leave a rest": (changed("vision_config", patch_size=7), ("patch_size is 7, which does not divide",)),
     "heads that do not divide": (changed("vision_config", num_attention_heads=3), ("num_attention_heads is 3, which",)),
-    "another picture size": (changed("vision_config", image_size=64), (f"{POSITIONS} has shape [17, 16], expected [65",)),
+    "another picture size": (changed("vision_config", image_size=64), (f"{POSITIONS} has shape [17, 16], expected",)),
     "more layers": (changed("text_config", num_hidden_layers=3), ("lacks tensor 'text_model.encoder.layers.2.",)),
     "a tensor missing": (tensors(lambda t: {k: v for k, v in t.items() if k != "logit_scale"}),
                          ("lacks tensor 'logit_scale'", "does not belong to its config")),
