@@ -1,8 +1,8 @@
 """The JSON files of a weights folder: read, checked, and reduced to the sizes that a network is built with.
 
-Scope: config.json of the networks, scheduler_config.json, SAeUron's cfg.json, featviz.json. A value for which there is
-no code here (another activation, another eps) is refused, and so is a size that cannot be one, before it turns into a
-crash or an endless construction.
+Scope: config.json of the networks and of CLIP, scheduler_config.json, SAeUron's cfg.json, featviz.json. A value for
+which there is no code here (another activation, another eps) is refused, and so is a size that cannot be one, before it
+turns into a crash or an endless construction.
 Sources: the published configs of SD 1.4 and SD 1.5; what diffusers does with old ones.
 """
 import json
@@ -20,6 +20,8 @@ FIXED = {
              "class_embed_type": None},
     "vae": {"act_fn": "silu", "in_channels": 3, "out_channels": 3},
     "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
+    "text_config": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
+    "vision_config": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_channels": 3},
     "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
                   "timestep_spacing": "leading", "skip_prk_steps": True, "thresholding": False,
                   "rescale_betas_zero_snr": False},
@@ -30,14 +32,16 @@ SIZES = {   # config key -> what a usable value looks like; these are passed on 
              "out_channels"),
     "vae": ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor"),
     "text_encoder": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "text_config": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "vision_config": ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                      "num_attention_heads"),
     "scheduler": ("beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one"),
     "sae": ("d_in", "num_latents", "k", "input_unit_norm"),
 }
 SAMPLER = {None: "pndm", "PNDMScheduler": "pndm", "DDIMScheduler": "ddim"}      # a scheduler file's _class_name -> ours
 MOST_LEVELS = 8                                                 # of a network; SD has 4
 LARGEST = {"layers_per_block": 16, "num_hidden_layers": 64, "block_out_channels": 2 ** 14}     # of other sizes: 2^24
-# number of heads -> what it divides
-HEADS_OF = {"attention_head_dim": "block_out_channels", "num_attention_heads": "hidden_size"}
+DIVIDES = {"attention_head_dim": "block_out_channels", "num_attention_heads": "hidden_size", "patch_size": "image_size"}
 
 
 def read_json(path):
@@ -73,21 +77,43 @@ def check_sizes(path, sizes):
             sound = 1 <= len(values) <= MOST_LEVELS and all(type(v) is int and 1 <= v <= limit for v in values)
         if not sound:
             raise WeightsError(f"{path}: {key} is {short(value)}, expected {kind}; {AGAIN}")
-    for heads, width in HEADS_OF.items():
-        if heads in sizes and any(w % sizes[heads] for w in listed(sizes.get(width, 0))):
-            raise WeightsError(f"{path}: {heads} is {sizes[heads]}, which does not divide {width} {sizes[width]}; "
+    for part, whole in DIVIDES.items():
+        if part in sizes and any(w % sizes[part] for w in listed(sizes.get(whole, 0))):
+            raise WeightsError(f"{path}: {part} is {sizes[part]}, which does not divide {whole} {sizes[whole]}; "
                                f"{AGAIN}")
 
 
 def read_config(part, path):
     """The sizes that `part` is built with; WeightsError for a value that no code here implements."""
-    config = read_json(path)
+    return read_sizes(part, read_json(path), path, "SD 1.x")
+
+
+def read_sizes(part, config, path, model):
+    """The same, of an object in a JSON file; `model` has what is implemented."""
     for key, value in FIXED[part].items():
         if config.get(key, value) != value:
-            raise WeightsError(f"{path}: {key} is {short(config[key])}, only {value!r} is implemented; give SD 1.x "
+            raise WeightsError(f"{path}: {key} is {short(config[key])}, only {value!r} is implemented; give {model} "
                                "weights")
     sizes = {key: config[key] for key in SIZES[part] if key in config}
     check_sizes(path, sizes)
+    return sizes
+
+
+def read_eyes_config(path):
+    """What clip.CLIP is built with, every size of it: for one that is left out, others take another CLIP's."""
+    config = read_json(path)
+    sizes = {"projection_dim": config.get("projection_dim")}
+    for part in ("text_config", "vision_config"):
+        if not isinstance(config.get(part), dict):
+            raise WeightsError(f"{path}: has no object {part!r}, which CLIP's config has; {AGAIN}")
+        sizes[part] = read_sizes(part, config[part], f"{path}: {part}", "CLIP ViT-L/14's")
+        if missing := [key for key in SIZES[part] if key not in sizes[part]]:
+            raise WeightsError(f"{path}: {part} lacks {missing[0]!r}; {AGAIN}")
+    check_sizes(path, {"projection_dim": sizes["projection_dim"]})
+    last = sizes["text_config"]["vocab_size"] - 1
+    if (end := config["text_config"].get("eos_token_id", 2)) not in (2, last):          # 2 is the last, see clip.CLIP
+        raise WeightsError(f"{path}: text_config: eos_token_id is {short(end)}, only 2 or the last token, {last}, is "
+                           "implemented; give CLIP ViT-L/14's weights")
     return sizes
 
 
