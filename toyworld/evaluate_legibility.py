@@ -23,6 +23,7 @@ import io
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ from config import SEEDS, Job, configure
 from finish import run_batch, start
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
-from toyworld.evaluate import UNSEEN, right, share, tell
+from toyworld.evaluate import SHARE, UNSEEN, right, share, tell
+from toyworld.evaluate_activity import PAIR
 from toyworld.finishing import halves, insert, shuffled
 from toyworld.fit import atomic_save
 from toyworld.judge import load_judge
@@ -52,7 +54,8 @@ TOGETHER = 6                # features whose pictures are computed together
 OTHERS = 99                 # features by lot with which one is compared
 DRAWS = 2_000               # of an interval
 SHOWN = 5                   # failures of each kind that are told
-LIVE = "examples, being a concept feature among all live ones"
+LIVE = "it is a concept feature"                   # two truths that the sameness of examples may predict
+ALIKE = "its examples' prompts share an object or a style"
 PICTURES = ("ascent", "finished")
 MEASURES = {"agreement": "agreement with the own examples, AUC", "rank": "agreement with the own examples, rank of 100",
             "seeds": "sameness of five seeds", "margin": "margin of the name",
@@ -128,21 +131,24 @@ def own_examples(folder, tables, feature, t):
 
 
 def live_examples(model, folder, t, eyes):
-    """{feature: (embeddings (m, E), activations (m,))} of all features that have examples, and the mean (E,) of all the
-    capture's images."""
-    count = json.loads((folder / "capture.json").read_text())["images"]
+    """{feature: (embeddings (m, E), activations (m,))} of all features that have examples; {feature: whether an object
+    or a style is in SHARE of their prompts}."""
+    made = json.loads((folder / "capture.json").read_text())
+    count, prompts = made["images"], made["recipe"]["settings"]["prompts"]
+    most = lambda words: Counter(words).most_common(1)[0][1] / len(words)
     seen = eyes.images([Image.open(io.BytesIO(profile.image_path(folder, i).read_bytes())) for i in range(count)])
-    live = {}
+    live, alike = {}, {}
     for f in range(model.sae.features):
         if found := own_examples(folder, model.activity, f, t):
             numbers, activations = zip(*found)
             live[f] = seen[[*numbers]], torch.tensor(activations)
-    return live, seen.mean(0)
+            alike[f] = max(map(most, zip(*(PAIR[prompts[i % len(prompts)]] for i in numbers)))) >= SHARE
+    return live, alike
 
 
 def measure(feature, pictures, live, mean, words, texts):
-    """Of one feature's pictures (5, E): {measure: number, the larger the better}, what it misses left out; and its
-    name."""
+    """Of one feature's pictures (5, E): {measure: number, the larger the better}, what it misses left out; and its two
+    best names."""
     found, margin = legibility.name(pictures, mean, words, texts)
     out = {"seeds": legibility.sameness(pictures), "margin": margin}
     if feature in live:
@@ -150,24 +156,27 @@ def measure(feature, pictures, live, mean, words, texts):
         lot = torch.randperm(len(others), generator=torch.Generator().manual_seed(feature))[:OTHERS].tolist()
         agrees = legibility.agreement(pictures, live[feature][0], [live[others[i]][0] for i in lot])
         out |= {"agreement": agrees["auc"], "rank": -agrees["rank"], "examples": legibility.sameness(*live[feature])}
-    return out, found[0][0]
+    return out, [word for word, _ in found[:2]]
 
 
-def look(concepts, pictures, judge, live, mean, words, texts, eyes):
-    """{"ascent", "finished": [one feature's row, ...]}: concept, verdict, what the judge sees, name, measures."""
+def look(concepts, pictures, judge, live, words, texts, eyes):
+    """{"ascent", "finished": [one feature's row, ...]}: concept, verdict, what the judge sees, names, measures. The
+    mean picture is that of all these features."""
     rows = {kind: [] for kind in PICTURES}
-    for c in concepts:
-        for kind in PICTURES:
-            images = pictures[c["feature"]][kind]
-            o, s, *_ = judge.verdict(images.float() / 255)
-            good = right([c] * len(images), o.tolist(), s.tolist())
-            seen = eyes.images([Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images])
-            numbers, named = measure(c["feature"], seen, live, mean, words, texts)
+    for kind in PICTURES:
+        seen = {f: eyes.images([Image.fromarray(x.permute(1, 2, 0).numpy()) for x in made[kind]])
+                for f, made in pictures.items()}                                                # (5, E) each
+        mean = torch.cat([*seen.values()]).mean(0)
+        for c in concepts:
+            f, wanted = c["feature"], [*filter(None, (c["object"], c["style"]))]
+            o, s, *_ = judge.verdict(pictures[f][kind].float() / 255)
+            good = right([c] * len(o), o.tolist(), s.tolist())
             asked = lambda a, b: " ".join([*[OBJECTS[a]] * bool(c["object"]), *[STYLES[b]] * bool(c["style"])])
             said = [*map(asked, o.tolist(), s.tolist())]
-            rows[kind].append({"feature": c["feature"], "concept": " ".join(filter(None, (c["object"], c["style"]))),
-                               "judge": max(said, key=said.count), "right": bool(good.float().mean() > 0.5),
-                               "name": named, "named": named in (c["object"], c["style"]), **numbers})
+            numbers, names = measure(f, seen[f], live, mean, words, texts)
+            rows[kind].append({"feature": f, "concept": " ".join(wanted), "judge": max(said, key=said.count),
+                               "right": bool(good.float().mean() > 0.5), "name": names[0],
+                               "first": names[0] in wanted, "second": bool({*names} & {*wanted}), **numbers})
     return rows
 
 
@@ -217,10 +226,10 @@ def failures(rows, name):
 def summarize(rows, half):
     """All of one sort of pictures."""
     good = [r["right"] for r in rows]
-    named = lambda keep: share(torch.tensor([r["named"] for r in rows if r["right"] in keep], dtype=torch.bool))
-    out = {"named right by the judge": share(torch.tensor(good)),
-           "name is the concept": {"all": named((True, False)), "judge right": named((True,)),
-                                   "judge wrong": named((False,))}}
+    named = lambda place, keep: share(torch.tensor([r[place] for r in rows if r["right"] in keep], dtype=torch.bool))
+    out = {"named right by the judge": share(torch.tensor(good))}
+    out |= {place: {"all": named(place, (True, False)), "judge right": named(place, (True,)),
+                    "judge wrong": named(place, (False,))} for place in ("first", "second")}
     for name in MEASURES:
         known = [r for r in rows if name in r]
         out[name] = predicts([r[name] for r in known], [r["right"] for r in known])
@@ -244,12 +253,12 @@ def markdown(numbers):
     """Tables: of the eyes and the examples, what predicts the verdict, the thresholds, and the names."""
     columns = [numbers[kind] for kind in PICTURES]
     sizes = [f"{c['seeds']['right']} right, {c['seeds']['wrong']} wrong" for c in columns]
-    sees, live = numbers["eyes on unseen drawings"], numbers[LIVE]
-    lines = ["| | |", "|---|---|",
-             f"| the eyes name unseen drawings right | object {part(sees['object'])}, style {part(sees['style'])} |",
-             f"| AUC of sameness of the own examples for being a concept feature, {live['right']} of "
-             f"{live['right'] + live['wrong']} live features | {told(live)} |",
-             f"| concept features without examples, of {numbers['features']} | {numbers['without_examples']} |", "",
+    sees, lives = numbers["eyes on unseen drawings"], {name: numbers[name] for name in (LIVE, ALIKE)}
+    lines = [f"{numbers['features']} concept features by lot; {numbers['without_examples']} have no examples.", "",
+             "| the eyes name unseen drawings right | |", "|---|---|",
+             *(f"| {kind} | {part(sees[kind])} |" for kind in sees), "",
+             "| sameness of the own examples, over all live features | AUC |", "|---|---|",
+             *(f"| {name}: {r['right']} of {r['right'] + r['wrong']} | {told(r)} |" for name, r in lives.items()), "",
              f"| AUC for the judge's verdict | as the ascent left them, {sizes[0]} | finished, {sizes[1]} |",
              "|---|---|---|"]
     lines += [f"| {text} | {' | '.join(told(c[name]) for c in columns)} |" for name, text in MEASURES.items()]
@@ -259,8 +268,10 @@ def markdown(numbers):
         if t := numbers["finished"][name]["threshold"]:
             at = f"{-t['at']:.0f} at most" if name == "rank" else f"{t['at']:.2f}"
             lines.append(f"| {text}: {at} | {part(t['from it upwards'])} | {part(t['below it'])} |")
-    lines += ["", "| the best of the 18 words is the concept | as the ascent left them | finished |", "|---|---|---|"]
-    lines += [f"| {text} | {' | '.join(part(c['name is the concept'][key]) for c in columns)} |"
+    lines += ["", "| the concept among the 18 words, first, and first or second | as the ascent left them | finished |",
+              "|---|---|---|"]
+    both = lambda c, key: f"{part(c['first'][key])}, {part(c['second'][key])}"
+    lines += [f"| {text} | {' | '.join(both(c, key) for c in columns)} |"
               for key, text in (("all", "all features"), ("judge right", "of those that the judge names right"),
                                 ("judge wrong", "of those that it does not"))]
     return "\n".join(lines)
@@ -284,14 +295,16 @@ def main():
     concepts, t = shuffled(stored["features"])[:args.features], stored["timestep"]
     pictures = make_pictures(model, concepts, t, home_of(model, t, args.out))
     model, eyes = profile.attach(model, folder), load_eyes(found)
-    live, mean = live_examples(model, folder, t, eyes)
+    live, alike = live_examples(model, folder, t, eyes)
     words = legibility.vocabulary(found / "words.txt")
-    rows = look(concepts, pictures, judge, live, mean, [*words], eyes.texts([*words.values()]), eyes)
+    rows = look(concepts, pictures, judge, live, [*words], eyes.texts([*words.values()]), eyes)
     known, half = {c["feature"] for c in stored["features"]}, {c["feature"] for c in halves(stored["features"])[0]}
     numbers = {"features": len(concepts), "seeds": len(SEEDS), "settings": FAST, "eyes": eyes.fingerprint,
                "eyes on unseen drawings": evaluate_eyes(eyes, words),
                "without_examples": sum(c["feature"] not in live for c in concepts),
-               LIVE: predicts([legibility.sameness(*live[f]) for f in live], [f in known for f in live])}
+               LIVE: predicts([legibility.sameness(*live[f]) for f in live], [f in known for f in live]),
+               ALIKE: predicts([legibility.sameness(*live[f]) for f in live], [alike[f] for f in live]),
+               "alike, and no concept feature": sum(alike[f] and f not in known for f in live)}
     numbers |= {kind: summarize(rows[kind], half) for kind in PICTURES}
     for kind in PICTURES:
         tell(kind, {name: told(numbers[kind][name]) for name in MEASURES})
