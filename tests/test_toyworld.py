@@ -4,14 +4,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from clip import Tokenizer
-from toyworld import drawings
+from legibility import vocabulary
+from toyworld import drawings, evaluate_legibility
+from toyworld.eyes import contrast
 from toyworld.evaluate import find_concepts, right, wilson
+from toyworld.finishing import insert
 from toyworld.fit import fit, learning_rate
 from toyworld.judge import load_judge
 from toyworld.train import learn_bpe
+from weights.eyes import load_eyes
 from weights.load import load
 
 
@@ -25,29 +30,41 @@ def test_every_pair_comes_once_in_eighty():
     assert len({drawings.labels(i) for i in range(80)}) == 80
     assert drawings.labels(80) == drawings.labels(0)
     assert drawings.caption("Tree", "Winter") == "A Tree image in Winter style"
+    assert drawings.caption("Tree", None) == "A Tree image" and drawings.caption(None, None) == ""
+    assert drawings.caption(None, "Winter") == "A image in Winter style"
 
 
-def test_the_judge_knows_unseen_drawings():
+@pytest.fixture(scope="module")
+def unseen():
+    """160 drawings (160, 64, 64, 3) uint8 that nothing was trained on, and their objects and styles (160, 2)."""
+    return (np.stack([drawings.drawing(i, seed=2) for i in range(160)]),
+            torch.tensor([drawings.labels(i) for i in range(160)]))
+
+
+def test_the_judge_knows_unseen_drawings(unseen):
     """99% is claimed on 1,600; a sample of 160 leaves room for three errors in each."""
-    judge = load_judge("weights/toy")
-    images = np.stack([drawings.drawing(i, seed=2) for i in range(160)]).transpose(0, 3, 1, 2)
-    o, s, *_ = judge.verdict(torch.from_numpy(images).float() / 255)
-    truth = torch.tensor([drawings.labels(i) for i in range(160)])
+    images, truth = unseen
+    o, s, *_ = load_judge("weights/toy").verdict(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
     assert (o != truth[:, 0]).sum() <= 3 and (s != truth[:, 1]).sum() <= 3
 
 
-def test_the_autoencoder_keeps_what_the_judge_sees():
+def test_the_eyes_know_unseen_drawings(unseen):
+    """The nearest of the ten objects' words and of the eight styles'; a sample of 80 leaves room for eight errors."""
+    eyes, (images, truth) = load_eyes("weights/toy/clip"), unseen
+    words = vocabulary("weights/toy/clip/words.txt")
+    assert words["Flower"] == "A Flower image" and words["Winter"] == "A image in Winter style" and len(words) == 18
+    seen = eyes.images([Image.fromarray(image) for image in images[:80]])                       # (80, E)
+    for kind, names in enumerate((drawings.OBJECTS, drawings.STYLES)):
+        said = (seen @ eyes.texts([words[name] for name in names]).T).argmax(1)
+        assert (said != truth[:80, kind]).sum() <= 8
+
+
+def test_the_autoencoder_keeps_what_the_judge_sees(unseen):
     model, judge = load("weights/toy"), load_judge("weights/toy")
-    images = (
-        torch.from_numpy(
-            np.stack([drawings.drawing(i, seed=2) for i in range(80)]).transpose(0, 3, 1, 2).copy()
-        ).float()
-        / 255
-    )
+    images, truth = torch.from_numpy(unseen[0][:80]).permute(0, 3, 1, 2).float() / 255, unseen[1][:80]
     again = model.decode(model.encode(images))
     assert -10 * (again - images).square().mean().log10() > 20
     o, s, *_ = judge.verdict(again)
-    truth = torch.tensor([drawings.labels(i) for i in range(80)])
     assert (o == truth[:, 0]).float().mean() > 0.9 and (s == truth[:, 1]).float().mean() > 0.9
 
 
@@ -127,3 +144,43 @@ def test_wilson_interval():
     """50 of 100: 0.404 to 0.596, the textbook value."""
     assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_the_contrast_of_the_eyes_by_hand():
+    """Both captions are true of drawing 0, the second alone of drawing 1; with logits ln of [[1, 3], [1, 1]] the rows'
+    shares are 1/4, 3/4 and 1/2, 1/2, the columns' 1/2, 1/2 and 3/4, 1/4."""
+    logits, true = torch.tensor([[1.0, 3.0], [1.0, 1.0]]).log(), torch.tensor([[True, True], [False, True]])
+    ln = lambda *shares: sum(-np.log(share) for share in shares) / len(shares)
+    rows, columns = (ln(1 / 4, 3 / 4) + ln(1 / 2)) / 2, (ln(1 / 2) + ln(3 / 4, 1 / 4)) / 2
+    assert contrast(logits, true).item() == pytest.approx((rows + columns) / 2)
+
+
+def test_how_well_a_measure_predicts():
+    """Of the six pairs one is the wrong way round, and one is equal."""
+    values, truth = [5, 3, 2, 3, 1], [True, True, True, False, False]
+    found = evaluate_legibility.predicts(values, truth)
+    assert found["auc"] == 0.75 and (found["right"], found["wrong"]) == (3, 2)
+    assert found["interval"][0] < 0.75 < found["interval"][1] == 1.0
+    assert evaluate_legibility.predicts(values, [True] * 5)["auc"] is None
+
+
+def test_a_threshold_is_chosen_on_one_half_and_tried_on_the_other():
+    values, truth = [0.1, 0.2, 0.6, 0.7, 0.8], [False, True, False, True, True]
+    assert evaluate_legibility.cut(values, truth) == 0.7
+    rows = [{"feature": i, "seeds": v, "right": ok} for i, (v, ok) in enumerate(zip(values * 2, truth + [False] * 5))]
+    found = evaluate_legibility.threshold(rows, "seeds", half={*range(5)})
+    assert found["at"] == 0.7 and found["from it upwards"]["n"] == 2 and found["from it upwards"]["share"] == 0
+    assert found["below it"]["n"] == 3 and evaluate_legibility.threshold(rows, "seeds", half={1, 3}) is None
+
+
+def test_failures_are_the_surest_of_the_wrong_and_the_least_sure_of_the_right():
+    rows = [{"feature": i, "concept": "Fish", "judge": "Cat", "name": "Cat", "seeds": i / 10, "right": i % 2 == 0}
+            for i in range(12)]
+    found = evaluate_legibility.failures(rows + [{"right": True}], "seeds")
+    assert [r["feature"] for r in found["high, but wrong"]] == [11, 9, 7, 5, 3]
+    assert [r["feature"] for r in found["low, but right"]] == [0, 2, 4, 6, 8]
+
+
+def test_a_table_takes_its_own_place():
+    once = insert("before\n", "rows", "| 1 |")
+    assert insert(once + "after\n", "rows", "| 2 |") == once.replace("1", "2") + "after\n"

@@ -19,7 +19,10 @@ STYLES = ("Cartoon", "Stripes", "Pointillism", "Winter", "Neon", "Sketch", "Mosa
 
 
 def caption(obj, style):
-    return f"A {obj} image in {style} style"
+    """Of one that names the object or the style alone, the other is None; of both None "", which says nothing."""
+    if obj is None and style is None:
+        return ""
+    return " ".join(["A", *([obj] if obj else []), "image", *(["in", style, "style"] if style else [])])
 
 
 def labels(index):

@@ -170,6 +170,13 @@ def markdown(rows, names):
     return "\n".join(lines)
 
 
+def insert(text, mark, table):
+    """The text with the table between two marks, in place of what stands there, or at the end."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+    before, after = text.split(begin)[0], text.split(end)[-1] if end in text else ""
+    return f"{before}{begin}{table}\n{end}{after}"
+
+
 def write_tables(out, home, concepts, docs):
     numbers = {"lot": LOT, "explored": explored(home / "explore"), "report": reported(home / "report", concepts)}
     write_json(out / "finishing.json", numbers)
@@ -178,9 +185,7 @@ def write_tables(out, home, concepts, docs):
     text = docs.read_text() if docs.exists() else ""
     for mark, table in (("tried", markdown(numbers["explored"], ("ascent", "finish"))),
                         ("report", markdown(report, ("features", "pictures")))):
-        begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
-        before, after = text.split(begin)[0], text.split(end)[-1] if end in text else ""
-        text = f"{before}{begin}{table}\n{end}{after}"
+        text = insert(text, mark, table)
     docs.write_text(text)
 
 

@@ -172,8 +172,7 @@ def train_unet(args):
     z = load_file(path, device=args.device)["z"]
     objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
     n_objects, n_styles = len(drawings.OBJECTS), len(drawings.STYLES)
-    text = lambda o, s: " ".join((["A", o] if o else ["A"]) + (["image in", s, "style"] if s else ["image"]))
-    table = [text(o, s) if o or s else "" for o in (*drawings.OBJECTS, None) for s in (*drawings.STYLES, None)]
+    table = [drawings.caption(o, s) for o in (*drawings.OBJECTS, None) for s in (*drawings.STYLES, None)]
     ids = tokenizer(table).to(args.device)                                                      # (11 * 9, 77)
     schedule = Schedule(device=args.device)
     torch.manual_seed(1)

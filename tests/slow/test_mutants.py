@@ -22,8 +22,9 @@ NO_HELP = "test_a_seeded_picture_equals_the_stored_one"
 TESTS = {       # file -> which of its tests are run, in the words of -k; those of a whole capture or UNet take too long
     "tests/test_paper.py": "", "tests/test_regularizers.py": "", "tests/test_schedule.py": "not toy_unet",
     "tests/test_networks.py": "sae",
-    "tests/test_activity.py": "interpolation or maxima or peaks or strength or concept"}
-PAPER, REGULARIZERS, SCHEDULE, NETWORKS, ACTIVITY = TESTS
+    "tests/test_activity.py": "interpolation or maxima or peaks or strength or concept",
+    "tests/test_legibility.py": ""}
+PAPER, REGULARIZERS, SCHEDULE, NETWORKS, ACTIVITY, LEGIBILITY = TESTS
 
 MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new text)]
     ("ascent.py", PAPER): [
@@ -180,6 +181,22 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         ("(h - h.mean(dim=0))", "h"),
         ("self.encoder.weight.copy_(self.W_dec)", "pass"),
         ("self.b_dec.copy_(b_dec)", "pass"),
+    ],
+    ("legibility.py", LEGIBILITY): [
+        ("(smaller + not_larger)", "(2 * smaller)"),
+        ("1 + sum(", "sum("),
+        ("> mine.mean()", ">= mine.mean()"),
+        ("torch.cat(theirs)", "theirs[0]"),
+        ("mean = pictures.mean(0) ", "mean = pictures[0] "),
+        (".square().sum() - squares)", ".square().sum())"),
+        ("squares = a.square().sum()", "squares = a.sum()"),
+        ("a @ e", "e.sum(0)"),
+        ("(a > 0).sum() < 2", "False"),
+        ("(a < 0).any()", "False"),
+        ("d = pictures.mean(0) - mean", "d = pictures.mean(0)"),
+        ("d / d.norm().clamp(min=1e-12)", "d"),
+        ("max(top, 2)", "top"),
+        ("found[0][1] - found[1][1]", "found[0][1]"),
     ],
     ("activity/profile.py", ACTIVITY): [
         ("(x[0] <= t) & (t <= x[-1])", "x[0] <= t"),
