@@ -36,6 +36,7 @@ from weights.configs import read_config, read_latent_size, read_sae_config, read
 from weights.disk import AGAIN, WeightsError, open_regular, unreadable
 from weights.fingerprints import sha256, signature
 from weights.layouts import modern_name, squeezes
+from weights.quick import quicken
 from weights.tensors import lies_ready, match, read, read_header, read_one
 
 BPE_FILE = Path(__file__).parent / "clip/bpe_simple_vocab_16e6.txt.gz"
@@ -59,6 +60,8 @@ class Source:
         """The network, frozen. late: where numbers must be converted, each module takes its own when it first runs, the
         others stay on the meta device; an ascent runs 681 of the UNet's 860 million, and no VAE before its end."""
         net = copy.deepcopy(self.net).requires_grad_(False).eval()
+        if isinstance(net, UNet):               # the ascent's time is spent there
+            quicken(net)
         if not late or all(lies_ready(entry, dtype, device) for entry in self.entries.values()):
             net.load_state_dict(self.tensors(self.entries, dtype, device), assign=True)
             return net
