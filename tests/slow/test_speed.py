@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import speed, ways
-from weights import quick
+from weights import quick, tensors
 from weights.disk import WeightsError
 from weights.load import load
 from config import Job, configure
@@ -167,6 +167,19 @@ def test_a_converted_ascent_reads_the_unet_up_to_the_hook(folder):
     assert not names_of(model.unet, there=False) and {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
     assert not any(module._forward_pre_hooks for module in model.unet.modules()
                    if list(module.parameters(recurse=False)))
+
+
+def test_a_late_layer_looks_at_itself_alone(folder, monkeypatch):
+    """The file is opened once for each module that runs, though every tensor is converted; each is asked for once."""
+    opened, read = [], []
+    monkeypatch.setattr(tensors, "opened", lambda path, open=tensors.opened: opened.append(path) or open(path))
+    monkeypatch.setattr(tensors, "read_one", lambda path, name, *rest, one=tensors.read_one:
+                        read.append(name) or one(path, name, *rest))
+    model = load(folder, dtype=torch.bfloat16)
+    opened.clear()
+    z, text = torch.randn(1, *model.latent_shape).bfloat16(), torch.randn(1, 77, 16).bfloat16()
+    model.unet(z, torch.tensor([5]), text)
+    assert sorted(read) == sorted(model.unet.state_dict()) and len(opened) == len(model.unet.hook_points) + 3
 
 
 def test_a_model_from_half_precision_files_reads_late_and_right(folder):
