@@ -77,15 +77,21 @@ def plan(args):
 
     The configs are one, or with --sweep all combinations.
     """
-    from activity.times import with_activity
-    from ascent import check_jobs
-    from command.device import choose_size, open_model
+    from command.missing import lacking
     check_numbers(args)
     (rank, shards), wanted = find_shard(args.shard), args.feature or args.channel or args.thesis
-    model = open_model(args, wanted, args.check)
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     level = {} if args.robustness is None else ROBUSTNESS[args.robustness]
-    config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **level | given)
+    settings = lambda own, **more: configure(own, args.preset or ("raw" if args.channel else "sae"),
+                                             **level | given | more)
+    check_config(settings({}, finish_steps=1, gradient_smoothing_kernel_size=1))    # the weights say what these may be
+    lacking(args, wanted)
+    from activity.times import with_activity    # from here on torch is loaded, which takes a second
+    from ascent import check_jobs
+    from command.device import choose_size, open_model
+    from weights.preflight import fit
+    model = open_model(args, wanted, args.check)
+    config = settings(model.settings)
     configs = swept(config, args.sweep, given)
     for one in configs:
         check_config(one, min(model.latent_shape[1:]), len(model.schedule))
@@ -98,6 +104,8 @@ def plan(args):
     make = lambda n, t, seed: Job(**{"feature": None, kind: n}, timestep=t, seed=seed)
     check_jobs(model, [make(n, t, seed) for n in targets for t in numbers or [0] for seed in seeds])
     size = choose_size(args, wanted, model)
+    if not model.hashes.done() and kind == "feature":   # a check that is due anyway, while the hashes are not there yet
+        model.fit = fit(model)
     probing = "check" if args.check else "shard" if shards > 1 else CaptureProgress()
     model, times = with_activity(model, args.out, when, steered, probing, size)
     jobs = [make(n, t, seed) for n in targets[rank::shards] for t in dict.fromkeys([*numbers, *times(kind, n)])
@@ -135,11 +143,11 @@ def choose_hook_point(model, args):
 
 def run(args):
     """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
+    model, jobs, configs, size = plan(args)
     from ascent import kept_steps
     from command.told import announce, check
     from pages import files
     from pages.thesis import write_thesis
-    model, jobs, configs, size = plan(args)
     if not jobs:
         print("there are fewer features than processes: nothing to do for this one", file=sys.stderr)
         return 0

@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import Conv2d, Linear, gated
-
 EPS = 1e-5                  # GroupNorm in resnets and before conv_out, and LayerNorm [2: norm_eps] [3]
 TRANSFORMER_EPS = 1e-6      # GroupNorm at the entry of a transformer block [3]
 MAX_PERIOD = 10_000         # of the time embedding's sinusoids [3]
@@ -40,7 +38,7 @@ class TimeMLP(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.linear_1, self.linear_2 = Linear(c, 4 * c), Linear(4 * c, 4 * c)
+        self.linear_1, self.linear_2 = nn.Linear(c, 4 * c), nn.Linear(4 * c, 4 * c)
 
     def forward(self, e):
         return self.linear_2(F.silu(self.linear_1(e)))
@@ -53,12 +51,12 @@ class Resnet(nn.Module):
         super().__init__()
         self.out_channels = c_out
         self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
-        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = Linear(c_time, c_out)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(c_time, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=EPS)
-        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
-            self.conv_shortcut = Conv2d(c_in, c_out, 1)
+            self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x, temb):                                             # (B, c_in, h, w), (B, c_time)
         h = self.conv1(F.silu(self.norm1(x)))                                                   # (B, c_out, h, w)
@@ -73,10 +71,10 @@ class Attention(nn.Module):
     def __init__(self, c, c_context, heads):
         super().__init__()
         self.heads = heads
-        self.to_q = Linear(c, c, bias=False)
-        self.to_k = Linear(c_context, c, bias=False)
-        self.to_v = Linear(c_context, c, bias=False)
-        self.to_out = nn.ModuleList([Linear(c, c)])
+        self.to_q = nn.Linear(c, c, bias=False)
+        self.to_k = nn.Linear(c_context, c, bias=False)
+        self.to_v = nn.Linear(c_context, c, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(c, c)])
 
     def forward(self, x, context):                                          # (B, N, c), (B, L, c_context)
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)                     # (B, heads, N, d)
@@ -89,16 +87,17 @@ class GEGLU(nn.Module):
 
     def __init__(self, c, c_inner):
         super().__init__()
-        self.proj = Linear(c, 2 * c_inner)
+        self.proj = nn.Linear(c, 2 * c_inner)
 
     def forward(self, x):
-        return gated(x, self.proj)
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(c, 4 * c), nn.Identity(), Linear(4 * c, c)])    # 1: a dropout of p = 0 there
+        self.net = nn.ModuleList([GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c)])    # 1: a dropout of p = 0 there
 
     def forward(self, x):
         return self.net[2](self.net[0](x))
@@ -128,9 +127,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.out_channels = c
         self.norm = nn.GroupNorm(groups, c, eps=TRANSFORMER_EPS)
-        self.proj_in = Conv2d(c, c, 1)
+        self.proj_in = nn.Conv2d(c, c, 1)
         self.transformer_blocks = nn.ModuleList([Block(c, c_context, heads)])
-        self.proj_out = Conv2d(c, c, 1)
+        self.proj_out = nn.Conv2d(c, c, 1)
 
     def forward(self, x, context):                                                              # (B, c, h, w)
         n = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)                               # (B, N, c)
@@ -143,7 +142,7 @@ class Downsample(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.conv = Conv2d(c, c, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
 
     def forward(self, h):
         return self.conv(h)
@@ -154,7 +153,7 @@ class Upsample(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.conv = Conv2d(c, c, 3, padding=1)
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
 
     def forward(self, h):
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
@@ -205,7 +204,7 @@ class UNet(nn.Module):
         super().__init__()
         a, b, c, d = block_out_channels
         heads, rest = attention_head_dim, (4 * a, cross_attention_dim, norm_num_groups)
-        self.conv_in = Conv2d(in_channels, a, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, a, 3, padding=1)
         self.time_embedding = TimeMLP(a)
         self.down_blocks = nn.ModuleList([
             #     width into each resnet        out  heads  then     [2: three CrossAttnDownBlock2D, a DownBlock2D]
@@ -223,7 +222,7 @@ class UNet(nn.Module):
             Level((b + a, a + a, a + a),        a,   heads, None,   *rest),
         ])
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, a, eps=EPS)
-        self.conv_out = Conv2d(a, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(a, out_channels, 3, padding=1)
 
     @cached_property
     def hook_points(self):

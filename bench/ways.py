@@ -26,8 +26,8 @@ from config import HOOK_POINT
 from clip import TextEncoder, Tokenizer
 from config import Job, configure
 from ascent import activation, ascend, draw, start
-from layers import Product
 from weights.layouts import WEIGHTS_FILE
+from weights.quick import Product
 from sae import SAE
 from unet import UNet
 from vae import VAE
@@ -217,7 +217,7 @@ def seconds(work, device):
 
 
 def rates(device, dtype, repeat=4):
-    """Operations a second of a large matrix product: {"torch": a @ b, "onednn": layers.Product, on a
+    """Operations a second of a large matrix product: {"torch": a @ b, "onednn": quick.Product, on a
     CPU}, the best of some sizes.
     """
     ways = {"torch": lambda a, b: a @ b}

@@ -41,6 +41,7 @@ def open_model(args, wanted, check=False):
         found = find(path, args.ema, hook_point)
         check_memory(found, device, dtype, args.batch_size or default_batch_size(device, found.latent))
     model = load(path, device, dtype, args.ema, hook_point)
+    model.hashes                                # are worked out beside what follows
     if check:
         model.check_numbers()
     if model.note:

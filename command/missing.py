@@ -5,7 +5,8 @@
 
 Gigabytes are asked for only when nothing known makes them pointless: a flag that cannot be, too little memory or disk,
 a card that torch cannot use. In a terminal comes a question, then the fetching (weights/hub.py), and the command goes
-on. Elsewhere it ends in one line, with the command to type.
+on. Elsewhere it ends in one line, with the command to type. `lacking` needs no torch, so that a folder that is not
+there is told at once.
 """
 import contextlib
 import os
@@ -16,17 +17,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
-from ascent import check_jobs, default_batch_size
 from command.flags import PROJECT
 from config import SETTINGS, Job, check_config, configure
-from schedule import T
 from weights import hub
 from weights.configs import read_sae_config
 from weights.download import FetchError
 from weights.layouts import PICKLES
-from weights.preflight import free_bytes
 
 TOY = PROJECT / "weights/toy"
 SD = {"style50": 4.5, "sd14": 4.5, "sd15": 4.3}         # what weights/fetch.py knows: GB in float32, as in sources.py
@@ -107,6 +103,8 @@ def lacking(args, wanted):
 
 def check_flags(args):
     """ValueError for what cannot be with Stable Diffusion either."""
+    from ascent import check_jobs
+    from schedule import T
     kind = "channel" if getattr(args, "channel", None) else "feature"
     targets = [n for n in getattr(args, kind, None) or () if n != "live"] or [0]
     times = [t for t in getattr(args, "timestep", None) or () if isinstance(t, int)] or [0]
@@ -144,6 +142,7 @@ def driver():
 
 def check_card(args, device):
     """ValueError where there is a card and torch cannot use it, unless a --device was asked for."""
+    import torch
     if args.device or device.type != "cpu" or not (name := card()):
         return
     without = "or add --device cpu to go on without the card, many times slower"
@@ -163,6 +162,8 @@ def check_card(args, device):
 
 def check_memory(args, device):
     """A line on how many jobs go together, "" where all do; ValueError where not even one does."""
+    from ascent import default_batch_size
+    from weights.preflight import free_bytes
     width = 4 if (args.dtype or ("bfloat16" if device.type == "cuda" else "float32")) == "float32" else 2
     free, need = free_bytes(device), WEIGHTS[width] + ASCENT
     if free is None:

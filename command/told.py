@@ -23,7 +23,7 @@ def announce(model, why, config):
         print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
               + (f", after {config.prior_steps} sampling steps of the prior" if config.prior != "noise" else ""),
               file=sys.stderr)
-        if next(iter(why))[0].kind == "feature" and (warning := verdict(model.sae.k, *fit(model))):
+        if next(iter(why))[0].kind == "feature" and (warning := verdict(model.sae.k, *(model.fit or fit(model)))):
             print(f"warning: {warning}", file=sys.stderr)
 
 

@@ -32,7 +32,7 @@ from config import FINISH_FROM, HOOK_POINT, REFERENCE_WIDTH, STRENGTHS
 from weights.disk import alone, replacing
 
 PROJECT = Path(__file__).resolve().parent.parent
-METHOD = ("ascent", "finish", "regularizers", "steering", "schedule", "sae", "unet", "vae", "clip", "layers")
+METHOD = ("ascent", "finish", "regularizers", "steering", "schedule", "sae", "unet", "vae", "clip", "weights/quick")
 USUAL_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 

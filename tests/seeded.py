@@ -15,6 +15,7 @@ from clip import CLIP, TextEncoder, preprocess
 from tests import clip_vocab
 from unet import UNet
 from vae import VAE
+from weights.quick import quicken
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SEED = 20
@@ -67,9 +68,10 @@ def shapes(net):
 
 
 def filled(part, sizes=None, tensors=None):
-    """One of our networks with seeded weights (or with `tensors`), frozen."""
+    """One of our networks with seeded weights (or with `tensors`), frozen, the UNet quick as load() leaves it."""
     net = on_meta(part, sizes)
     net.load_state_dict(tensors or weights(shapes(net)), strict=True, assign=True)
+    net = quicken(net) if part == "unet" else net
     return net.requires_grad_(False).eval()
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from threading import Event
 
 import pytest
 import torch
@@ -663,6 +664,21 @@ def test_a_file_that_changes_between_reading_and_its_fingerprint(folder):
     with pytest.raises(WeightsError) as caught:
         model.fingerprints
     check_message(caught.value, folder / UNET_CONFIG, "was changed while it was in use", "start again")
+
+
+def test_hashes_are_worked_out_beside_and_their_errors_told_where_they_are_wanted(folder, monkeypatch):
+    begin, model, hashed = Event(), load(folder), fingerprints.sha256
+    monkeypatch.setattr(fingerprints, "sha256", lambda paths: begin.wait(20) and hashed(paths))
+    assert not model.hashes.done()
+    model.embed([""])                                           # goes on meanwhile
+    begin.set()
+    assert model.fingerprints == {name: hashlib.sha256(path.read_bytes()).hexdigest()
+                                  for name, (path, _) in model.files.items()}
+    model = load(folder)
+    (folder / UNET_CONFIG).unlink()
+    with pytest.raises(WeightsError) as caught:
+        model.fingerprints
+    check_message(caught.value, folder / UNET_CONFIG)
 
 
 def test_no_memory_for_a_tensor(folder, monkeypatch):

@@ -187,7 +187,8 @@ def test_what_other_code_made_is_made_anew_or_kept(weights, out, capsys, monkeyp
 
 def test_the_fingerprint_of_the_code_sees_code_alone(tmp_path, monkeypatch):
     for name in results.METHOD:
-        shutil.copy(results.PROJECT / f"{name}.py", tmp_path)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(results.PROJECT / f"{name}.py", tmp_path / f"{name}.py")
     text = (tmp_path / "ascent.py").read_text()
     monkeypatch.setattr(results, "PROJECT", tmp_path)
     prints = []
@@ -548,6 +549,10 @@ def test_without_torch_help_works_and_a_run_says_what_to_do(tmp_path, capsys, mo
     call = lambda *flags: subprocess.run([sys.executable, "featviz.py", *flags], cwd=results.PROJECT, env=env,
                                          text=True, capture_output=True)
     assert call("--help").returncode == 0 and call("--jitter", "x").returncode == 2
+    for flags, text in ((("--num-steps", "0"), "--num-steps must be at least 1"),       # whatever the model
+                        (("--finish-from", "1000"), "--finish-from must be between 1 and 999"),
+                        (("--weights", "nowhere"), "nowhere: is not there")):
+        assert call(*flags).stderr.startswith(f"featviz: {text}")
     made = call("--out", str(tmp_path / "out"))
     assert made.returncode == 2 and made.stderr == "featviz: torch is not installed; pip install -r requirements.txt\n"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 # from the ground up: a file may import what stands before it, and its neighbours in the same room
-FLOORS = ("config", "layers", "regularizers", "schedule", "sae", "vae", "clip", "unet", "steering", "ascent", "finish",
+FLOORS = ("config", "regularizers", "schedule", "sae", "vae", "clip", "unet", "steering", "ascent", "finish",
           "legibility", "weights", "command", "activity", "pages", "featviz", "toyworld", "bench")
 ROOMS = ("weights", "activity", "command", "pages", "toyworld", "bench")
 ON_TOP = {"activity.__main__", "activity.run", "pages.__main__"}     # commands of a room, and what they do

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 from weights.disk import unreadable
 
@@ -72,3 +74,16 @@ def sha256(paths):
     if new:
         remember(new)
     return out
+
+
+def sha256_beside(paths):
+    """A Future of `sha256`, from a thread that the end of the program does not wait for."""
+    future = Future()
+
+    def work():
+        try:
+            future.set_result(sha256(paths))
+        except BaseException as e:              # raised where the result is asked for
+            future.set_exception(e)
+    Thread(target=work, daemon=True).start()
+    return future

@@ -34,8 +34,9 @@ from vae import VAE
 from weights import layouts
 from weights.configs import read_config, read_latent_size, read_sae_config, read_scheduler, read_settings
 from weights.disk import AGAIN, WeightsError, open_regular, unreadable
-from weights.fingerprints import sha256, signature
+from weights.fingerprints import sha256_beside, signature
 from weights.layouts import modern_name, squeezes
+from weights.quick import quicken
 from weights.tensors import lies_ready, match, read, read_header, read_one
 
 BPE_FILE = Path(__file__).parent / "clip/bpe_simple_vocab_16e6.txt.gz"
@@ -50,32 +51,40 @@ class Source:
     entries: dict                                               # name -> tensors.Entry
     then: list                                                  # the file's signature when its header was read
 
+    @cached_property
+    def shapes(self):
+        return {name: tuple(p.shape) for name, p in self.net.state_dict().items()}
+
     def tensors(self, names, dtype, device):
         check_unchanged(self.path, self.then)
-        shapes = {name: tuple(p.shape) for name, p in self.net.state_dict().items()}
-        return read(self.path, {name: self.entries[name] for name in names}, shapes, dtype, device)
+        return read(self.path, {name: self.entries[name] for name in names}, self.shapes, dtype, device)
 
     def read(self, dtype, device, late=False):
         """The network, frozen. late: where numbers must be converted, each module takes its own when it first runs, the
         others stay on the meta device; an ascent runs 681 of the UNet's 860 million, and no VAE before its end."""
         net = copy.deepcopy(self.net).requires_grad_(False).eval()
+        if isinstance(net, UNet):               # the ascent's time is spent there
+            quicken(net)
         if not late or all(lies_ready(entry, dtype, device) for entry in self.entries.values()):
             net.load_state_dict(self.tensors(self.entries, dtype, device), assign=True)
             return net
 
         def first_run(module, _):
-            missing = [names[p] for p in module.parameters() if p.is_meta]
-            net.load_state_dict(self.tensors(missing, dtype, device), strict=False, assign=True)
+            at = f"{names[module]}."
+            if missing := [name for name, p in module.named_parameters() if p.is_meta]:
+                found = self.tensors([at + name for name in missing], dtype, device)
+                module.load_state_dict({name: found[at + name] for name in missing}, strict=False, assign=True)
             hooks.pop(module).remove()
 
-        net, names = net.to(dtype), {p: name for name, p in net.named_parameters()}
-        hooks = {module: module.register_forward_pre_hook(first_run) for module in net.modules() if module is not net}
+        net = net.to(dtype)
+        names = {module: name for name, module in net.named_modules() if module is not net}
+        hooks = {module: module.register_forward_pre_hook(first_run) for module in names}
         return net
 
     def check_numbers(self, dtype):
         """WeightsError for NaN or infinity in the file, as they are or as `dtype`; a tensor at a time is in memory."""
-        for name, p in self.net.state_dict().items():
-            read_one(self.path, name, self.entries[name], tuple(p.shape), dtype)
+        for name, shape in self.shapes.items():
+            read_one(self.path, name, self.entries[name], shape, dtype)
 
 
 def check_unchanged(path, then):
@@ -234,6 +243,7 @@ class Model:
                    for preset in ("sae", "raw")}
             self.settings = self.settings | {"presets": self.settings.get("presets", {}) | own}
         self.captured = self.activity = None    # a capture's folder and its tables, which activity.profile.attach adds
+        self.fit = None                         # what preflight.fit said of it, once it was asked
         self.latent_shape = (self.parts["unet"].conv_in.in_channels, *found.latent)
 
     def part(self, name, contents, parts=None):
@@ -294,10 +304,17 @@ class Model:
         return images
 
     @cached_property
+    def hashes(self):
+        """A Future of {path: SHA-256} of every file; they are hashed beside what follows from when this is first asked
+        for.
+        """
+        return sha256_beside([path for path, _ in self.files.values()])
+
+    @cached_property
     def fingerprints(self):
         """{name: SHA-256} of every file that was read; WeightsError for one that is no longer what was loaded."""
+        hashes = self.hashes.result()
         self.check_unchanged()
-        hashes = sha256([path for path, _ in self.files.values()])
         return {name: hashes[path] for name, (path, _) in sorted(self.files.items())}
 
     def check_unchanged(self):

@@ -40,7 +40,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "ROOT", tmp_path / "weights")
     monkeypatch.setattr(missing, "NVIDIA", tmp_path / "nvidia")
-    monkeypatch.setattr(missing, "free_bytes", lambda device: 64 * 2 ** 30)
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 64 * 2 ** 30)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -153,11 +153,11 @@ def test_the_numbers_of_stable_diffusion():
 
 
 def test_too_little_memory(monkeypatch, capsys):
-    monkeypatch.setattr(missing, "free_bytes", lambda device: 4 * 2 ** 30)
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 4 * 2 ** 30)
     line = said(capsys, run("--feature", 10204, "--device", "cpu"))
     assert "takes at least 5.2 GiB, 4.0 are free on cpu; give --dtype bfloat16, or another --device" in line
     assert "python weights/fetch.py style50" in said(capsys, run("--feature", 10204, "--dtype", "bfloat16"))
-    monkeypatch.setattr(missing, "free_bytes", lambda device: 2 ** 30)
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 2 ** 30)
     assert "3.3 GiB" in said(capsys, run("--feature", 10204, "--dtype", "bfloat16"))
 
 
@@ -165,9 +165,9 @@ def test_a_card_that_holds_few_jobs(monkeypatch):
     """A CUDA device takes 8 by itself."""
     cuda, args = torch.device("cuda"), featviz.parse(["--feature", "10204"])
     assert default_batch_size(cuda, (4, 64, 64)) == 8 and missing.check_memory(args, cuda) == ""
-    monkeypatch.setattr(missing, "free_bytes", lambda device: 6 * 2 ** 30)
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 6 * 2 ** 30)
     assert missing.check_memory(args, cuda) == "6.0 GiB are free on cuda: add --batch-size 3 later on"
-    monkeypatch.setattr(missing, "free_bytes", lambda device: None)
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: None)
     assert missing.check_memory(args, cuda) == ""
 
 

@@ -1,20 +1,22 @@
 """Quick layers give what torch's own give; an ascent runs and reads no more than it needs; lower precision finds the
 same. Nothing is timed."""
+import copy
 import dataclasses
 import json
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import layers
 from bench import speed, ways
+from weights import quick, tensors
 from weights.disk import WeightsError
 from weights.load import load
 from config import Job, configure
 from ascent import ascend, measure, readout, visualize
 from weights.tensors import read_header
-from tests.seeded import TOY, filled, gradient, on_meta, randn, relative_error, unet_inputs
+from tests.seeded import TOY, gradient, on_meta, randn, relative_error, shapes, unet_inputs, weights
 from tests.test_checkpoint import check_message, networks
 from tests.tiny import HOOK, PATHS, edit_tensors, write_model
 from toyworld.judge import load_judge
@@ -36,41 +38,43 @@ def values_and_gradient(unet):
 
 
 @pytest.mark.parametrize("few", ["as measured", "every convolution a product"])
-def test_quick_layers_are_torchs_own(few, monkeypatch):
-    """Weights that collect gradients take torch's way, so one network gives both."""
+def test_quick_layers_are_the_plain_ones(few, monkeypatch):
+    """Values and the latent's gradient; no name, shape or tensor changes, and weights that collect gradients take
+    torch's way."""
     if few != "as measured":
-        monkeypatch.setattr(layers, "FEW", 2 ** 20)
-        monkeypatch.setattr(layers, "MANY", 0)
-        monkeypatch.setattr(layers, "LARGE", 0)
-    unet, products, apply = filled("unet", TOY["unet"]), [], layers.Product.apply
-    monkeypatch.setattr(layers.Product, "apply", lambda *args: products.append(args[1].shape) or apply(*args))
-    quick = values_and_gradient(unet)
-    used = len(products)
-    plain = values_and_gradient(unet.requires_grad_(True))
-    neighbourhoods = 9 * 224 in {shape[1] for shape in products}
-    assert used == len(products) and used > 0 and neighbourhoods == (few != "as measured")
-    for a, b in zip(quick, plain):
-        print(few, relative_error(a, b))
-        assert relative_error(a, b) <= 1e-5
+        monkeypatch.setattr(quick, "FEW", 2 ** 20)
+        monkeypatch.setattr(quick, "MANY", 0)
+        monkeypatch.setattr(quick, "LARGE", 0)
+    plain = on_meta("unet", TOY["unet"])
+    plain.load_state_dict(weights(shapes(plain)), assign=True)
+    unet, products, apply = quick.quicken(copy.deepcopy(plain)), [], quick.Product.apply
+    monkeypatch.setattr(quick.Product, "apply", lambda *args: products.append(args[1].shape) or apply(*args))
+    assert shapes(unet) == shapes(plain) and unet.hook_points == plain.hook_points
+    collecting, none = values_and_gradient(unet), len(products)
+    frozen = values_and_gradient(unet.requires_grad_(False))
+    assert none == 0 < len(products) and (9 * 224 in {shape[1] for shape in products}) == (few != "as measured")
+    for a, b, c in zip(values_and_gradient(plain), collecting, frozen):
+        print(few, relative_error(c, a))
+        assert torch.equal(a, b) and relative_error(c, a) <= 1e-5
 
 
 @pytest.mark.parametrize("stride, kernel, shape", [(1, 3, (2, 5, 7)), (2, 3, (1, 6, 4)), (1, 1, (3, 3, 5))])
 def test_a_convolution_as_a_product(stride, kernel, shape, monkeypatch):
     """Maps that are not square, more than one row; a stride of 2 stays torch's."""
-    monkeypatch.setattr(layers, "MANY", 0)
+    monkeypatch.setattr(quick, "MANY", 0)
     B, h, w = shape
-    conv = layers.Conv2d(6, 10, kernel, stride=stride, padding=kernel // 2).requires_grad_(False)
+    plain = nn.Conv2d(6, 10, kernel, stride=stride, padding=kernel // 2).requires_grad_(False)
     x = randn(B, 6, h, w, seed=1).requires_grad_(True)
-    y, reference = conv(x), torch.nn.functional.conv2d(x, conv.weight, conv.bias, stride, kernel // 2)
+    y, reference = quick.Conv2d(plain)(x), plain(x)
     assert relative_error(y, reference) <= 1e-5 and relative_error(gradient(y, x), gradient(reference, x)) <= 1e-5
 
 
 def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
     config = configure(model.settings, num_steps=5, prior="noise")
     jobs = [Job(model.settings["feature"], 600, seed=s) for s in (1, 2)]
-    quick = list(ascend(model, jobs, config))
-    monkeypatch.setattr(layers, "quick", lambda x, weight: False)
-    for a, b in zip(quick, ascend(model, jobs, config)):
+    steps = list(ascend(model, jobs, config))
+    monkeypatch.setattr(quick, "quick", lambda x, weight: False)
+    for a, b in zip(steps, ascend(model, jobs, config)):
         assert relative_error(a.hook, b.hook) <= 1e-5 and relative_error(a.after, b.after) <= 1e-5
 
 
@@ -163,6 +167,19 @@ def test_a_converted_ascent_reads_the_unet_up_to_the_hook(folder):
     assert not names_of(model.unet, there=False) and {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
     assert not any(module._forward_pre_hooks for module in model.unet.modules()
                    if list(module.parameters(recurse=False)))
+
+
+def test_a_late_layer_looks_at_itself_alone(folder, monkeypatch):
+    """The file is opened once for each module that runs, though every tensor is converted; each is asked for once."""
+    opened, read = [], []
+    monkeypatch.setattr(tensors, "opened", lambda path, open=tensors.opened: opened.append(path) or open(path))
+    monkeypatch.setattr(tensors, "read_one", lambda path, name, *rest, one=tensors.read_one:
+                        read.append(name) or one(path, name, *rest))
+    model = load(folder, dtype=torch.bfloat16)
+    opened.clear()
+    z, text = torch.randn(1, *model.latent_shape).bfloat16(), torch.randn(1, 77, 16).bfloat16()
+    model.unet(z, torch.tensor([5]), text)
+    assert sorted(read) == sorted(model.unet.state_dict()) and len(opened) == len(model.unet.hook_points) + 3
 
 
 def test_a_model_from_half_precision_files_reads_late_and_right(folder):

@@ -1,11 +1,12 @@
-"""Linear and convolution layers that are quick where their weights are frozen; formulas, names and shapes are torch's
-own.
+"""Quick twins of a network's layers, for frozen weights on a CPU; formulas, names and shapes are the plain ones'.
+
+    quicken(unet)           puts them in the place of linear layers, convolutions and gated units
 
 The ascent wants one gradient, that of the latent, and passes each weight twice. On a CPU torch spends much of that time
 on the way: its float32 matrix product is MKL's, which is slow on other makers' processors (90 GFLOP/s a core where
 oneDNN reaches 210), and a convolution of many channels over few positions spends three quarters of its time on
 reordering its weights. Here both become products x W^T by oneDNN, forward and backward, with the weights as they lie.
-bench/README.md has the measurements.
+docs/measured.md has the measurements.
 
 A layer whose weight collects gradients (training), a device that is no CPU and a precision that oneDNN lacks take
 torch's own way: the two differ by rounding, and tests/slow/test_speed.py holds them together.
@@ -13,6 +14,8 @@ torch's own way: the two differ by rounding, and tests/slow/test_speed.py holds 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import unet
 
 FEW, MANY = 512, 2 ** 20    # a 3x3 convolution is a product for at most FEW positions, at least MANY weights [measured]
 LARGE = 2 ** 19             # from so many weights on, a gated projection is made twice rather than kept [measured]
@@ -63,20 +66,28 @@ class Gated(torch.autograd.Function):
         return product(halves, weight.t()), None, None
 
 
-def gated(x, proj):
-    """value * gelu(gate), (value, gate) = proj(x); where the halves are large they are not kept."""
-    if quick(x, proj.weight) and proj.weight.numel() >= LARGE:
-        return Gated.apply(x, proj.weight, proj.bias)
-    value, gate = proj(x).chunk(2, dim=-1)
-    return value * F.gelu(gate)
+class Twin:
+    """A layer in the place of a plain one, with all that it has: its sizes, its very parameters."""
+
+    def __init__(self, plain):
+        self.__dict__.update(plain.__dict__)
 
 
-class Linear(nn.Linear):
+class Linear(Twin, nn.Linear):
     def forward(self, x):
         return Product.apply(x, self.weight, self.bias) if quick(x, self.weight) else super().forward(x)
 
 
-class Conv2d(nn.Conv2d):
+class GEGLU(Twin, unet.GEGLU):
+    """Where the halves are large they are not kept."""
+
+    def forward(self, x):
+        weight = self.proj.weight
+        gated = quick(x, weight) and weight.numel() >= LARGE
+        return Gated.apply(x, weight, self.proj.bias) if gated else super().forward(x)
+
+
+class Conv2d(Twin, nn.Conv2d):
     """Kernel 1, or 3 with padding 1; as a product, each position's k x k neighbourhood is a row: (B, h*w, c_in k k)."""
 
     def forward(self, x):                                                                       # (B, c_in, h, w)
@@ -87,3 +98,15 @@ class Conv2d(nn.Conv2d):
         rows = F.unfold(x, k, padding=self.padding) if k > 1 else x.flatten(2)                  # (B, c_in k k, h*w)
         out = Product.apply(rows.transpose(1, 2), self.weight.flatten(1), self.bias)            # (B, h*w, c_out)
         return out.transpose(1, 2).reshape(B, -1, h, w)
+
+
+TWINS = {nn.Linear: Linear, nn.Conv2d: Conv2d, unet.GEGLU: GEGLU}
+
+
+def quicken(net):
+    """The network, every layer that has a quick twin replaced by it. Names and tensors stay what they were."""
+    for name, layer in net.named_children():
+        quicken(layer)
+        if twin := TWINS.get(type(layer)):
+            setattr(net, name, twin(layer))
+    return net
