@@ -10,7 +10,7 @@ import sys
 from command.flags import (
     Parser, add_model, add_out, add_settings, add_shard, check_numbers, check_steps, find_shard, guarded)
 from command.progress import CaptureProgress, Progress, say
-from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure
+from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure, find_preset
 from pages.again import FRAMES
 from pages.sweep import axis, swept, write_sweeps
 
@@ -85,7 +85,8 @@ def plan(args):
     model = open_model(args, wanted, args.check)
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     level = {} if args.robustness is None else ROBUSTNESS[args.robustness]
-    config = configure(model.settings, args.preset or ("raw" if args.channel else "sae"), **level | given)
+    preset, quick = find_preset(args.preset, args.channel)
+    config = configure(model.settings, preset, **quick | level | given)
     configs = swept(config, args.sweep, given)
     for one in configs:
         check_config(one, min(model.latent_shape[1:]), len(model.schedule))
