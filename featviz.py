@@ -10,7 +10,7 @@ import sys
 from command.flags import (
     Parser, add_model, add_out, add_settings, add_shard, check_numbers, check_steps, find_shard, guarded)
 from command.progress import CaptureProgress, Progress, say
-from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure
+from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure, find_preset
 from pages.again import FRAMES
 from pages.sweep import axis, swept, write_sweeps
 
@@ -82,8 +82,8 @@ def plan(args):
     (rank, shards), wanted = find_shard(args.shard), args.feature or args.channel or args.thesis
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     level = {} if args.robustness is None else ROBUSTNESS[args.robustness]
-    settings = lambda own, **more: configure(own, args.preset or ("raw" if args.channel else "sae"),
-                                             **level | given | more)
+    preset, quick = find_preset(args.preset, args.channel)
+    settings = lambda own, **more: configure(own, preset, **quick | level | given | more)
     check_config(settings({}, finish_steps=1, gradient_smoothing_kernel_size=1))    # the weights say what these may be
     lacking(args, wanted)
     from activity.times import with_activity    # from here on torch is loaded, which takes a second

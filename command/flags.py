@@ -81,7 +81,8 @@ def add_shard(group):
 
 def add_settings(group):
     """A flag for every setting of config.Config."""
-    group.add_argument("--preset", choices=PRESETS, help="all of them at once (default: sae, or raw with --channel)")
+    group.add_argument("--preset", choices=(*PRESETS, "quick"), help="all of them at once; quick: fewer, larger steps "
+                       "(default: sae, or raw with --channel)")
     group.add_argument("--robustness", type=int, choices=range(len(ROBUSTNESS)), help="--jitter-max, --rotate-max and "
                        "--scale-max by level, 0 to 3 [1]")
     for name, field in SETTINGS.items():

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from command.flags import PROJECT
-from config import SETTINGS, Job, check_config, configure
+from config import SETTINGS, Job, check_config, configure, find_preset
 from weights import hub
 from weights.configs import read_sae_config
 from weights.download import FetchError
@@ -114,7 +114,8 @@ def check_flags(args):
                     for s in getattr(args, "seed", None) or [0]])
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     if hasattr(args, "preset"):
-        check_config(configure({}, args.preset or ("raw" if args.channel else "sae"), **given))
+        preset, quick = find_preset(args.preset, args.channel)
+        check_config(configure({}, preset, **quick | given))
 
 
 def card():

@@ -16,7 +16,7 @@ from pages import files as results
 from activity.profile import attach
 from vae import to_uint8
 from weights.load import load
-from config import Config, Job, PRESETS, configure
+from config import Config, Job, PRESETS, configure, find_preset
 from ascent import activation, adamw, ascend, kept_steps, measure, readout, start, stream, visualize
 
 TOY = "weights/toy"
@@ -40,6 +40,15 @@ def feature(model):
 
 def job(model, feature, **changes):
     return Job(**{"feature": feature, "timestep": model.settings["timestep"], "seed": 1024} | changes)
+
+
+@pytest.mark.parametrize("channel, kind", [(None, "sae"), ([3], "raw")])
+def test_quick_is_the_kinds_own_preset_in_fewer_steps(channel, kind):
+    own = {"presets": {kind: {"steer_scale": 7.0}}}
+    preset, changes = find_preset("quick", channel)
+    quick = configure(own, preset, **changes | {"beta1": 0.5})
+    assert quick == dataclasses.replace(PRESETS[kind], num_steps=40, learning_rate=0.15, steer_scale=7.0, beta1=0.5)
+    assert find_preset(None, channel) == (kind, {})
 
 
 def test_presets_are_the_table_of_the_method():

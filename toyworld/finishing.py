@@ -77,8 +77,8 @@ def add(path, finished, batch, results, judge):
             file.write(json.dumps(entry | {"verdict": r.verdict, **scores}) + "\n")
 
 
-def work(model, judge, pairs, t, name, finishes, home):
-    """The ascent of (concept, seed) pairs, and each of the finishes after it."""
+def work(model, judge, pairs, t, name, finishes, home, ascents=ASCENTS):
+    """The ascent of (concept, seed) pairs by the settings of that name, and each of the finishes after it."""
     path, kept = home / f"{name}.jsonl", home / f"latents {name}"
     done = {(e["finish"], e["feature"], e["seed"]) for e in read(path)}
     for i in range(0, len(pairs), BATCH):
@@ -87,7 +87,7 @@ def work(model, judge, pairs, t, name, finishes, home):
         wanted = [f for f in ("", *finishes) if any((f, c["feature"], seed) not in done for c, seed in batch)]
         jobs = [Job(feature=c["feature"], timestep=t, seed=seed) for c, seed in batch]
         for f in wanted:
-            config, began = configure(model.settings, **ASCENTS[name] | finishes.get(f, {})), time.time()
+            config, began = configure(model.settings, **ascents[name] | finishes.get(f, {})), time.time()
             if not f:
                 results = run_batch(model, jobs, config, begin=finish.start(model, jobs, config))
                 kept.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,135 @@
+"""Fewer steps for the same picture: settings tried on one half of the concept features, the chosen one proved on the
+other.
+
+    python -m toyworld.quick --explore      the settings in TRIED, on a part of half A, one seed, the ascent alone
+    python -m toyworld.quick --report       the method's own and CHOSEN, FEATURES of half B by lot, two seeds, both also
+                                            finished
+    python -m toyworld.quick --table        what both gave: weights/toy/quick.json and the tables of docs/measured.md
+
+What the judge says of a picture is appended to out/quick/ as soon as it is made, so that a command that was ended goes
+on where it was. Halves, lots and judging are those of toyworld/finishing.py.
+"""
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+import ascent
+from activity import profile
+from config import QUICK, SEEDS
+from toyworld.evaluate_activity import gain
+from toyworld.finishing import CHOSEN as FINISHED, EVERY, FINISHES, halves, mean, read, row, shuffled, work
+from toyworld.judge import load_judge
+from toyworld.train import write_json
+from weights.load import load
+
+FEATURES = 96               # of half B: an interval of about +-0.07 for a share of two seeds
+OWN = "100 at 0.05"         # the method's own
+FALLING = "40 at 0.15, falling"
+TRIED = {f"{n} at {rate}" + more: dict(num_steps=n, learning_rate=rate, prior="noise", **others)
+         for n, rate, more, others in (
+             (100, 0.05, "", {}), (20, 0.15, "", {}), (20, 0.25, "", {}), (30, 0.15, "", {}), (30, 0.2, "", {}),
+             (40, 0.1, "", {}), (40, 0.15, "", {}), (40, 0.15, ", falling", {}), (60, 0.1, "", {}),
+             (40, 0.15, ", beta2 0.99", dict(beta2=0.99)))}
+CHOSEN = f"{QUICK['num_steps']} at {QUICK['learning_rate']}"
+
+
+def falling(adamw):
+    """AdamW whose rate falls on a line to 0 at the last step."""
+    return lambda z, g, mean, square, n, config: adamw(z, g, mean, square, n, dataclasses.replace(
+        config, learning_rate=config.learning_rate * (1 - (n - 1) / config.num_steps)))
+
+
+def explore(model, judge, concepts, t, home):
+    own = ascent.adamw
+    for name in TRIED:
+        ascent.adamw = falling(own) if name == FALLING else own
+        work(model, judge, [(c, SEEDS[0]) for c in concepts], t, name, {}, home, TRIED)
+        ascent.adamw = own
+
+
+def report(model, judge, concepts, t, home):
+    finished = {FINISHED[1]: FINISHES[FINISHED[1]]}
+    for seed in SEEDS[:2]:
+        for name in (OWN, CHOSEN):
+            work(model, judge, [(c, seed) for c in concepts], t, name, finished, home, TRIED)
+
+
+def difference(ours, theirs, draws=10_000):
+    """Mean of ours - theirs (n,) of pairs, and its 95% interval from resampling the pairs."""
+    d = np.asarray(ours, float) - np.asarray(theirs, float)
+    means = d[np.random.default_rng(0).integers(0, len(d), (draws, len(d)))].mean(1)
+    return {"difference": round(float(d.mean()), 4), "interval": [round(float(v), 4) for v in
+                                                                  np.quantile(means, (0.025, 0.975))]}
+
+
+def compare(home):
+    """CHOSEN against OWN, before and after the finish, in pairs of feature and seed."""
+    both = [{(e["finish"], e["feature"], e["seed"]): e for e in read(home / f"{name}.jsonl")}
+            for name in (CHOSEN, OWN)]
+    out = {}
+    for pictures, f in (("ascent", ""), ("finished", FINISHED[1])):
+        keys = sorted(k for k in both[0].keys() & both[1].keys() if k[0] == f)
+        ours, theirs = ([entries[k] for k in keys] for entries in both)
+        column = lambda entries, name: np.array([e[name] for e in entries], float)
+        ratio = lambda name: {k: v for k, v in gain(column(ours, name), column(theirs, name)).items() if k != "higher"}
+        out[pictures] = {"pictures": len(keys), CHOSEN: row(ours), OWN: row(theirs),
+                         "named_right": difference(column(ours, "right"), column(theirs, "right")),
+                         "activation": ratio("activation"), "reencoded": ratio("activation_reencoded")}
+    return out
+
+
+def markdown(numbers):
+    """Two tables: what was tried, and the chosen setting against the method's own."""
+    span = lambda low, high: f"[{low:.2f}, {high:.2f}]"
+    lines = ["| steps, rate | named right | activation | re-encoded |", "|---|---|---|---|"]
+    for r in numbers["explored"]:
+        lines.append(f"| {r['setting']} | {r['all']['share']:.2f} {span(*r['all']['interval'])} | "
+                     f"{r['activation']:.3f} | {r['reencoded']:.3f} |")
+    lines += ["", f"| pictures | named right, {OWN} | {CHOSEN} | difference | activation, ratio | re-encoded, ratio |",
+              "|---|---|---|---|---|---|"]
+    for name, r in numbers["report"].items():
+        cells = [f"{r[s]['all']['share']:.2f}" for s in (OWN, CHOSEN)]
+        cells.append(f"{r['named_right']['difference']:+.3f} {span(*r['named_right']['interval'])}")
+        cells += [f"{r[k]['ratio']:.3f} {span(*r[k]['interval'])}" for k in ("activation", "reencoded")]
+        lines.append(f"| {name}, {r['pictures']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_tables(out, home, docs):
+    explored = [{"setting": name, **row(entries), "verdicts_excited": mean(
+        [{"excited": e["verdict"] == "excited"} for e in entries], "excited")}
+        for name in TRIED if (entries := read(home / "explore" / f"{name}.jsonl"))]
+    numbers = {"explored": explored, "report": compare(home / "report")}
+    write_json(out / "quick.json", numbers)
+    begin, end = "<!-- quick -->\n", "<!-- end of quick -->\n"
+    text = docs.read_text(encoding="utf-8")
+    before, after = text.split(begin)[0], text.split(end)[-1] if end in text else ""
+    docs.write_text(f"{before}{begin}{markdown(numbers)}\n{end}{after}", encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    for name in ("--explore", "--report", "--table"):
+        what.add_argument(name, action="store_true")
+    parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
+    parser.add_argument("--home", type=Path, default=Path("out/quick"), help="where the pictures' records lie")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    if args.table:
+        return write_tables(args.weights, args.home, Path("docs/measured.md"))
+    stored = json.loads((args.weights / "concepts.json").read_text())
+    model, judge, t = load(args.weights, args.device), load_judge(args.weights), stored["timestep"]
+    model = profile.attach(model, profile.find(model, Path("out")))
+    a, b = halves(stored["features"])
+    if args.explore:
+        explore(model, judge, a[::EVERY], t, args.home / "explore")
+    else:
+        report(model, judge, shuffled(b)[:FEATURES], t, args.home / "report")
+
+
+if __name__ == "__main__":
+    main()
