@@ -2,6 +2,7 @@
 
     python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two
     sheets python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
+    python -m toyworld.evaluate --hook          only how much the hook point matters
     python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to chance
     python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of
     them; stores nothing python -m toyworld.evaluate --figure        features.png: for every object and style its
@@ -110,6 +111,33 @@ def evaluate_samples(model, judge, args, each=5):
     tell("by style", {STYLES[k]: round((s == styles)[styles == k].float().mean().item(), 2) for k in range(8)})
     out = {"guidance": args.guidance, "object": share(o == objects), "style": share(s == styles)}
     return tell("samples the judge names right", out), torch.cat(hooks)
+
+
+@torch.no_grad()
+def evaluate_hook(model, args, n=400, times=(100, 300, 600, 900)):
+    """How much the hook point matters: the change of the predicted clean latent z0, whose own deviation is 1, when the
+    hook's output is replaced by its mean over drawings and positions; with the empty prompt and with the captions.
+
+        z0 = (x_t - sqrt(1 - abar_t) UNet(x_t, t)) / sqrt(abar_t),   shift(t) = rms(z0 - z0 with the mean)
+    """
+    objects, styles = pairs(n, "cpu")
+    captions = [drawings.caption(OBJECTS[o], STYLES[s]) for o, s in zip(objects.tolist(), styles.tolist())]
+    z = encode_all(model.vae, make_drawings(args.runs, 1600, UNSEEN)[:n].to(model.device))
+    hook, out = model.unet.get_submodule(model.hook_point), {}
+    for name, texts in (("empty prompt", [""]), ("captions", captions)):
+        context = model.embed(texts).expand(n, -1, -1)
+        for t in times:
+            eps = torch.randn(z.shape, generator=torch.Generator(model.device).manual_seed(t), device=model.device)
+            steps = torch.full((n,), t, device=model.device)
+            x = model.schedule.add_noise(z, eps, steps)
+            mean = model.unet(x, steps, context, until=model.hook_point).mean((0, 2, 3), keepdim=True)  # (1, D, 1, 1)
+            whole = model.unet(x, steps, context)
+            handle = hook.register_forward_hook(lambda module, inputs, h: mean.expand_as(h))
+            change = (model.unet(x, steps, context) - whole).square().mean().sqrt()
+            handle.remove()
+            abar = model.schedule.alphas_cumprod[t]
+            out.setdefault(name, {})[str(t)] = round(((1 - abar) / abar).sqrt().item() * change.item(), 3)
+    return tell("shift without the hook, by t", out)
 
 
 @torch.no_grad()
@@ -304,6 +332,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--legibility", action="store_true")
     parser.add_argument("--concepts", action="store_true")
+    parser.add_argument("--hook", action="store_true")
     parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of config.Config, and timestep")
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--figure", action="store_true")
@@ -326,10 +355,13 @@ def main():
         numbers["default_settings"] = choose_feature(model, judge, args)
     elif args.try_:
         return try_settings(model, judge, args)
+    elif args.hook:
+        numbers["hook"] = evaluate_hook(model, args)
     elif args.concepts:
         numbers["concepts"] = evaluate_concepts(model, args)
     else:
         numbers["vae"] = evaluate_vae(model, judge, args)
+        numbers["hook"] = evaluate_hook(model, args)
         numbers["samples"], hooks = evaluate_samples(model, judge, args)
         numbers["sae"] = evaluate_sae(model, hooks)
         numbers["concepts"] = evaluate_concepts(model, args)
