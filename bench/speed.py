@@ -6,7 +6,7 @@ Sections, each written to bench/speed_<device>.json as soon as it is done, so th
     step      seconds a step, the ways of ways.py side by side in one process, in turns; medians
     memory    peak memory of loading and a few steps, a process for each
     toy       from the command to pictures, and to the activation that the original's 100 steps reach (weights/toy)
-    growth    cost against batch, latent size, number of features, number of processes; drawn in bench/growth.png
+    growth    seconds a step and job against the batch; seconds for many features against the number of processes
     paper     all features of an SAE on H200s: a computation from counted operations, no measurement
     table     print the Markdown tables of what is in the JSON
 
@@ -16,7 +16,6 @@ for the next run). Every number is of an otherwise idle machine only if nothing 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,10 +28,8 @@ sys.path.insert(0, str(ROOT))  # run as a script, it is not started from the roo
 import torch
 
 from bench import tables, ways
-from bench.growth import growth
 from weights.load import find, load
 from config import Job, configure
-from ascent import measure, start
 from weights.preflight import free_bytes, predict
 from weights.disk import replacing
 
@@ -44,17 +41,6 @@ LARGEST = {"cpu": {"toy": 64, "full": 8},
            "cuda": {"toy": 512, "full": 64}}                     # batches beyond gain nothing
 
 
-def machine(device):
-    """The processor's or card's name, and what it runs."""
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-                    name)
-    return f"{name}, {torch.get_num_threads()} cores, torch {torch.__version__}"
-
-
 def tell(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -62,11 +48,11 @@ def tell(text):
 # --- step ------------------------------------------------------------------------------------------------------------
 
 def batches(name, found, device, quick):
-    """1, 5 and the largest power of two that fits, as far as preflight knows."""
+    """1, 5 (on a GPU its usual 8) and the largest power of two that fits, as far as preflight knows."""
     largest, room = LARGEST[device][name], free_bytes(device) or 8e9
     while largest > 5 and sum(predict(found, torch.float32, largest)) > 0.6 * room:
         largest //= 2
-    return [1] if quick else sorted({1, 5, largest})
+    return [1] if quick else sorted({1, 8 if device == "cuda" else 5, largest})
 
 
 def step_section(name, folder, args):
@@ -173,24 +159,49 @@ def toy_section(args):
     one, five = (ways.summary([command(args, "--timestep", T, "--prior", "noise", "--seed", *seeds)
                                for _ in range(rounds)])
                  for seeds in ((1024,), (1024, 1111, 4359, 3248, 1026)))
-    before, after = (measure(model, z, jobs)[0].mean().item() for z in (start(model, jobs, config)[1],
-                                                                        last_latent(model, jobs, config)))
     return {"activation_goal": goal, "seconds_to_goal": reach, "seconds_of_100_steps_5_seeds": whole,
-            "activation": [before, after],
             "seconds_from_command_to_picture": one, "seconds_from_command_to_5_pictures": five}
 
 
-def last_latent(model, jobs, config):
-    *_, step = ways.ascend(model, jobs, config)
-    return step.after
+# --- growth ----------------------------------------------------------------------------------------------------------
+
+def over_batch(name, folder, args):
+    """[[rows, seconds a step and row]]"""
+    model, found, out, room = load(folder, args.device), find(folder), [], free_bytes(args.device) or 8e9
+    most = 2 if args.quick else LARGEST[args.device][name]
+    for batch in (2 ** k for k in range(10) if 2 ** k <= most):
+        if sum(predict(found, model.dtype, batch)) > 0.6 * room:
+            break
+        steps = ways.ours(model, ways.jobs_of(model, batch), ways.endless(model))
+        times = ways.alternate({"ours": lambda steps=steps: next(steps)}, 4, model.device)
+        out.append([batch, ways.summary(times["ours"])["seconds"] / batch])
+    return out
 
 
-def full_command(folder, args):
-    """Seconds from command to picture at full size: two steps measured, the other 98 from the step section's median."""
-    short = command(args, "--weights", folder, "--feature", 0, "--seed", 1, "--timestep", 361, "--prior", "noise",
-                    "--num-steps", 2,
-                    "--batch-size", 1, "--frames", 0)
-    return {"seconds_with_2_steps": short}
+def over_processes(args, features=64, steps=50):
+    """[[processes, seconds]] for `features` features of the toy by `python featviz.py --shard`, imports and loading
+    included; a thread each.
+    """
+    out = []
+    for n in (n for n in (1, 2, 4, 8) if n <= os.cpu_count()):
+        flags = ["--weights", TOY, "--feature", *range(8 if args.quick else features), "--seed", 1, "--timestep", T,
+                 "--prior", "noise", "--num-steps", steps, "--frames", 0, "--no-finish", "--device", args.device]
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            running = [subprocess.Popen([sys.executable, "featviz.py", "--shard", f"{i}/{n}", "--out", folder,
+                                         *map(str, flags)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        env=os.environ | {"OMP_NUM_THREADS": "1"}) for i in range(n)]
+            if any([process.wait() for process in running]):
+                raise RuntimeError(f"featviz.py --shard I/{n} failed; run one by hand to see why")
+            out.append([n, time.perf_counter() - began])
+    return out
+
+
+def growth_section(sizes, args):
+    out = {name: {"batch": over_batch(name, folder, args)} for name, folder in sizes.items()}
+    if "toy" in out:
+        out["toy"]["processes"] = over_processes(args)
+    return out
 
 
 # --- all -------------------------------------------------------------------------------------------------------------
@@ -200,12 +211,11 @@ def run_section(name, sizes, results, args):
         results["step"] = results.get("step", {}) | {size: step_section(size, folder, args) for size,
                                                      folder in sizes.items()}
     elif name == "memory" and "full" in sizes:
-        results["memory"] = memory_section(sizes["full"], args) | ({} if args.quick else full_command(sizes["full"],
-                                                                                                      args))
+        results["memory"] = memory_section(sizes["full"], args)
     elif name == "toy" and "toy" in sizes:
         results["toy"] = toy_section(args)
     elif name == "growth":
-        results["growth"] = growth(sizes, results, args, args.out / "growth.png")
+        results["growth"] = results.get("growth", {}) | growth_section(sizes, args)
     elif name == "paper":
         results["paper"] = tables.paper(sizes.get("full"))
     elif name == "table":
@@ -244,7 +254,7 @@ def main(argv=None):
         began = time.perf_counter()
         run_section(name, sizes, results, args)
         if name != "table":
-            results.setdefault("machine", {})[name] = machine(args.device)
+            results.setdefault("machine", {})[name] = ways.machine(args.device)
             tell(f"  took {time.perf_counter() - began:.0f} s")
             args.out.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:

@@ -14,9 +14,11 @@ depends on them.
 import dataclasses
 import json
 import math
+import platform
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -201,6 +203,17 @@ def meta_unet(found):
         return UNet([level.resnets[0].conv1.out_channels for level in unet.down_blocks],
                     unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features,
                     unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads, unet.conv_norm_out.num_groups)
+
+
+def machine(device):
+    """The processor's or card's name, and what it runs."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+                    name)
+    return f"{name}, {torch.get_num_threads()} cores, torch {torch.__version__}"
 
 
 def synchronize(device):

@@ -223,11 +223,14 @@ def test_no_nan_is_converted_late_either(folder):
 def test_the_bench_runs_and_prints_its_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "TOY", write_model(tmp_path / "tiny"))
     monkeypatch.setattr(ways, "rates", lambda device, dtype: {"torch": 1e11})
-    speed.main(["--toy", "--quick", "--device", "cpu", "--only", "step,paper,table", "--out", str(tmp_path)])
+    speed.main(["--toy", "--quick", "--device", "cpu", "--only", "step,growth,paper,table", "--out", str(tmp_path)])
     stored, printed = json.loads((tmp_path / "speed_cpu.json").read_text()), capsys.readouterr().out
     assert {(r["way"], r["dtype"])
             for r in stored["step"]["toy"]["rows"]} >= {("original", "float32"), ("ours", "float32"),
                                                         ("ours", "bfloat16")}
+    growth = stored["growth"]["toy"]
+    assert [n for n, _ in growth["batch"]] == [1, 2] and growth["processes"][0][0] == 1
+    assert all(seconds > 0 for rows in growth.values() for _, seconds in rows)
     assert "| 1 | ours | float32 |" in printed and "409,600 jobs" in printed and stored["paper"]["jobs"] == 409600
 
 
