@@ -8,22 +8,28 @@ import math
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 
-from clip import TextEncoder
+from clip import CLIP, TextEncoder, preprocess
+from tests import clip_vocab
 from unet import UNet
 from vae import VAE
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SEED = 20
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4                      # max abs difference / max abs reference, float32
-NETWORKS = {"unet": UNet, "vae": VAE, "clip_text": TextEncoder}
+NETWORKS = {"unet": UNet, "vae": VAE, "clip_text": TextEncoder, "clip": CLIP}
 TOY = {     # the proportions of SD, small; widths that differ from level to level where that tells two of them apart
     "unet": dict(block_out_channels=(32, 64, 112, 112), cross_attention_dim=64, attention_head_dim=2,
                  norm_num_groups=16),
     "vae": dict(block_out_channels=(32, 48, 64), layers_per_block=1, norm_num_groups=16),
     "clip_text": dict(vocab_size=1000, hidden_size=64, intermediate_size=256, num_hidden_layers=2,
                       num_attention_heads=2),
+    "clip": dict(text_config=dict(vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                  num_attention_heads=2),
+                 vision_config=dict(image_size=32, patch_size=8, hidden_size=48, intermediate_size=96,
+                                    num_hidden_layers=2, num_attention_heads=3), projection_dim=24),
 }
 HOOK = "up_blocks.1.attentions.1"
 TOY_HOOKS = ("down_blocks.1.attentions.0", "mid_block.attentions.0", HOOK, "up_blocks.3.attentions.2")
@@ -40,7 +46,9 @@ def weights(shapes, seed=SEED):
     g, out = torch.Generator().manual_seed(seed), {}
     for name in sorted(shapes):
         w = torch.randn(shapes[name], generator=g)
-        if w.ndim == 1:
+        if w.ndim == 0:
+            w = w.mul_(0.1).add_(4.6)                           # CLIP's logit_scale, which ends at ln 100
+        elif w.ndim == 1:
             w = w.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)
         else:
             w = w.div_(math.sqrt(w[0].numel()))
@@ -79,6 +87,15 @@ def vae_inputs(batch=2, size=8, factor=4):
 
 def text_inputs(batch=2, vocab=1000):
     return torch.randint(0, vocab, (batch, 77), generator=torch.Generator().manual_seed(5))
+
+
+def pictures():
+    """Noise, so that the resampling overshoots 0 and 255: square, nearly square, wide, high, tiny."""
+    g, sizes = torch.Generator().manual_seed(9), ((32, 32), (33, 32), (300, 45), (61, 130), (7, 5))
+    return [Image.fromarray(torch.randint(0, 256, (h, w, 3), generator=g, dtype=torch.uint8).numpy()) for w, h in sizes]
+
+
+TEXTS = ("a photo of a rose", "", "A Trees image in Van_Gogh style", "cables, " * 60, "a <|endoftext|> in between")
 
 
 def gradient(y, x, retain_graph=False):
@@ -120,11 +137,22 @@ def text_outputs(net, ids):
         return {"embedding": net(ids)}
 
 
+def clip_outputs(net, pixels, ids):
+    """Ours: both embeddings, the logits, and gradients with respect to the pixels."""
+    leaf = pixels.clone().requires_grad_()
+    image, logits = net.embed_images(leaf), net(leaf, ids)
+    return {"image": image.detach(), "text": net.embed_texts(ids), "logits": logits.detach(),
+            "gradient image": gradient(image, leaf), "gradient logits": gradient(logits, leaf)}
+
+
 def toy_outputs(part):
     """All that is compared at toy size, from our network with seeded weights."""
     net = filled(part, TOY[part])
     if part == "unet":
         return unet_outputs(net, *unet_inputs(), TOY_HOOKS, TOY_HOOKS)
+    if part == "clip":
+        pixels = torch.stack([preprocess(picture, TOY[part]["vision_config"]["image_size"]) for picture in pictures()])
+        return {"pixels": pixels} | clip_outputs(net, pixels, clip_vocab.tokenizer()(list(TEXTS)))
     return vae_outputs(net, *vae_inputs()) if part == "vae" else text_outputs(net, text_inputs())
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clip import TextEncoder, number
+from clip import CLIP, TextEncoder, number
 from sae import SAE
 from tests.seeded import shapes, weights
 from unet import UNet
@@ -43,10 +43,14 @@ PATHS = {   # part -> (its JSON file, its tensors)
     "sae": (f"sae/unet.{HOOK}/cfg.json", f"sae/unet.{HOOK}/sae.safetensors"),
     "featviz": ("featviz.json", None),
 }
+EYES = dict(text_config=CONFIGS["text_encoder"], projection_dim=8,
+            vision_config=dict(image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                               num_attention_heads=2))
 ACTIVITY = "activity/activity.safetensors"
 BUILD = {   # the same config keys that weights/load.py hands on
     "unet": lambda c: UNet(**{k: v for k, v in c.items() if k != "sample_size"}),
     "vae": lambda c: VAE(**c), "text_encoder": lambda c: TextEncoder(**c), "sae": lambda c: SAE(**c),
+    "eyes": lambda c: CLIP(**c),
 }
 
 
@@ -107,12 +111,26 @@ def write_model(folder, seed=0, **changes):
         if tensors_path:
             save_file(tensors(part, config, seed), folder / tensors_path)
     if changes.get("tokenizer", {}) is not None:
-        (folder / "tokenizer").mkdir()
-        (folder / "tokenizer/vocab.json").write_text(json.dumps(VOCAB), encoding="utf-8")
-        (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+        write_tokenizer(folder)
     if changes.get("activity", {}) is not None and changes.get("sae", {}) is not None:
         sizes = CONFIGS["sae"] | changes.get("sae", {})
         write_capture(folder, sizes["num_latents"], sizes["d_in"], seed)
+    return folder
+
+
+def write_tokenizer(folder):
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(VOCAB), encoding="utf-8")
+    (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+
+
+def write_eyes(folder, seed=0):
+    """A CLIP with random weights and its tokenizer, as weights/eyes.py reads it; returns the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(EYES))
+    save_file(tensors("eyes", EYES, seed), folder / "model.safetensors")
+    write_tokenizer(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ import torch
 
 from clip import CLIP, Tokenizer, preprocess
 from weights.configs import read_eyes_config
-from weights.disk import WeightsError
+from weights.disk import AGAIN, WeightsError
 from weights.fingerprints import sha256, signature
 from weights.load import BPE_FILE, Source, check_unchanged, fit, read_tokenizer, skeleton
 from weights.tensors import read_header
@@ -50,7 +50,7 @@ class Eyes:
         self.check_unchanged()
         if not vectors.isfinite().all():
             self.source.check_numbers(torch.float32)
-            raise WeightsError(f"{self.source.path}: gives vectors with NaN; fetch or copy this file again")
+            raise WeightsError(f"{self.source.path}: gives vectors without a length; {AGAIN}")
         return vectors
 
     def check_unchanged(self):

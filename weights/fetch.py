@@ -1,4 +1,4 @@
-"""Fetch published weights: `python weights/fetch.py sd14|sd15|style50|sae|sae-sd14`. Standard library only.
+"""Fetch published weights: `python weights/fetch.py sd14|sd15|style50|sae|sae-sd14|clip`. Standard library.
 
 Asks the hub what it has, says what, from where, how large and under which licence, asks, fetches (`hub.py`): model and
 SAE into one folder. Errors: one line on stderr, exit code 2.

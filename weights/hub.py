@@ -4,8 +4,9 @@
     print(plan_text(found, folder))             every file, its size, the licences: to be agreed to
     fetch(found, folder)                        resumed, verified, pickles converted
 
-A bundle (sources.py) is a model with the SAE that belongs to it. HF_ENDPOINT names another hub with the same addresses;
-HF_TOKEN is sent to that host alone and never shown. What cannot be raises FetchError, whose text is one line.
+A bundle (sources.py) is a model with the SAE that belongs to it, or one of the two, or CLIP. HF_ENDPOINT names another
+hub with the same addresses; HF_TOKEN is sent to that host alone and never shown. What cannot be raises FetchError,
+whose text is one line.
 """
 import errno
 import os

@@ -5,7 +5,8 @@
      {"type": "file", "path": ..., "size": ..., "oid": of a pointer, "lfs": {"oid": SHA-256, "size": bytes}}, ...]
 
 A long listing comes in pages; each names the next in its header `Link: <...>; rel="next"`. The rules choose what
-weights/load.py reads, safetensors before pickles, nothing else; by exact names, so no path of a listing is ever used.
+weights/load.py and eyes.py read, safetensors before pickles, nothing else; by exact names, so no path of a listing is
+ever used.
 """
 import http.client
 import json
@@ -153,7 +154,15 @@ def choose_sae(names, half, where):
                f"{', '.join(sorted(names)[:6]) or 'nothing'}")
 
 
-RULES = {"model": choose_model, "sae": choose_sae}
+def choose_clip(names, half, where):
+    """Names of the hub's CLIP -> ({name: ""}, [], []): what weights/eyes.py reads, the weights last."""
+    wanted = {"config.json": "", "model.safetensors": ""}
+    if missing := [name for name in wanted if name not in names]:
+        raise Gone(f"{where}: lacks {', '.join(missing)}; found {', '.join(sorted(names)[:6]) or 'nothing'}")
+    return wanted, [], []
+
+
+RULES = {"model": choose_model, "sae": choose_sae, "clip": choose_clip}
 
 
 def pinned(name, entry, known):

@@ -13,6 +13,7 @@ LICENCES = {
                 "  Use and sharing are free, some uses are forbidden (its attachment A).\n"
                 "  Who passes the weights on, passes on the same limits and a copy of the licence.",
     "style50": "none is stated for Style50's weights; made of Stable Diffusion 1.5, they carry its one (inferred):",
+    "openai": "MIT by OpenAI's repository of CLIP (weights/clip/LICENSE); that it holds for these files is inferred.",
     "apache": "Apache-2.0 by the model card of bcywinski/SAeUron; the model that the SAE reads has its own licence.",
 }
 
@@ -136,6 +137,13 @@ SAE_COCO = Piece("the SAE that was trained on Stable Diffusion 1.4",
                  (Source("bcywinski/SAeUron_coco"), Source("bcywinski/SAeUron", folder="coco/")),            # [V] names
                  **SAE_TABLE)
 
+CLIP = Piece(                                                                                  # [V] every size and hash
+    "CLIP ViT-L/14", (Source("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"),),
+    (CARD, File("config.json", 4_519, "sha256:8a09b467700c58138c29d53c605b34ebc69beaadd13274a8a2af8ad2c2f4032a", True)),
+    (File("model.safetensors", 1_710_540_580,
+          "sha256:a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb", sure=True),),
+    rule="clip")
+
 CHECK = "python featviz.py --weights {folder} --check    reads every file and says what it found"
 BUNDLES = {
     "sd14": Bundle("Stable Diffusion 1.4 and the SAE that was trained on it", "sd14", ("openrail", "apache"),
@@ -150,5 +158,6 @@ BUNDLES = {
         ("openrail", "apache"), (MIRROR, LICENCE, SAE), CHECK.replace("{folder}", "{folder}/full.safetensors"),
         "other ways to Style50: weights/README.md"),
     "sae": Bundle("SAeUron's SAE, trained on Style50", "style50", ("apache",), (SAE,)),
+    "clip": Bundle("CLIP ViT-L/14, which says how well pictures and words fit", "clip", ("openai",), (CLIP,)),
     "sae-sd14": Bundle("SAeUron's SAE, trained on Stable Diffusion 1.4", "sd14", ("apache",), (SAE_COCO,)),
 }

@@ -19,12 +19,12 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests import clip_vocab
-from tests.seeded import (FIXTURES, SEED, TOY, TOY_HOOKS, fingerprint, gradient, randn, text_inputs, toy_eps,
-                          unet_inputs,
-                          vae_inputs, weights)
+from tests.seeded import (FIXTURES, SEED, TEXTS, TOY, TOY_HOOKS, fingerprint, gradient, pictures, randn, text_inputs,
+                          toy_eps, unet_inputs, vae_inputs, weights)
 
 SD = {
     "unet": dict(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
@@ -33,6 +33,9 @@ SD = {
     "clip_text": dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                       num_attention_heads=12),
 }
+SD["clip"] = dict(text_config=SD["clip_text"], projection_dim=768,
+                  vision_config=dict(image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096,
+                                     num_hidden_layers=24, num_attention_heads=16))
 SCALING = 0.18215
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
                 steps_offset=1,
@@ -50,30 +53,34 @@ def on_meta(part, sizes):
             n = len(sizes["block_out_channels"])
             return AutoencoderKL(latent_channels=4, down_block_types=("DownEncoderBlock2D",) * n,
                                  up_block_types=("UpDecoderBlock2D",) * n, scaling_factor=SCALING, **sizes)
+        if part == "clip":                                      # what the library does not default to is as published
+            text = sizes["text_config"] | {"eos_token_id": 2}
+            return CLIPModel(CLIPConfig(**sizes | {"text_config": text}))
         return CLIPTextModel(CLIPTextConfig(max_position_embeddings=77, hidden_act="quick_gelu", layer_norm_eps=1e-5,
                                             **sizes))
 
 
-def our_name(name):
-    """Older releases of transformers keep a level `text_model.` in front; ours has none.
-    position_ids are no weights: None.
+def our_names(net):
+    """{official name: ours}. Older releases of transformers keep a level `text_model.` in front of the text encoder;
+    ours has none, but in CLIP, where there are two. position_ids are no weights.
     """
-    return None if name.endswith("position_ids") else name.removeprefix("text_model.")
+    return {name: name if isinstance(net, CLIPModel) else name.removeprefix("text_model.")
+            for name in net.state_dict() if not name.endswith("position_ids")}
 
 
 def shapes(net):
-    return {our_name(name): tuple(p.shape) for name, p in net.state_dict().items() if our_name(name)}
+    tensors = net.state_dict()
+    return {ours: tuple(tensors[name].shape) for name, ours in our_names(net).items()}
 
 
 def official(part, sizes=None, tensors=None):
     """An official network with seeded weights (or with `tensors`, under our names), frozen."""
     net = on_meta(part, sizes or SD[part])
     tensors = tensors or weights(shapes(net))
-    net.load_state_dict({name: tensors[our_name(name)] for name in net.state_dict() if our_name(name)}, strict=True,
-                        assign=True)
+    net.load_state_dict({name: tensors[ours] for name, ours in our_names(net).items()}, strict=True, assign=True)
     for module in net.modules():
         if hasattr(module, "position_ids"):                     # a buffer that is not in the state dict
-            module.position_ids = torch.arange(77)[None]
+            module.position_ids = torch.arange(module.position_ids.shape[1])[None]
     return net.requires_grad_(False).eval()
 
 
@@ -110,8 +117,31 @@ def text_outputs(net, ids):
         return {"embedding": net(ids).last_hidden_state}
 
 
+def official_pixels(images, size=224):
+    """By the library's processor with the published settings, one picture at a time."""
+    process = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return torch.cat([process([image], return_tensors="pt")["pixel_values"] for image in images])
+
+
+def clip_inputs(images, texts, size=224):
+    """The library's own way from pictures and strings to pixels and token ids."""
+    return official_pixels(images, size), official_ids(official_tokenizer(), list(texts))
+
+
+def clip_outputs(net, pixels, ids):
+    """The same as seeded.clip_outputs."""
+    leaf = pixels.clone().requires_grad_()
+    out = net(input_ids=ids, pixel_values=leaf)
+    return {"image": out.image_embeds.detach(), "text": out.text_embeds, "logits": out.logits_per_image.detach(),
+            "gradient image": gradient(out.image_embeds, leaf, retain_graph=True),
+            "gradient logits": gradient(out.logits_per_image, leaf)}
+
+
 def toy_outputs(part):
     net = official(part, TOY[part])
+    if part == "clip":
+        pixels, ids = clip_inputs(pictures(), TEXTS, TOY[part]["vision_config"]["image_size"])
+        return {"pixels": pixels} | clip_outputs(net, pixels, ids)
     if part == "unet":
         return unet_outputs(net, *unet_inputs(), TOY_HOOKS, TOY_HOOKS)
     return vae_outputs(net, *vae_inputs()) if part == "vae" else text_outputs(net, text_inputs())

@@ -3,16 +3,22 @@
 Both sides get the same seeded weights, every tensor random (tests/seeded.py). The last tests show that the comparison
 sees every single tensor.
 """
+import random
+
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests import seeded
+from clip import preprocess
+from tests import clip_vocab, seeded
 from tests.oracle import record
 from tests.seeded import HOOK, TOLERANCE, TOY, TOY_HOOKS, compare, filled, randn, relative_error
+from weights.eyes import load_eyes
 
 PARTS = list(TOY)
-COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480}
+COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480, "clip": 427_616_513}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -45,6 +51,61 @@ def test_full_text():
     ids = seeded.text_inputs(vocab=49408)
     theirs = record.text_outputs(record.official("clip_text", tensors=tensors), ids)
     compare(seeded.text_outputs(filled("clip_text", tensors=tensors), ids), theirs, "full text")
+
+
+def test_full_clip():
+    """Two pictures and three texts, raw, as they come: embeddings, logits, gradients with respect to the pixels."""
+    tensors = seeded.weights(seeded.shapes(seeded.on_meta("clip")))
+    images, texts = [soft_picture(640, 360), soft_picture(224, 301)], list(seeded.TEXTS[:3])
+    theirs = record.clip_outputs(record.official("clip", tensors=tensors), *record.clip_inputs(images, texts))
+    pixels, ids = torch.stack([preprocess(image) for image in images]), clip_vocab.tokenizer()(texts)
+    compare(seeded.clip_outputs(filled("clip", tensors=tensors), pixels, ids), theirs, "full clip")
+
+
+def soft_picture(width, height, mode="RGB"):
+    """Noise of a few pixels, enlarged: soft edges, every colour."""
+    small = Image.frombytes("RGB", (9, 7), random.Random(width * height).randbytes(9 * 7 * 3))
+    return small.resize((width, height), Image.Resampling.BILINEAR).convert(mode)
+
+
+def noise_picture(width, height):
+    return Image.frombytes("RGB", (width, height), random.Random(width + height).randbytes(width * height * 3))
+
+
+SIZES = ((224, 224), (512, 512), (225, 224), (224, 225), (447, 223), (640, 359), (333, 1001), (64, 64), (31, 20),
+         (1, 3))
+
+
+@pytest.mark.parametrize("width, height", SIZES)
+def test_pixels_are_equal_to_the_bit(width, height):
+    """Larger and smaller than what the network sees, wide and high, odd margins; soft pictures and noise."""
+    for image in (soft_picture(width, height), noise_picture(width, height)):
+        assert torch.equal(preprocess(image)[None], record.official_pixels([image]))
+
+
+@pytest.mark.parametrize("mode", ("L", "1", "P", "CMYK", "YCbCr", "HSV"))
+def test_pixels_of_pictures_in_other_modes(mode):
+    image = soft_picture(300, 200, mode)
+    assert image.mode == mode and torch.equal(preprocess(image)[None], record.official_pixels([image]))
+
+
+@pytest.mark.parametrize("positions", (False, True))
+def test_eyes_of_a_folder_that_the_library_saved(tmp_path, positions):
+    """Config and names are the library's own of today, or hold position_ids as the published file does."""
+    theirs = record.official("clip", TOY["clip"])
+    theirs.save_pretrained(tmp_path)
+    if positions:
+        path = tmp_path / "model.safetensors"
+        ids = {f"{tower}_model.embeddings.position_ids": torch.arange(n)[None]
+               for tower, n in (("text", 77), ("vision", 17))}
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        save_file(tensors | ids, path.with_name("new"))
+        path.with_name("new").replace(path)
+    images, texts, eyes = seeded.pictures(), list(seeded.TEXTS), load_eyes(tmp_path)
+    with torch.no_grad():
+        out = theirs(**dict(zip(("pixel_values", "input_ids"), record.clip_inputs(images, texts, 32))))
+    compare({"image": eyes.images(images), "text": eyes.texts(texts)},
+            {"image": out.image_embeds, "text": out.text_embeds}, "eyes")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -142,6 +203,19 @@ def test_sensitive_to_every_text_tensor():
     seen = changes(net, lambda: seeded.text_outputs(net, ids))
     missed = [name for name, change in seen.items() if change["embedding"] < 10 * TOLERANCE]
     assert missed == [name for name in seen if no_effect(name)] and len(missed) == 2
+
+
+def test_sensitive_to_every_clip_tensor():
+    """Each tensor moves its own side's embedding or, the scale, the logits. Without a projection these are NaN."""
+    net, texts = filled("clip", TOY["clip"]), list(seeded.TEXTS)
+    pixels, ids = torch.stack([preprocess(image, 32) for image in seeded.pictures()]), clip_vocab.tokenizer()(texts)
+    run = lambda: {"image": net.embed_images(pixels), "text": net.embed_texts(ids), "logits": net(pixels, ids)}
+    seen = changes(net, run)
+    missed = [name for name, change in seen.items() if all(error < 10 * TOLERANCE for error in change.values())]
+    assert missed == [name for name in seen if no_effect(name)] and len(missed) == 4
+    sides = {name: {side for side in ("image", "text") if change[side] != 0} for name, change in seen.items()}
+    assert all(side <= {"text" if name.startswith("text") else "image"} for name, side in sides.items())
+    assert sides["logit_scale"] == set() and seen["logit_scale"]["logits"] > 10 * TOLERANCE
 
 
 def test_addition_at_a_hook():

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.seeded import pictures
 from tests.test_checkpoint import networks
 from tests.slow.test_interrupted import heeds_ctrl_c
 from tests import clip_vocab, tiny
 from weights import download, fetch, sources
 from weights import hub as hubs_own
+from weights.eyes import ROOT as EYES, load_eyes
 from weights.layouts import LEGACY_ATTENTION
 from weights.load import load
 from weights.sources import Bundle, File, Piece, Source
@@ -280,9 +283,11 @@ Licence: CreativeML OpenRAIL-M, https://huggingface.co/spaces/CompVis/stable-dif
   Who passes the weights on, passes on the same limits and a copy of the licence.
 Licence: Apache-2.0 by the model card of bcywinski/SAeUron; the model that the SAE reads has its own licence.
 """
-    for flags in ("sd14 --fp16", "sd15", "sd15 --fp16", "sae", "sae-sd14", "style50 --mirror", "style50"):
+    for flags in ("sd14 --fp16", "sd15", "sd15 --fp16", "sae", "sae-sd14", "clip", "style50 --mirror", "style50"):
         assert fetch.main([*flags.split(), "--dry-run"]) == 0
     out = capsys.readouterr().out
+    assert "config.json                                          4.52 kB\n" in out
+    assert "model.safetensors                                    1.71 GB\n" in out
     assert "what is lacking there: Stable Diffusion 1.5's vae/, text_encoder/, tokenizer/, scheduler/, from" in out
     assert out.count("full.safetensors") == 1 and "unet/diffusion_pytorch_model.fp16.safetensors" in out
     assert [p.name for p in tmp_path.iterdir()] == ["sd"]
@@ -991,3 +996,69 @@ def test_sd14_without_its_sae_is_the_model_alone_and_says_so(hub, tmp_path, monk
     out = capsys.readouterr().out
     assert "note: without the SAE that was trained on Stable Diffusion 1.4, so for raw channels alone: " in out
     assert "with cfg.json and sae.safetensors, found something.pt\n" in out and not (tmp_path / "sae").exists()
+
+
+# --- CLIP -------------------------------------------------------------------------------------------------------------
+
+CLIP = sources.BUNDLES["clip"].pieces[0]
+CLIP_HOME = f"/{CLIP.sources[0].repo}/resolve/{CLIP.sources[0].revision}/"
+
+
+@pytest.fixture
+def clip(hubs, monkeypatch, tmp_path):
+    """(hub, folder): a hub that has a tiny CLIP and the other files of the published repository; nothing is pinned."""
+    hub, folder = hubs(), tiny.write_eyes(tmp_path / "published")
+    hub.only = "model.safetensors"
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    names = ("pytorch_model.bin", "tf_model.h5", "preprocessor_config.json", "vocab.json", "merges.txt")
+    hub.files = {CLIP_HOME + name: name.encode() for name in names} | {CLIP_HOME + "README.md": CARD}
+    hub.files |= {CLIP_HOME + name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    loose = lambda files: tuple(replace(file, pin="", sure=False) for file in files)
+    monkeypatch.setitem(sources.BUNDLES, "clip", replace(sources.BUNDLES["clip"], pieces=(
+        replace(CLIP, files=loose(CLIP.files), full=loose(CLIP.full)),)))
+    return hub, folder
+
+
+def fetch_clip(folder, *flags):
+    return fetch.main(["clip", "--folder", str(folder), "--yes", *flags])
+
+
+def test_clip_arrives_resumed_beside_what_is_there_and_sees(clip, tmp_path, capsys):
+    hub, published = clip
+    got = tmp_path / "got"
+    shutil.copytree(published / "tokenizer", got / "tokenizer")
+    hub.script = [{"cut": 2000}, {}]
+    assert fetch_clip(got) == 0
+    assert [r for path, r, _ in hub.log if "model.safetensors" in path] == [None, "bytes=2000-"]
+    left = "merges.txt, preprocessor_config.json, pytorch_model.bin, tf_model.h5, vocab.json"
+    assert f"not fetched from there: {left}\n" in capsys.readouterr().out
+    assert sorted(p.name for p in got.iterdir()) == ["README.md", "config.json", "model.safetensors", "tokenizer"]
+    assert torch.equal(load_eyes(got).images(pictures()), load_eyes(published).images(pictures()))
+    hub.log.clear()
+    assert fetch_clip(got) == 0 and "to fetch: 0 B, free" in capsys.readouterr().out
+    assert [path for path, *_ in hub.log if "model.safetensors" in path] == []
+
+
+def test_clip_lies_where_the_eyes_are_sought():
+    assert hubs_own.home(sources.BUNDLES["clip"]).resolve() == EYES / "clip"
+
+
+def test_another_file_than_the_published_clip_is_refused(clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sources.BUNDLES, "clip", of(CLIP))
+    assert fetch_clip(tmp_path / "got") == 2
+    assert "model.safetensors: the hub lists another file (sha256:" in one_line(capsys)
+    assert not (tmp_path / "got").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_hub_without_all_of_clip(clip, tmp_path, capsys, name):
+    hub, _ = clip
+    del hub.files[CLIP_HOME + name]
+    assert fetch_clip(tmp_path / "got") == 2
+    assert f"openai/clip-vit-large-patch14: lacks {name}; found " in one_line(capsys)
+    assert not (tmp_path / "got").exists()
+
+
+def test_clip_has_no_float16(clip, tmp_path, capsys):
+    assert fetch_clip(tmp_path / "got", "--fp16") == 2
+    assert "clip is not published in float16; leave --fp16 out" in one_line(capsys)
