@@ -317,7 +317,7 @@ def test_20480_features_open_at_once_and_scroll(browser, tmp_path):
     for i, (strength, peak) in enumerate(zip(rng.gamma(4, 0.5, 20480).round(4).tolist(),
                                              rng.integers(1000, size=20480).tolist())):
         rows.append([f"feature_{i:05d}", "t0600", "1024", strength, strength, "excited", 1, peak,
-                     ["Tree", "Winter"][:i % 3], 1, [strength, strength, "raised", 2]])
+                     ["Tree", "Winter"][:i % 3], 1, [strength, strength, "raised", 2], None])
         for suffix in ("", ASCENT):
             os.link(pictures[i % len(pictures)], page.parent / "atlas" / thumbnail_name(*rows[-1][:3], suffix))
     page.write_text(render(page.parent, rows, 0), encoding="utf-8")
