@@ -1,5 +1,5 @@
-"""What `python -m activity` does: capture images, put shards together, analyse a feature, match text and features, sample
-steered images."""
+"""What `python -m activity` does: capture images, put shards together, analyse a feature, find those that fit a
+text, sample steered images."""
 import dataclasses
 import json
 import re
