@@ -9,14 +9,15 @@ ascent's):
     agreement   with the feature's own dataset examples at the time step, or where it has not two there at its highest
                 peak, against those of OTHERS features by lot (legibility.agreement)
     seeds       sameness of the pictures; and `alike`, how many of them show one thing: those that look, on average,
-                more like the other seeds' pictures than like the examples of 95 of 100 other features
+                more like the other seeds' pictures than like the examples of 99 of 100 other features
     examples    sameness of the own examples, weighted by their activations
     name        the three best words for what sets the pictures apart from the mean of the lot's examples, and the
                 margin of the first over the second (legibility.name)
 
-The mean picture is that of the lot's examples: they stand for what the model draws. A measure for which something is
-missing is left out. The file also says which pictures it speaks of, by their hashes, and what it was made with; pages
-do not show what speaks of other pictures (read.read_legibility). Which measures are shown at all, read.PROVEN says.
+The mean picture is that of the lot's examples: they stand for what the model draws, and so for finished pictures; those
+of the ascent have too much in common that no example has. A measure for which something is missing is left out. The
+file also says which pictures it speaks of, by their hashes, and what it was made with; pages do not show what speaks of
+other pictures (read.read_legibility), nor what proved to say nothing (read.PROVEN).
 """
 import hashlib
 import json
@@ -33,7 +34,7 @@ from weights.disk import alone, replacing
 from weights.eyes import find_eyes, open_eyes
 
 OTHERS = 100                # features by lot with which one is compared
-SHARE = 0.95                # of them that a picture must be less like than like the other seeds' (ours)
+SHARE = 0.99                # of them that a picture must be less like than like the other seeds' (ours)
 
 
 def own_eyes(weights):

@@ -16,8 +16,9 @@ BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, 
 SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
           "activation_reencoded": "decoded and encoded", "rank": "rank"}
 
-# the measures of legibility.py that pages show: those that predict what the judge says (docs/measured.md, "Legibility")
-PROVEN = ("agreement", "seeds", "name")
+# the measures of legibility.json that pages show, of either kind of pictures: those that tell something of what the
+# toy's judge says (docs/measured.md, "Legibility"); sameness of the own examples and the margin of the name do not
+PROVEN = {"finished": ("agreement", "seeds", "name"), "ascent": ()}
 
 
 @dataclass
@@ -182,9 +183,10 @@ def read_legibility(folder, found, broken=None):
 
 def proven(group):
     """Of one group's measures those to show, as plain numbers and words."""
-    kinds = {"agreement": {"auc": float, "rank": int, "of": int}, "seeds": {"alike": int, "of": int},
+    kind = "finished" if all(name.endswith(".finished.png") for name in group["pictures"]) else "ascent"
+    plain = {"agreement": {"auc": float, "rank": int, "of": int}, "seeds": {"alike": int, "of": int},
              "name": {"words": lambda words: [(str(word), float(score)) for word, score in words]}}
-    return {name: {key: kind(group[name][key]) for key, kind in kinds[name].items()} for name in PROVEN
+    return {name: {key: read(group[name][key]) for key, read in plain[name].items()} for name in PROVEN[kind]
             if name in group}
 
 

@@ -29,12 +29,11 @@ FINISHED = {
 MEANS = ("The ascent finds what excites it; the finish shows what the model makes of that, which is easier to "
          "recognise and proves less: the model may put in what was not asked for, so compare the two activations.")
 READ = {            # what measure.py wrote, as far as read.PROVEN lets it through
-    "name": "the words lie nearest and are a suggestion, not the truth",
-    "agreement": "agreement is how surely the pictures look more like the images that excite it than like those of "
-                 "other features, where 0.5 is chance, and rank 1 means that no other feature's are more like them",
-    "seeds": "a seed shows the one thing where its picture is more like the other seeds' than like the images of 95 "
-             "of 100 other features"}
-NEAR = 0.8          # of the best word's score that another one must have to be said beside it
+    "name": "the words lie nearest to its pictures, as a suggestion, not the truth",
+    "agreement": "agreement is how surely they look more like the images that excite it than like other features' (0.5 "
+                 "is chance; at rank 1 no other feature's are nearer)",
+    "seeds": "a seed counts where its picture is more like the other seeds' than like the images of 99 of 100 features"}
+SAID = 2            # words of a name that are said
 RULE = ("A rule chose this picture, no person: of all seeds the one that excites the {kind} most after decoding and "
         "encoding; of several time steps the one with the most noise at which that is as much as any dataset image "
         "reaches, else the one where it comes closest; usual settings before others.")
@@ -100,14 +99,14 @@ def reads(group):
 
 
 def likely(words):
-    """Of the best words those that come near the first; it alone where none does."""
-    return [word for word, score in words if score >= NEAR * words[0][1]] or [words[0][0]]
+    """Of the best words those that are said."""
+    return [word for word, _ in words[:SAID]]
 
 
 def how_read(group):
     """What the parts of that line mean, in a sentence."""
     known = [text for name, text in READ.items() if name in group]
-    return f"By a network that compares pictures and words: {'; '.join(known)}." if known else ""
+    return f"So says a network that compares pictures and words, which is weak evidence: {'; '.join(known)}."
 
 
 def which(found):

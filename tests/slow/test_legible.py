@@ -21,7 +21,7 @@ def test_a_run_measures_where_the_weights_bring_eyes(tmp_path):
     bare, out = write_model(tmp_path / "tiny"), tmp_path / "out"
     write_examples(bare / "activity", 64)
     short = ["--weights", str(bare), "--out", str(out), "--device", "cpu", "--num-steps", "1", "--prior", "noise",
-             "--no-finish", "--seed", "1", "2", "--timestep", "300", "--frames", "0"]
+             "--seed", "1", "2", "--timestep", "300", "--frames", "0"]
     made = out / "tiny/feature_00003/legibility.json"
     assert featviz.main(short) == 0 and not made.exists() and not own_eyes(bare)
     write_eyes(bare / "clip")
