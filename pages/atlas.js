@@ -1,7 +1,8 @@
 const form = document.getElementById("filter"), wall = document.getElementById("wall");
 const count = document.getElementById("count");
 const data = JSON.parse(document.getElementById("data").textContent), PRINTED = 240, MARGIN = 3;
-const items = data.rows.map(([folder, time, seed, activation, strength, verdict, rank, peak, words, page, begun, seen]) => {
+const items = data.rows.map(row => {
+  const [folder, time, seed, activation, strength, verdict, rank, peak, words, page, begun, seen] = row;
   const [, hook, kind, number] = folder.match(/^(?:(.+)_)?(feature|channel)_0*(\d+)$/);
   const label = `${kind} ${number}` + (hook ? ` at ${hook}` : ""), concept = words.join(" ");
   const thumbnail = `atlas/${folder}_${time}_seed_${seed}`, last = {activation, strength, verdict, rank};

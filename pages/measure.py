@@ -38,7 +38,8 @@ SHARE = 0.99                # of them that a picture must be less like than like
 
 
 def own_eyes(weights):
-    """Whether these weights bring eyes, which are small then; CLIP ViT-L/14 takes a second a picture on a CPU."""
+    """Whether these weights bring eyes of their own. They are small, CLIP ViT-L/14 is not: a run does not wait for it.
+    """
     return find_eyes(weights) == Path(weights) / "clip"
 
 
