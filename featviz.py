@@ -194,17 +194,22 @@ def compute(model, config, why, recipes, size, args):
 # --- results -> page -------------------------------------------------------------------------------------------------
 
 def show(model, targets):
-    """What is there to look at in each feature's folder: its activity in the capture, sheet and page.
+    """What is there to look at in each feature's folder: its activity in the capture, what the weights' own eyes see
+    in its pictures, sheet and page.
     targets: {folder: (kind, number)}
     """
     from activity.profile import analysis
     from pages import files
     from pages.feature import write_page
+    from pages.measure import Measurer, own_eyes
     from pages.sheet import write_sheet
     names = {folder.name for folder in targets}
+    measurer = Measurer(model.folder, model.device) if own_eyes(model.folder) else None
     for folder, (kind, number) in sorted(targets.items()):
         if model.captured:
             files.save_activity(folder, analysis(model, kind, number, files.times_in(folder)))
+        if measurer:
+            measurer.write(folder)
         sheet = write_sheet(folder)
         say(f"look at {write_page(folder, names)}, or print {sheet}")
     if len(targets) > 1:

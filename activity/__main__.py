@@ -1,4 +1,4 @@
-"""The command line of the activity: capture, merge, analyse, sample. run.py does the work.
+"""The command line of the activity: capture, merge, analyse, match, sample. run.py does the work.
 
 Whatever cannot be ends in one line on stderr that says what to do, and exit code 2.
 """
@@ -64,6 +64,12 @@ def parse(argv):
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--feature", type=int, nargs="+", metavar="F")
     what.add_argument("--channel", type=int, nargs="+", metavar="C")
+
+    sub = commands.add_parser("match", help="the features that fit a text or a picture", **plain)
+    add_model(sub)
+    add_out(sub)
+    add_hook_point(sub)
+    sub.add_argument("query", metavar="TEXT", help="such as \"a photo of a tree\", or the path of a picture")
 
     sub = commands.add_parser("sample", help="generate an image, and the same one steered by features", **plain)
     add_model(sub)

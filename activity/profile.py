@@ -189,15 +189,24 @@ def timesteps(tables, kind, target, when="auto"):
 def examples(folder, kind, target, t):
     """Dataset examples at the sampling step nearest to t: [(image number, activation)], the strongest first, EXAMPLES
     at most."""
-    row = np.abs(np.subtract(read_json(folder / "capture.json")["recipe"]["timesteps"], t)).argmin()
+    image, activation = stored_examples(folder, kind, row_at(folder, t), target)
+    return [(i, a) for i, a in zip(image.tolist(), activation.tolist()) if i >= 0]
+
+
+def row_at(folder, t):
+    """Of a capture's sampling steps the one nearest to t."""
+    return int(np.abs(np.subtract(read_json(folder / "capture.json")["recipe"]["timesteps"], t)).argmin())
+
+
+def stored_examples(folder, kind, *where):
+    """[image numbers, activations] of a capture, (N, F, EXAMPLES) each, or the part of them that is asked for; number
+    -1: no image."""
     path = folder / "examples.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
-            image, activation = (file.get_slice(f"{name}_{kind}")[int(row), target].tolist()
-                                 for name in ("image", "activation"))
+            return [file.get_slice(f"{name}_{kind}")[where or slice(None)] for name in ("image", "activation")]
     except (OSError, SafetensorError) as e:
         raise WeightsError(f"{path}: cannot be used ({e}); copy it again, or make the capture again") from e
-    return [(i, a) for i, a in zip(image, activation) if i >= 0]
 
 
 def shared_words(prompts, everything):

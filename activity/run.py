@@ -1,4 +1,5 @@
-"""What `python -m activity` does: capture images, put shards together, analyse a feature, sample steered images."""
+"""What `python -m activity` does: capture images, put shards together, analyse a feature, find those that fit a
+text, sample steered images."""
 import dataclasses
 import json
 import re
@@ -10,7 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from activity import capture as recording
+from activity import match as matching
 from activity import profile
+from activity.album import Album
 from activity.times import full, probe
 from ascent import check_jobs, default_batch_size
 from command.device import open_model, peak_memory
@@ -23,6 +26,7 @@ from steering import directions
 from steering import sample as sampled
 from vae import to_uint8
 from weights.disk import WeightsError, replacing
+from weights.eyes import open_eyes
 
 JPEG_BYTES = 0.6            # of a pixel, about; small pictures take more than large ones
 
@@ -133,6 +137,20 @@ def analyse(args):
             for e in found[:3]:
                 print(f"  t {t}: activation {e['activation']:.4f}, image {e['image']}: {e['prompt']}")
         print(f"look at {write_profiles([path], path.with_suffix('.png'))}")
+    return 0
+
+
+def match(args):
+    """The features whose dataset examples fit a text or a picture best, and the command that shows the first."""
+    model = model_of(args, True)
+    model, kind = with_tables(args, model), "feature" if "sae" in model.parts else "channel"
+    eyes = open_eyes(model.folder, model.device)
+    query = matching.embed(eyes, args.query)
+    print(f"looks at the dataset examples of {model.captured} on {model.device}", file=sys.stderr)
+    found = matching.matches(Album(model.captured, eyes), model.activity, kind, query)
+    print(*matching.table(found, kind), sep="\n")
+    hook = f" --hook-point {model.hook_point}" if args.hook_point else ""
+    print(f"see the first: python featviz.py --weights {model.folder} --{kind} {found[0].number}{hook}")
     return 0
 
 

@@ -1,14 +1,16 @@
 const form = document.getElementById("filter"), wall = document.getElementById("wall");
 const count = document.getElementById("count");
 const data = JSON.parse(document.getElementById("data").textContent), PRINTED = 240, MARGIN = 3;
-const items = data.rows.map(([folder, time, seed, activation, strength, verdict, rank, peak, words, page, begun]) => {
+const items = data.rows.map(row => {
+  const [folder, time, seed, activation, strength, verdict, rank, peak, words, page, begun, seen] = row;
   const [, hook, kind, number] = folder.match(/^(?:(.+)_)?(feature|channel)_0*(\d+)$/);
   const label = `${kind} ${number}` + (hook ? ` at ${hook}` : ""), concept = words.join(" ");
   const thumbnail = `atlas/${folder}_${time}_seed_${seed}`, last = {activation, strength, verdict, rank};
+  const [agreement, names] = seen ?? [null, []], name = names.map(word => `${word}?`).join(" ");
   const [a, s, v, r] = begun ?? [], picture = `${thumbnail}.jpg`;
   const ascent = begun && {activation: a, strength: s, verdict: v, rank: r, picture: `${thumbnail}_ascent.jpg`};
-  return {label, number: +number, t: +time.slice(1, 5), peak, words, concept,
-    search: `${label} ${concept}`.toLowerCase(), faces: [{...last, picture}, ascent ?? {...last, picture}],
+  return {label, number: +number, t: +time.slice(1, 5), peak, words, concept, agreement, name,
+    search: `${label} ${concept} ${name}`.toLowerCase(), faces: [{...last, picture}, ascent ?? {...last, picture}],
     link: `${folder}/` + (page ? "index.html" : `${time}/seed_${seed}.png`)};
 });
 let shown = [], tiles = new Map(), columns = 1, pitch = 1, width = 0, last = "", turned = null;
@@ -16,12 +18,14 @@ let shown = [], tiles = new Map(), columns = 1, pitch = 1, width = 0, last = "",
 // order: rising for number, concept and peak, falling for scores; the unknown last; equals by strength, number
 const rising = (a, b) => a === b ? 0 : a === null || a === "" ? 1 : b === null || b === "" ? -1 : a < b ? -1 : 1;
 const falling = (a, b) => a === null || b === null ? rising(a, b) : b - a;
-const orders = {number: rising, concept: rising, peak: rising, strength: falling, activation: falling};
+const orders = {number: rising, concept: rising, peak: rising, strength: falling, activation: falling,
+  agreement: falling};
 
 function fits(x, f, terms) {
   return terms.every(term => /^\d+$/.test(term) ? x.number === +term : x.search.includes(term))
     && (!f.concept || x.words.includes(f.concept)) && (!f.verdict || x.verdict === f.verdict)
     && (f.least === "" || x[data.score] !== null && x[data.score] >= +f.least)
+    && (!f.agreement || x.agreement !== null && x.agreement >= +f.agreement)
     && (f.from === "" || x.peak !== null && x.peak >= +f.from) && (f.to === "" || x.peak !== null && x.peak <= +f.to);
 }
 
@@ -87,10 +91,11 @@ function tile(i) {
   a.dataset.index = i;
   a.title = `${x.label} at t ${x.t}: ${x.verdict}, activation ${x.activation ?? "not finite"}`
     + (x.rank === null ? "" : `, rank ${x.rank}`)
-    + (x.peak === null ? "" : `, peak at t ${x.peak}`);
+    + (x.peak === null ? "" : `, peak at t ${x.peak}`)
+    + (x.name && `; reads as ${x.name}`) + (x.agreement === null ? "" : `, agreement ${x.agreement.toFixed(2)}`);
   const score = x.strength === null ? x.activation ?? "" : `${x.strength.toFixed(x.strength < 1 ? 2 : 1)}×`;
   line.append(element("i", x.label.replace("feature ", "")), element("i", good ? score : x.verdict, good ? "" : "off"));
-  a.append(img, element("b", x.concept || "–"), line);
+  a.append(img, element("b", x.concept || x.name || "–"), line);
   return a;
 }
 

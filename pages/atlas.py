@@ -19,8 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pages.read import attempt, best, gain, read_activity, read_record
+from pages.read import attempt, best, gain, read_activity, read_legibility, read_record
 from pages.web import document, escape
+from pages.words import likely
 from weights.disk import replacing
 
 EDGE = 160                  # pixels an edge of a thumbnail, at most
@@ -34,6 +35,7 @@ def row(folder, thumbnails, broken):
     peak = max(activity["peaks"], key=lambda t: activity["profile"][t], default=None) if activity else None
     found = [attempt(read_record, path, broken) for path in sorted(folder.glob("t*/seed_*.json"))]
     found = list(filter(None, found))
+    seen = read_legibility(folder, found, broken)
     while found:
         first = best(found, activity)
         place = [folder.name, first.folder, str(first.seed)]    # JavaScript rounds large numbers
@@ -41,7 +43,8 @@ def row(folder, thumbnails, broken):
         if all(write_thumbnail(r.path, thumbnails / thumbnail_name(*place, suffix), broken)
                for suffix, r in faces.items()):
             return [*place, *numbers(first.last, activity), peak, activity["concept"] if activity else [],
-                    int((folder / "index.html").exists()), numbers(first, activity) if first.finished else None]
+                    int((folder / "index.html").exists()), numbers(first, activity) if first.finished else None,
+                    legible(seen.get(first.folder))]
         found.remove(first)
     return None
 
@@ -50,6 +53,15 @@ def numbers(r, activity):
     """Activation, strength, verdict and rank of a picture."""
     return [rounded(r.scores["activation"]), rounded(gain(r, activity)), r.verdict.partition(" ")[0],
             rounded(r.scores["rank"], 9)]
+
+
+def legible(group):
+    """Agreement, and the words of the name, of the pictures of one time step and settings; None where neither is known.
+    """
+    if not group or not group.keys() & {"agreement", "name"}:
+        return None
+    return [rounded(group["agreement"]["auc"]) if "agreement" in group else None,
+            likely(group["name"]["words"]) if "name" in group else []]
 
 
 def rounded(value, digits=4):
@@ -82,7 +94,8 @@ def write_atlas(folder):
 
     A row: folder's name; folder of the time step and seed of the result shown; activation, strength, verdict and rank
     of its last picture; the highest peak of the feature's activity; the words of its concept; 1 if it has a page of its
-    own; activation, strength, verdict and rank of the ascent's picture where another was made of it, else None.
+    own; activation, strength, verdict and rank of the ascent's picture where another was made of it, else None; what
+    eyes say of its pictures (`legible`), or None.
     """
     folder, broken = Path(folder), []
     if not folder.is_dir():
@@ -111,7 +124,7 @@ def count(n, thing):
 
 def item(entry):
     """A feature as a link to its own page, or to its picture where it has none."""
-    name, time, seed, *_, words, page, _ = entry
+    name, time, seed, *_, words, page, _, _ = entry
     hook, kind, number = TARGET.fullmatch(name).groups()
     link = f"{name}/index.html" if page else f"{name}/{time}/seed_{seed}.png"
     label = f"{kind} {int(number)}" + (f" at {hook}" if hook else "")
@@ -125,9 +138,12 @@ def page(folder, rows, broken):
     title, score = f"{what} of {folder.resolve().name}", "activation" if all(e[4] is None for e in rows) else "strength"
     data = json.dumps({"rows": rows, "score": score}, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     left_out = f" Left out because they cannot be read: {count(broken, 'file')}." if broken else ""
-    finished = any(entry[-1] for entry in rows)
+    finished, legible = any(entry[-2] for entry in rows), [entry[-1] for entry in rows if entry[-1]]
+    agreed, named = any(a is not None for a, _ in legible), any(words for _, words in legible)
     body = BODY.format(title=escape(title), lead=FINISHED * finished + LEAD[score], score=score,
-                       ascent=SWITCH * finished, links="".join(map(item, rows)), data=data,
+                       ascent=SWITCH * finished, sort="<option>agreement</option>" * agreed,
+                       agreement=FIELD * agreed, seen=AGREED * agreed + NAMED * named,
+                       links="".join(map(item, rows)), data=data,
                        folder=escape(folder), left_out=left_out)
     return document(title, body, "atlas")
 
@@ -135,6 +151,11 @@ def page(folder, rows, broken):
 FINISHED = ("Gradient ascent began these pictures and the model finished them, which may put in what a feature did not "
             "ask for; <em>as the ascent left it</em> shows what they were made of. ")
 SWITCH = '<label class="switch"><input type="checkbox" name="ascent"> as the ascent left it</label>\n'
+FIELD = ('<label class="more">Least agreement <input type="number" name="agreement" min="0" max="1" step="any" '
+         'placeholder="any"></label>\n')
+AGREED = (" The agreement says how surely the pictures look more like the images that excite the feature than like "
+          "those of other features: 1 is surely, 0.5 is chance.")
+NAMED = " A word with a question mark is what a network reads in the pictures: a suggestion, also to search by."
 LEAD = {
     "strength": "Each picture was drawn to excite one feature. Under it, what the dataset images that excite the "
                 "feature most have in common, and its number; 2&times; is twice as active as on the best of them.",
@@ -147,11 +168,11 @@ BODY = """<header>
 <label class="wide">Search <input type="search" name="search" placeholder="number or word" autocomplete="off"></label>
 <label>Concept <select name="concept"><option value="">any</option></select></label>
 <label>Sort by <select name="sort"><option>strength</option><option>concept</option><option>activation</option>
-<option>number</option><option>peak</option></select></label>
+<option>number</option><option>peak</option>{sort}</select></label>
 <label class="toggle"><input type="checkbox"> More filters</label>
 {ascent}<label class="more">Verdict <select name="verdict"><option value="">any</option></select></label>
 <label class="more">Least {score} <input type="number" name="least" step="any" placeholder="any"></label>
-<label class="more">Peak at t <span class="pair">
+{agreement}<label class="more">Peak at t <span class="pair">
 <input type="number" name="from" min="0" max="1000" placeholder="0" aria-label="Peak at t, from">
 <span aria-hidden="true">&ndash;</span>
 <input type="number" name="to" min="0" max="1000" placeholder="1000" aria-label="Peak at t, to"></span></label>
@@ -162,5 +183,5 @@ BODY = """<header>
 <div id="wall"></div>
 <footer><p>Made by <code>python -m pages --atlas {folder}</code>. Shown of a feature is the result that its own page
 shows first: of all seeds the one that excites it most after decoding and encoding.{left_out} The peak is the time step
-at which the feature is most often among the most active ones.</p></footer>
+at which the feature is most often among the most active ones.{seen}</p></footer>
 <script type="application/json" id="data">{data}</script>"""

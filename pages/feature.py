@@ -14,9 +14,10 @@ from PIL import Image
 from config import HOOK_POINT
 from pages.again import commands
 from pages.files import folder_of
-from pages.read import SCORES, best, gain, read_activity, read_results, rows_of, short
+from pages.read import SCORES, best, gain, read_activity, read_legibility, read_results, rows_of, short
 from pages.web import bars, chart, data_uri, document, escape, figure, img, picture, table
-from pages.words import MEANS, RULE, VERDICTS, climbed, differences, reached, seems, terms, told, which
+from pages.words import (
+    MEANS, RULE, VERDICTS, climbed, differences, how_read, reached, reads, seems, terms, told, which)
 from pages.words import settings as typed
 from weights.disk import alone, replacing
 
@@ -52,9 +53,11 @@ def page(folder, found, activity, others):
     first = best(found, activity)
     name = f"{first.kind.capitalize()} {first.target}"
     times = sorted({r.t for r in found} | set(activity["peaks"] if activity else ()))
-    body = [top(name, first, activity), how(first), unlike(found), when(activity, times) if activity else "",
+    seen = read_legibility(folder, found)
+    body = [top(name, first, activity, seen.get(first.folder, {})), how(first), unlike(found),
+            when(activity, times) if activity else "",
             '<h2 id="steps">At each time step</h2>', WHERE if any(r.heat for r in found) else "",
-            *(time_step(t, [r for r in found if r.t == t], activity) for t in times),
+            *(time_step(t, [r for r in found if r.t == t], activity, seen) for t in times),
             priors(found), scores(found, activity), beside(folder, first, others), raw(folder, first, name, others),
             f'<h2 id="again">Make it again</h2><pre><code>{escape(chr(10).join(commands(found)))}</code></pre>',
             settings(first), *map(viewer, found), FOOTER.format(weights=escape(first.recipe["weights"]),
@@ -119,7 +122,7 @@ def example(e):
     return img(embed(e["file"], FRAME), f"Dataset image: {e['prompt']}") if e["file"] else ""
 
 
-def top(name, first, activity):
+def top(name, first, activity, seen):
     """The one thing that matters: what was made, beside what excites the feature in a dataset, and in words."""
     words, shown = " ".join(activity["concept"]) if activity else "", []
     for t in [first.t, *sorted(activity["peaks"], key=lambda t: -activity["profile"][t])] if activity else ():
@@ -130,10 +133,16 @@ def top(name, first, activity):
     made = pair(first, activity, "best")
     return (f'<header><p class="over soft">{escape(first.recipe["weights"])}, '
             f'{escape(first.recipe.get("hook_point", ""))}</p>'
-            f'<h1>{escape(name)}{": <b>" + escape(words) + "</b>" if words else ""}</h1>'
+            f'<h1>{escape(name)}{": <b>" + escape(words) + "</b>" if words else ""}</h1>{read_as(seen)}'
             f'<p class="lead">{escape(seems(activity))} {escape(climbed(first, activity))}</p>'
             f'<div class="hero">{made}{right}</div>'
             f"{f'<p>{escape(MEANS)}</p>' if first.finished else ''}<p>{escape(rule)}</p></header>")
+
+
+def read_as(seen):
+    """What eyes say of the pictures, and what that means."""
+    return (f'<p class="reads"><b>{escape(reads(seen).capitalize())}</b><br>{escape(how_read(seen))}</p>'
+            if reads(seen) else "")
 
 
 def how(first):
@@ -168,7 +177,7 @@ def when(activity, times):
     return f'<h2 id="when">When it is active</h2><div class="charts">{charts}</div><p>Go to time step {go}.</p>'
 
 
-def time_step(t, found, activity):
+def time_step(t, found, activity, seen):
     """All that was made and all that is known at one time step: a row for each settings, the best seed first."""
     peak = " <span class=soft>a peak of its activity</span>" if activity and t in activity["peaks"] else ""
     made, rows = "", rows_of(found)
@@ -176,7 +185,9 @@ def time_step(t, found, activity):
         head = f"With {typed(results[0])}" if typed(results[0]) else "With usual settings" if len(rows) > 1 else ""
         tiles = "".join(pair(r, activity, "open", True) for r in results)
         wide = " both" if any(r.finished for r in results) else ""
+        says = reads(seen.get(results[0].folder, {})).capitalize() if len(seen) > 1 else ""
         made += f'{f"<h4>{escape(head)}</h4>" if head else ""}<div class="tiles{wide}">{tiles}</div>'
+        made += f'<p class="reads">{escape(says)}</p>' if says else ""
     made = made or "<p>No picture was made at this time step.</p>"
     known = "".join(figure(example(e), short(e["activation"]), e["prompt"])
                     for e in (activity["examples"].get(t, []) if activity else ()))

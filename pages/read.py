@@ -16,6 +16,10 @@ BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, 
 SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
           "activation_reencoded": "decoded and encoded", "rank": "rank"}
 
+# the measures of legibility.json that pages show, of either kind of pictures: those that tell something of what the
+# toy's judge says (docs/measured.md, "Legibility"); sameness of the own examples and the margin of the name do not
+PROVEN = {"finished": ("agreement", "seeds", "name"), "ascent": ()}
+
 
 @dataclass
 class Found:
@@ -33,6 +37,7 @@ class Found:
     strip: Path | None          # of these pictures, side by side
     nearest_channel: int | None
     finished: "Found | None" = None     # what the model made of it: picture, verdict, scores, history, others, heat
+    sha256: str = ""            # of the picture, as the record says
 
     @property
     def last(self):
@@ -104,8 +109,11 @@ def read_record(path):
     found.steps = [int(n) for n in record.get("stored_steps", [])]
     found.strip = path.with_suffix(".steps.jpg") if found.steps else None
     found.nearest_channel = None if nearest is None else int(nearest)
+    hashes = record.get("sha256", {})
+    found.sha256 = str(hashes.get(".png", ""))
     if record.get("finished"):
         found.finished = read_picture(path.with_suffix(".finished.png"), record["recipe"], record["finished"])
+        found.finished.sha256 = str(hashes.get(".finished.png", ""))
     return found
 
 
@@ -155,6 +163,31 @@ def read_activity(folder, examples=True, broken=None):
                          "ever_among_the_top": bool(record["ever_among_the_top"])}
     path = Path(folder) / "activity.json"
     return attempt(read, path, broken) if path.exists() else None
+
+
+def shown(found):
+    """{name: hash} of the pictures that a page shows of these results, by which measures of them are known to fit."""
+    return {f"{r.folder}/{r.last.path.name}": r.last.sha256 for r in found}
+
+
+def read_legibility(folder, found, broken=None):
+    """{folder of time step and settings: its measures} of legibility.json (measure.py), checked; without those that
+    speak of other pictures than are shown of these results, and without measures that predict nothing (PROVEN)."""
+    def read(path):
+        groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        fits = lambda name, group: group["pictures"] == shown(r for r in found if r.folder == name)
+        return {str(name): proven(group) for name, group in groups.items() if fits(name, group)}
+    path = Path(folder) / "legibility.json"
+    return attempt(read, path, broken) or {} if path.exists() else {}
+
+
+def proven(group):
+    """Of one group's measures those to show, as plain numbers and words."""
+    kind = "finished" if all(name.endswith(".finished.png") for name in group["pictures"]) else "ascent"
+    plain = {"agreement": {"auc": float, "rank": int, "of": int}, "seeds": {"alike": int, "of": int},
+             "name": {"words": lambda words: [(str(word), float(score)) for word, score in words]}}
+    return {name: {key: read(group[name][key]) for key, read in plain[name].items()} for name in PROVEN[kind]
+            if name in group}
 
 
 def find_image(folder, file):

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from pages.feature import embed
-from pages.read import attempt, best, read_activity, read_results, short
+from pages.read import attempt, best, read_activity, read_legibility, read_results, short
 from pages.web import document, escape, figure, img
-from pages.words import reached, told
+from pages.words import reached, reads, told
 from weights.disk import alone, replacing
 
 LEAD = ("Left: what the model draws from a prompt. Right: what gradient ascent, from several seeds, makes of noise or "
@@ -61,8 +61,16 @@ def section(row, folder):
     found = [r for r in read_results(home) if r.path.resolve().with_suffix("") in named]
     activity, name = read_activity(home), f"{home.name}/index.html"
     link = f'<p><a href="../{escape(name)}">all that is known of it</a></p>' if (folder.parent / name).exists() else ""
+    says = reads(measures(home, found, activity))
     return (f'<section id="f{row["feature"]}"><header><h2>Feature {row["feature"]}: <b>{escape(row["word"])}</b></h2>'
-            f"{link}</header><div>{drawn(row, found, activity)}</div><div>{made(found, activity)}</div></section>")
+            f"{f'<p>{escape(says)}</p>' if says else ''}{link}</header><div>{drawn(row, found, activity)}</div>"
+            f"<div>{made(found, activity)}</div></section>")
+
+
+def measures(home, found, activity):
+    """How well the pictures that are shown can be read (read.read_legibility), beside the thesis' own word; {} where
+    nobody measured it."""
+    return read_legibility(home, read_results(home)).get(best(found, activity).folder, {}) if found else {}
 
 
 def drawn(row, found, activity):

@@ -28,6 +28,12 @@ FINISHED = {
     "ascent": "what gradient ascent found, as it is (ascent.py)"}
 MEANS = ("The ascent finds what excites it; the finish shows what the model makes of that, which is easier to "
          "recognise and proves less: the model may put in what was not asked for, so compare the two activations.")
+READ = {            # what measure.py wrote, as far as read.PROVEN lets it through
+    "name": "the words lie nearest to its pictures, as a suggestion, not the truth",
+    "agreement": "agreement is how surely they look more like the images that excite it than like other features' (0.5 "
+                 "is chance; at rank 1 no other feature's are nearer)",
+    "seeds": "a seed counts where its picture is more like the other seeds' than like the images of 99 of 100 features"}
+SAID = 2            # words of a name that are said
 RULE = ("A rule chose this picture, no person: of all seeds the one that excites the {kind} most after decoding and "
         "encoding; of several time steps the one with the most noise at which that is as much as any dataset image "
         "reaches, else the one where it comes closest; usual settings before others.")
@@ -78,6 +84,29 @@ def told(r):
 def settings(r):
     """What a result's settings have other than the usual ones, as it is typed; "" where nothing."""
     return " ".join(flags(r.recipe)) if r.recipe.get("differs") else ""
+
+
+def reads(group):
+    """What eyes say of a group of pictures (read.read_legibility), in a line; "" where nothing is known."""
+    says = []
+    if name := group.get("name"):
+        says.append(f"reads as: {', '.join(likely(name['words']))}")
+    if a := group.get("agreement"):
+        says.append(f"agreement {a['auc']:.2f}, rank {a['rank']} of {a['of']}")
+    if s := group.get("seeds"):
+        says.append(f"one thing in {s['alike']} of {s['of']} seeds")
+    return "; ".join(says)
+
+
+def likely(words):
+    """Of the best words those that are said."""
+    return [word for word, _ in words[:SAID]]
+
+
+def how_read(group):
+    """What the parts of that line mean, in a sentence."""
+    known = [text for name, text in READ.items() if name in group]
+    return f"So says a network that compares pictures and words, which is weak evidence: {'; '.join(known)}."
 
 
 def which(found):

@@ -5,6 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
+from pages.read import read_results, shown
+
 
 def picture(seed=0, edge=32):
     """Bytes of a PNG of soft colours."""
@@ -40,6 +42,17 @@ def finish(path, seed, activation):
               "activation_reencoded": activation / 2, "rank": 2, "finish_scale": 0.4}
     return {"verdict": "raised", "scores": scores, "history": {"activation": [0.25, 0.5]}, "others": [[8, 0.125]],
             "heat": [[1.0, 0.0], [0.0, 0.5]]}
+
+
+def measured(folder, auc=0.93, words=("rose", "petal <b>", "car"), alike=4):
+    """A legibility.json that speaks of the results in a feature's folder; the third word is far from the first."""
+    groups = {}
+    for r in read_results(folder):
+        groups.setdefault(r.folder, []).append(r)
+    seen = {"agreement": {"auc": auc, "rank": 2, "of": 101}, "seeds": {"sameness": 0.5, "alike": alike, "of": 5},
+            "name": {"words": [*zip(words, (0.5, 0.45, 0.1))], "margin": 0.05}}
+    groups = {name: {"pictures": shown(results)} | seen for name, results in groups.items()}
+    (folder / "legibility.json").write_text(json.dumps({"made_with": {}, "groups": groups}))
 
 
 def activity(folder, largest=4.0, peaks=(100, 700), concept=("Tree",)):

@@ -55,15 +55,15 @@ def test_what_its_page_shows_first_stands_for_a_feature(out):
     folder = out / "feature_00012"
     made.result(folder, 600, 2, 1.5)
     made.result(folder, 600, 3, 1.25)
-    assert page(out).rows == [["feature_00012", "t0600", "2", 1.5, None, "excited", 3, None, [], 0, None]]
+    assert page(out).rows == [["feature_00012", "t0600", "2", 1.5, None, "excited", 3, None, [], 0, None, None]]
     made.activity(folder, concept=["Tree", "Winter"])
     words = ["Tree", "Winter"]
-    assert page(out).rows == [["feature_00012", "t0600", "2", 1.5, 0.375, "excited", 3, 700, words, 0, None]]
+    assert page(out).rows == [["feature_00012", "t0600", "2", 1.5, 0.375, "excited", 3, 700, words, 0, None, None]]
     record = json.loads((folder / "activity.json").read_text())
     record["largest"][0] = 0.5                                  # at t = 0 the strongest drawing reaches little
     (folder / "activity.json").write_text(json.dumps(record))
     made.result(folder, 0, 1, 1.25)
-    assert page(out).rows == [["feature_00012", "t0000", "1", 1.25, 2.5, "excited", 3, 700, words, 0, None]]
+    assert page(out).rows == [["feature_00012", "t0000", "1", 1.25, 2.5, "excited", 3, 700, words, 0, None, None]]
     made.result(folder, 600, 4, 9.0, differs={"noise": False})  # usual settings come first
     assert page(out).rows[0][1:4] == ["t0000", "1", 1.25]
 
@@ -74,7 +74,7 @@ def test_a_finished_picture_stands_before_the_ascent_s(out):
     made.result(out / "feature_00001", seed=2, activation=2.0, finished=1.5)
     made.activity(out / "feature_00001")
     row, = page(out).rows
-    assert row[1:7] == ["t0600", "2", 1.5, 0.375, "raised", 2] and row[-1] == [2.0, 0.5, "excited", 3]
+    assert row[1:7] == ["t0600", "2", 1.5, 0.375, "raised", 2] and row[-2] == [2.0, 0.5, "excited", 3]
     thumbnails = [out / f"atlas/feature_00001_t0600_seed_2{suffix}.jpg" for suffix in ("", "_ascent")]
     assert sorted((out / "atlas").iterdir()) == thumbnails
     source = out / "feature_00001/t0600/seed_2.png"

@@ -19,6 +19,8 @@ from weights.load import BPE_FILE, Source, check_unchanged, fit, read_tokenizer,
 from weights.tensors import read_header
 
 ROOT = Path(__file__).parent
+MISSING = ("{}: has no eyes of its own to look at pictures with, and CLIP is not there; python weights/fetch.py clip "
+           "fetches it")
 BATCH = 16                                                      # pictures or texts at a time
 
 
@@ -70,6 +72,13 @@ def find_eyes(weights_folder):
     """The folder of the eyes for a model: its own `clip/`, else CLIP where fetch.py puts it, else None."""
     folders = (Path(weights_folder) / "clip", ROOT / "clip")
     return next((folder for folder in folders if (folder / "model.safetensors").exists()), None)
+
+
+def open_eyes(weights_folder, device="cpu"):
+    """`Eyes` for a model; WeightsError that says how to get some where there are none."""
+    if not (folder := find_eyes(weights_folder)):
+        raise WeightsError(MISSING.format(weights_folder))
+    return load_eyes(folder, device)
 
 
 def load_eyes(folder, device="cpu"):

@@ -254,6 +254,54 @@ def test_the_switch_shows_the_ascent_s_pictures(browser, tmp_path):
     assert browser.errors == []
 
 
+def test_agreement_and_words_of_the_eyes(browser, tmp_path, shots):
+    """Sorted and filtered by agreement, found by a word that only the eyes say; nine of twelve were measured."""
+    folder, concepts = made.features(tmp_path / "toy", 12, finished=True), [("Tree",), ()]
+    for i, name in enumerate(sorted(p.name for p in folder.glob("feature_*"))):
+        made.activity(folder / name, concept=concepts[i % 2])
+        if i < 9:
+            words = ("rose", "petal", "car") if i % 3 else ("ink",)
+            made.measured(folder / name, (5 * i % 9 + 1) / 10, words)
+    command("-m", "pages", "--atlas", folder)
+    look(browser, folder / "index.html", shots, "atlas_measured")
+    browser.window(1280)
+    browser.open(folder / "index.html")
+    tab_to(browser, "[name=sort]")
+    browser.key("End")
+    order = browser.run("shown.map(x => x.agreement)")
+    assert browser.run("form.sort.value") == "agreement" and order[9:] == [None] * 3
+    assert order[:9] == [round(0.9 - k / 10, 1) for k in range(9)]
+    tab_to(browser, "[name=agreement]")
+    for letter in "0.5":
+        browser.key(letter)
+    assert browser.run("shown.map(x => x.agreement)") == order[:5]
+    browser.key("Tab")                                          # what was typed goes into the address
+    browser.open(folder / "index.html", browser.run("location.hash"))
+    assert browser.run("shown.map(x => x.agreement)") == order[:5]
+    browser.open(folder / "index.html")
+    tab_to(browser, "[name=search]")
+    for letter in "petal":
+        browser.key(letter)
+    assert browser.run("shown.map(x => x.number).sort()") == [1, 2, 4, 5, 7, 8]
+    said = browser.run(f"{TILES}.map(t => t.querySelector('b').textContent)")
+    assert sorted(said) == ["Tree"] * 3 + ["rose? petal?"] * 3        # a concept comes before a suggestion
+    assert browser.run(f"{TILES}.every(t => t.title.includes('reads as rose? petal?, agreement 0.'))")
+    assert browser.errors == []
+
+
+def test_the_line_of_the_eyes_on_a_feature_s_page(browser, toy, shots):
+    """Measured by the toy's own eyes at the end of the run; not wider than a phone."""
+    page = toy / "feature_00169" / "index.html"
+    for width in (1400, 390):
+        browser.window(width)
+        browser.open(page)
+        browser.screenshot(shots / f"feature_{width}.png")
+        line = browser.run("document.querySelector('h1 + .reads b').innerText")
+        assert line.startswith("Reads as: ") and "agreement 0." in line and "in " in line and "of 2 seeds" in line
+        assert "suggestion" in browser.run("document.querySelector('h1 + .reads').innerText")
+        assert browser.run("document.documentElement.scrollWidth") <= width and browser.errors == []
+
+
 def test_arrow_keys_walk_through_the_atlas(browser, wall):
     browser.open(wall)
     tab_to(browser, ".tile")
@@ -317,7 +365,7 @@ def test_20480_features_open_at_once_and_scroll(browser, tmp_path):
     for i, (strength, peak) in enumerate(zip(rng.gamma(4, 0.5, 20480).round(4).tolist(),
                                              rng.integers(1000, size=20480).tolist())):
         rows.append([f"feature_{i:05d}", "t0600", "1024", strength, strength, "excited", 1, peak,
-                     ["Tree", "Winter"][:i % 3], 1, [strength, strength, "raised", 2]])
+                     ["Tree", "Winter"][:i % 3], 1, [strength, strength, "raised", 2], None])
         for suffix in ("", ASCENT):
             os.link(pictures[i % len(pictures)], page.parent / "atlas" / thumbnail_name(*rows[-1][:3], suffix))
     page.write_text(render(page.parent, rows, 0), encoding="utf-8")

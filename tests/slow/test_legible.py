@@ -1,0 +1,43 @@
+"""Eyes at work: a run measures its pictures, and the toy's own find the features of a word and of a picture."""
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import featviz
+from activity import __main__ as activity
+from pages.measure import own_eyes
+from tests.tiny import write_examples, write_eyes, write_model
+from toyworld.drawings import OBJECTS, drawing
+from toyworld.evaluate import UNSEEN
+
+TOY = Path(__file__).parents[2] / "weights/toy"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_run_measures_where_the_weights_bring_eyes(tmp_path):
+    """And does not where they bring none, wherever CLIP is."""
+    bare, out = write_model(tmp_path / "tiny"), tmp_path / "out"
+    write_examples(bare / "activity", 64)
+    short = ["--weights", str(bare), "--out", str(out), "--device", "cpu", "--num-steps", "1", "--prior", "noise",
+             "--seed", "1", "2", "--timestep", "300", "--frames", "0"]
+    made = out / "tiny/feature_00003/legibility.json"
+    assert featviz.main(short) == 0 and not made.exists() and not own_eyes(bare)
+    write_eyes(bare / "clip")
+    (bare / "clip/words.txt").write_text("rose\nfoam\n")
+    assert featviz.main(short) == 0
+    group, = json.loads(made.read_text())["groups"].values()
+    assert all(len(value) == 64 for value in group["pictures"].values()) and "agreement" in group
+    assert 'class="reads"' in made.with_name("index.html").read_text()
+
+
+def test_of_the_toy_a_tree_finds_trees(tmp_path, capsys):
+    """By words, and by a drawing that nobody learned from."""
+    Image.fromarray(drawing(OBJECTS.index("Tree"), UNSEEN)).save(tmp_path / "tree.png")
+    for query in ("a tree", str(tmp_path / "tree.png")):
+        call = ["match", query, "--weights", str(TOY), "--out", str(tmp_path), "--device", "cpu"]
+        assert activity.main(call) == 0
+        head, *rows, last = capsys.readouterr().out.splitlines()
+        assert len(rows) == 10 and sum("Tree" in row.split() for row in rows) >= 8
+        assert last.endswith(f"--weights {TOY} --feature {rows[0].split()[0]}")
