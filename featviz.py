@@ -201,15 +201,13 @@ def show(model, targets):
     from activity.profile import analysis
     from pages import files
     from pages.feature import write_page
-    from pages.measure import Measurer, own_eyes
+    from pages.measure import measure_own
     from pages.sheet import write_sheet
     names = {folder.name for folder in targets}
-    measurer = Measurer(model.folder, model.device) if own_eyes(model.folder) else None
-    for folder, (kind, number) in sorted(targets.items()):
-        if model.captured:
-            files.save_activity(folder, analysis(model, kind, number, files.times_in(folder)))
-        if measurer:
-            measurer.write(folder)
+    for folder, (kind, number) in targets.items() if model.captured else ():
+        files.save_activity(folder, analysis(model, kind, number, files.times_in(folder)))
+    measure_own(model.folder, model.device, targets)
+    for folder in sorted(targets):
         sheet = write_sheet(folder)
         say(f"look at {write_page(folder, names)}, or print {sheet}")
     if len(targets) > 1:

@@ -36,7 +36,7 @@ def run(args):
 
 
 def measure(folders, weights):
-    """legibility.json into each folder; a line says what is missing for that."""
+    """legibility.json into each folder; a line says what is missing for that, eyes or a capture."""
     import torch
 
     from pages.measure import Measurer, find_weights
@@ -44,12 +44,11 @@ def measure(folders, weights):
     device, measurers, without = "cuda" if torch.cuda.is_available() else "cpu", {}, []
     for folder in folders:
         home = weights or find_weights(folder)
-        if home and not find_eyes(home):
-            print(f"pages: nothing is measured: {MISSING.format(home)}", file=sys.stderr)
-            return
-        if home not in measurers:
-            measurers[home] = Measurer(home, device)
-        if not (home and measurers[home].write(folder)):
+        if home and home not in measurers:
+            measurers[home] = Measurer(home, device) if find_eyes(home) else None
+            if not measurers[home]:
+                print(f"not measured: {MISSING.format(home)}", file=sys.stderr)
+        if measurers.get(home) and not measurers[home].write(folder):
             without.append(folder)
     if without:
         print(f"not measured: {len(without)} of {len(folders)} folders, first {without[0]}: there is no capture of the "

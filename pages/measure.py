@@ -21,6 +21,7 @@ other pictures (read.read_legibility), nor what proved to say nothing (read.PROV
 """
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from activity import profile
 from activity.album import Album, read_image
 from config import HOOK_POINT
 from pages.read import PROJECT, attempt, read_activity, read_record, read_results, shown
-from weights.disk import alone, replacing
+from weights.disk import WeightsError, alone, replacing
 from weights.eyes import find_eyes, open_eyes
 
 OTHERS = 100                # features by lot with which one is compared
@@ -41,6 +42,17 @@ def own_eyes(weights):
     """Whether these weights bring eyes of their own. They are small, CLIP ViT-L/14 is not: a run does not wait for it.
     """
     return find_eyes(weights) == Path(weights) / "clip"
+
+
+def measure_own(weights, device, folders):
+    """What a run does for its features: nothing without own eyes; what cannot be is a line, and the pages come anyway.
+    """
+    try:
+        measurer = Measurer(weights, device) if own_eyes(weights) else None
+        for folder in folders if measurer else ():
+            measurer.write(folder)
+    except WeightsError as e:
+        print(f"the pictures are not measured: {e}", file=sys.stderr)
 
 
 class Measurer:
@@ -115,7 +127,8 @@ class Measurer:
 def find_weights(folder):
     """weights/<name>, where the name is that in a folder's records; None where there is no result."""
     found = next(filter(None, (attempt(read_record, path) for path in folder.glob("t*/seed_*.json"))), None)
-    return PROJECT / "weights" / Path(found.recipe["weights"]).name if found else None
+    name = found and Path(found.recipe.get("weights", "")).name
+    return PROJECT / "weights" / name if name else None
 
 
 def own_examples(capture, r, activity):

@@ -16,8 +16,8 @@ TOY = Path(__file__).parents[2] / "weights/toy"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_run_measures_where_the_weights_bring_eyes(tmp_path):
-    """And does not where they bring none, wherever CLIP is."""
+def test_a_run_measures_where_the_weights_bring_eyes(tmp_path, capsys):
+    """And does not where they bring none, wherever CLIP is; what stands in the way of it stops nothing else."""
     bare, out = write_model(tmp_path / "tiny"), tmp_path / "out"
     write_examples(bare / "activity", 64)
     short = ["--weights", str(bare), "--out", str(out), "--device", "cpu", "--num-steps", "1", "--prior", "noise",
@@ -29,7 +29,13 @@ def test_a_run_measures_where_the_weights_bring_eyes(tmp_path):
     assert featviz.main(short) == 0
     group, = json.loads(made.read_text())["groups"].values()
     assert all(len(value) == 64 for value in group["pictures"].values()) and "agreement" in group
-    assert 'class="reads"' in made.with_name("index.html").read_text()
+    page = made.with_name("index.html")
+    assert 'class="reads"' in page.read_text() and "not measured" not in capsys.readouterr().err
+    (bare / "activity/images/00000.jpg").write_bytes(b"no picture")
+    made.unlink()
+    page.unlink()
+    assert featviz.main(short) == 0 and page.exists() and not made.exists()
+    assert "the pictures are not measured: " in capsys.readouterr().err
 
 
 def test_of_the_toy_a_tree_finds_trees(tmp_path, capsys):
