@@ -14,6 +14,7 @@ Full size is Stable Diffusion 1.4's with SAeUron's SAE, random numbers in a fold
 for the next run). Every number is of an otherwise idle machine only if nothing else runs on it.
 """
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -29,7 +30,7 @@ import torch
 
 from bench import tables, ways
 from weights.load import find, load
-from config import Job, configure
+from config import QUICK, Job, configure
 from weights.preflight import free_bytes, predict
 from weights.disk import replacing
 
@@ -71,6 +72,7 @@ def step_section(name, folder, args):
                 if net := ways.official(model):
                     runs["official", dtype] = ways.original(model, jobs, config, net)
             runs["ours", dtype] = ways.ours(model, jobs, config)
+            runs["finish", dtype] = ways.finish(model, jobs, config)
         tell(f"{name}, batch {batch}: " + ", ".join(f"{way} {str(dtype)[6:]}" for way, dtype in runs))
         times = ways.alternate({key: lambda steps=steps: next(steps) for key, steps in runs.items()}, 2
                                if args.quick else 5,
@@ -142,19 +144,21 @@ def toy_section(args):
     model = load(TOY, args.device)
     jobs = [Job(feature=model.settings["feature"], timestep=T, seed=s) for s in (1024, 1111, 4359, 3248, 1026)]
     config = configure(model.settings, prior="noise")
-    courses = {"original": [], "ours": []}
+    runs = {"original": (ways.original, config), "ours": (ways.ours, config),
+            "quick": (ways.ours, dataclasses.replace(config, **QUICK))}
+    courses = {way: [] for way in runs}
     for _ in range(rounds):
-        for way, run in (("original", ways.original), ("ours", ways.ours)):
+        for way, (run, its) in runs.items():
             began, course = time.perf_counter(), []
-            for a in run(model, jobs, config):
+            for a in run(model, jobs, its):
                 course.append((time.perf_counter() - began, a.mean().item()))
             courses[way].append(course)
     smooth = lambda course, i: sum(a for _, a in course[max(i - 4, 0):i + 1]) / min(i + 1,
                                                                                     5)   # each step sees another noise
     goal = smooth(courses["original"][0], len(courses["original"][0]) - 1)
-    reach = {way: ways.summary([next((t for i, (t, _) in enumerate(course) if smooth(course, i) >= goal * (1 - 1e-3)),
-                                     course[-1][0])
-                                for course in runs]) for way, runs in courses.items()}
+    there = lambda course: next((t for i, (t, _) in enumerate(course) if smooth(course, i) >= goal * (1 - 1e-3)), None)
+    reach = {way: [there(course) for course in runs] for way, runs in courses.items()}
+    reach = {way: None if None in times else ways.summary(times) for way, times in reach.items()}
     whole = {way: ways.summary([course[-1][0] for course in runs]) for way, runs in courses.items()}
     one, five = (ways.summary([command(args, "--timestep", T, "--prior", "noise", "--seed", *seeds)
                                for _ in range(rounds)])

@@ -28,6 +28,7 @@ from config import HOOK_POINT
 from clip import TextEncoder, Tokenizer
 from config import Job, configure
 from ascent import activation, ascend, draw, start
+from finish import redraw
 from weights.layouts import WEIGHTS_FILE
 from weights.quick import Product
 from sae import SAE
@@ -172,9 +173,15 @@ def ours(model, jobs, config):
     return (step.activation for step in ascend(model, jobs, dataclasses.replace(config, prior="noise")))
 
 
+def finish(model, jobs, config):
+    """The activations of step after step of the finish: the whole UNet forward, back from the hook."""
+    noise = torch.randn(len(jobs), *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    return (step.activation for step in redraw(model, jobs, noise, [jobs[0].timestep] * config.num_steps, 0.5, config))
+
+
 def endless(model):
     """The method's settings, from noise, with more steps than will be asked for."""
-    return configure(model.settings, prior="noise", num_steps=10 ** 6)
+    return configure(model.settings, prior="noise", num_steps=10 ** 5)
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
