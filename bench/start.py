@@ -2,8 +2,8 @@
 
 Every start is a process of its own, `python featviz.py` with a clock around its parts. Files lie in the system's cache:
 one start of each kind comes before those that count. Medians of wall seconds and, in brackets, of the processor's, all
-threads together. `hashes` run in a thread of their own beside the rest, and their processor's seconds are those of both;
-what is waited for them is `waiting`. Full size is random numbers, as in speed.py (--folder, 4.5 GB).
+threads together. `hashes` run in a thread of their own beside the rest, so the processor's seconds given for them are
+those of both; what is waited for them is `waiting`. Full size is random numbers, as in speed.py (--folder, 4.5 GB).
 """
 import argparse
 import functools
