@@ -1,9 +1,9 @@
 """From the command to the first step of the ascent: python bench/start.py
 
 Every start is a process of its own, `python featviz.py` with a clock around its parts. Files lie in the system's cache:
-one start of each kind comes before those that count. Wall seconds, and seconds of the processor in brackets, which say
-what the wall time would be on an idle machine; medians. `hashes` run in a thread of their own beside the rest: what is
-waited for them is `waiting`. Full size is random numbers, as in speed.py (--folder, 4.5 GB).
+one start of each kind comes before those that count. Medians of wall seconds and, in brackets, of the processor's, all
+threads together. `hashes` run in a thread of their own beside the rest, so the processor's seconds given for them are
+those of both; what is waited for them is `waiting`. Full size is random numbers, as in speed.py (--folder, 4.5 GB).
 """
 import argparse
 import functools
