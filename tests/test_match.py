@@ -40,21 +40,21 @@ def run(weights, query, *flags):
 
 def test_the_score_by_hand(tmp_path):
     """Four features, images 0 to 3 with similarities 0.5, 0.25, -0.25, 0. Feature 0 has no peak, 2 no example at its
-    own; 1 and 3 have means 0.375 and -0.125, each less the mean of both."""
+    own; 1 and 3 have means 0.375 and -0.125, each less the mean of both. Feature 3 has two peaks, the higher at 701."""
     n = len(TIMES)
     image, activation = torch.full((n, 4, 2), -1), torch.full((n, 4, 2), -torch.inf)
     image[0] = 1                                                # where nobody has a peak
-    image[ROW, 0], image[ROW, 1], image[ROW, 3] = (torch.tensor(pair) for pair in ([0, 1], [0, 1], [2, 3]))
-    activation[ROW, 1], activation[ROW, 3] = torch.tensor([2.0, 1.0]), torch.tensor([4.0, 3.0])
+    image[ROW, 0], image[ROW, 1], image[2, 3] = (torch.tensor(pair) for pair in ([0, 1], [0, 1], [2, 3]))
+    activation[ROW, 1], activation[2, 3] = torch.tensor([2.0, 1.0]), torch.tensor([4.0, 3.0])
     save_file({"image_feature": image, "activation_feature": activation}, tmp_path / "examples.safetensors")
     settings = {"prompts": ["A Tree", "A Tree", "A Cat", "A Fish", "A Sun"]}
     (tmp_path / "capture.json").write_text(json.dumps({"recipe": {"settings": settings, "timesteps": TIMES.tolist()}}))
     share = (1 - (TIMES - 281).abs() / 1000)[:, None].repeat(1, 4)
-    share[:, 0] = 0
+    share[:, 0], share[:, 3] = 0, torch.tensor([0.1, 0.2, 0.9, 0.2, 0.1, 0.8, 0.2, 0.1])
     tables, album = {"timesteps": TIMES, "share_feature": share}, Album(tmp_path, None)
     album.seen = dict(enumerate(torch.tensor([[0.5, 9], [0.25, 9], [-0.25, 9], [0.0, 9]])))
     found = match.matches(album, tables, "feature", torch.tensor([1.0, 0.0]))
-    assert found == [match.Match(1, 0.25, 2.0, ["Tree"], 281), match.Match(3, -0.25, 4.0, [], 281)]
+    assert found == [match.Match(1, 0.25, 2.0, ["Tree"], 281), match.Match(3, -0.25, 4.0, [], 701)]
     assert match.matches(album, tables, "feature", torch.tensor([1.0, 0.0]), most=1) == found[:1]
 
 
