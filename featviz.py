@@ -8,7 +8,7 @@ import os
 import sys
 
 from command.flags import (
-    Parser, add_model, add_out, add_settings, add_shard, check_numbers, check_steps, find_shard, guarded)
+    Parser, add_model, add_out, add_settings, add_shard, check_numbers, check_steps, find_shard, guarded, load_torch)
 from command.progress import CaptureProgress, Progress, say
 from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure
 from pages.again import FRAMES
@@ -135,6 +135,7 @@ def choose_hook_point(model, args):
 
 def run(args):
     """All jobs that are not finished yet, each written as soon as it is done; the exit code."""
+    load_torch()
     from ascent import kept_steps
     from command.told import announce, check
     from pages import files
