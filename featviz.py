@@ -147,7 +147,7 @@ def run(args):
     if args.check:
         return check(model, jobs * len(configs), configs[0], size)
     usual = configure(model.settings, "raw" if args.channel else "sae")
-    recipes = {(job, one): files.recipe(model, job, one, usual) for one in configs for job in jobs}
+    recipes = {(job, one): recipe for one in configs for job, recipe in files.recipes(model, jobs, one, usual).items()}
     files.prepare(args.out)
     if args.trace:
         return run_trace(model, {job: recipes[job, configs[0]] for job in jobs}, configs[0], size, args)

@@ -174,6 +174,23 @@ def test_ctrl_c_while_torch_is_imported(loaded, weights, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def piped(*flags, head):
+    """stderr of `python featviz.py` whose stdout is closed after so many lines."""
+    process = subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(head):
+        process.stdout.readline()
+    process.stdout.close()
+    return process.stderr.read(), process.wait()
+
+
+def test_whoever_reads_the_first_line_alone_has_the_page_all_the_same(weights, out):
+    error, code = piped("--weights", weights, "--out", out, "--timestep", 300, "--batch-size", 1, "--device", "cpu",
+                        head=1)
+    assert code == 0 and "Broken pipe" not in error and (out / "tiny/feature_00003/index.html").exists()
+    assert len(list(out.rglob("seed_*.json"))) == 5
+
+
 def test_a_file_that_the_system_does_not_take(weights, tmp_path):
     """A limit on the size of files, as a quota sets it: the record does not fit, the others do."""
     process, seen = begin(weights, tmp_path, "--feature", "3",
