@@ -8,7 +8,7 @@ import os
 import sys
 
 from command.flags import (
-    Parser, add_model, add_out, add_settings, add_shard, check_numbers, check_steps, find_shard, guarded)
+    Parser, add_model, add_out, add_settings, add_shard, check_numbers, check_steps, find_shard, guarded, load_torch)
 from command.progress import CaptureProgress, Progress, say
 from config import ROBUSTNESS, SEEDS, SETTINGS, Job, check_config, configure, find_preset
 from pages.again import FRAMES
@@ -86,7 +86,8 @@ def plan(args):
     settings = lambda own, **more: configure(own, preset, **quick | level | given | more)
     check_config(settings({}, finish_steps=1, gradient_smoothing_kernel_size=1))    # the weights say what these may be
     lacking(args, wanted)
-    from activity.times import with_activity    # from here on torch is loaded, which takes a second
+    load_torch()                                # which takes a second; what can be said without it has been said
+    from activity.times import with_activity
     from ascent import check_jobs
     from command.device import choose_size, open_model
     from weights.preflight import fit
@@ -154,7 +155,7 @@ def run(args):
     if args.check:
         return check(model, jobs * len(configs), configs[0], size)
     usual = configure(model.settings, "raw" if args.channel else "sae")
-    recipes = {(job, one): files.recipe(model, job, one, usual) for one in configs for job in jobs}
+    recipes = {(job, one): recipe for one in configs for job, recipe in files.recipes(model, jobs, one, usual).items()}
     files.prepare(args.out)
     if args.trace:
         return run_trace(model, {job: recipes[job, configs[0]] for job in jobs}, configs[0], size, args)

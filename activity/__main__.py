@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from command.flags import Parser, add_model, add_out, add_shard, guarded
+from command.flags import Parser, add_model, add_out, add_shard, guarded, load_torch
 from config import DISTANCE, HALVES, PEAKS, SEEDS, SETTINGS, TOP
 
 
@@ -91,6 +91,7 @@ def main(argv=None):
 
 
 def start(args):
+    load_torch()
     from activity import run                    # torch, which help and wrong flags need not wait for
     return getattr(run, args.command)(args)
 

@@ -3,6 +3,7 @@ flags are answered at once.
 """
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -111,6 +112,19 @@ def check_steps(steps, num_steps):
         if not 0 <= k < num_steps:
             raise ValueError(f"--trace {k} is out of range: the ascent has {num_steps} steps, "
                              f"0..{num_steps - 1} (--num-steps sets how many)")
+
+
+def load_torch():
+    """Import torch, most of the start. Ctrl-C meanwhile counts when it is there: an import that is broken off leaves
+    half of numpy behind, and torch hides that."""
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        import torch                                            # noqa: F401
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):                               # else the shell wants it to be ignored
+        raise KeyboardInterrupt
 
 
 def guarded(name, work, *args):

@@ -15,25 +15,43 @@ import math
 import re
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from pages.read import attempt, best, gain, read_activity, read_legibility, read_record
+from pages.read import NUMBERS_ALONE, attempt, best, gain, read_activity, read_legibility, read_record
 from pages.web import document, escape
 from pages.words import likely
 from weights.disk import replacing
 
 EDGE = 160                  # pixels an edge of a thumbnail, at most
+MANY = 500                  # features for which it pays to start processes
 ASCENT = "_ascent"          # ends the name of the thumbnail of the ascent's picture where there is a finished one, too
 TARGET = re.compile(r"(?:(?P<hook>.+)_)?(?P<kind>feature|channel)_(?P<number>\d+)")
 
 
-def row(folder, thumbnails, broken):
-    """A feature's folder -> what the page knows of it, see `write_atlas`; None without a sound result."""
+def rows_of(targets, thumbnails):
+    """(a row for each of the features' folders that has a sound result, files that cannot be read). Where there are
+    many, every processor takes some."""
+    work = partial(row, thumbnails)
+    if len(targets) < MANY:
+        made = list(map(work, targets))
+    else:
+        with ProcessPoolExecutor() as pool:
+            made = list(pool.map(work, targets, chunksize=32))
+    return [found for found, _ in made if found], [path for _, broken in made for path in broken]
+
+
+def row(thumbnails, folder):
+    """A feature's folder -> (what the page knows of it, see `write_atlas`, or None without a sound result; files that
+    cannot be read)."""
+    broken = []
     activity = read_activity(folder, False, broken)
     peak = max(activity["peaks"], key=lambda t: activity["profile"][t], default=None) if activity else None
-    found = [attempt(read_record, path, broken) for path in sorted(folder.glob("t*/seed_*.json"))]
+    brief = lambda path: read_record(path, NUMBERS_ALONE)
+    found = [attempt(brief, path, broken) for path in sorted(folder.glob("t*/seed_*.json"))]
     found = list(filter(None, found))
     seen = read_legibility(folder, found, broken)
     while found:
@@ -42,11 +60,12 @@ def row(folder, thumbnails, broken):
         faces = {"": first.last} | ({ASCENT: first} if first.finished else {})
         if all(write_thumbnail(r.path, thumbnails / thumbnail_name(*place, suffix), broken)
                for suffix, r in faces.items()):
-            return [*place, *numbers(first.last, activity), peak, activity["concept"] if activity else [],
-                    int((folder / "index.html").exists()), numbers(first, activity) if first.finished else None,
-                    legible(seen.get(first.folder))]
+            shown = [*place, *numbers(first.last, activity), peak, activity["concept"] if activity else [],
+                     int((folder / "index.html").exists()), numbers(first, activity) if first.finished else None,
+                     legible(seen.get(first.folder))]
+            return shown, broken
         found.remove(first)
-    return None
+    return None, broken
 
 
 def numbers(r, activity):
@@ -81,10 +100,12 @@ def shrink(path):
 
 def write_thumbnail(source, target, broken):
     """A JPEG of at most EDGE pixels an edge; one that is not older than the picture stays. Whether there is one."""
-    if target.exists() and source.exists() and target.stat().st_mtime >= source.stat().st_mtime:
-        return True
+    if target.exists() and source.exists():
+        ours, theirs = target.stat(), source.stat()
+        if ours.st_size and ours.st_mtime >= theirs.st_mtime:
+            return True
     if small := attempt(shrink, source, broken):
-        with replacing(target) as file:
+        with replacing(target, lasting=False) as file:          # tens of thousands of files that can be made again
             small.save(file, format="JPEG", quality=88, subsampling=0)
     return small is not None
 
@@ -97,14 +118,14 @@ def write_atlas(folder):
     own; activation, strength, verdict and rank of the ascent's picture where another was made of it, else None; what
     eyes say of its pictures (`legible`), or None.
     """
-    folder, broken = Path(folder), []
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"--atlas {folder}: is no folder; give that of a model's results, such as out/toy")
     targets = sorted(p for p in folder.iterdir() if TARGET.fullmatch(p.name) and p.is_dir())
     thumbnails = folder / "atlas"
     if targets:
         thumbnails.mkdir(exist_ok=True)
-    rows = [found for target in targets if (found := row(target, thumbnails, broken))]
+    rows, broken = rows_of(targets, thumbnails)
     if broken:
         print(f"left out because they cannot be read: {count(len(broken), 'file')}, first {broken[0]}", file=sys.stderr)
     if not rows:

@@ -108,7 +108,8 @@ def heat(r):
     cells = [""] * (LEVELS + 1)
     for y, row in enumerate(r.heat):
         for x, v in enumerate(row):
-            cells[round(LEVELS * (1 - max(v or 0, 0) / most))] += f"M{x} {y}h1v1h-1z"
+            level = round(LEVELS * (1 - v / most)) if v and v > 0 else LEVELS
+            cells[level] += f"M{x} {y}h1v1h-1z"
     h, w = len(r.heat), len(r.heat[0])
     lines = "".join(f"M{x} 0v{h}" for x in range(1, w)) + "".join(f"M0 {y}h{w}" for y in range(1, h))
     dark = "".join(f'<path d="{path}" opacity="{0.8 * level / LEVELS:.2f}"/>' for level, path in enumerate(cells)

@@ -10,16 +10,18 @@
 Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
 fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A run that is
 killed leaves at most one `.partial`, which the next run of the same command overwrites; a result counts as finished
-when its record names this very recipe and the other files are, byte for byte, what was written with it. The pictures
-of the course change no result and are no part of the recipe: a run that asks for steps which are not among those that
-lie there makes the result again, any other takes it as it is. Pages are made without torch, so nothing loads it here
-but a new result.
+when its record names this very recipe and the other files are, byte for byte, what was written with it. A file of
+the right size that the system saw no change of since its record was written is not read for that: a whole autoencoder
+has hundreds of gigabytes. The pictures of the course change no result and are no part of the recipe: a run that asks
+for steps which are not among those that lie there makes the result again, any other takes it as it is. Pages are made
+without torch, so nothing loads it here but a new result.
 """
 import ast
 import dataclasses
 import hashlib
 import io
 import json
+import os
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +38,14 @@ METHOD = ("ascent", "finish", "regularizers", "steering", "schedule", "sae", "un
 USUAL_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
+def entry(name, brackets, *depths):
+    """[(text before, text after)] of an entry of a record, as many levels deep as `depths` say; see `read_without`."""
+    return [(f'\n{" " * n}"{name}": {brackets[0]}\n', f'\n{" " * n}{brackets[1]},\n') for n in depths]
+
+
+CURVES = entry("heat", "[]", 1, 2) + entry("history", "{}", 1, 2)               # of the ascent, of the finish
+
+
 @cache
 def method_code():
     """SHA-256 of what the method's files do: of their parsed code, so that comments and docstrings change nothing."""
@@ -50,17 +60,26 @@ def method_code():
     return digest.hexdigest()
 
 
-def recipe(model, job, config, usual):
-    """Everything that decides the result, as JSON values. `usual`: the config of a run without flags."""
+def recipes(model, jobs, config, usual):
+    """{job: everything that decides its result, as JSON values}. `usual`: the config of a run without flags.
+
+    The recipes share all but the job, so that those of 400,000 jobs fit into memory: nobody changes one.
+    """
     import torch
     config, usual = dataclasses.asdict(config), dataclasses.asdict(usual)
     dtype = str(model.dtype).removeprefix("torch.")
     differs = {name: value for name, value in config.items() if value != usual[name]}
     if dtype != USUAL_DTYPE.get(model.device.type, dtype):
         differs["dtype"] = dtype
-    return {"job": dataclasses.asdict(job), "config": config, "differs": differs, "hook_point": model.hook_point,
-            "weights": model.name, "fingerprints": model.fingerprints, "code": method_code(),
-            "device": model.device.type, "dtype": dtype, "torch": torch.__version__}
+    same = {"config": config, "differs": differs, "hook_point": model.hook_point, "weights": model.name,
+            "fingerprints": model.fingerprints, "code": method_code(), "device": model.device.type, "dtype": dtype,
+            "torch": torch.__version__}
+    return {job: {"job": vars(job).copy(), **same} for job in jobs}
+
+
+def recipe(model, job, config, usual):
+    """That of a single job."""
+    return recipes(model, [job], config, usual)[job]
 
 
 def path_of(out, recipe):
@@ -92,18 +111,39 @@ def lacking(out, recipe, steps=(), keep=False):
     """
     path = path_of(out, recipe)
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        record, written = read_without(f"{path}.json", CURVES), os.stat(f"{path}.json").st_ctime_ns
+        sizes = record.get("bytes", {})                         # which a record of an older version does not hold
         stored, made = record.get("stored_steps", []), record["recipe"]
         known = dict.fromkeys((".png", ".safetensors")) | record["sha256"]
-        hashes = {suffix: sha256(path.with_suffix(suffix).read_bytes()) for suffix in known}
+        whole = all(unchanged(f"{path}{suffix}", known[suffix], sizes.get(suffix), written) for suffix in known)
         same = recipe | {name: made.get(name) for name in ("code", "torch")} if keep else recipe
         if different := [name for name in same if made.get(name) != same[name]]:
             return different[0]
-        return "" if record["sha256"] == hashes and set(steps) <= set(stored) else "broken"
+        return "" if whole and set(steps) <= set(stored) else "broken"
     except FileNotFoundError:
         return "new"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "broken"
+
+
+def read_without(path, entries):
+    """A record without some of its entries, which are cut out of its text: curves are most of it, and only a page
+    shows them. What does not stand there as `save` writes it is read."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    for begin, end in entries:
+        before, found, after = text.partition(begin)
+        if found:
+            text = before + "\n" + after.partition(end)[2]
+    return json.loads(text)
+
+
+def unchanged(path, sha, size, written):
+    """Whether a file is what was written before its record, which was at the moment `written`, in ns. One that the
+    system saw a change of after that is read; nobody can set this time as one can that of the last change."""
+    now = os.stat(path)
+    untouched = now.st_size == size and max(now.st_ctime_ns, now.st_mtime_ns) < written
+    return untouched or sha256(Path(path).read_bytes()) == sha
 
 
 def save_activity(folder, record):
@@ -141,7 +181,8 @@ def save(out, result, recipe):
         files[".steps.jpg"] = strip(result.frames)
     made = {"recipe": recipe, **numbers(result), "nearest_channel": result.nearest_channel,
             "stored_steps": result.stored_steps, "finished": numbers(last) if last else None,
-            "sha256": {suffix: sha256(data) for suffix, data in files.items()}}
+            "sha256": {suffix: sha256(data) for suffix, data in files.items()},
+            "bytes": {suffix: len(data) for suffix, data in files.items()}}
     files[".json"] = json.dumps(made, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     with alone(path.parent):                                    # two that make the same result write the same files
         if recipe["differs"]:

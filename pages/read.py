@@ -10,9 +10,12 @@ from pathlib import Path
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from pages.files import CURVES, entry, read_without
+
 PROJECT = Path(__file__).resolve().parent.parent
 BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError,
           SyntaxError, SafetensorError)         # SyntaxError is Pillow's
+NUMBERS_ALONE = CURVES + entry("others", "[]", 1, 2) + entry("config", "{}", 2) + entry("fingerprints", "{}", 2)
 SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
           "activation_reencoded": "decoded and encoded", "rank": "rank"}
 
@@ -98,9 +101,14 @@ def number(value):
     return None if value is None else float(value)
 
 
-def read_record(path):
-    """One record, checked, its pictures not yet; raises one of BROKEN for what is no result."""
-    record = json.loads(path.read_text(encoding="utf-8"))
+def numbers(values):
+    return [None if v is None else float(v) for v in values]
+
+
+def read_record(path, without=()):
+    """One record, checked, its pictures not yet; raises one of BROKEN for what is no result. `without`: what of it need
+    not be read, as NUMBERS_ALONE."""
+    record = read_without(path, without)
     job, nearest = record["recipe"]["job"], record.get("nearest_channel")
     if job["feature"] is None and job["channel"] is None:
         raise ValueError("no result")
@@ -118,16 +126,16 @@ def read_record(path):
     return found
 
 
-def read_picture(path, recipe, numbers):
+def read_picture(path, recipe, said):
     """What a record says of one of its pictures."""
-    if not isinstance(numbers["verdict"], str):
+    if not isinstance(said["verdict"], str):
         raise ValueError("no verdict")
     return Found(path, int(recipe["job"]["timestep"]), int(recipe["job"]["seed"]),
-                 {"config": {}, "fingerprints": {}} | recipe, numbers["verdict"],
-                 dict.fromkeys(SCORES) | {name: number(value) for name, value in numbers["scores"].items()},
-                 {name: [number(v) for v in values] for name, values in numbers["history"].items()},
-                 [(int(i), number(a)) for i, a in numbers.get("others", [])],
-                 [[number(v) for v in row] for row in numbers.get("heat", [])], [], None, None)
+                 {"config": {}, "fingerprints": {}} | recipe, said["verdict"],
+                 dict.fromkeys(SCORES) | {name: number(value) for name, value in said["scores"].items()},
+                 {name: numbers(values) for name, values in said.get("history", {}).items()},
+                 [(int(i), number(a)) for i, a in said.get("others", [])],
+                 [numbers(row) for row in said.get("heat", [])], [], None, None)
 
 
 def read_result(path):
@@ -152,7 +160,7 @@ def read_activity(folder, examples=True, broken=None):
     `examples` no picture is opened."""
     def read(path):
         record = json.loads(path.read_text(encoding="utf-8"))
-        curves = {name: [float(v) for v in record[name]] for name in ("profile", "largest")}
+        curves = {name: list(map(float, record[name])) for name in ("profile", "largest")}
         peaks = [int(t) for t in record["peaks"]]
         if not all(0 <= t < len(curve) > 1 for curve in curves.values() for t in [0, *peaks]):
             raise ValueError("no curve over the time steps")

@@ -100,12 +100,12 @@ def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
     left, top, w, h = 64, 12, width - 84, height - 36
     at_x = lambda x: left + x * w / x_most
     at_y = lambda v: top + h * (1 - (v - low) / ((high - low) or 1.0))
-    step, runs = x_most / max(len(values) - 1, 1), [[]]
+    wide, tall, runs = w / max(len(values) - 1, 1), h / ((high - low) or 1.0), [[]]
     for i, v in enumerate(values):
         if v is None:
             runs.append([])
         else:
-            runs[-1].append(f"{at_x(i * step):.1f},{at_y(v):.1f}")
+            runs[-1].append(f"{left + i * wide:.1f},{top + h - (v - low) * tall:.1f}")
     lines = "".join(f'<polyline class="curve" points="{" ".join(run)}"/>' for run in runs if run)
     for i, x in enumerate(marks):
         line = f'<line class="peak" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" y2="{top + h}"/>'

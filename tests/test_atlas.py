@@ -185,6 +185,24 @@ def test_a_second_run_makes_only_the_thumbnails_that_are_missing_or_old(out):
     assert first.exists() and first.with_suffix(".png").exists()
 
 
+def test_an_empty_thumbnail_is_made_again(out):
+    """A power cut may leave one."""
+    made.result(out / "feature_00001")
+    atlas.write_atlas(out)
+    thumbnail, = (out / "atlas").iterdir()
+    thumbnail.write_bytes(b"")
+    atlas.write_atlas(out)
+    assert Image.open(thumbnail).size == (32, 32)
+
+
+def test_several_processes_make_the_same_atlas(out, monkeypatch, capsys):
+    made.features(out, 40, finished=True)
+    (out / "feature_00003/t0600/seed_1.json").write_text("{")
+    alone, said = atlas.write_atlas(out).read_bytes(), capsys.readouterr().err
+    monkeypatch.setattr(atlas, "MANY", 1)
+    assert atlas.write_atlas(out).read_bytes() == alone and capsys.readouterr().err == said != ""
+
+
 def test_thumbnails_are_small(out):
     made.result(out / "feature_00001", png=made.picture(edge=512))
     atlas.write_atlas(out)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,20 @@ def run(weights, out, *flags):
         return featviz.main([str(a) for a in argv])
     except SystemExit as e:                                     # argparse's own way out
         return e.code
+
+
+@pytest.fixture(scope="module")
+def once(weights, tmp_path_factory, one_thread, loaded_once):
+    """Results of a run with --seed 5."""
+    out = tmp_path_factory.mktemp("once") / "out"
+    assert run(weights, out, "--seed", 5) == 0
+    return out
+
+
+@pytest.fixture
+def made(once, out):
+    """--out as that run left it, for a test to change."""
+    return shutil.copytree(once, out)
 
 
 def files(folder):
@@ -109,7 +124,7 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
     made = record(out)
     assert made.keys() == {"recipe", "verdict", "scores", "history", "others", "nearest_channel", "heat",
                            "stored_steps", "finished",
-                            "sha256"}
+                            "sha256", "bytes"}
     assert made["finished"].keys() == {"verdict", "scores", "history", "others", "heat"}
     assert made["finished"]["scores"]["finish_scale"] == 0.4 and len(made["finished"]["history"]["activation"]) == 2
     recipe = made["recipe"]
@@ -131,28 +146,25 @@ def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
             assert json.loads(picture.text["featviz"]) == recipe
 
 
-def test_a_second_run_computes_nothing_and_changes_nothing(weights, out, capsys, monkeypatch):
-    assert run(weights, out) == 0
-    before = files(out)
+def test_a_second_run_computes_nothing_and_changes_nothing(weights, made, capsys, monkeypatch):
+    before = files(made)
     with monkeypatch.context() as patch:
         patch.setattr(ascent, "run_batch", lambda *_: pytest.fail("an existing result was computed again"))
-        capsys.readouterr()
-        assert run(weights, out) == 0
-    assert files(out) == before and "5 of 5 results are there already" in capsys.readouterr().err
+        assert run(weights, made, "--seed", 5) == 0
+    assert files(made) == before and "1 of 1 results are there already" in capsys.readouterr().err
 
 
-def test_the_same_settings_give_the_same_bytes_elsewhere(weights, out, tmp_path):
-    assert run(weights, out, "--seed", 1, 5) == run(weights, tmp_path / "b", "--seed", 1, 5) == 0
-    assert files(out) == files(tmp_path / "b")
+def test_the_same_settings_give_the_same_bytes_elsewhere(weights, once, out):
+    assert run(weights, out, "--seed", 5) == 0
+    assert files(out) == files(once)
 
 
-def test_only_what_changed_is_computed_again(weights, out):
-    assert run(weights, out, "--seed", 1) == 0
-    first = files(out)
+def test_only_what_changed_is_computed_again(weights, made, out):
+    first = files(made)
     assert run(weights, out, "--seed", 1, 5) == 0               # one seed more
     second = files(out)
     assert all(second[name] == data for name, data in first.items()
-               if "seed_1." in name) and len(second) == len(first) + len(KINDS)
+               if "seed_5." in name) and len(second) == len(first) + len(KINDS)
     assert run(weights, out, "--seed", 5, "--num-steps", 3) == 0
     third = files(out)
     made = record(out, "tiny/feature_00003/t0300-*/seed_5")
@@ -160,29 +172,29 @@ def test_only_what_changed_is_computed_again(weights, out):
     assert {name for name in second if third[name] != second[name]} == {f"tiny/feature_00003/{name}" for name in SHOWN}
 
 
-def test_results_of_other_settings_have_a_folder_of_their_own_that_says_which(weights, out):
+def test_results_of_other_settings_have_a_folder_of_their_own_that_says_which(weights, made, out):
     """Nothing is overwritten, whatever runs after it; the same settings come to the same folder."""
-    for flags in ((), ("--num-steps", 3), ("--no-spectral-filter",), ("--dtype", "bfloat16"), ("--num-steps", 3)):
+    bare = ("--dtype", "bfloat16", "--no-finish", "--prior", "noise")           # half precision is slow on a CPU
+    for flags in (("--num-steps", 3), ("--no-spectral-filter",), bare, ("--num-steps", 3)):
         assert run(weights, out, "--seed", 5, *flags) == 0
     folders = sorted((out / "tiny/feature_00003").glob("t0300*"))
     assert len(folders) == 4 and all((folder / "seed_5.json").exists() for folder in folders)
     assert {(f / "settings.txt").read_text() for f in folders if f.name != "t0300"} == {
-        "num_steps: 3\n", "spectral_filter: False\n", "dtype: bfloat16\n"}
+        "num_steps: 3\n", "spectral_filter: False\n", "prior: noise\nfinish: False\ndtype: bfloat16\n"}
 
 
-def test_what_other_code_made_is_made_anew_or_kept(weights, out, capsys, monkeypatch):
+def test_what_other_code_made_is_made_anew_or_kept(weights, made, out, capsys, monkeypatch):
     """Comments and docstrings are no other code. --again makes anew in any case."""
-    assert run(weights, out, "--seed", 5) == 0
     before, stamps = files(out), lambda: (out / "tiny/feature_00003/t0300/seed_5.json").stat().st_mtime_ns
-    made = stamps()
+    then = stamps()
     monkeypatch.setattr(results, "method_code", lambda: "other")
-    assert run(weights, out, "--seed", 5, "--keep") == 0 and stamps() == made
-    assert run(weights, out, "--seed", 5) == 0 and stamps() > made
+    assert run(weights, out, "--seed", 5, "--keep") == 0 and stamps() == then
+    assert run(weights, out, "--seed", 5) == 0 and stamps() > then
     assert "1 results were made with another code and are made anew; --keep takes" in capsys.readouterr().err
     assert record(out)["recipe"]["code"] == "other"
     monkeypatch.undo()
-    made = stamps()
-    assert run(weights, out, "--seed", 5, "--again") == 0 and stamps() > made and files(out) == before
+    then = stamps()
+    assert run(weights, out, "--seed", 5, "--again") == 0 and stamps() > then and files(out) == before
 
 
 def test_the_fingerprint_of_the_code_sees_code_alone(tmp_path, monkeypatch):
@@ -222,8 +234,7 @@ def test_other_frames_are_made_again_only_where_some_are_lacking(weights, out, c
     assert not kept.exists()                                    # an older strip does not stay beside another result
 
 
-def test_other_weights_under_the_same_name_are_computed_again(weights, out, tmp_path):
-    assert run(weights, out, "--seed", 5) == 0
+def test_other_weights_under_the_same_name_are_computed_again(made, out, tmp_path):
     first = record(out)
     assert run(write_model(tmp_path / "tiny", seed=1), out, "--seed", 5) == 0
     assert record(out)["recipe"]["fingerprints"] != first["recipe"]["fingerprints"]
@@ -231,12 +242,46 @@ def test_other_weights_under_the_same_name_are_computed_again(weights, out, tmp_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_result_that_lost_a_file_is_computed_again(kind, weights, out):
-    assert run(weights, out, "--seed", 5) == 0
+def test_a_result_that_lost_a_file_is_computed_again(kind, weights, made, out):
     before = files(out)
     (out / f"tiny/feature_00003/t0300/seed_5.{kind}").unlink()
     assert run(weights, out, "--seed", 5) == 0
     assert files(out) == before
+
+
+def test_a_file_that_was_not_touched_since_its_record_is_not_read(made, monkeypatch):
+    """Any other is: of the same size and with its time set back, too; and one that is too short, however old."""
+    stem = made / "tiny/feature_00003/t0300/seed_5"
+    text, png, recipe = (stem.with_suffix(".json").read_text(), stem.with_suffix(".png").read_bytes(),
+                         record(made)["recipe"])
+
+    def last():                                                 # the record comes last, as in a run
+        time.sleep(0.02)
+        stem.with_suffix(".json").write_text(text)
+
+    last()
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "sha256", lambda data: pytest.fail("a file was read"))
+        assert results.lacking(made, recipe) == ""
+    times = stem.with_suffix(".png").stat()
+    for changed, then, why in ((png[:-1] + b"?", lambda: None, "broken"), (png, lambda: None, ""),
+                               (png[:-1], last, "broken")):
+        stem.with_suffix(".png").write_bytes(changed)
+        os.utime(stem.with_suffix(".png"), ns=(times.st_atime_ns, times.st_mtime_ns))
+        then()
+        assert results.lacking(made, recipe) == why
+
+
+def test_a_record_is_read_without_its_curves(once, tmp_path):
+    """They are cut out of the text that a run writes; of any other layout all is read."""
+    path, changed = next(once.rglob("seed_5.json")), tmp_path / "changed.json"
+    whole = json.loads(path.read_text())
+    without = lambda made: {k: v for k, v in made.items() if k not in ("heat", "history")}
+    assert results.read_without(path, results.CURVES) == without(whole) | {"finished": without(whole["finished"])}
+    lone, empty = whole | {"finished": None}, whole | {"finished": None, "heat": [], "history": {}}
+    for made, indent, expected in ((whole, None, whole), (lone, 1, without(lone)), (empty, 1, empty)):
+        changed.write_text(json.dumps(made, indent=indent, sort_keys=True) + "\n")
+        assert results.read_without(changed, results.CURVES) == expected
 
 
 def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
@@ -253,13 +298,12 @@ def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
     assert [name for name in order if "seed" in name] == [f"seed_5.{kind}" for kind in KINDS]
 
 
-def test_foreign_files_among_the_results_do_no_harm(weights, out):
+def test_foreign_files_among_the_results_do_no_harm(weights, made):
     """Neither a record that is no JSON nor one whose picture is gone keeps the sheet from being drawn."""
-    assert run(weights, out, "--seed", 1) == 0
-    (out / "tiny/feature_00003/t0300/seed_1.png").unlink()
-    (out / "tiny/feature_00003/t0300/seed_9.json").write_text("{")
-    (out / "tiny/feature_00003/t0300/seed_5.json").write_text("[]")
-    assert run(weights, out, "--seed", 5) == 0
+    (made / "tiny/feature_00003/t0300/seed_5.png").unlink()
+    (made / "tiny/feature_00003/t0300/seed_9.json").write_text("{")
+    (made / "tiny/feature_00003/t0300/seed_1.json").write_text("[]")
+    assert run(weights, made, "--seed", 1) == 0
 
 
 def test_check_measures_and_writes_nothing(weights, out, capsys):
@@ -424,20 +468,18 @@ def test_full_disk_before_the_start(weights, out, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("writes", [1, 2, 6, 8])
-def test_full_disk_on_the_way(writes, weights, out, capsys, monkeypatch):
+def test_full_disk_on_the_way(writes, weights, made, out, capsys, monkeypatch):
     """One file is the probe at the start, five are a result; whole results stay, the rest is as if it had not begun."""
-    assert run(weights, out, "--seed", 1) == 0
-    before = {name: data for name, data in files(out).items() if "seed_1." in name}
-    capsys.readouterr()
+    before = {name: data for name, data in files(made).items() if "seed_5." in name}
     with monkeypatch.context() as patch:
         full_disk_after(patch, writes)
-        assert run(weights, out, "--seed", 1, 5, 6, "--batch-size", 1) == 2
+        assert run(weights, out, "--seed", 5, 1, 6, "--batch-size", 1) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("featviz: ")]
     assert len(errors) == 1 and "No space left on device" in errors[0] and "finished results stay" in errors[0]
     left = files(out)
     assert not any(name.endswith(".partial") for name in left) and before.items() <= left.items()
-    assert sum("seed_5" in name or "seed_6" in name for name in left) == writes - 1
-    assert ("tiny/feature_00003/t0300/seed_5.json" in left) == (writes >= 6) and not any("seed_6.json" in name
+    assert sum("seed_1" in name or "seed_6" in name for name in left) == writes - 1
+    assert ("tiny/feature_00003/t0300/seed_1.json" in left) == (writes >= 6) and not any("seed_6.json" in name
                                                                                          for name in left)
 
 
@@ -524,23 +566,6 @@ def test_progress_where_nobody_watches_is_a_line_now_and_then(capsys, monkeypatc
     lines = capsys.readouterr().err.splitlines()
     assert 9 <= len(lines) <= 11 and all(line.startswith("step ")
                                          for line in lines) and lines[-1].startswith("step 100/100")
-
-
-def piped(*flags, head):
-    """stderr of `python featviz.py` whose stdout is closed after so many lines."""
-    process = subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)], cwd=results.PROJECT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for _ in range(head):
-        process.stdout.readline()
-    process.stdout.close()
-    return process.stderr.read(), process.wait()
-
-
-def test_whoever_reads_the_first_line_alone_has_the_page_all_the_same(weights, out):
-    error, code = piped("--weights", weights, "--out", out, "--timestep", 300, "--batch-size", 1, "--device", "cpu",
-                        head=1)
-    assert code == 0 and "Broken pipe" not in error and (out / "tiny/feature_00003/index.html").exists()
-    assert len(list(out.rglob("seed_*.json"))) == 5
 
 
 def test_without_torch_help_works_and_a_run_says_what_to_do(tmp_path, capsys, monkeypatch):

@@ -84,13 +84,16 @@ def ran(net, **kwargs):
     return names, out
 
 
-def captured(net, hook, **kwargs):
-    """The output of module `hook` in a full run."""
-    caught = []
-    handle = net.get_submodule(hook).register_forward_hook(lambda module, args, y: caught.append(y))
-    net(*unet_inputs(), **kwargs)
-    handle.remove()
-    return caught[0]
+@pytest.fixture(scope="module")
+def full(unet):
+    """A run without additions: names of the modules in order of their end, {hook point: its output}, prediction."""
+    outputs = {}
+    keep = lambda hook: lambda module, args, y: outputs.update({hook: y})
+    handles = [unet.get_submodule(hook).register_forward_hook(keep(hook)) for hook in ALL_HOOKS]
+    names, out = ran(unet)
+    for handle in handles:
+        handle.remove()
+    return names, outputs, out
 
 
 # what the checkpoint names: place -> how many; conv_out is none, its output is the prediction
@@ -98,9 +101,9 @@ PLACES = {"attentions": 16, "resnets": 22, "downsamplers": 3, "upsamplers": 3, "
 ALL_HOOKS = filled("unet", TOY["unet"]).hook_points
 
 
-def test_hook_points(unet):
+def test_hook_points(unet, full):
     """Every attention, resnet and convolution between them, in running order, with their widths."""
-    names, _ = ran(unet)
+    names, *_ = full
     assert unet.hook_points == [name for name in names if name in set(unet.hook_points)]
     assert {place: sum(place in name for name in unet.hook_points) for place in PLACES} == PLACES
     assert len(unet.hook_points) == sum(PLACES.values()) and on_meta("unet").hook_points == unet.hook_points
@@ -109,13 +112,13 @@ def test_hook_points(unet):
 
 
 @pytest.mark.parametrize("hook", ALL_HOOKS)
-def test_stops_at_the_hook(unet, hook):
+def test_stops_at_the_hook(unet, full, hook):
     """The last module that runs is the hook point or holds it, and the output is the one that a full run has there."""
-    full, _ = ran(unet)
+    whole, outputs, _ = full
     names, y = ran(unet, until=hook)
     last = hook.removesuffix(".conv")                           # Downsample and Upsample end with their convolution
-    assert names[-1] == last and names == full[:full.index(last) + 1]
-    assert torch.equal(y, captured(unet, hook)) and y.shape[1] == unet.width(hook)
+    assert names[-1] == last and names == whole[:whole.index(last) + 1]
+    assert torch.equal(y, outputs[hook]) and y.shape[1] == unet.width(hook)
 
 
 def test_leading_unet_is_accepted(unet):
@@ -140,14 +143,15 @@ def test_unknown_hook_point(unet, wrong, near):
 
 @pytest.mark.parametrize("rows", (False, True))
 @pytest.mark.parametrize("hook", ALL_HOOKS)
-def test_add_at_a_hook(unet, hook, rows):
+def test_add_at_a_hook(unet, full, hook, rows):
     """As a forward hook that adds the vector to the output there, for one vector and one a row; 0 changes nothing."""
+    *_, plain = full
     v = randn(*(2, unet.width(hook)) if rows else (unet.width(hook),), seed=8)
     push = lambda module, args, y: y + v.reshape(-1, y.shape[1], 1, 1)
     handle = unet.get_submodule(hook).register_forward_hook(push)
     expected = unet(*unet_inputs())
     handle.remove()
-    plain, steered = unet(*unet_inputs()), unet(*unet_inputs(), add={hook: v})
+    steered = unet(*unet_inputs(), add={hook: v})
     assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3
     assert torch.equal(unet(*unet_inputs(), add={hook: 0 * v}), plain)
 

@@ -43,14 +43,18 @@ def alone(folder):
 
 
 @contextmanager
-def replacing(path):
-    """A binary file to write; takes `path`'s place when all went well, leaves nothing behind when not."""
+def replacing(path, lasting=True):
+    """A binary file to write; takes `path`'s place when all went well, leaves nothing behind when not.
+
+    lasting  the file is on the disk by then, which takes milliseconds; else a power cut may leave an empty one
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as e:
         if e.errno and not e.filename:                          # a full disk does not say which file

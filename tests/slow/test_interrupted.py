@@ -1,8 +1,7 @@
 """Runs that end early: killed at random moments, interrupted, out of disk. What is finished stays, the rest is made
 again, byte for byte.
 
-The kills are real: another process, `kill -9` after a seeded delay. Four here; tests/oracle/test_interrupted.py does
-fifty.
+The kills are real: another process, `kill -9` after a seeded delay. One here; test_kills.py does fifty.
 """
 import os
 import random
@@ -155,6 +154,41 @@ def test_ctrl_c(weights, tmp_path):
     assert process.returncode == 130 and b"Traceback" not in error
     assert error.splitlines()[-1] == b"featviz: interrupted; finished results stay, the same command goes on from there"
     assert len(finished(files(tmp_path))) >= 2 and not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("loaded", ["torch._utils", "numpy._core.multiarray", "numpy.linalg", "torch.nn"])
+def test_ctrl_c_while_torch_is_imported(loaded, weights, tmp_path):
+    """One line as well, in the middle of numpy, too: torch imports it, and hides where that fails. The interpreter
+    tells of each module that it has loaded; torch itself comes last."""
+    process = subprocess.Popen([sys.executable, "-X", "importtime", "featviz.py", *flags(weights, tmp_path / "out")],
+                               cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heeds_ctrl_c)
+    seen = []
+    while loaded.encode() not in [line.split(b"|")[-1].strip() for line in seen[-1:]]:
+        seen.append(process.stderr.readline())
+        assert seen[-1], "it ended before"
+    process.send_signal(signal.SIGINT)
+    lines = [line for line in process.communicate()[1].splitlines() if not line.startswith(b"import time:")]
+    assert b"torch" not in [line.split(b"|")[-1].strip() for line in seen]
+    assert process.returncode == 130 and [line for line in lines if line] == [
+        b"featviz: interrupted; finished results stay, the same command goes on from there"]
+    assert not (tmp_path / "out").exists()
+
+
+def piped(*flags, head):
+    """stderr of `python featviz.py` whose stdout is closed after so many lines."""
+    process = subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(head):
+        process.stdout.readline()
+    process.stdout.close()
+    return process.stderr.read(), process.wait()
+
+
+def test_whoever_reads_the_first_line_alone_has_the_page_all_the_same(weights, out):
+    error, code = piped("--weights", weights, "--out", out, "--timestep", 300, "--batch-size", 1, "--device", "cpu",
+                        head=1)
+    assert code == 0 and "Broken pipe" not in error and (out / "tiny/feature_00003/index.html").exists()
+    assert len(list(out.rglob("seed_*.json"))) == 5
 
 
 def test_a_file_that_the_system_does_not_take(weights, tmp_path):
