@@ -35,7 +35,7 @@ from weights.disk import WeightsError, alone, replacing
 from weights.eyes import find_eyes, open_eyes
 
 OTHERS = 100                # features by lot with which one is compared
-SHARE = 0.99                # of them that a picture must be less like than like the other seeds' (ours, chosen on the toy)
+SHARE = 0.99                # of them that a picture must be less like than like the other seeds' (ours, by the toy)
 
 
 def own_eyes(weights):
