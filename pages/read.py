@@ -21,7 +21,7 @@ SCORES = {"activation_start": "at the start", "activation": "at the end", "activ
 
 # the measures of legibility.json that pages show, of either kind of pictures: those that tell something of what the
 # toy's judge says (docs/measured.md, "Legibility"); sameness of the own examples and the margin of the name do not. Of
-# `seeds` the sameness was tested there, not the count that is shown; of `name`, another mean picture
+# `name` another mean picture was tested there
 PROVEN = {"finished": ("agreement", "seeds", "name"), "ascent": ()}
 
 

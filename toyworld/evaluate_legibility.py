@@ -10,6 +10,7 @@ that measure (toyworld/eyes.py) know nothing of the judge. The feature's own exa
 
     agreement, rank     the pictures with the feature's own examples and those of 99 others by lot
     seeds               sameness of the five pictures
+    alike               how many of them count as showing one thing, as pages say it (pages/measure.py)
     margin              of the best of the 18 words that name an object or a style
     examples            sameness of the feature's own examples
 
@@ -37,6 +38,7 @@ from activity import profile
 from activity.times import full
 from config import SEEDS, Job, configure
 from finish import run_batch, start
+from pages.measure import alike
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.evaluate import SHARE, UNSEEN, right, share, tell
@@ -58,7 +60,7 @@ LIVE = "it is a concept feature"                   # two truths that the samenes
 ALIKE = "its examples' prompts share an object or a style"
 PICTURES = ("ascent", "finished")
 MEASURES = {"agreement": "agreement with the own examples, AUC", "rank": "agreement with the own examples, rank of 100",
-            "seeds": "sameness of five seeds", "margin": "margin of the name",
+            "seeds": "sameness of five seeds", "alike": "one thing in k of five seeds", "margin": "margin of the name",
             "examples": "sameness of the own examples"}
 
 
@@ -150,11 +152,12 @@ def measure(feature, pictures, live, mean, words, texts):
     """Of one feature's pictures (5, E): {measure: number, the larger the better}, what it misses left out; and its two
     best names."""
     found, margin = legibility.name(pictures, mean, words, texts)
-    out = {"seeds": legibility.sameness(pictures), "margin": margin}
+    others = [f for f in live if f != feature]
+    lot = torch.randperm(len(others), generator=torch.Generator().manual_seed(feature))[:OTHERS].tolist()
+    others = [live[others[i]][0] for i in lot]
+    out = {"seeds": legibility.sameness(pictures), "alike": alike(pictures, others), "margin": margin}
     if feature in live:
-        others = [f for f in live if f != feature]
-        lot = torch.randperm(len(others), generator=torch.Generator().manual_seed(feature))[:OTHERS].tolist()
-        agrees = legibility.agreement(pictures, live[feature][0], [live[others[i]][0] for i in lot])
+        agrees = legibility.agreement(pictures, live[feature][0], others)
         out |= {"agreement": agrees["auc"], "rank": -agrees["rank"], "examples": legibility.sameness(*live[feature])}
     return out, [word for word, _ in found[:2]]
 
