@@ -85,12 +85,12 @@ def plan(args):
     preset, quick = find_preset(args.preset, args.channel)
     settings = lambda own, **more: configure(own, preset, **quick | level | given | more)
     check_config(settings({}, finish_steps=1, gradient_smoothing_kernel_size=1))    # the weights say what these may be
-    lacking(args, wanted)
+    lacking(args, wanted)                       # for what cannot be had at all; what can be fetched is asked for below
     load_torch()                                # which takes a second; what can be said without it has been said
     from activity.times import with_activity
     from ascent import check_jobs
     from command.device import choose_size, open_model
-    from weights.preflight import fit
+    from weights.preflight import fit_once
     model = open_model(args, wanted, args.check)
     config = settings(model.settings)
     configs = swept(config, args.sweep, given)
@@ -106,7 +106,7 @@ def plan(args):
     check_jobs(model, [make(n, t, seed) for n in targets for t in numbers or [0] for seed in seeds])
     size = choose_size(args, wanted, model)
     if not model.hashes.done() and kind == "feature":   # a check that is due anyway, while the hashes are not there yet
-        model.fit = fit(model)
+        fit_once(model)
     probing = "check" if args.check else "shard" if shards > 1 else CaptureProgress()
     model, times = with_activity(model, args.out, when, steered, probing, size)
     jobs = [make(n, t, seed) for n in targets[rank::shards] for t in dict.fromkeys([*numbers, *times(kind, n)])

@@ -1,9 +1,12 @@
 """A capture's images as eyes see them (weights/eyes.py): each is looked at once, when it is first asked for."""
+from functools import cached_property
+
 import torch
 from PIL import Image
 
 from activity import profile
 from weights.disk import WeightsError
+from weights.fingerprints import sha256
 
 LOT = 0                     # the seed of the lot
 
@@ -13,6 +16,12 @@ class Album:
 
     def __init__(self, folder, eyes):
         self.folder, self.eyes, self.seen, self.lots = folder, eyes, {}, {}
+
+    @cached_property
+    def fingerprint(self):
+        """SHA-256 of what the capture says of its images."""
+        path = self.folder / "examples.safetensors"
+        return sha256([path])[path]
 
     def vectors(self, numbers):
         """Image numbers (n of them) -> (n, E)."""

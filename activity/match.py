@@ -49,17 +49,11 @@ def embed(eyes, query):
     return eyes.texts([query])[0]
 
 
-def highest_peak(tables, kind, n):
-    """The time step at which it is most often among the most active; None without a peak."""
-    curve = profile.profile(tables, kind, n)
-    return max(profile.peaks(curve), key=lambda t: curve[t], default=None)
-
-
 def matches(album, tables, kind, query, most=10):
     """The `most` features (or channels) whose examples fit the query (E,) best, the best first: [Match]."""
     folder = album.folder
     peaks = {n: t for n in range(tables[f"share_{kind}"].shape[1])
-             if (t := highest_peak(tables, kind, n)) is not None}
+             if (t := profile.highest_peak(tables, kind, n)) is not None}
     images, activations = profile.stored_examples(folder, kind)                                 # (N, F, m)
     rows = {t: profile.row_at(folder, t) for t in set(peaks.values())}
     found = {n: [i for i in images[rows[t], n].tolist() if i >= 0] for n, t in peaks.items()}

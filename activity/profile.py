@@ -175,6 +175,17 @@ def peaks(y, distance=DISTANCE, most=PEAKS):
     return sorted(int(t) for t in highest)
 
 
+def by_height(y, found):
+    """Peaks of a profile, the highest first; of equals the earlier ones."""
+    return sorted(found, key=lambda t: -y[t])
+
+
+def highest_peak(tables, kind, target):
+    """The time step at which it is most often among the most active; None without a peak."""
+    curve = profile(tables, kind, target)
+    return next(iter(by_height(curve, peaks(curve))), None)
+
+
 def timesteps(tables, kind, target, when="auto"):
     """Where the ascent runs: t = 0 and the peaks, or with `when` "active" t = 0 and every sampling step at which it is
     active.
@@ -191,6 +202,11 @@ def examples(folder, kind, target, t):
     at most."""
     image, activation = stored_examples(folder, kind, row_at(folder, t), target)
     return [(i, a) for i, a in zip(image.tolist(), activation.tolist()) if i >= 0]
+
+
+def own_examples(folder, kind, target, times):
+    """(t, examples) at the first of these time steps at which it has two or more; (None, []) where at none."""
+    return next(((t, found) for t in times if len(found := examples(folder, kind, target, t)) > 1), (None, []))
 
 
 def row_at(folder, t):

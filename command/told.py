@@ -11,7 +11,7 @@ def announce(model, why, config):
 
     why: {(job, its config): why it is to be made, or ""}
     """
-    from weights.preflight import fit, verdict
+    from weights.preflight import fit_once, verdict
     todo = [reason for reason in why.values() if reason]
     if len(todo) < len(why):
         print(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings",
@@ -23,7 +23,7 @@ def announce(model, why, config):
         print(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"
               + (f", after {config.prior_steps} sampling steps of the prior" if config.prior != "noise" else ""),
               file=sys.stderr)
-        if next(iter(why))[0].kind == "feature" and (warning := verdict(model.sae.k, *(model.fit or fit(model)))):
+        if next(iter(why))[0].kind == "feature" and (warning := verdict(model.sae.k, *fit_once(model))):
             print(f"warning: {warning}", file=sys.stderr)
 
 

@@ -19,7 +19,6 @@ of the ascent have too much in common that no example has. A measure for which s
 file also says which pictures it speaks of, by their hashes, and what it was made with; pages do not show what speaks of
 other pictures (read.read_legibility), nor what proved to say nothing (read.PROVEN).
 """
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -30,6 +29,7 @@ import legibility
 from activity import profile
 from activity.album import Album, read_image
 from config import HOOK_POINT
+from pages.files import sha256
 from pages.read import PROJECT, attempt, read_activity, read_record, read_results, shown
 from weights.disk import WeightsError, alone, replacing
 from weights.eyes import find_eyes, open_eyes
@@ -95,10 +95,9 @@ class Measurer:
         """What decides the measures beside the pictures: {what: hash}."""
         if capture not in self.albums:
             self.albums[capture] = Album(capture, self.eyes)
-            self.albums[capture].hash = sha256(capture / "examples.safetensors")
-        return {"eyes": self.eyes.fingerprint, "capture": self.albums[capture].hash,
-                "words": hashlib.sha256("\n".join(self.words).encode()).hexdigest(),
-                "code": sha256(Path(legibility.__file__), Path(__file__))}
+        code = Path(legibility.__file__).read_bytes() + Path(__file__).read_bytes()
+        return {"eyes": self.eyes.fingerprint, "capture": self.albums[capture].fingerprint,
+                "words": sha256("\n".join(self.words).encode()), "code": sha256(code)}
 
     def measure(self, capture, results, activity):
         """All measures of one folder's results."""
@@ -106,7 +105,8 @@ class Measurer:
         pictures = self.eyes.images([read_image(r.last.path) for r in results])                 # (n, E)
         lot = album.lot(first.kind, first.t, OTHERS + 1)
         others = [examples for f, examples in lot if f != first.target][:OTHERS]
-        t, own = own_examples(capture, first, activity)
+        peaks = profile.by_height(activity["profile"], activity["peaks"]) if activity else []
+        t, own = profile.own_examples(capture, first.kind, first.target, (first.t, *peaks))
         numbers, activations = zip(*own) if own else ((), ())
         out = {}
         if own and others:
@@ -129,16 +129,6 @@ def find_weights(folder):
     found = next(filter(None, (attempt(read_record, path) for path in folder.glob("t*/seed_*.json"))), None)
     name = found and Path(found.recipe.get("weights", "")).name
     return PROJECT / "weights" / name if name else None
-
-
-def own_examples(capture, r, activity):
-    """(t, [(image number, activation)]) of a result's own feature: at the result's time step or, where there are not
-    two, at the highest of its peaks where there are; (None, []) where nowhere."""
-    peaks = sorted(activity["peaks"], key=lambda t: -activity["profile"][t]) if activity else []
-    for t in (r.t, *peaks):
-        if len(found := profile.examples(capture, r.kind, r.target, t)) > 1:
-            return t, found
-    return None, []
 
 
 def alike(pictures, others):
@@ -167,7 +157,3 @@ def kept(path):
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def sha256(*paths):
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()

@@ -20,8 +20,7 @@ SCORES = {"activation_start": "at the start", "activation": "at the end", "activ
           "activation_reencoded": "decoded and encoded", "rank": "rank"}
 
 # the measures of legibility.json that pages show, of either kind of pictures: those that tell something of what the
-# toy's judge says (docs/measured.md, "Legibility"); sameness of the own examples and the margin of the name do not. Of
-# `name` another mean picture was tested there
+# toy's judge says (docs/measured.md, "Legibility"); sameness of the own examples and the margin of the name do not
 PROVEN = {"finished": ("agreement", "seeds", "name"), "ascent": ()}
 
 

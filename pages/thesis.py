@@ -58,19 +58,14 @@ def section(row, folder):
     """A feature's row of the table."""
     named = {(folder / name).resolve() for name in row["results"]}
     home = (folder / row["results"][0]).resolve().parent.parent if row["results"] else folder
-    found = [r for r in read_results(home) if r.path.resolve().with_suffix("") in named]
+    everything = read_results(home)
+    found = [r for r in everything if r.path.resolve().with_suffix("") in named]
     activity, name = read_activity(home), f"{home.name}/index.html"
     link = f'<p><a href="../{escape(name)}">all that is known of it</a></p>' if (folder.parent / name).exists() else ""
-    says = reads(measures(home, found, activity))
+    says = reads(read_legibility(home, everything).get(best(found, activity).folder, {})) if found else ""
     return (f'<section id="f{row["feature"]}"><header><h2>Feature {row["feature"]}: <b>{escape(row["word"])}</b></h2>'
             f"{f'<p>{escape(says)}</p>' if says else ''}{link}</header><div>{drawn(row, found, activity)}</div>"
             f"<div>{made(found, activity)}</div></section>")
-
-
-def measures(home, found, activity):
-    """How well the pictures that are shown can be read (read.read_legibility), beside the thesis' own word; {} where
-    nobody measured it."""
-    return read_legibility(home, read_results(home)).get(best(found, activity).folder, {}) if found else {}
 
 
 def drawn(row, found, activity):

@@ -40,20 +40,13 @@ SEED, NEAR = 1024, 50       # of the first ascent; time steps within which two p
 PAIR = {drawings.caption(o, s): (i, j) for i, o in enumerate(OBJECTS) for j, s in enumerate(STYLES)}
 
 
-def highest_peak(tables, feature):
-    """The time step of the highest peak, or None for a feature without one."""
-    curve = profile.profile(tables, "feature", feature)
-    found = profile.peaks(curve)
-    return max(found, key=lambda t: curve[t]) if found else None
-
-
 def evaluate_examples(folder, tables, concepts):
     """Features whose examples at the highest peak show the concept in SHARE of the cases, and the mean share of such
     examples."""
     prompts = json.loads((folder / "capture.json").read_text())["recipe"]["settings"]["prompts"]
     shares, without = [], 0
     for c in concepts:
-        t = highest_peak(tables, c["feature"])
+        t = profile.highest_peak(tables, "feature", c["feature"])
         found = profile.examples(folder, "feature", c["feature"], t) if t is not None else []
         if not found:
             without += 1
@@ -92,14 +85,18 @@ def ascents(model, judge, concepts, times, config, batch_size, name):
     return np.array([r.activation for r in results]), right(concepts, objects.tolist(), styles.tolist())
 
 
-def gain(ours, theirs, draws=10_000):
+def interval(statistic, n, draws=10_000):
+    """95% interval of statistic(rows) -> (draws,), rows (draws, n) of n things, resampled with replacement."""
+    rows = np.random.default_rng(0).integers(0, n, (draws, n))
+    return [round(float(v), 3) for v in np.quantile(statistic(rows), (0.025, 0.975))]
+
+
+def gain(ours, theirs):
     """Ratio of means and its 95% interval over features, resampled in pairs; share of features with the higher
     activation."""
-    rows = np.random.default_rng(0).integers(0, len(ours), (draws, len(ours)))
-    ratios = ours[rows].mean(1) / np.maximum(theirs[rows].mean(1), 1e-12)
     return {
         "ratio": round(float(ours.mean() / theirs.mean()), 3),
-        "interval": [round(float(v), 3) for v in np.quantile(ratios, (0.025, 0.975))],
+        "interval": interval(lambda rows: ours[rows].mean(1) / np.maximum(theirs[rows].mean(1), 1e-12), len(ours)),
         "higher": share(torch.from_numpy(ours > theirs)),
         "means": [round(float(ours.mean()), 4), round(float(theirs.mean()), 4)],
     }
@@ -108,7 +105,7 @@ def gain(ours, theirs, draws=10_000):
 def evaluate_ascents(model, judge, concepts, config, batch_size, middle):
     """The gains of the steered prior and of the peak over what they replace, and legibility by the judge in all these
     cases and from noise at t = `middle`, where the concepts were found."""
-    times = [highest_peak(model.activity, c["feature"]) for c in concepts]
+    times = [profile.highest_peak(model.activity, "feature", c["feature"]) for c in concepts]
     concepts, times = zip(*((c, t) for c, t in zip(concepts, times) if t is not None))
     middles, zeros = [middle] * len(concepts), [0] * len(concepts)
     run = lambda times, prior, name: ascents(model, judge, concepts, times, dataclasses.replace(config, prior=prior),

@@ -20,7 +20,6 @@ and tried on the other.
 """
 import argparse
 import hashlib
-import io
 import json
 import sys
 import time
@@ -35,6 +34,7 @@ from safetensors.torch import load_file
 import legibility
 from ascent import ascend
 from activity import profile
+from activity.album import Album
 from activity.times import full
 from config import SEEDS, Job, configure
 from finish import run_batch, start
@@ -59,6 +59,7 @@ SHOWN = 5                   # failures of each kind that are told
 LIVE = "it is a concept feature"                   # two truths that the sameness of examples may predict
 ALIKE = "its examples' prompts share an object or a style"
 PICTURES = ("ascent", "finished")
+PLACES = ("first", "second", "first on pages", "second on pages")          # of the concept among the names
 MEASURES = {"agreement": "agreement with the own examples, AUC", "rank": "agreement with the own examples, rank of 100",
             "seeds": "sameness of five seeds", "alike": "one thing in k of five seeds", "margin": "margin of the name",
             "examples": "sameness of the own examples"}
@@ -121,45 +122,36 @@ def evaluate_eyes(eyes, words, n=400):
 
 # --- measures ---------------------------------------------------------------------------------------------------------
 
-def own_examples(folder, tables, feature, t):
-    """[(image number, activation)] at t or, where the feature is not among the top in two images there, at its highest
-    peak; [] where not even there."""
-    curve = profile.profile(tables, "feature", feature)
-    for at in (t, *sorted(profile.peaks(curve), key=lambda t: -curve[t])[:1]):
-        found = profile.examples(folder, "feature", feature, at)
-        if len(found) > 1:
-            return found
-    return []
-
-
 def live_examples(model, folder, t, eyes):
-    """{feature: (embeddings (m, E), activations (m,))} of all features that have examples; {feature: whether an object
-    or a style is in SHARE of their prompts}."""
-    made = json.loads((folder / "capture.json").read_text())
-    count, prompts = made["images"], made["recipe"]["settings"]["prompts"]
+    """{feature: (embeddings (m, E), activations (m,))} of all features that have two examples, at t or else at the
+    highest of their peaks where there are two; {feature: whether an object or a style is in SHARE of their prompts}."""
+    made, album = json.loads((folder / "capture.json").read_text()), Album(folder, eyes)
+    prompts = made["recipe"]["settings"]["prompts"]
     most = lambda words: Counter(words).most_common(1)[0][1] / len(words)
-    seen = eyes.images([Image.open(io.BytesIO(profile.image_path(folder, i).read_bytes())) for i in range(count)])
-    live, alike = {}, {}
+    live, shared = {}, {}
     for f in range(model.sae.features):
-        if found := own_examples(folder, model.activity, f, t):
+        curve = profile.profile(model.activity, "feature", f)
+        times = (t, *profile.by_height(curve, profile.peaks(curve)))
+        if found := profile.own_examples(folder, "feature", f, times)[1]:
             numbers, activations = zip(*found)
-            live[f] = seen[[*numbers]], torch.tensor(activations)
-            alike[f] = max(map(most, zip(*(PAIR[prompts[i % len(prompts)]] for i in numbers)))) >= SHARE
-    return live, alike
+            live[f] = album.vectors(numbers), torch.tensor(activations)
+            shared[f] = max(map(most, zip(*(PAIR[prompts[i % len(prompts)]] for i in numbers)))) >= SHARE
+    return live, shared
 
 
 def measure(feature, pictures, live, mean, words, texts):
     """Of one feature's pictures (5, E): {measure: number, the larger the better}, what it misses left out; and its two
-    best names."""
+    best names, by the mean picture `mean` and by that of the others' examples, as pages have it."""
     found, margin = legibility.name(pictures, mean, words, texts)
     others = [f for f in live if f != feature]
     lot = torch.randperm(len(others), generator=torch.Generator().manual_seed(feature))[:OTHERS].tolist()
     others = [live[others[i]][0] for i in lot]
+    said, _ = legibility.name(pictures, torch.cat(others).mean(0), words, texts)
     out = {"seeds": legibility.sameness(pictures), "alike": alike(pictures, others), "margin": margin}
     if feature in live:
         agrees = legibility.agreement(pictures, live[feature][0], others)
         out |= {"agreement": agrees["auc"], "rank": -agrees["rank"], "examples": legibility.sameness(*live[feature])}
-    return out, [word for word, _ in found[:2]]
+    return out, *([word for word, _ in best[:2]] for best in (found, said))
 
 
 def look(concepts, pictures, judge, live, words, texts, eyes):
@@ -176,10 +168,12 @@ def look(concepts, pictures, judge, live, words, texts, eyes):
             good = right([c] * len(o), o.tolist(), s.tolist())
             asked = lambda a, b: " ".join([*[OBJECTS[a]] * bool(c["object"]), *[STYLES[b]] * bool(c["style"])])
             said = [*map(asked, o.tolist(), s.tolist())]
-            numbers, names = measure(f, seen[f], live, mean, words, texts)
+            numbers, names, on_page = measure(f, seen[f], live, mean, words, texts)
             rows[kind].append({"feature": f, "concept": " ".join(wanted), "judge": max(said, key=said.count),
                                "right": bool(good.float().mean() > 0.5), "name": names[0],
-                               "first": names[0] in wanted, "second": bool({*names} & {*wanted}), **numbers})
+                               "first": names[0] in wanted, "second": bool({*names} & {*wanted}),
+                               "first on pages": on_page[0] in wanted, "second on pages": bool({*on_page} & {*wanted}),
+                               **numbers})
     return rows
 
 
@@ -232,7 +226,7 @@ def summarize(rows, half):
     named = lambda place, keep: share(torch.tensor([r[place] for r in rows if r["right"] in keep], dtype=torch.bool))
     out = {"named right by the judge": share(torch.tensor(good))}
     out |= {place: {"all": named(place, (True, False)), "judge right": named(place, (True,)),
-                    "judge wrong": named(place, (False,))} for place in ("first", "second")}
+                    "judge wrong": named(place, (False,))} for place in PLACES}
     for name in MEASURES:
         known = [r for r in rows if name in r]
         out[name] = predicts([r[name] for r in known], [r["right"] for r in known])
@@ -273,10 +267,11 @@ def markdown(numbers):
             lines.append(f"| {text}: {at} | {part(t['from it upwards'])} | {part(t['below it'])} |")
     lines += ["", "| the concept among the 18 words, first, and first or second | as the ascent left them | finished |",
               "|---|---|---|"]
-    both = lambda c, key: f"{part(c['first'][key])}, {part(c['second'][key])}"
-    lines += [f"| {text} | {' | '.join(both(c, key) for c in columns)} |"
-              for key, text in (("all", "all features"), ("judge right", "of those that the judge names right"),
-                                ("judge wrong", "of those that it does not"))]
+    both = lambda c, key, on: f"{part(c['first' + on][key])}, {part(c['second' + on][key])}"
+    lines += [f"| {text} | {' | '.join(both(c, key, on) for c in columns)} |" for key, on, text in (
+        ("all", "", "all features"), ("judge right", "", "of those that the judge names right"),
+        ("judge wrong", "", "of those that it does not"),
+        ("all", " on pages", "all features, by the mean picture that pages take away"))]
     return "\n".join(lines)
 
 
@@ -298,7 +293,7 @@ def main():
     concepts, t = shuffled(stored["features"])[:args.features], stored["timestep"]
     pictures = make_pictures(model, concepts, t, home_of(model, t, args.out))
     model, eyes = profile.attach(model, folder), load_eyes(found)
-    live, alike = live_examples(model, folder, t, eyes)
+    live, shared = live_examples(model, folder, t, eyes)
     words = legibility.vocabulary(found / "words.txt")
     rows = look(concepts, pictures, judge, live, [*words], eyes.texts([*words.values()]), eyes)
     known, half = {c["feature"] for c in stored["features"]}, {c["feature"] for c in halves(stored["features"])[0]}
@@ -306,8 +301,8 @@ def main():
                "eyes on unseen drawings": evaluate_eyes(eyes, words),
                "without_examples": sum(c["feature"] not in live for c in concepts),
                LIVE: predicts([legibility.sameness(*live[f]) for f in live], [f in known for f in live]),
-               ALIKE: predicts([legibility.sameness(*live[f]) for f in live], [alike[f] for f in live]),
-               "alike, and no concept feature": sum(alike[f] and f not in known for f in live)}
+               ALIKE: predicts([legibility.sameness(*live[f]) for f in live], [shared[f] for f in live]),
+               "alike, and no concept feature": sum(shared[f] and f not in known for f in live)}
     numbers |= {kind: summarize(rows[kind], half) for kind in PICTURES}
     for kind in PICTURES:
         tell(kind, {name: told(numbers[kind][name]) for name in MEASURES})

@@ -189,21 +189,32 @@ def write_tables(out, home, concepts, docs):
     docs.write_text(text)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def flags(description, home):
+    """The command line of a study in three commands."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     for flag in ("--explore", "--report", "--table"):
         what.add_argument(flag, action="store_true")
     parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
-    parser.add_argument("--home", type=Path, default=Path("out/finishing"), help="where the pictures' records lie")
+    parser.add_argument("--home", type=Path, default=home, help="where the pictures' records lie")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def opened(args):
+    """The model with its capture, the judge, the time step at which the concepts were found, both halves of them."""
     stored = json.loads((args.weights / "concepts.json").read_text())
-    if args.table:
-        return write_tables(args.weights, args.home, stored["features"], Path("docs/finish.md"))
-    model, judge, t = load(args.weights, args.device), load_judge(args.weights), stored["timestep"]
+    model = load(args.weights, args.device)
     model = profile.attach(model, profile.find(model, Path("out")))
-    a, b = halves(stored["features"])
+    return model, load_judge(args.weights), stored["timestep"], *halves(stored["features"])
+
+
+def main():
+    args = flags(__doc__, Path("out/finishing"))
+    if args.table:
+        stored = json.loads((args.weights / "concepts.json").read_text())
+        return write_tables(args.weights, args.home, stored["features"], Path("docs/finish.md"))
+    model, judge, t, a, b = opened(args)
     if args.explore:
         for name, finishes in EXPLORED.items():
             work(model, judge, [(c, SEEDS[0]) for c in a[::EVERY]], t, name, finishes, args.home / "explore")

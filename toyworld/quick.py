@@ -9,21 +9,17 @@ other.
 What the judge says of a picture is appended to out/quick/ as soon as it is made, so that a command that was ended goes
 on where it was. Halves, lots and judging are those of toyworld/finishing.py.
 """
-import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
 import ascent
-from activity import profile
 from config import QUICK, SEEDS
-from toyworld.evaluate_activity import gain
-from toyworld.finishing import CHOSEN as FINISHED, EVERY, FINISHES, halves, mean, read, row, shuffled, work
-from toyworld.judge import load_judge
+from toyworld.evaluate_activity import gain, interval
+from toyworld.finishing import CHOSEN as FINISHED
+from toyworld.finishing import EVERY, FINISHES, flags, insert, opened, read, row, shuffled, work
 from toyworld.train import write_json
-from weights.load import load
 
 FEATURES = 96               # of half B: an interval of about +-0.07 for a share of two seeds
 OWN = "100 at 0.05"         # the method's own
@@ -57,26 +53,25 @@ def report(model, judge, concepts, t, home):
             work(model, judge, [(c, seed) for c in concepts], t, name, finished, home, TRIED)
 
 
-def difference(ours, theirs, draws=10_000):
-    """Mean of ours - theirs (n,) of pairs, and its 95% interval from resampling the pairs."""
-    d = np.asarray(ours, float) - np.asarray(theirs, float)
-    means = d[np.random.default_rng(0).integers(0, len(d), (draws, len(d)))].mean(1)
-    return {"difference": round(float(d.mean()), 4), "interval": [round(float(v), 4) for v in
-                                                                  np.quantile(means, (0.025, 0.975))]}
-
-
 def compare(home):
-    """CHOSEN against OWN, before and after the finish, in pairs of feature and seed."""
+    """CHOSEN against OWN, before and after the finish, feature by feature: each stands with its mean over the seeds
+    that both have."""
     both = [{(e["finish"], e["feature"], e["seed"]): e for e in read(home / f"{name}.jsonl")}
             for name in (CHOSEN, OWN)]
     out = {}
     for pictures, f in (("ascent", ""), ("finished", FINISHED[1])):
         keys = sorted(k for k in both[0].keys() & both[1].keys() if k[0] == f)
-        ours, theirs = ([entries[k] for k in keys] for entries in both)
-        column = lambda entries, name: np.array([e[name] for e in entries], float)
-        ratio = lambda name: {k: v for k, v in gain(column(ours, name), column(theirs, name)).items() if k != "higher"}
-        out[pictures] = {"pictures": len(keys), CHOSEN: row(ours), OWN: row(theirs),
-                         "named_right": difference(column(ours, "right"), column(theirs, "right")),
+        features = sorted({feature for _, feature, _ in keys})
+        means = lambda entries, name: np.array([np.mean([entries[k][name] for k in keys if k[1] == feature])
+                                                for feature in features])                       # (features,)
+        ours, theirs = ({name: means(entries, name) for name in ("right", "activation", "activation_reencoded")}
+                        for entries in both)
+        ratio = lambda name: {k: v for k, v in gain(ours[name], theirs[name]).items() if k != "higher"}
+        more = ours["right"] - theirs["right"]
+        out[pictures] = {"pictures": len(keys), "features": len(features),
+                         **{name: row([entries[k] for k in keys]) for name, entries in zip((CHOSEN, OWN), both)},
+                         "named_right": {"difference": round(float(more.mean()), 4),
+                                         "interval": interval(lambda rows: more[rows].mean(1), len(more))},
                          "activation": ratio("activation"), "reencoded": ratio("activation_reencoded")}
     return out
 
@@ -99,32 +94,18 @@ def markdown(numbers):
 
 
 def write_tables(out, home, docs):
-    explored = [{"setting": name, **row(entries), "verdicts_excited": mean(
-        [{"excited": e["verdict"] == "excited"} for e in entries], "excited")}
-        for name in TRIED if (entries := read(home / "explore" / f"{name}.jsonl"))]
+    explored = [{"setting": name, **row(entries)} for name in TRIED
+                if (entries := read(home / "explore" / f"{name}.jsonl"))]
     numbers = {"explored": explored, "report": compare(home / "report")}
     write_json(out / "quick.json", numbers)
-    begin, end = "<!-- quick -->\n", "<!-- end of quick -->\n"
-    text = docs.read_text(encoding="utf-8")
-    before, after = text.split(begin)[0], text.split(end)[-1] if end in text else ""
-    docs.write_text(f"{before}{begin}{markdown(numbers)}\n{end}{after}", encoding="utf-8")
+    docs.write_text(insert(docs.read_text(encoding="utf-8"), "quick", markdown(numbers)), encoding="utf-8")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    for name in ("--explore", "--report", "--table"):
-        what.add_argument(name, action="store_true")
-    parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
-    parser.add_argument("--home", type=Path, default=Path("out/quick"), help="where the pictures' records lie")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    args = flags(__doc__, Path("out/quick"))
     if args.table:
         return write_tables(args.weights, args.home, Path("docs/measured.md"))
-    stored = json.loads((args.weights / "concepts.json").read_text())
-    model, judge, t = load(args.weights, args.device), load_judge(args.weights), stored["timestep"]
-    model = profile.attach(model, profile.find(model, Path("out")))
-    a, b = halves(stored["features"])
+    model, judge, t, a, b = opened(args)
     if args.explore:
         explore(model, judge, a[::EVERY], t, args.home / "explore")
     else:

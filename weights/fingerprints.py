@@ -83,7 +83,7 @@ def sha256_beside(paths):
     def work():
         try:
             future.set_result(sha256(paths))
-        except BaseException as e:              # raised where the result is asked for
+        except BaseException as e:              # any: what is not handed on would be waited for without end
             future.set_exception(e)
     Thread(target=work, daemon=True).start()
     return future

@@ -243,7 +243,7 @@ class Model:
                    for preset in ("sae", "raw")}
             self.settings = self.settings | {"presets": self.settings.get("presets", {}) | own}
         self.captured = self.activity = None    # a capture's folder and its tables, which activity.profile.attach adds
-        self.fit = None                         # what preflight.fit said of it, once it was asked
+        self.fit = None                         # preflight.fit_once
         self.latent_shape = (self.parts["unet"].conv_in.in_channels, *found.latent)
 
     def part(self, name, contents, parts=None):

@@ -109,6 +109,12 @@ def fit(model):
     return unexplained, active / len(h)
 
 
+def fit_once(model):
+    """`fit`, worked out once for a model and its copies."""
+    model.fit = model.fit or fit(model)
+    return model.fit
+
+
 def verdict(k, unexplained, active):
     """What the two numbers mean: "" when UNet and SAE fit, else one sentence for the user."""
     if unexplained < FVU_FITS and active >= ACTIVE_WRONG * k:
@@ -121,6 +127,6 @@ def verdict(k, unexplained, active):
 
 def check_fit(model):
     """The line of --check about UNet and SAE."""
-    unexplained, active = fit(model)
+    unexplained, active = fit_once(model)
     return (f"fit of UNet and SAE: {unexplained:.3f} of the variance unexplained, {active:.1f} features active at a "
             f"position (k is {model.sae.k}): {verdict(model.sae.k, unexplained, active) or 'they belong together'}")
