@@ -132,8 +132,10 @@ def make(out, features):
 
 def go_on(out, features):
     """What a run looks at before it begins: as featviz.run, where everything is there already."""
-    recipes = files.recipes(stand_in(), jobs(features), Config(), Config())
-    why = {job: files.lacking(out, recipe, range(FRAMES)) for job, recipe in recipes.items()}
+    config, steps = Config(), range(FRAMES)
+    made = files.recipes(stand_in(), jobs(features), config, config)
+    recipes = {(job, config): recipe for job, recipe in made.items()}
+    why = {key: files.lacking(out, recipe, steps) for key, recipe in recipes.items()}
     assert len(why) == features * len(TIMES) * len(SEEDS) and not any(why.values())
 
 

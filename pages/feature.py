@@ -7,6 +7,7 @@ and on paper, all that it would open lies open. Every value is read from the fil
 """
 import io
 import json
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -105,17 +106,21 @@ def heat(r):
     most = max((v for row in r.heat for v in row if v is not None), default=0)
     if most <= 0:
         return ""
-    cells = [""] * (LEVELS + 1)
-    for y, row in enumerate(r.heat):
-        for x, v in enumerate(row):
-            level = round(LEVELS * (1 - v / most)) if v and v > 0 else LEVELS
-            cells[level] += f"M{x} {y}h1v1h-1z"
-    h, w = len(r.heat), len(r.heat[0])
+    h, w, cells = len(r.heat), len(r.heat[0]), [""] * (LEVELS + 1)
+    for row, there in zip(r.heat, squares(h, w)):
+        for v, square in zip(row, there):
+            cells[round(LEVELS * (1 - v / most)) if v and v > 0 else LEVELS] += square
     lines = "".join(f"M{x} 0v{h}" for x in range(1, w)) + "".join(f"M0 {y}h{w}" for y in range(1, h))
     dark = "".join(f'<path d="{path}" opacity="{0.8 * level / LEVELS:.2f}"/>' for level, path in enumerate(cells)
                    if path)
     return (f'<svg class="heat" aria-hidden="true" viewBox="0 0 {w} {h}" preserveAspectRatio="none">{dark}'
             f'<path class="grid" d="{lines}"/></svg>')
+
+
+@cache
+def squares(h, w):
+    """The outline of each cell of a grid, in rows."""
+    return [[f"M{x} {y}h1v1h-1z" for x in range(w)] for y in range(h)]
 
 
 def example(e):

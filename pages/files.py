@@ -40,7 +40,8 @@ USUAL_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 def entry(name, brackets, *depths):
     """[(text before, text after)] of an entry of a record, as many levels deep as `depths` say; see `read_without`."""
-    return [(f'\n{" " * n}"{name}": {brackets[0]}\n', f'\n{" " * n}{brackets[1]},\n') for n in depths]
+    return [(f'\n{" " * n}"{name}": {brackets[0]}\n'.encode(), f'\n{" " * n}{brackets[1]},\n'.encode())
+            for n in depths]
 
 
 CURVES = entry("heat", "[]", 1, 2) + entry("history", "{}", 1, 2)               # of the ascent, of the finish
@@ -91,6 +92,7 @@ def path_of(out, recipe):
     return folder / f"t{job['timestep']:04d}{other}" / f"seed_{job['seed']}"
 
 
+@cache
 def folder_of(out, weights, hook_point, kind, number):
     """All that is known of one feature or channel."""
     name = f"feature_{number:05d}" if kind == "feature" else f"channel_{number:04d}"
@@ -129,12 +131,12 @@ def lacking(out, recipe, steps=(), keep=False):
 def read_without(path, entries):
     """A record without some of its entries, which are cut out of its text: curves are most of it, and only a page
     shows them. What does not stand there as `save` writes it is read."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         text = file.read()
     for begin, end in entries:
         before, found, after = text.partition(begin)
         if found:
-            text = before + "\n" + after.partition(end)[2]
+            text = before + b"\n" + after.partition(end)[2]
     return json.loads(text)
 
 

@@ -7,6 +7,7 @@ lets the browser run the page's own script and nothing that a prompt could smugg
 import base64
 import hashlib
 import html
+from functools import cache
 from pathlib import Path
 
 DOCUMENT = """<!doctype html>
@@ -88,6 +89,12 @@ def bars(rows):
         for name, text, value, target in rows) + "</table>"
 
 
+@cache
+def across(count, left, width):
+    """Where so many points of a curve lie, as they are written: a page has a hundred curves of a few lengths."""
+    return [f"{left + i * width / max(count - 1, 1):.1f}," for i in range(count)]
+
+
 def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
     """One curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None leaves a gap.
 
@@ -100,12 +107,12 @@ def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
     left, top, w, h = 64, 12, width - 84, height - 36
     at_x = lambda x: left + x * w / x_most
     at_y = lambda v: top + h * (1 - (v - low) / ((high - low) or 1.0))
-    wide, tall, runs = w / max(len(values) - 1, 1), h / ((high - low) or 1.0), [[]]
-    for i, v in enumerate(values):
+    tall, runs = h / ((high - low) or 1.0), [[]]
+    for x, v in zip(across(len(values), left, w), values):
         if v is None:
             runs.append([])
         else:
-            runs[-1].append(f"{left + i * wide:.1f},{top + h - (v - low) * tall:.1f}")
+            runs[-1].append(f"{x}{top + h - (v - low) * tall:.1f}")
     lines = "".join(f'<polyline class="curve" points="{" ".join(run)}"/>' for run in runs if run)
     for i, x in enumerate(marks):
         line = f'<line class="peak" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" y2="{top + h}"/>'
