@@ -2,6 +2,7 @@
 the user's own cache folder.
 """
 import functools
+import shutil
 
 import pytest
 import torch
@@ -45,3 +46,9 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy that a test may damage of what its module calls whole."""
+    return shutil.copytree(whole, tmp_path / whole.name)

@@ -3,6 +3,7 @@
 Every damaged folder here is something that happens: a download that stopped, a page saved in place of a file, a pointer
 that git left behind, parts of two models mixed up. None may be loaded silently and none may end in a traceback.
 """
+import copy
 import errno
 import functools
 import hashlib
@@ -21,12 +22,11 @@ from clip import END, number
 from config import configure
 from schedule import Schedule, ddim
 from tests.tiny import ACTIVITY, CONFIGS, HOOK, PATHS, VOCAB, edit_json, edit_tensors, write_model
-from weights import disk, fingerprints
+from weights import disk, fingerprints, preflight
 from weights import load as loading
 from weights.disk import WeightsError
 from weights.layouts import LEGACY_ATTENTION
 from weights.load import load
-from weights.preflight import fit
 
 SAE_FOLDER = f"sae/unet.{HOOK}"
 UNET, VAE, TEXT, SAE = (PATHS[part][1] for part in ("unet", "vae", "text_encoder", "sae"))
@@ -41,12 +41,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    """A copy that a test may damage."""
-    return shutil.copytree(whole, tmp_path / "tiny")
 
 
 # --- what fits --------------------------------------------------------------------------------------------------------
@@ -573,8 +567,15 @@ def test_nan_is_named_by_the_fit_check_and_by_a_picture(folder):
     check_message(caught.value, folder / VAE, f"{name} holds NaN", AGAIN)
     edit_tensors(folder / UNET, with_tensor(NAME, poison(float("nan"))))
     with pytest.raises(WeightsError) as caught:
-        fit(load(folder))
+        preflight.fit(load(folder))
     check_message(caught.value, folder / UNET, f"{NAME} holds NaN", AGAIN)
+
+
+def test_the_fit_check_is_worked_out_once_for_a_model_and_its_copies(folder, monkeypatch):
+    model, made = load(folder), []
+    monkeypatch.setattr(preflight, "fit", lambda model: made.append(model) or (0.5, 8.0))
+    assert preflight.fit_once(model) == preflight.fit_once(copy.copy(model)) == (0.5, 8.0) and len(made) == 1
+    assert "0.500 of the variance" in preflight.check_fit(model) and len(made) == 1
 
 
 @pytest.mark.parametrize("name", BAD_ACTIVITY)

@@ -26,12 +26,6 @@ def whole(tmp_path_factory):
     return write_eyes(tmp_path_factory.mktemp("eyes") / "clip")
 
 
-@pytest.fixture
-def folder(whole, tmp_path):
-    """A copy that a test may damage."""
-    return shutil.copytree(whole, tmp_path / "clip")
-
-
 # --- the network ------------------------------------------------------------------------------------------------------
 
 def test_toy_outputs_are_the_official_ones():

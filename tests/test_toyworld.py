@@ -9,7 +9,7 @@ from torch import nn
 
 from clip import Tokenizer
 from legibility import vocabulary
-from toyworld import drawings, evaluate_legibility
+from toyworld import drawings, evaluate_legibility, quick
 from toyworld.eyes import contrast
 from toyworld.evaluate import find_concepts, right, wilson
 from toyworld.finishing import insert
@@ -179,6 +179,23 @@ def test_failures_are_the_surest_of_the_wrong_and_the_least_sure_of_the_right():
     found = evaluate_legibility.failures(rows + [{"right": True}], "seeds")
     assert [r["feature"] for r in found["high, but wrong"]] == [11, 9, 7, 5, 3]
     assert [r["feature"] for r in found["low, but right"]] == [0, 2, 4, 6, 8]
+
+
+def test_quick_is_compared_feature_by_feature(tmp_path):
+    """Feature 1: right in one of two seeds against both; feature 2 in both against none; a seed without its pair does
+    not count. Means of 0.5 - 1 and 1 - 0; activations of 3 and 1 against 2 and 2."""
+    entry = lambda feature, seed, right, a: {"finish": "", "feature": feature, "kind": "object", "seed": seed,
+                                             "right": right, "activation": a, "activation_reencoded": a}
+    for name, entries in ((quick.CHOSEN, [entry(1, 5, True, 4.0), entry(1, 6, False, 2.0), entry(2, 5, True, 1.0),
+                                          entry(2, 6, True, 1.0), entry(3, 5, True, 9.0)]),
+                          (quick.OWN, [entry(1, 5, True, 2.0), entry(1, 6, True, 2.0), entry(2, 5, False, 2.0),
+                                       entry(2, 6, False, 2.0)])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    found = quick.compare(tmp_path)["ascent"]
+    assert (found["pictures"], found["features"]) == (4, 2) and found["activation"]["ratio"] == 1.0
+    assert found["named_right"] == {"difference": 0.25, "interval": [-0.5, 1.0]}
+    assert found["activation"]["interval"] == [0.5, 1.5]
+    assert found[quick.CHOSEN]["all"]["share"] == 0.75 and found[quick.OWN]["all"]["n"] == 4
 
 
 def test_a_table_takes_its_own_place():

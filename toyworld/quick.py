@@ -60,7 +60,8 @@ def compare(home):
             for name in (CHOSEN, OWN)]
     out = {}
     for pictures, f in (("ascent", ""), ("finished", FINISHED[1])):
-        keys = sorted(k for k in both[0].keys() & both[1].keys() if k[0] == f)
+        if not (keys := sorted(k for k in both[0].keys() & both[1].keys() if k[0] == f)):
+            continue                                            # the report was ended before
         features = sorted({feature for _, feature, _ in keys})
         means = lambda entries, name: np.array([np.mean([entries[k][name] for k in keys if k[1] == feature])
                                                 for feature in features])                       # (features,)
