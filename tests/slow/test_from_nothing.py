@@ -180,6 +180,8 @@ class Terminal:
                 except OSError:                                 # the other end is closed
                     data = b""
                 self.said += data.decode(errors="replace")
+                if not data:                                    # what closed may not have been waited for yet
+                    self.process.wait(10)
                 assert data or found(), f"ended before {there}:\n{self.said[-3000:]}"
 
     def type(self, text):
