@@ -6,6 +6,8 @@ Gradient ascent on the clean latent z until the feature lights up at the hook po
     a   = mean over the hook's positions of relu(W_enc[f] . (h - b_dec) + b_enc[f]),  h = UNet(x_t, t, "") at the hook
     loss = -a + w_tv TV(z) + w_range R(z) + w_moment M(z);  the gradient is filtered and blurred;  AdamW moves z
 
+With --space pixel z is encoder(p), and AdamW moves the picture p instead, for comparison [1].
+
 Read from top to bottom it is one run: the start, a step's random draws, the objective, AdamW, `ascend` (the loop: begin
 there), then what a result is worth: scores, verdict.
 
@@ -41,8 +43,23 @@ def steer(model, jobs, noise, config):
     return steered_prior(model, noise, directions(model, jobs), curves, config.prior_sampler, config.prior_steps)
 
 
+def encoded(model, leaf, config):
+    """The latent z (B, 4, H, W) of what the ascent moves: of a latent itself, of pixels (B, 3, 8H, 8W) the encoder's.
+
+    Pixels are p = 2 image - 1 in [-1, 1], as the encoder takes them: about as large as latents are, so that a learning
+    rate means the same, and 0 is grey, to which weight decay pulls.
+    """
+    return leaf if config.space == "latent" else model.encode(leaf / 2 + 0.5)
+
+
+def shown(model, leaf, config):
+    """The images (B, 3, 8H, 8W) in [0, 1] of what the ascent moves: of a latent the decoder's, of pixels themselves."""
+    return model.decode(leaf) if config.space == "latent" else leaf / 2 + 0.5
+
+
 def start(model, jobs, config, priors=None, sample=steer):
     """Each job's generator and starting latent (B, 4, H, W): noise from its seed, or what `sample` makes of that noise.
+    With --space pixel what is decoded from it, (B, 3, 8H, 8W).
 
     A sample depends on target and seed alone. `priors` {(target, seed): (4, H, W)} holds those that earlier batches
     made; it is brought up to date, and loses the targets that these jobs no longer have.
@@ -57,7 +74,7 @@ def start(model, jobs, config, priors=None, sample=steer):
             known.clear()
             known.update(kept | dict(zip(keys, z)))
         z = torch.stack([known[key] for key in keys])
-    return generators, z
+    return generators, z if config.space == "latent" else 2 * model.decode(z) - 1
 
 
 def draw(generator, shape, config):
@@ -118,7 +135,8 @@ def adamw(z, g, mean, square, n, config):
 
 @dataclass
 class Step:
-    """One step of the ascent as data; tensors have a row a job and are never written to again."""
+    """One step of the ascent as data; tensors have a row a job and are never written to again. With --space pixel all
+    but `transformed` and `noised` is of the pixels: (B, 3, 8H, 8W) where (B, 4, H, W) stands."""
     index: int
     before: torch.Tensor            # (B, 4, H, W) the latent that this step started from
     transformed: torch.Tensor       # (B, 4, H, W) after roll, turn and zoom
@@ -140,16 +158,16 @@ def ascend(model, jobs, config, begin=None):
     """The ascent of all jobs side by side, each on its own; yields every step as data, see `Step`. `begin`: what
     start() gave.
     """
-    generators, z = begin or start(model, jobs, config)
-    mean = square = torch.zeros_like(z)                                                         # (B, 4, H, W) AdamW's
+    generators, leaf = begin or start(model, jobs, config)
+    mean = square = torch.zeros_like(leaf)                                                      # (B, 4, H, W) AdamW's
     context = model.embed([""]).expand(len(jobs), -1, -1)                                       # (B, 77, Dc)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)                       # (B,)
     alive = torch.ones(len(jobs), dtype=torch.bool, device=model.device)
-    unit = reg.pitch(z)
 
     for index in range(config.num_steps):
-        before = z
-        z = before.clone().requires_grad_(True)                     # the only leaf: weights are frozen
+        before = leaf
+        leaf = before.clone().requires_grad_(True)                  # the only one: weights are frozen
+        z = encoded(model, leaf, config)                            # the leaf itself, unless pixels are moved
         drawn = zip(*(draw(g, z.shape[1:], config) for g in generators))
         shift, angle, zoom, eps = (torch.stack(numbers).to(z) for numbers in drawn)
 
@@ -162,24 +180,27 @@ def ascend(model, jobs, config, begin=None):
         a, silent, climb = objective(values, jobs[0].kind, config.silent_gradient)              # (B,) each
 
         # penalties act on the latent itself, not on its moved copy
-        penalties = {"total_variation": config.total_variation_weight * unit * reg.total_variation(z),
+        penalties = {"total_variation": config.total_variation_weight * reg.pitch(z) * reg.total_variation(z),
                      "range": config.range_weight * reg.range_penalty(z, config.range_threshold),
                      "moment": config.moment_weight * reg.moment_penalty(z)}
         loss = -climb + sum(penalties.values())                                                 # (B,)
-        (gradient,) = torch.autograd.grad(loss.sum(), z)                                        # rows do not mix
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)                                     # rows do not mix
 
         filtered = reg.spectral_filter(gradient) if config.spectral_filter else gradient
-        sigma = unit * reg.smoothing_sigma(index, config.num_steps, config.gradient_smoothing_sigma_start,
-                                           config.gradient_smoothing_sigma_end)
+        sigma = reg.pitch(leaf) * reg.smoothing_sigma(index, config.num_steps, config.gradient_smoothing_sigma_start,
+                                                      config.gradient_smoothing_sigma_end)
         smoothed = reg.blur(filtered, sigma, config.gradient_smoothing_kernel_size)
 
         alive = alive & loss.isfinite() & smoothed.flatten(1).isfinite().all(dim=1)
         g = torch.where(alive[:, None, None, None], smoothed, 0)
         moved, *moments = adamw(before, g, mean, square, index + 1, config)
         alive = alive & moved.flatten(1).isfinite().all(dim=1)
-        z = torch.where(alive[:, None, None, None], moved, before)
+        if config.space == "pixel":             # after the step: a sigmoid or a clamp inside it would lose the gradient
+            moved = moved.clamp(-1, 1)
+        leaf = torch.where(alive[:, None, None, None], moved, before)
         yield Step(index, before, transformed.detach(), noised.detach(), hook.detach(), a.detach(), silent,
-                   {k: v.detach() for k, v in penalties.items()}, gradient, filtered, smoothed, mean, square, z, alive)
+                   {k: v.detach() for k, v in penalties.items()}, gradient, filtered, smoothed, mean, square, leaf,
+                   alive)
         mean, square = moments
 
 
@@ -307,18 +328,17 @@ def run_batch(model, jobs, config, on_step=None, frames=0, priors=None, begin=No
     frames  so many pictures of the course are kept with each, see `kept_steps`
     """
     begin = begin or start(model, jobs, config, priors)
-    first = measure(model, begin[1], jobs)[0]
-    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])     # steps done -> (B, 4, H, W)
+    first = measure(model, encoded(model, begin[1], config), jobs)[0]
+    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])     # steps done -> leaf
     for step in ascend(model, jobs, config, begin):
         history.append(row(step) | step.penalties)
         if on_step:
             on_step(step)
         if step.index + 1 in stored:
             stored[step.index + 1] = step.after
-    z = step.after
     with torch.no_grad():
-        images = model.decode(z)
-        course = [(images if latents is z else model.decode(latents)).cpu() for latents in stored.values()]
+        z, images = encoded(model, step.after, config), shown(model, step.after, config)
+        course = [(images if at is step.after else shown(model, at, config)).cpu() for at in stored.values()]
     results = summarize(model, jobs, z, images, assess(model, z, jobs, images, first), history)
     for i, result in enumerate(results):
         result.stored_steps, result.frames = list(stored), [c[i] for c in course]

@@ -56,6 +56,8 @@ def setting(default, help, choices=None):
 @dataclass(frozen=True)
 class Config:
     """The defaults are the SAE preset; lengths are in latent pixels of a 64-wide latent."""
+    space: str = setting("latent", "what the ascent moves: the latent, or the pixels in front of the encoder",
+                         ("latent", "pixel"))
     num_steps: int = setting(100, "steps of the ascent")
     learning_rate: float = setting(0.05, "AdamW's step")
     beta1: float = setting(0.9, "AdamW's decay of the mean gradient")

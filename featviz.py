@@ -97,6 +97,8 @@ def plan(args):
     for one in configs:
         check_config(one, min(model.latent_shape[1:]), len(model.schedule))
     check_steps(args.trace or (), config.num_steps)
+    if args.trace and config.space == "pixel":
+        raise ValueError("--trace opens up steps of the latent; leave --space pixel out, or --trace")
     model = choose_hook_point(model, args)
     kind, targets = find_targets(model, args)
     when = args.timestep or ([model.settings.get("timestep", 0)] if args.sweep else None)

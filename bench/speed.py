@@ -7,6 +7,8 @@ Sections, each written to bench/speed_<device>.json as soon as it is done, so th
     memory    peak memory of loading and a few steps, a process for each
     toy       from the command to pictures, and to the activation that the original's 100 steps reach (weights/toy)
     growth    seconds a step and job against the batch; seconds for many features against the number of processes
+    space     the latent against the pixels in front of the encoder (--space): operations, seconds of the processor and
+              peak memory of a step, one job, float32
     paper     all features of an SAE on H200s: a computation from counted operations, no measurement
     table     print the Markdown tables of what is in the JSON
 
@@ -35,7 +37,7 @@ from weights.preflight import free_bytes, predict
 from weights.disk import replacing
 
 TOY, T = ROOT / "weights/toy", 600                               # a time step at which the toy's features are active
-SECTIONS = ("step", "memory", "toy", "growth", "paper", "table")
+SECTIONS = ("step", "memory", "toy", "growth", "space", "paper", "table")
 BUDGET = 150                                                    # seconds for the rounds of one batch size
 ORIGINAL = {"toy": {"cpu": 8, "cuda": 8}, "full": {"cpu": 1, "cuda": 8}}      # largest of the original's way
 LARGEST = {"cpu": {"toy": 64, "full": 8},
@@ -104,23 +106,40 @@ def peak_memory():
 def child_memory(args):
     """A process of its own: load, two steps, print its peak."""
     model = load(args.folder, args.device, getattr(torch, args.dtype))
-    run = {"ours": ways.ours, "original": ways.original}[args.way](model, ways.jobs_of(model, 1), ways.endless(model))
+    run = getattr(ways, args.way)(model, ways.jobs_of(model, 1), ways.endless(model))
     for _ in range(2):
         next(run)
     peak = peak_memory()
     print(json.dumps({"process": peak, "device": torch.cuda.max_memory_allocated() if args.device == "cuda" else peak}))
 
 
+def memory_of(way, dtype, folder, args):
+    """Peak bytes of a process that loads and makes two steps."""
+    tell(f"memory: {way}, {dtype}")
+    command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--folder", folder, "--device", args.device]
+    done = subprocess.run([str(a) for a in command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return {"way": way, "dtype": dtype, **json.loads(done.stdout)}
+
+
 def memory_section(folder, args):
     """Rows of peak bytes, loading included."""
-    rows = []
-    for way, dtype in (("original", "float32"), ("ours", "float32"), ("ours", "bfloat16")):
-        tell(f"memory: {way}, {dtype}")
-        command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--folder", folder, "--device",
-                   args.device]
-        done = subprocess.run([str(a) for a in command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append({"way": way, "dtype": dtype, **json.loads(done.stdout)})
-    return {"rows": rows}
+    return {"rows": [memory_of(way, dtype, folder, args)
+                     for way, dtype in (("original", "float32"), ("ours", "float32"), ("ours", "bfloat16"))]}
+
+
+# --- space -----------------------------------------------------------------------------------------------------------
+
+def space_section(folder, args):
+    """A row for the latent (ours) and one for the pixels: a step's operations and seconds, peak bytes."""
+    found, model = find(folder), load(folder, args.device, torch.float32)
+    jobs, shape = ways.jobs_of(model, 1), (4, *found.latent)
+    latent = ways.count(ways.meta_unet(found), shape)[0]
+    operations = {"ours": latent, "pixel": latent + ways.count_encoder(found.sources["vae"].net, shape)}
+    runs = {way: getattr(ways, way)(model, jobs, ways.endless(model)) for way in operations}
+    times = ways.alternate({way: lambda run=run: next(run) for way, run in runs.items()}, 2 if args.quick else 5,
+                           args.device, BUDGET, time.process_time if args.device == "cpu" else time.perf_counter)
+    return {"rows": [{"operations": operations[way], **ways.summary(times[way]),
+                      **memory_of(way, "float32", folder, args)} for way in operations]}
 
 
 # --- toy -------------------------------------------------------------------------------------------------------------
@@ -220,6 +239,9 @@ def run_section(name, sizes, results, args):
         results["toy"] = toy_section(args)
     elif name == "growth":
         results["growth"] = results.get("growth", {}) | growth_section(sizes, args)
+    elif name == "space":
+        results["space"] = results.get("space", {}) | {size: space_section(folder, args)
+                                                       for size, folder in sizes.items()}
     elif name == "paper":
         results["paper"] = tables.paper(sizes.get("full"))
     elif name == "table":
@@ -236,7 +258,7 @@ def parse(argv):
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "featviz_bench_sd14",
                         help="model folder of full size; random weights are written there if there is none")
     parser.add_argument("--out", type=Path, default=ROOT / "bench", help="where the JSON goes")
-    parser.add_argument("--child", dest="way", choices=("ours", "original"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", dest="way", choices=("ours", "original", "pixel"), help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -252,7 +274,8 @@ def main(argv=None):
     results = json.loads(path.read_text()) if path.exists() else {}
     sizes = {} if args.full and not args.toy else {"toy": TOY}
     if not args.toy or args.full:
-        sizes["full"] = ways.write_full(args.folder) if {"step", "memory", "growth"} & set(wanted) else args.folder
+        needed = {"step", "memory", "growth", "space"} & set(wanted)
+        sizes["full"] = ways.write_full(args.folder) if needed else args.folder
     for i, name in enumerate(wanted):
         tell(f"section {i + 1} of {len(wanted)}: {name}")
         began = time.perf_counter()

@@ -46,6 +46,8 @@ def markdown(results):
         out += [f"| {r['way']}, {r['dtype']} | {r['device'] / 1e9:.2f} |" for r in results["memory"]["rows"]]
     if "toy" in results:
         out += toy_table(results["toy"])
+    if "space" in results:
+        out += space_table(results["space"], results["machine"]["space"])
     if "paper" in results:
         out += paper_table(results["paper"])
     return "\n".join(out)
@@ -99,6 +101,20 @@ def toy_table(toy):
         f"| {toy['seconds_from_command_to_picture']['seconds']:.1f} |",
         f"| the same with 5 seeds | {toy['seconds_from_command_to_5_pictures']['seconds']:.1f} |",
     ]
+
+
+def space_table(space, machine):
+    """The latent against the pixels: what a step takes of one job, and how many times the latent's the pixels' is."""
+    columns = (("operations", 1e9), ("seconds", 1), ("device", 1e9))
+    out = ["", f"On {machine}, float32, batch 1", "",
+           "| | moved | GFLOP a step | processor seconds a step | peak memory, GB |", "|---|---|---|---|---|"]
+    for size, found in space.items():
+        latent, pixel = found["rows"]
+        for name, row in (("the latent", latent), ("pixels", pixel)):
+            out.append(f"| {size} | {name} | " + " | ".join(f"{row[key] / unit:.3g}" for key, unit in columns) + " |")
+        out.append(f"| {size} | pixels / latent | "
+                   + " | ".join(f"{pixel[key] / latent[key]:.2f}" for key, _ in columns) + " |")
+    return out
 
 
 def paper_table(paper):

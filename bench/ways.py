@@ -6,6 +6,7 @@
     official    the same on the UNet of diffusers with the same weights, left by an exception at the hook, as the
                 original does
     ours        ascent.ascend, the very loop that makes the results
+    pixel       the same with --space pixel: the encoder is in front, and its gradient is taken as well
     floor       the counted operations of our step over the rate of a large matrix product, same machine, same precision
 
 Source of the original's path: shared code of arXiv 2605.08218. Random weights are as good as trained ones here: no cost
@@ -173,6 +174,10 @@ def ours(model, jobs, config):
     return (step.activation for step in ascend(model, jobs, dataclasses.replace(config, prior="noise")))
 
 
+def pixel(model, jobs, config):
+    return ours(model, jobs, dataclasses.replace(config, space="pixel"))
+
+
 def finish(model, jobs, config):
     """The activations of step after step of the finish: the whole UNet forward, back from the hook."""
     noise = torch.randn(len(jobs), *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -203,6 +208,15 @@ def count(net, shape, batch=1, until=HOOK_POINT, backward=True, collecting=False
     return counter.get_total_flops(), maps
 
 
+def count_encoder(vae, shape, batch=1):
+    """Operations of the encoder of latents of this shape, forward and back to the pixels, on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+    vae.requires_grad_(False)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        vae.encode(torch.empty(batch, 3, *(vae.factor * n for n in shape[1:]), requires_grad=True)).sum().backward()
+    return counter.get_total_flops()
+
+
 def meta_unet(found):
     """A UNet without memory, of the sizes of the one in `checkpoint.Found`."""
     unet = found.sources["unet"].net
@@ -228,12 +242,12 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def seconds(work, device):
+def seconds(work, device, clock=time.perf_counter):
     synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     work()
     synchronize(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def rates(device, dtype, repeat=4):
@@ -253,14 +267,15 @@ def rates(device, dtype, repeat=4):
     return out
 
 
-def alternate(ways, rounds, device, budget=math.inf):
+def alternate(ways, rounds, device, budget=math.inf, clock=time.perf_counter):
     """{name: seconds of each call} of ways {name: work()}, in turns after one call each that does not count; stops at
-    `budget` seconds, after two rounds at the earliest. Progress on stderr.
+    `budget` seconds, after two rounds at the earliest. Progress on stderr. clock: time.process_time counts the
+    processor's seconds instead, which other work on the machine hardly changes.
     """
     times, began = {name: [] for name in ways}, time.perf_counter()
     for i in range(rounds + 1):
         for name, work in ways.items():
-            took = seconds(work, device)
+            took = seconds(work, device, clock)
             if i:
                 times[name].append(took)
         spent = time.perf_counter() - began

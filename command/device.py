@@ -39,7 +39,7 @@ def open_model(args, wanted, check=False):
     hook_point = own_sae(path, getattr(args, "hook_point", None))
     if check:
         found = find(path, args.ema, hook_point)
-        check_memory(found, device, dtype, args.batch_size or default_batch_size(device, found.latent))
+        check_memory(found, device, dtype, args.batch_size or default_batch_size(device, found.latent), space(args))
     model = load(path, device, dtype, args.ema, hook_point)
     model.hashes                                # are worked out beside what follows
     if check:
@@ -55,13 +55,19 @@ def own_sae(path, hook_point):
     return hook_point if hook_point and hook_point.removeprefix("unet.") in names else None
 
 
+def space(args):
+    """What the ascent moves; where --sweep tries both, what takes more memory."""
+    given = (getattr(args, "space", None), *dict(getattr(args, "sweep", ())).get("space", ()))
+    return "pixel" if "pixel" in given else "latent"
+
+
 def choose_size(args, wanted, model):
     """How many jobs go together: as suits the device, or as --batch-size says; fewer, aloud, where memory is short."""
     usual = default_batch_size(model.device, model.latent_shape)
     size = asked = args.batch_size or usual
     if size > usual and (free := free_bytes(model.device)):
         found = find(args.weights or default_weights(args, wanted), args.ema)
-        size = max(usual, min(size, int(free * usual / predict(found, model.dtype, usual)[1])))
+        size = max(usual, min(size, int(free * usual / predict(found, model.dtype, usual, space(args))[1])))
         if size < asked:
             print(f"--batch-size {asked} takes more memory than is free on {model.device}: {size} jobs at a time",
                   file=sys.stderr)

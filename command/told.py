@@ -37,7 +37,7 @@ def check(model, jobs, config, size):
     batch = (jobs * size)[:size]
     step = next(ascend(model, batch, dataclasses.replace(config, prior="noise")))
     first, began = time.time() - began, time.time()
-    next(redraw(model, batch, step.before, [1], 0.0, config))   # a step of the finish, or of a guided start
+    next(redraw(model, batch, step.transformed, [1], 0.0, config))   # a step of the finish, or of a guided start
     second = time.time() - began
     seconds = batches * (config.num_steps * first + (course_length(config) - config.num_steps) * second
                          + (config.prior != "noise") * config.prior_steps * second)

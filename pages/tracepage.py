@@ -34,7 +34,7 @@ Stage = namedtuple("Stage", "name title formula idea cites tensors")
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
           "This is all that the ascent may change: {C} numbers at each of {H} × {W} places. First, what the decoder "
-          "makes of them; then the numbers themselves.", [(ascent, "z = before.clone()")], ["before"]),
+          "makes of them; then the numbers themselves.", [(ascent, "leaf = before.clone()")], ["before"]),
     Stage("transformed", "Augmented", "<i>z′</i> = zoom(turn(roll(<i>z</i>)))",
           "A moved copy: what lifts the {kind} must survive small moves, so it cannot be a trick of single numbers. "
           "Drawn at random for this step: {down:+.2f} pixels down, {right:+.2f} right, {angle:+.1f} degrees, zoom "
@@ -61,7 +61,7 @@ STAGES = (
     Stage("gradient", "The gradient", "<i>g</i> = ∂loss / ∂<i>z</i>",
           "Which way each number of the latent would make the loss larger, found by going back through UNet, noise and "
           "move. Beside it its spectrum: slow waves in the middle, fine grain at the rim.",
-          [(ascent, "torch.autograd.grad(loss.sum(), z)")], ["gradient"]),
+          [(ascent, "torch.autograd.grad(loss.sum(), leaf)")], ["gradient"]),
     Stage("filtered", "Spectral filter",
           "low = FFT<sup>−1</sup>[ FFT[<i>g</i>] / (<i>r</i> + 1) ],&ensp; <i>ĝ</i> = low · std(<i>g</i>) / std(low)",
           "A wave that fits <i>r</i> times into the picture is divided by <i>r</i> + 1, then the gradient gets its "
@@ -79,7 +79,7 @@ STAGES = (
           ["adam_mean", "adam_square", "update"]),
     Stage("after", "The latent after", "<i>z</i> ← <i>z</i> + Δ<i>z</i>",
           "Hardly different from the first picture: one step changes the latent by {change:.1%} of its length. The "
-          "picture comes from doing this {steps} times.", [(ascent, "z = torch.where(alive")], ["after"]),
+          "picture comes from doing this {steps} times.", [(ascent, "leaf = torch.where(alive")], ["after"]),
 )
 ANSWER = {      # of the stage "activation", for each kind of target: formula, idea, cites
     "feature": (("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − "

@@ -5,18 +5,23 @@ Each piece alone, on a stand-in whose numbers are known on paper: test_paper.py.
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import regularizers as reg
 from pages import files as results
 from activity.profile import attach
 from vae import to_uint8
 from weights.load import load
 from config import Config, Job, PRESETS, configure, find_preset
-from ascent import activation, adamw, ascend, kept_steps, measure, readout, start, stream, visualize
+from ascent import activation, adamw, ascend, draw, kept_steps, measure, readout, start, stream, visualize
+from sae import SAE
+from schedule import Schedule
+from tests.seeded import HOOK, TOY as SIZES, filled, randn, relative_error, shapes, weights
 
 TOY = "weights/toy"
 
@@ -129,6 +134,40 @@ def test_every_step_is_handed_out_before_and_after(model, short, feature):
     first, g = steps[0], steps[0].smoothed
     decayed = first.before * (1 - short.learning_rate * short.weight_decay)
     assert torch.allclose(first.after, decayed - short.learning_rate * g / (g.abs() + short.epsilon), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ("feature", "channel"))
+def test_the_gradient_of_the_pixels_by_finite_differences(kind):
+    """In float64, through encoder, moves, noise, UNet, objective and penalties of small random networks."""
+    sae = SAE(SIZES["unet"]["block_out_channels"][2], 128).requires_grad_(False).double()
+    sae.load_state_dict(weights(shapes(sae)))
+    unet, vae = filled("unet", SIZES["unet"]).double(), filled("vae", SIZES["vae"]).double()
+    text = randn(1, 77, SIZES["unet"]["cross_attention_dim"], seed=2).double()
+    model = SimpleNamespace(unet=unet, sae=sae, hook_point=HOOK, schedule=Schedule(), embed=lambda prompts: text,
+                            device=torch.device("cpu"), dtype=torch.float64, encode=vae.encode)
+    jobs = [Job(**{"feature": None, kind: 5 + i}, timestep=300 + i, seed=i) for i in range(2)]
+    config = Config(space="pixel", total_variation_weight=0.5, range_threshold=0.1)
+    p = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    drawn = [draw(torch.Generator().manual_seed(job.seed), (4, 16, 16), config) for job in jobs]
+    shift, angle, zoom, eps = (torch.stack(numbers).double() for numbers in zip(*drawn))
+
+    def loss(p):
+        z = vae.encode((p + 1) / 2)
+        x = model.schedule.add_noise(reg.transform(z, shift, angle, zoom), eps, torch.tensor([300, 301]))
+        h = unet(x, torch.tensor([300, 301]), text.expand(2, -1, -1), until=HOOK).flatten(2)    # (B, D, S)
+        pre = torch.stack([h[i, job.channel] if kind == "channel" else sae.linear(h[i].T[None], [job.feature])[0]
+                           for i, job in enumerate(jobs)])
+        a = (pre if kind == "channel" else pre.relu()).mean(1)
+        return (0.5 * 16 / 64 * reg.total_variation(z) + 0.5 * reg.range_penalty(z, 0.1)
+                + 0.5 * reg.moment_penalty(z) - a)
+
+    step = next(ascend(model, jobs, config, (generators, p)))
+    assert not step.silent.any()
+    for seed in range(3):
+        direction = randn(*p.shape, seed=seed).double()
+        slope = (loss(p + 1e-5 * direction) - loss(p - 1e-5 * direction)) / 2e-5
+        assert relative_error((step.gradient * direction).sum((1, 2, 3)), slope) < 1e-5
 
 
 def test_adamw_is_torchs_to_the_bit():

@@ -183,6 +183,31 @@ def test_results_of_other_settings_have_a_folder_of_their_own_that_says_which(we
         "num_steps: 3\n", "spectral_filter: False\n", "prior: noise\nfinish: False\ndtype: bfloat16\n"}
 
 
+def test_what_pixels_gave_lies_beside_what_the_latent_gave(weights, made, out, capsys):
+    """In a folder of its own; a second run takes it as it is; page and sheet show both, and the command of each."""
+    before = files(made)
+    assert run(weights, out, "--seed", 5, "--space", "pixel") == 0
+    path, = out.glob("tiny/feature_00003/t0300-*/seed_5.json")
+    assert (path.parent / "settings.txt").read_text() == "space: pixel\n"
+    after, recipe = files(out), record(out, "tiny/feature_00003/t0300-*/seed_5")["recipe"]
+    assert {name for name in before if after[name] != before[name]} == {f"tiny/feature_00003/{name}" for name in SHOWN}
+    assert recipe["config"] == dataclasses.asdict(Config(**QUICK, space="pixel"))
+    latents = load_file(path.with_suffix(".safetensors"))
+    assert latents["latent"].shape == latents["finished"].shape == (4, 8, 8)
+    page = (out / "tiny/feature_00003/index.html").read_text()
+    assert page.count("<h3") and "--space pixel" in page and "--seed 5 --device cpu --space pixel" in page
+    with Image.open(out / "tiny/feature_00003/sheet.png") as two, Image.open(made / "tiny/feature_00003/sheet.png"):
+        assert two.height
+    capsys.readouterr()
+    assert run(weights, out, "--seed", 5, "--space", "pixel") == 0
+    assert files(out) == after and "1 of 1 results are there already" in capsys.readouterr().err
+
+
+def test_a_trace_is_of_the_latent(weights, out, capsys):
+    refused(capsys, run(weights, out, "--space", "pixel", "--trace", 0), "--trace opens up steps of the latent; leave")
+    assert files(out) == {}
+
+
 def test_what_other_code_made_is_made_anew_or_kept(weights, made, out, capsys, monkeypatch):
     """Comments and docstrings are no other code. --again makes anew in any case."""
     before, stamps = files(out), lambda: (out / "tiny/feature_00003/t0300/seed_5.json").stat().st_mtime_ns
@@ -371,6 +396,7 @@ BAD_FLAGS = {
     "--gradient-smoothing-kernel-size -1": "--gradient-smoothing-kernel-size must be odd",
     "--jitter-max -1": "--jitter-max must be between 0 and 64",
     "--scale-max 0": "--scale-max must be above 0",
+    "--space image": "argument --space: invalid choice: 'image'",
     "--prior dream": "argument --prior: invalid choice: 'dream'",
     "--prior-sampler euler": "argument --prior-sampler: invalid choice: 'euler'",
     "--prior-steps 0": "--prior-steps must be between 1 and 999",
@@ -393,7 +419,7 @@ def test_cuda_where_there_is_none(weights, out, capsys):
 
 def test_every_other_flag_is_accepted(weights, out):
     """Every setting at once with values of its own, and they arrive in the recipe."""
-    given = dict(num_steps=1, learning_rate=0.02, beta1=0.5, beta2=0.9, epsilon=1e-6, weight_decay=0.1,
+    given = dict(space="pixel", num_steps=1, learning_rate=0.02, beta1=0.5, beta2=0.9, epsilon=1e-6, weight_decay=0.1,
                  total_variation_weight=0.3,
                  range_weight=0.2, range_threshold=2.0, moment_weight=0.1, gradient_smoothing_sigma_start=0.8,
                  gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0,

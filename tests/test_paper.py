@@ -156,6 +156,82 @@ def test_the_loss_is_the_sum_of_its_parts(model):
     assert close(together, climb + sum(gradient(**part) - climb for part in parts), 1e-7)
 
 
+# --- the pixels in place of the latent -------------------------------------------------------------------------------
+
+PIXEL = change(space="pixel")
+
+
+def on_pixels(slope):
+    """A gradient of the latent (4, 16, 16) on p = 2 image - 1, (3, 128, 128), whose block means the encoder takes."""
+    return slope[:3].repeat_interleave(8, 1).repeat_interleave(8, 2) / 64 / 2
+
+
+def test_the_start_is_the_decoded_latent(model):
+    """In the encoder's range, from the same noise as the latent's; the generators go on alike."""
+    (left, z), (right, p) = start(model, JOBS, BARE), start(model, JOBS, PIXEL)
+    assert p.shape == (2, 3, 8 * EDGE, 8 * EDGE) and torch.equal(p, 2 * model.decode(z) - 1)
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(left, right))
+
+
+def test_the_gradient_of_the_pixels(model):
+    """Through the encoder, for each row with its own feature and time step; the UNet sees what the encoder makes."""
+    step = next(ascend(model, JOBS, PIXEL))
+    for i, job in enumerate(JOBS):
+        signal, _ = roots(model, job.timestep)
+        assert close(step.gradient[i], on_pixels(-signal * model.slope(job.feature)), 1e-9)
+        assert close(step.activation[i], model.values(step.noised[i], job.timestep, job.feature).mean())
+    assert close(step.transformed, model.encode(step.before / 2 + 0.5)) and step.alive.all()
+
+
+@pytest.mark.parametrize("weights", [dict(total_variation_weight=0.5), dict(range_weight=0.5, range_threshold=0.5),
+                                     dict(moment_weight=0.5)])
+def test_penalties_are_of_the_encoded_pixels(numb, weights):
+    """The same as of that latent, and their gradient goes on to the pixels."""
+    p = randn(1, 3, 8 * EDGE, 8 * EDGE, seed=3)
+    step = next(ascend(numb, JOBS[:1], change(PIXEL, **weights), begin(JOBS[:1], p)))
+    of_z = next(ascend(numb, JOBS[:1], change(**weights), begin(JOBS[:1], numb.encode(p / 2 + 0.5))))
+    assert all(torch.equal(step.penalties[name], of_z.penalties[name]) for name in step.penalties)
+    assert sum(step.penalties.values()) > 0 and close(step.gradient[0], on_pixels(of_z.gradient[0]), 1e-9)
+
+
+def test_filter_and_blur_act_on_the_gradient_of_the_pixels(numb):
+    """The blur is as long on the picture as it was: 8 times as many pixels as latent pixels."""
+    config = change(PIXEL, spectral_filter=True, gradient_smoothing_sigma_start=2.0, gradient_smoothing_sigma_end=2.0,
+                    gradient_smoothing_kernel_size=25, range_weight=0.5, range_threshold=0.1)
+    p = randn(1, 3, 8 * EDGE, 8 * EDGE, seed=3)
+    step = next(ascend(numb, JOBS[:1], config, begin(JOBS[:1], p)))
+    filtered = reg.spectral_filter(step.gradient)
+    assert filtered.abs().max() > 0 and close(step.filtered, filtered, 1e-9)
+    assert close(step.smoothed, reg.blur(filtered, 2.0 * 128 / 64, 25), 1e-9)                      # 128 pixels of 64
+
+
+def test_pixels_decay_to_grey(numb):
+    p = randn(2, 3, 8 * EDGE, 8 * EDGE, seed=3).clamp(-1, 1)
+    step = next(ascend(numb, JOBS, change(PIXEL, weight_decay=0.2), begin(JOBS, p)))
+    assert close(step.after, p * (1 - 0.05 * 0.2))
+
+
+def test_pixels_stay_a_picture(model):
+    p = randn(2, 3, 8 * EDGE, 8 * EDGE, seed=3).clamp(-1, 1)
+    *_, last = ascend(model, JOBS, change(PIXEL, num_steps=50), begin(JOBS, p))
+    up = torch.stack([on_pixels(model.slope(job.feature)) for job in JOBS]).sign()
+    assert torch.equal(last.after, up)                          # black and white after 50 steps of 0.05, never beyond
+
+
+def test_a_result_of_pixels_is_their_picture_and_what_is_encoded_of_it(model):
+    """Nothing of it is decoded once more, and encoded again it is the same; so are the pictures of its course."""
+    result, = stream(model, JOBS[:1], PIXEL, 1, frames=2)
+    steps = list(ascend(model, JOBS[:1], PIXEL))
+    image = steps[-1].after / 2 + 0.5
+    assert close(result.image, image[0]) and close(result.latent, model.encode(image)[0])
+    assert result.scores["activation_reencoded"] == pytest.approx(result.activation)
+    assert close(result.frames[0], steps[0].before[0] / 2 + 0.5) and torch.equal(result.frames[1], result.image)
+    first = measure(model, model.encode(steps[0].before / 2 + 0.5), JOBS[:1])[0].item()
+    assert result.scores["activation_start"] == pytest.approx(first) != pytest.approx(result.activation)
+    finished, = finish.stream(model, JOBS[:1], change(PIXEL, finish=True, finish_scale=0.4, finish_steps=2), 1)
+    assert torch.equal(finished.latent, result.latent) and finished.finished.latent.shape == model.latent_shape
+
+
 # --- a step's random numbers -----------------------------------------------------------------------------------------
 
 def drawn(config, shape=(1, 2, 64), n=3000):

@@ -32,10 +32,10 @@ def weights_bytes(found, dtype):
                for part, source in found.sources.items())
 
 
-def kept_bytes(unet, shape, hook_point, batch, dtype):
-    """What one step of the ascent keeps between forward and backward, without weights, counted on the meta device."""
-    positions = {77} | {shape[1] * shape[2] // 4 ** level for level in range(4)}
-    weights, kept = {p.untyped_storage()._cdata for p in unet.parameters()}, {}
+def kept_bytes(net, run, positions=()):
+    """What run() of a network keeps between forward and backward, without weights and the attention maps of so many
+    positions, counted on the meta device in float32."""
+    weights, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
 
     def keep(t):
         is_map = t.ndim > 2 and t.shape[-1] in positions and t.shape[-2] in positions
@@ -43,11 +43,24 @@ def kept_bytes(unet, shape, hook_point, batch, dtype):
             kept[storage._cdata] = storage                      # held, so that no other takes its address
         return t
 
-    width = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        z = torch.empty(batch, *shape, requires_grad=True)
-        unet(z, torch.empty(batch, dtype=torch.int64), torch.empty(batch, 77, width), until=hook_point)
-    return sum(storage.nbytes() for storage in kept.values()) * dtype.itemsize // 4
+        run()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def unet_bytes(unet, shape, hook_point, batch, dtype):
+    """What one step of the ascent keeps of the UNet."""
+    width = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    positions = {77} | {shape[1] * shape[2] // 4 ** level for level in range(4)}
+    return kept_bytes(unet, lambda: unet(torch.empty(batch, *shape, requires_grad=True),
+                                         torch.empty(batch, dtype=torch.int64), torch.empty(batch, 77, width),
+                                         until=hook_point), positions) * dtype.itemsize // 4
+
+
+def encode_bytes(vae, shape, batch):
+    """What one step keeps of the encoder in front of it, with --space pixel."""
+    edges = (vae.factor * edge for edge in shape[1:])
+    return kept_bytes(vae, lambda: vae.encode(torch.empty(batch, 3, *edges, requires_grad=True)))
 
 
 def decode_bytes(vae, shape, batch):
@@ -56,12 +69,14 @@ def decode_bytes(vae, shape, batch):
     return 4 * 4 * batch * widths[-1] * shape[1] * shape[2] * vae.factor ** 2
 
 
-def predict(found, dtype, batch):
+def predict(found, dtype, batch, space="latent"):
     """(bytes of the weights, bytes that the ascent of `batch` jobs adds)."""
     unet, vae = found.sources["unet"].net, found.sources.get("vae")
     shape = (unet.conv_in.in_channels, *found.latent)
-    working = int(BACKWARD * kept_bytes(unet.requires_grad_(False), shape, found.hook_point, batch, dtype))
-    return weights_bytes(found, dtype), max(working, decode_bytes(vae.net, shape, batch) if vae else 0)
+    working = BACKWARD * unet_bytes(unet.requires_grad_(False), shape, found.hook_point, batch, dtype)
+    if space == "pixel" and vae:
+        working += BACKWARD * encode_bytes(vae.net.requires_grad_(False), shape, batch)
+    return weights_bytes(found, dtype), max(int(working), decode_bytes(vae.net, shape, batch) if vae else 0)
 
 
 def free_bytes(device):
@@ -75,9 +90,9 @@ def free_bytes(device):
         return None
 
 
-def check_memory(found, device, dtype, batch):
+def check_memory(found, device, dtype, batch, space="latent"):
     """One line on the memory that weights and ascents of `batch` jobs take; WeightsError for more than is free."""
-    (weights, working), free = predict(found, dtype, batch), free_bytes(device)
+    (weights, working), free = predict(found, dtype, batch, space), free_bytes(device)
     amount = lambda n: f"{n / 2**30:.1f} GiB" if n >= 2 ** 30 else f"{n / 2**20:.0f} MiB"
     parts = ", ".join(f"{part} {sum(p.numel() for p in found.sources[part].net.parameters()) / 1e6:.1f} M"
                       for part in (*PARTS, "sae") if part in found.sources)

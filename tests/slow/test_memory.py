@@ -41,9 +41,11 @@ def test_the_prediction_for_sd14():
     unet, vae, text = 859_520_964, 83_653_863, 123_060_480
     full, half = (preflight.predict(sd14(), dtype, 1) for dtype in (torch.float32, torch.bfloat16))
     assert full[0] == 4 * (unet + vae + text) and half[0] == 2 * (unet + text) + 4 * vae
-    one, two = (preflight.kept_bytes(sd14().sources["unet"].net, (4, 64, 64), loading.HOOK_POINT, n, torch.float32)
+    one, two = (preflight.unet_bytes(sd14().sources["unet"].net, (4, 64, 64), loading.HOOK_POINT, n, torch.float32)
                 for n in (1, 2))
     assert 2 ** 29 < one < 2 ** 31 and two == pytest.approx(2 * one, rel=0.02)
+    latent, pixel = (preflight.predict(sd14(), torch.bfloat16, 1, space)[1] for space in ("latent", "pixel"))
+    assert pixel - latent > 3e9                 # the encoder's maps, in float32
 
 
 def test_check_says_memory_before_it_loads_and_refuses_what_does_not_fit(weights, monkeypatch, capsys):

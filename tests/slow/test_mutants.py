@@ -46,6 +46,12 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         ("add_noise(transformed, eps, t)", "add_noise(z, eps, t)"),
         ("add_noise(transformed, eps, t)", "add_noise(transformed, eps, t[:1].expand(len(t)))"),
         (" if config.noise else transformed", ""),
+        # pixels in place of the latent
+        ("2 * model.decode(z) - 1", "model.decode(z)"),
+        ("model.encode(leaf / 2 + 0.5)", "model.encode(leaf)"),
+        ("else leaf / 2 + 0.5", "else leaf"),
+        ("moved.clamp(-1, 1)", "moved"),
+        ("sigma = reg.pitch(leaf)", "sigma = reg.pitch(z)"),
         # the objective
         ("values.relu() if kind", "values if kind"),
         ("else values).mean(dim=1)", "else values).amax(dim=1)"),
@@ -54,7 +60,7 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         (' & (kind == "feature")', ""),
         (" if silent_gradient else a", ""),
         ("objective(values, jobs[0].kind, config.silent_gradient)", "objective(values, jobs[0].kind)"),
-        ("total_variation_weight * unit *", "total_variation_weight *"),
+        ("total_variation_weight * reg.pitch(z) *", "total_variation_weight *"),
         ("config.range_weight * reg", "-config.range_weight * reg"),
         ("range_penalty(z, config.range_threshold)", "range_penalty(z)"),
         ("config.moment_weight * reg", "-config.moment_weight * reg"),
@@ -62,7 +68,7 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         ("loss = -climb", "loss = climb"),
         # from the gradient to the new latent
         ("reg.spectral_filter(gradient) if", "gradient if"),
-        ("sigma = unit * reg", "sigma = reg"),
+        ("sigma = reg.pitch(leaf) * reg", "sigma = reg"),
         ("smoothing_sigma(index,", "smoothing_sigma(0,"),
         ("reg.blur(filtered, sigma", "reg.blur(gradient, sigma"),
         ("sigma, config.gradient_smoothing_kernel_size", "sigma"),
@@ -73,7 +79,7 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         ("z * (1 - config.learning_rate * config.weight_decay)", "z * (1 - config.weight_decay)"),
         ("value=-config.learning_rate", "value=config.learning_rate"),
         ("mean, square = moments", "pass"),
-        ("z = torch.where(alive[:, None, None, None], moved, before)", "z = moved"),
+        ("leaf = torch.where(alive[:, None, None, None], moved, before)", "leaf = moved"),
         # scores
         ("SCORE_DRAWS = 4", "SCORE_DRAWS = 3"),
         ("SCORE_SEED ^ job.seed", "job.seed"),
