@@ -95,8 +95,8 @@ def toy_table(toy):
         f"| to the activation of the original's 100 steps ({toy['activation_goal']:.2f}), the original's way "
         f"| {goal['original']['seconds']:.1f} |",
         f"| the same, ours | {goal['ours']['seconds']:.1f} |",
-        "| the same, ours with --preset quick | "
-        + (f"{goal['quick']['seconds']:.1f} |" if goal["quick"] else "not reached |"),
+        *(["| the same, ours with --preset quick | "
+           + (f"{goal['quick']['seconds']:.1f} |" if goal["quick"] else "not reached |")] if "quick" in goal else []),
         "| from `python featviz.py --timestep 600 --prior noise --seed 1024` to its picture "
         f"| {toy['seconds_from_command_to_picture']['seconds']:.1f} |",
         f"| the same with 5 seeds | {toy['seconds_from_command_to_5_pictures']['seconds']:.1f} |",
