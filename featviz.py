@@ -233,9 +233,11 @@ def draw_examples(model, out, recipes):
 
 def run_trace(model, recipes, config, size, args):
     """What --trace makes: a page and its files for each job."""
+    from finish import course_length
     from pages.trace import trace
-    progress = Progress(len(recipes), size, max(args.trace) + 1)
+    progress = Progress(len(recipes), size, course_length(config) if config.finish else max(args.trace) + 1)
     for path in trace(model, recipes, config, args.trace, args.out, size, args.weights, progress):
+        progress.finished(path)
         say(f"look at {path}")
     return 0
 

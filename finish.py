@@ -142,8 +142,9 @@ def choose(tries, pick):
     return torch.stack([tries[n][i] for i, n in enumerate(pick)])
 
 
-def finish(model, jobs, z, config, enough=None, on_step=None):
-    """The redrawing of z (B, 4, H, W): its latents (B, 4, H, W), t0 (B,) and scale (B,) of each, a `row` a step.
+def finish(model, jobs, z, config, enough=None, on_step=None, keep=row):
+    """The redrawing of z (B, 4, H, W): its latents (B, 4, H, W), t0 (B,) and scale (B,) of each, and of each step what
+    `keep` makes of it, {name: (B, ...)}.
 
     What is "auto" is tried, and chosen for each job by the activation of its picture, decoded and encoded again:
         finish_scale  the smallest of STRENGTHS at which it is `enough` (B,); where none is, the one of the largest
@@ -156,7 +157,7 @@ def finish(model, jobs, z, config, enough=None, on_step=None):
     for t0, s in options:
         history = []
         for step in redraw(model, jobs, noised(model, jobs, z, t0), grid(t0, config.finish_steps), s, config):
-            history.append(row(step))
+            history.append(keep(step))
             if on_step:
                 on_step(step)
         tries.append((step.after, torch.full((len(jobs),), t0), torch.full((len(jobs),), float(s)), history))

@@ -3,7 +3,8 @@
 Every start is a process of its own, `python featviz.py` with a clock around its parts. Files lie in the system's cache:
 one start of each kind comes before those that count. Medians of wall seconds and, in brackets, of the processor's, all
 threads together. `hashes` run in a thread of their own beside the rest, so the processor's seconds given for them are
-those of both; what is waited for them is `waiting`. Full size is random numbers, as in speed.py (--folder, 4.5 GB).
+those of both; what is waited for them is `waiting`. The first time nothing is remembered of the weights; again, hashes
+and fit check are. Full size is random numbers, as in speed.py (--folder, 4.5 GB).
 """
 import argparse
 import functools
@@ -82,7 +83,7 @@ def run(command, **more):
 
 
 def starts(flags, rounds, cache=None):
-    """{part: median of (wall, processor's) seconds}. cache: where hashes are remembered; None: nowhere."""
+    """{part: median of (wall, processor's) seconds}. cache: where hashes and fit are remembered; None: nowhere."""
     found = []
     for _ in range(rounds + 1):
         with tempfile.TemporaryDirectory() as empty:
@@ -116,13 +117,14 @@ def main(argv=None):
         print(f"| {name} | {seconds:.2f} |")
     columns = {}
     with tempfile.TemporaryDirectory() as cache:
-        columns["toy"] = starts([], args.rounds, cache)
+        columns["toy, first time"] = starts([], args.rounds)
+        columns["toy, again"] = starts([], args.rounds, cache)
         if not args.toy:
             from bench.ways import write_full
             full = ["--weights", write_full(args.folder), "--feature", 0, "--seed", 1, "--timestep", 361, "--prior",
                     "noise", "--no-finish"]
-            columns["full size, never hashed"] = starts(full, args.rounds)
-            columns["full size, hashed before"] = starts(full, args.rounds, cache)
+            columns["full size, first time"] = starts(full, args.rounds)
+            columns["full size, again"] = starts(full, args.rounds, cache)
     print(f"\n| seconds | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for part in PARTS:
         cells = " | ".join("{:.2f} ({:.2f})".format(*column[part]) for column in columns.values())

@@ -1,15 +1,16 @@
-"""One step of the ascent opened up: every stage as tensors, pictures and a section of a page to project.
+"""Steps of the ascent opened up, stage by stage, and the finish: tensors, pictures and a page to project.
 
     python featviz.py --feature 12 --timestep 600 --seed 1024 --trace 0 50
 
     out/<weights>/feature_00012/t0600/seed_1024_trace/
         step_050.safetensors            all tensors of the step, by name (`record`)
         step_050_<stage>_<what>.png     its pictures (tracepage.py)
+        finish.safetensors, finish_*.png    the steps of the finish, where it is on (tracefinish.py)
         trace.html                      written last: stages in order, formula, line, numbers
 
 The loop is not touched: tensors come from the `Step` that ascent.ascend yields. What a step does not carry, its random
 draws, are played again beside it, from a copy of the job's generator, so that all of it can be recomputed from the
-file. Nothing runs after the last step asked for, and no result is written.
+file. Without the finish nothing runs after the last step asked for. No result is written.
 """
 import json
 
@@ -18,14 +19,14 @@ from safetensors.torch import save as save_tensors
 
 from ascent import ascend, default_batch_size, draw, filled, objective, readout
 from finish import start
-from pages import again, files, tracepage
+from pages import again, files, tracefinish, tracepage
 from weights.disk import replacing
 
 STRONGEST = 10              # features or channels that are listed beside the target
 
 
 def trace(model, recipes, config, steps, out, size, weights=None, on_step=None):
-    """Run the jobs of `recipes`, `size` together as ascent.stream does, up to the last of `steps`; yields each's page.
+    """Run the jobs of `recipes`, `size` together as finish.stream does; yields each's page, of `steps` and the finish.
 
     `weights`: as given on the command line, for the command that the page shows.
     """
@@ -34,16 +35,16 @@ def trace(model, recipes, config, steps, out, size, weights=None, on_step=None):
     for i in range(0, len(jobs), size):
         batch = jobs[i:i + size]
         full = [*batch, *batch[-1:] * (filled(len(batch), size, usual) - len(batch))]
-        for job, (records, curve) in zip(batch, follow(model, full, config, set(steps), on_step)):
+        for job, (records, curve, redrawn) in zip(batch, follow(model, full, config, set(steps), on_step)):
             recipe, together = recipes[job], f" --batch-size {size}" if size != usual else ""
             command = again.command(recipe, [job.timestep], [job.seed], weights=weights)
             command += f"{together} --trace {' '.join(map(str, steps))}"
             folder = files.path_of(out, recipe).with_name(f"seed_{job.seed}_trace")
-            yield write(model, recipe, command, records, curve, folder)
+            yield write(model, recipe, command, records, curve, redrawn, folder)
 
 
 def follow(model, jobs, config, steps, on_step=None):
-    """For each job ({step: record}, the activation at every step so far)."""
+    """For each job ({step: record}, the activation at every step so far, its tracefinish.follow or None)."""
     begin = start(model, jobs, config)
     replay = [torch.Generator().set_state(g.get_state()) for g in begin[0]]
     found, curve = [{} for _ in jobs], []
@@ -56,9 +57,10 @@ def follow(model, jobs, config, steps, on_step=None):
                 found[i][step.index] = record(model, job, config, step, i, values[i], drawn[i])
         if on_step:
             on_step(step)
-        if step.index == max(steps):
+        if step.index == max(steps) and not config.finish:
             break
-    return list(zip(found, zip(*curve)))
+    redrawn = tracefinish.follow(model, jobs, config, step.after, on_step) if config.finish else [None] * len(jobs)
+    return list(zip(found, zip(*curve), redrawn))
 
 
 @torch.no_grad()
@@ -82,20 +84,29 @@ def record(model, job, config, step, i, values, drawn):
             for name, t in tensors.items()}
 
 
-def write(model, recipe, command, records, curve, folder):
+def write(model, recipe, command, records, curve, redrawn, folder):
     """The files of one job, trace.html last; what an earlier trace left in the folder goes first."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / "trace.html", *folder.glob("step_*")]:
+    for old in [folder / "trace.html", *folder.glob("step_*"), *folder.glob("finish*")]:
         old.unlink(missing_ok=True)
-    pictures = {}
+    kind = "channel" if recipe["job"]["feature"] is None else "feature"
+    pictures, last = {}, ""
     for k, tensors in sorted(records.items()):
         meta = json.dumps({"step": k, **recipe}, sort_keys=True)
         keep(folder / f"step_{k:03d}.safetensors", save_tensors(tensors, metadata={"featviz": meta}))
-        pictures[k] = tracepage.pictures(model, "channel" if recipe["job"]["feature"] is None else "feature", tensors)
+        pictures[k] = tracepage.pictures(model, kind, tensors)
         for stage, panels in pictures[k].items():
             for panel in panels:
                 keep(folder / f"step_{k:03d}_{stage}_{panel.name}.png", panel.png)
-    page = tracepage.page(model.schedule, recipe, command, {k: records[k] for k in sorted(records)}, pictures, curve)
+    if redrawn:
+        meta = json.dumps(recipe, sort_keys=True)
+        keep(folder / "finish.safetensors", save_tensors(redrawn, metadata={"featviz": meta}))
+        panels = tracefinish.pictures(model, redrawn)
+        for panel in panels:
+            keep(folder / f"finish_{panel.name}.png", panel.png)
+        last = tracefinish.section(kind, recipe["config"], redrawn, panels, max(records))
+    page = tracepage.page(model.schedule, recipe, command, {k: records[k] for k in sorted(records)}, pictures, curve,
+                          last)
     keep(folder / "trace.html", page.encode("utf-8"))
     return folder / "trace.html"
 

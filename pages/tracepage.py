@@ -2,7 +2,8 @@
 
     STAGES     the literal table: what a section says, and which lines of which file it cites
     pictures   tensors of a step -> pictures; the same bytes lie on disk and in the page
-    page       everything -> one self-contained HTML document, a section a stage, as wide as a projector
+    page       everything -> one self-contained HTML document, a section a stage, as wide as a projector; the last
+               section is the finish's, see tracefinish.py
 
 A cited line is searched for when the page is made, by a text that occurs once in its file, so its number cannot go
 stale. Every number on the page is computed from the tensors that lie beside it; tests/slow/test_trace.py does it again.
@@ -296,12 +297,11 @@ def facts(recipe, k, s, abar):
     return {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in told.items()}
 
 
-def section(stage, k, steps, s, panels, told):
-    """One stage of step k as HTML; `told` are its facts."""
+def section(stage, k, steps, s, panels, told, redrawn):
+    """One stage of step k as HTML; `told` are its facts. redrawn: a finish follows."""
     place, before = STAGES.index(stage), BEFORE.get(stage.name)
     formula, idea, cites = ANSWER[told["kind"]] if stage.name == "activation" else stage[2:5]
     told = told | {"same": OFF if before and torch.equal(s[stage.name], s[before]) else ""}
-    lines = "".join('<p class="line"><b>{}:{}</b></p><pre>{}</pre>'.format(*map(escape, cite(*c))) for c in cites)
     figures = "".join(f'<figure><img class="{p.look}" src="{data_uri(p.png, "png")}" alt="{escape(p.alt)}, step {k}">'
                       f"<figcaption>{p.caption}</figcaption></figure>" for p in panels)
     return f"""<section id="s{k}-{stage.name}" tabindex="-1"><div><div>
@@ -309,11 +309,17 @@ def section(stage, k, steps, s, panels, told):
 <h2>{stage.title.format(**told)}</h2>
 <p class="formula">{formula.format(**told)}</p>
 <p class="idea">{idea.format(**told)}</p>
-<div class="line">{lines}</div>
+{cited(cites)}
 {tensors(stage, s)}
 </div><div class="pictures">{figures}{strongest(s, told) if stage.name == "activation" else ""}</div></div>
-{ways(place, k, steps)}</section>
+{ways(place, k, steps, redrawn)}</section>
 """
+
+
+def cited(cites):
+    """The lines of code of a section."""
+    lines = ('<p class="line"><b>{}:{}</b></p><pre>{}</pre>'.format(*map(escape, cite(*c))) for c in cites)
+    return f'<div class="line">{"".join(lines)}</div>'
 
 
 def tensors(stage, s):
@@ -331,8 +337,8 @@ def strongest(s, told):
     return f'<div class="wide"><p>The most active {told["kind"]}s at this step, mean over places:</p>{bars(rows)}</div>'
 
 
-def ways(place, k, steps):
-    """Links to the stage before and after, and to the same stage of the other steps."""
+def ways(place, k, steps, redrawn):
+    """Links to the stage before and after, and to the same stage of the other steps; from the last to the finish."""
     order, links = [(step, stage) for step in steps for stage in STAGES], []
     at = steps.index(k) * len(STAGES) + place
     for i, rel, arrow in ((at - 1, "prev", "← {}"), (at + 1, "next", "{} →")):
@@ -340,6 +346,7 @@ def ways(place, k, steps):
             step, stage = order[i]
             there = title(stage) if step == k else f"step {step}: {title(stage)}"
             links.append(f'<a rel="{rel}" href="#s{step}-{stage.name}">{arrow.format(there)}</a>')
+    links += ['<a rel="next" href="#finish">The finish →</a>'] * (redrawn and at + 1 == len(order))
     links += [f'<a href="#s{other}-{STAGES[place].name}">the same at step {other}</a>' for other in steps if other != k]
     return f'<nav class="ways noprint" aria-label="Stages">{"".join(links)} <a href="#top">overview</a></nav>'
 
@@ -361,26 +368,30 @@ def glance(k, panels):
     return f'<h3>Step {k}</h3><div class="scroll"><ol class="glance">{"".join(entries)}</ol></div>'
 
 
-def page(noise_schedule, recipe, command, records, pictures, curve):
-    """The document: {step: tensors}, {step: {stage: [Panel]}}, the activation at each step so far."""
+def page(noise_schedule, recipe, command, records, pictures, curve, redrawn=""):
+    """The document: {step: tensors}, {step: {stage: [Panel]}}, the activation at each step so far, the finish's section
+    or nothing."""
     job, steps, last = recipe["job"], list(records), len(curve) - 1
     abar = noise_schedule.alphas_cumprod[job["timestep"]].double().cpu()
     told = {k: facts(recipe, k, records[k], abar) for k in steps}
     kind = told[steps[0]]["kind"]
     name = f"{kind} {job[kind]} of {recipe['weights']}, t {job['timestep']}, seed {job['seed']}"
-    sections = "".join(section(stage, k, steps, records[k], pictures[k][stage.name], told[k])
+    sections = "".join(section(stage, k, steps, records[k], pictures[k][stage.name], told[k], bool(redrawn))
                        for k in steps for stage in STAGES)
-    files = ", ".join(f"<code>step_{k:03d}.safetensors</code>" for k in steps)
+    names = [f"step_{k:03d}" for k in steps] + ["finish"] * bool(redrawn)
+    files = ", ".join(f"<code>{name}.safetensors</code>" for name in names)
     course = chart(list(curve), f"Activation at steps 0 to {last}", max(last, 1), 900, marks=steps if last else ())
     body = f"""<header id="top" tabindex="-1">
-<h1>{"One step" if len(steps) == 1 else f"{len(steps)} steps"} of the ascent, opened up</h1>
+<h1>{"One step" if len(steps) == 1 else f"{len(steps)} steps"} of the ascent{" and the finish" if redrawn else ""},
+opened up</h1>
 <p class="lead">{escape(name)}. Every step changes the latent a little so that the {kind} answers more. Follow one from
 stage to stage: by scrolling, by the links, or with the arrow keys.</p>
 {"".join(glance(k, pictures[k]) for k in steps)}
+{'<p><a href="#finish">Then the finish: its steps</a></p>' if redrawn else ""}
 <h3>Activation at every step so far</h3>
 {course}
 <p>Marked: the steps opened up here.{JUMPS if recipe["config"]["noise"] else ""}</p></header>
-{sections}<footer><h2>How this page was made</h2>
+{sections}{redrawn}<footer><h2>How this page was made</h2>
 <p>By <code>featviz.py --trace</code>, from the tensors in {files} beside it; they hold every number of these steps, by
 the names in the tables, and with the weights each stage can be computed again from the one before. Torch
 {escape(recipe["torch"])} on {escape(recipe["device"])}, {escape(recipe["dtype"])}. The command:</p>

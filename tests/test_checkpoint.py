@@ -718,6 +718,111 @@ def test_a_large_file_s_fingerprint_is_remembered_until_the_file_changes(tmp_pat
     assert fingerprints.sha256([path]) != first and (tmp_path / "cache").read_text() == "no folder"
 
 
+@pytest.fixture
+def fits(tmp_path, monkeypatch):
+    """The models whose fit was worked out, in order. The memory is empty, and takes files however new they are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
+    made, real = [], preflight.fit
+    monkeypatch.setattr(preflight, "fit", lambda model: made.append(model) or real(model))
+    return made
+
+
+def nudged(tensors):
+    """The same tensors, of which the first changed in one number."""
+    name, first = next(iter(tensors.items()))
+    return tensors | {name: (first.flatten() + (torch.arange(first.numel()) == 0)).view(first.shape)}
+
+
+def test_the_fit_check_of_the_same_files_is_remembered(folder, fits):
+    """The numbers to the last bit, so the same sentence; what the fit does not depend on may change."""
+    first, warning = preflight.fit_once(load(folder)), preflight.check_fit(load(folder))
+    assert "do not belong together" in warning and len(fits) == 1
+    edit_tensors(folder / VAE, nudged)
+    edit_json(folder / "featviz.json", feature=5)
+    assert preflight.fit_once(load(folder)) == first and preflight.check_fit(load(folder)) == warning
+    assert len(fits) == 1 and {path.name for path in fingerprints.cache_path().parent.iterdir()} == {preflight.FITS}
+
+
+@pytest.mark.parametrize("path", [UNET, TEXT, SAE, PATHS["unet"][0], PATHS["sae"][0], "scheduler/scheduler_config.json",
+                                  "tokenizer/merges.txt"])
+def test_the_fit_check_is_worked_out_again_for_a_changed_file(path, folder, fits):
+    """Also where its size and its time stay."""
+    before = preflight.fit_once(load(folder))
+    times = (folder / path).stat()
+    if path.endswith(".safetensors"):
+        edit_tensors(folder / path, nudged)
+        assert (folder / path).stat().st_size == times.st_size
+    else:
+        (folder / path).write_bytes((folder / path).read_bytes() + b"\n")
+    os.utime(folder / path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = preflight.fit_once(load(folder))
+    assert len(fits) == 2 and (after != before) == (path in (UNET, TEXT, SAE))
+
+
+def test_the_fit_check_is_worked_out_again_on_another_occasion(folder, fits, monkeypatch):
+    """In another precision, at another hook point, with other code; and in a copy, whose files are others."""
+    preflight.fit_once(load(folder))
+    preflight.fit_once(load(folder, dtype=torch.bfloat16))
+    model = load(folder)
+    model.hook_point = "mid_block.attentions.0"
+    preflight.fit_once(model)
+    preflight.fit_once(load(shutil.copytree(folder, folder.with_name("copy"))))
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight.Path, "read_bytes", lambda path: b"other code")
+        preflight.fit_once(load(folder))
+    assert len(fits) == 5
+    preflight.fit_once(load(folder))
+    assert len(fits) == 5
+
+
+def test_a_damaged_memory_of_the_fit_check_is_not_believed(folder, fits, monkeypatch):
+    """Numbers that would hide the misfit, an entry of another key, half a file, other shapes: worked out again."""
+    misfit, model = (1.25, 3.5), load(folder)
+    monkeypatch.setattr(preflight, "fit", lambda model: fits.append(model) or misfit)
+    again = lambda: preflight.fit_once(copy.copy(model))        # of a model whose fit is not known yet
+    assert again() == again() == misfit and len(fits) == 1
+    path = fingerprints.cache_path(preflight.FITS)
+    whole = path.read_text()
+    (key, entry), = json.loads(whole).items()
+    assert preflight.verdict(4, *misfit) and not preflight.verdict(4, 0.1, 4.0)
+    moved = [0.1, 4.0, preflight.digest("other", 0.1, 4.0)]
+    broken = [{key: [0.1, 4.0, entry[2]]}, {key: moved}, {key: [0.1, 4.0]}, {key: entry[:2]}, {key: [*entry[:2], None]},
+              {key: None}, {key: {}}, {key: 5}, {key: [[0.1], 4.0, entry[2]]}, {key: "abc"}, {"other": entry}, [], None]
+    for text in [*map(json.dumps, broken), "", whole[:-1], whole[:40], "[" * 100_000, "\0"]:
+        path.write_text(text)
+        fits.clear()
+        assert again() == misfit and len(fits) == 1, text[:80]
+        assert json.loads(path.read_text())[key] == entry       # and mended
+    path.write_bytes(b"\xff\xfe")
+    assert again() == misfit
+    path.unlink()
+    path.mkdir()
+    assert again() == misfit
+
+
+def test_a_fit_that_is_no_number_and_files_just_written_are_not_remembered(folder, fits, monkeypatch):
+    fitted = preflight.fit
+    monkeypatch.setattr(preflight, "fit", lambda model: (fits.append(model), (float("nan"), 4.0))[1])
+    assert all("do not belong" in preflight.check_fit(load(folder)) for _ in range(2)) and len(fits) == 2
+    monkeypatch.setattr(preflight, "fit", fitted)
+    monkeypatch.setattr(fingerprints, "SETTLED", 1e9)
+    assert preflight.fit_once(load(folder)) == preflight.fit_once(load(folder)) and len(fits) == 4
+    assert not fingerprints.cache_path(preflight.FITS).exists()
+
+
+def test_the_memory_of_fit_checks_keeps_the_latest(fits, folder, monkeypatch):
+    monkeypatch.setattr(preflight, "MOST_FITS", 3)
+    for i in range(5):
+        monkeypatch.setattr(preflight.torch, "__version__", f"2.{i}.0")
+        preflight.fit_once(load(folder))
+    known = json.loads(fingerprints.cache_path(preflight.FITS).read_text())
+    assert len(known) == 3 and len(fits) == 5
+    monkeypatch.setattr(preflight.torch, "__version__", "2.2.0")
+    preflight.fit_once(load(folder))
+    assert len(fits) == 5
+
+
 def test_unused_files_of_a_published_folder_are_neither_read_nor_fingerprinted(folder):
     """Half-precision copies, pickles and the safety checker lie beside what is used."""
     before = load(folder).fingerprints

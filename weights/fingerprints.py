@@ -2,7 +2,7 @@
 
 The memory is one JSON file in the user's cache folder, never among the weights: {path: [size, mtime, ctime, inode,
 SHA-256]}, times in nanoseconds. Losing it costs a minute of hashing; a cache folder that cannot be written costs the
-same at each start.
+same at each start. The fit check (preflight.py) keeps its numbers in a file beside it.
 """
 import hashlib
 import json
@@ -18,29 +18,29 @@ SMALL = 2 ** 20                                 # bytes; below, hashing is cheap
 SETTLED = 2.0                   # seconds; a file younger than this may change again within one tick of its clock
 
 
-def cache_path():
+def cache_path(name="fingerprints.json"):
     """Where the memory lies: XDG_CACHE_HOME, Windows' LOCALAPPDATA, or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
-    return Path(base).expanduser() / "featviz" / "fingerprints.json"
+    return Path(base).expanduser() / "featviz" / name
 
 
-def recall():
+def recall(name="fingerprints.json"):
     """{path: [signature, SHA-256]}; empty where there is none or it is no use."""
     try:
-        found = json.loads(cache_path().read_text(encoding="utf-8"))
+        found = json.loads(cache_path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def remember(new):
-    """Add entries, drop those of files that are gone; replaced in one step, so that two runs cannot mix halves."""
-    path = cache_path()
+def remember(new, name="fingerprints.json", still=os.path.exists):
+    """Add entries, drop those that are not `still` of use, as those of files that are gone; replaced in one step, so
+    that two runs cannot mix halves."""
+    path = cache_path(name)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({k: v for k, v in (recall() | new).items() if os.path.exists(k)}),
-                           encoding="utf-8")
+        partial.write_text(json.dumps({k: v for k, v in (recall(name) | new).items() if still(k)}), encoding="utf-8")
         os.replace(partial, path)
     except OSError:                             # a full or read-only home folder is no reason to stop
         return
@@ -53,6 +53,11 @@ def signature(path):
     except OSError as e:
         raise unreadable(path, e, "weights") from e
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+
+
+def settled(path, then):
+    """Whether a file is as it was, and old enough that its signature tells the next change."""
+    return time.time() - max(then[1:3]) / 1e9 > SETTLED and signature(path) == then
 
 
 def sha256(paths):
@@ -69,7 +74,7 @@ def sha256(paths):
                 out[path] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as e:
             raise unreadable(path, e, "weights") from e
-        if now[0] >= SMALL and time.time() - max(now[1:3]) / 1e9 > SETTLED and signature(path) == now:
+        if now[0] >= SMALL and settled(path, now):
             new[key] = [*now, out[path]]
     if new:
         remember(new)

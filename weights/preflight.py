@@ -7,14 +7,19 @@ Fused attention keeps no attention map, so maps are left out.
 Fit: an SAE describes the activations that it was trained on. On those of its own UNet it leaves little variance
 unexplained, with about k features active at a position; on another model's, or at another hook point, the same numbers
 are far off. Inputs: two fixed prompts and seeds of noise, as a sampler's first step sees them; there alone the right
-input is known without running the whole UNet.
+input is known without running the whole UNet. At full size this takes ten seconds, so the two numbers are remembered.
 """
+import hashlib
+import json
 import math
+import os
+from pathlib import Path
 
 import torch
 
 from weights.load import PARTS
 from weights.disk import WeightsError
+from weights.fingerprints import recall, remember, settled
 from sae import fvu
 
 HALF = ("unet", "text_encoder")                         # the parts that take the run's dtype; the others are float32
@@ -23,6 +28,9 @@ FIT_STEPS, FIT_BLOCK = 50, 256                          # the sampler whose firs
 BACKWARD = 1.25                                         # measured at SD's size: 0.84 GiB at most, 0.67 of it kept
 FVU_FITS, FVU_WRONG = 0.5, 0.8                  # fits below the one, does not from the other on; the mean alone has 1
 ACTIVE_WRONG = 0.25                             # share of k; fewer active features at a position do not describe it
+FIT_PARTS = ("unet", "text_encoder", "tokenizer", "scheduler", "sae")                   # whose files the fit depends on
+FITS, MOST_FITS = "fits.json", 64               # in the user's cache folder: {occasion: [FVU, active, seal]}, so many
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def weights_bytes(found, dtype):
@@ -124,9 +132,38 @@ def fit(model):
     return unexplained, active / len(h)
 
 
+def digest(*parts):
+    """SHA-256 of what JSON can say."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def occasion(model):
+    """SHA-256 of all that `fit` depends on: path, size, times and inode of every file, as fingerprints.py tells a file
+    that has changed; hook point, precision, device; torch, and the code with its constants."""
+    files = {name: [os.path.abspath(path), then] for name, (path, then) in sorted(model.files.items())
+             if name.split("/")[0] in FIT_PARTS}
+    code = [[str(path.relative_to(ROOT)), hashlib.sha256(path.read_bytes()).hexdigest()]
+            for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("weights/*.py")])]
+    return digest(files, model.hook_point, str(model.dtype), model.device.type, torch.__version__, code)
+
+
+def fit_before(key):
+    """What `fit` gave on this occasion before; None where it is not known, or the entry is not as it was written."""
+    match recall(FITS).get(key):
+        case [float() as unexplained, float() as active, seal] if seal == digest(key, unexplained, active):
+            return unexplained, active
+
+
 def fit_once(model):
-    """`fit`, worked out once for a model and its copies."""
-    model.fit = model.fit or fit(model)
+    """`fit`, worked out once for a model and its copies, and not again in a later run on the same occasion."""
+    if model.fit is None:
+        key = occasion(model)
+        model.fit = fit_before(key)
+        if model.fit is None:
+            model.fit = fit(model)
+            if all(map(math.isfinite, model.fit)) and all(settled(*file) for file in model.files.values()):
+                lately = {*list(recall(FITS))[1 - MOST_FITS:], key}
+                remember({key: [*model.fit, digest(key, *model.fit)]}, FITS, lately.__contains__)
     return model.fit
 
 

@@ -1,5 +1,5 @@
 """A step opened up: each stage follows from the one before by formulas written here again, and the page says what the
-tensors say.
+tensors say; of the finish, what finish.py yields.
 
 The audit reads the tensor file alone, and takes nothing of the project but the networks (which tests/oracle compares
 with the official ones), the SAE's weights and alphas_cumprod.
@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 import ascent
 import featviz
-from config import Job, configure
-from pages import trace, tracepage
+import finish
+from config import Config, Job, configure
+from pages import trace, tracefinish, tracepage
 from tests.tiny import write_model
 from weights.load import load
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 EVERYTHING_ON = ["--total-variation-weight", 0.3, "--gradient-smoothing-sigma-start", 6,
                  "--gradient-smoothing-sigma-end", 2, "--jitter-max", 8,
-                 "--prior", "noise"]
+                 "--prior", "noise", "--finish-steps", 4, "--finish-from", "auto"]
 STEPS = (0, 4)
 
 
@@ -184,6 +185,53 @@ def test_what_is_traced_is_the_ascent_itself(traced, tmp_path):
     assert torch.equal(saved(folder, 0)[0]["before"], noise)
 
 
+@pytest.fixture(scope="module")
+def plain(traced, tmp_path_factory):
+    """Path without suffix of the same job's result, made without a trace."""
+    out, flags = tmp_path_factory.mktemp("plain"), traced[1]
+    assert run(out, *flags[:flags.index("--trace")]) == 0
+    path, = out.rglob("seed_5.json")
+    return path.with_suffix("")
+
+
+def test_the_finish_in_the_file_is_what_finish_py_yields(traced, plain, model, page):
+    """Of the three tries that `auto` makes from the very latent that a run's ascent ends at: the one that it keeps."""
+    job, config = (saved(traced[0], 0)[1][name] for name in ("job", "config"))
+    job, z, steps = Job(**job), load_file(f"{plain}.safetensors")["latent"], []
+    x, t0, scale, _ = finish.finish(model, [job], z[None], Config(**config), None, steps.append)
+    assert len(steps) == 3 * 4 and len({step.timestep for step in steps if step.index == 0}) == 3
+    first, = (i for i, step in enumerate(steps) if (step.index, step.timestep) == (0, t0.item()))
+    steps, s = steps[first:first + 4], load_file(traced[0] / "finish.safetensors")
+    for name in ("before", "noise", "gradient", "filtered", "pulled", "after", "activation"):
+        assert torch.equal(s[name], torch.cat([getattr(step, name) for step in steps]))
+    assert torch.equal(s["after"][-1], x[0]) and s["scale"] == scale
+    size = lambda t: np.sqrt((t.double().numpy() ** 2).mean())
+    shown = [[float(v) for v in row] for row in page.rows["finish"][-4:]]
+    for row, step in zip(shown, steps):
+        e, g, bent = (t[0].double() for t in (step.noise, step.filtered, step.pulled))
+        pull = ((e - bent) * g).sum() / (g * g).sum()
+        assert row[0] == step.timestep
+        assert row[1:] == pytest.approx([size(e), size(g), pull.item(), step.activation.item()], rel=2e-4)
+    for i, step in enumerate(steps):                            # put under e' again, the clean latent gives x
+        abar = model.schedule.alphas_cumprod[step.timestep]
+        near(abar.sqrt() * s["clean"][i] + (1 - abar).sqrt() * step.pulled[0], step.before[0])
+
+
+def test_the_finish_in_the_file_ends_at_the_finished_picture(traced, plain, model):
+    s = load_file(traced[0] / "finish.safetensors")
+    assert torch.equal(s["after"][-1], load_file(f"{plain}.safetensors")["finished"])
+    shown = np.asarray(Image.open(f"{plain}.finished.png"))
+    assert np.array_equal(shown, tracepage.to_uint8(model.decode(s["after"][-1:])[0]))
+
+
+def test_a_trace_beside_it_leaves_a_result_as_it_was(traced, plain):
+    """Made again where the trace lies: the same bytes as where none was made."""
+    out, flags = traced[0].parents[3], traced[1]
+    assert run(out, *flags[:flags.index("--trace")]) == 0
+    for name in ("seed_5.png", "seed_5.finished.png", "seed_5.safetensors"):
+        assert (traced[0].parent / name).read_bytes() == plain.with_name(name).read_bytes()
+
+
 # --- the page -----------------------------------------------------------------------------------------------
 
 class Page(HTMLParser):
@@ -229,7 +277,8 @@ def page(traced):
 
 
 def test_a_section_for_every_stage_and_no_dead_link(page):
-    assert [i for i in page.ids if i != "top"] == [f"s{k}-{stage.name}" for k in STEPS for stage in tracepage.STAGES]
+    stages = [f"s{k}-{stage.name}" for k in STEPS for stage in tracepage.STAGES]
+    assert [i for i in page.ids if i != "top"] == [*stages, "finish"]
     assert len(set(page.ids)) == len(page.ids) and {href.removeprefix("#") for href in page.links} == set(page.ids)
     assert page.inside == []
 
@@ -238,7 +287,9 @@ def test_every_picture_is_a_file_beside_the_page_and_has_an_alternative(page, tr
     files = sorted(traced[0].glob("*.png"))
     assert len(page.images) == len(files) + len(STEPS) * len(tracepage.STAGES)      # and once small in the overview
     assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.images)
-    assert {stage.name for stage in tracepage.STAGES} == {f.name.split("_")[2] for f in files}
+    assert {*(stage.name for stage in tracepage.STAGES), "clean.png"} == {f.name.split("_")[2] for f in files}
+    last = [tracepage.data_uri(f.read_bytes(), "png") for f in files if f.name.startswith("finish_")]
+    assert [image["src"] for image in page.images[-len(last):]] == last and len(last) == 4
     assert all(max(Image.open(f).size) >= 64 for f in files)
 
 
@@ -255,7 +306,8 @@ def test_cited_lines_are_the_ones_that_do_it(page):
                 "update": "config.beta",
                 "after": "torch.where(alive"}
     cited = list(zip(page.cited[::2], page.cited[1::2]))
-    assert len(cited) == len(STEPS) * sum(len(stage.cites or "12") for stage in tracepage.STAGES)
+    stages = len(STEPS) * sum(len(stage.cites or "12") for stage in tracepage.STAGES)
+    assert len(cited) == stages + len(tracefinish.SECTION.cites)
     for where, line in cited:
         file, number = where.split(":")
         assert " ".join(Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1].split()) == line
@@ -318,7 +370,7 @@ def test_a_trace_for_every_job_and_the_old_steps_go(tiny, tmp_path):
     folders = sorted(tmp_path.rglob("seed_*_trace"))
     assert [f.name for f in folders] == ["seed_5_trace", "seed_6_trace", "seed_7_trace"]
     for folder in folders:
-        assert {f.name[:8] for f in folder.iterdir()} == {"step_003", "trace.ht"}
+        assert {f.name[:8] for f in folder.iterdir()} == {"step_003", "finish_0", "finish.s", "trace.ht"}
 
 
 def test_markup_in_a_name_is_shown_as_text(tiny, tmp_path):
@@ -351,5 +403,48 @@ def test_nothing_of_the_loop_is_drawn_twice(tiny):
     jobs = [Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
     plain = [step.after for step in ascent.ascend(m, jobs, config)]
     found = trace.follow(m, jobs, config, {0, 2})
-    for i, (records, curve) in enumerate(found):
+    for i, (records, curve, _) in enumerate(found):
         assert all(torch.equal(records[k]["after"], plain[k][i]) for k in (0, 2)) and len(curve) == 3
+
+
+@pytest.mark.parametrize("settings", [["--finish-from", "auto", "--finish-scale", "auto"], ["--finish-scale", "auto"],
+                                      ["--finish-from", 700]])
+def test_the_page_says_which_finish_was_kept(tiny, tmp_path, settings):
+    """As the record of the same job's result has it; and nothing where there was no choice."""
+    flags = ["--weights", tiny, *SHORT, *settings, "--seed", 5, 6, "--frames", 0]
+    assert run(tmp_path, *flags, "--trace", 0) == 0 and run(tmp_path, *flags) == 0
+    for record in tmp_path.rglob("seed_[56].json"):
+        scores = json.loads(record.read_text())["finished"]["scores"]
+        t0, s = scores["finish_from"], scores["finish_scale"]
+        trace_folder = record.with_name(f"{record.stem}_trace")
+        text = (trace_folder / "trace.html").read_text(encoding="utf-8")
+        assert Page(text).rows["finish"][-2][0] == str(t0) and f"from noise at t = {t0} down" in " ".join(text.split())
+        froms, scales = "--finish-from" in settings and "auto" == settings[1], settings[-1] == "auto"
+        said = re.search("Of (.*) this is (.*), which was kept: the (one|weakest)", text)
+        assert bool(said) == (froms or scales)
+        if said:
+            assert said.group(1) == "t = 600, 800, 900 with " * froms + "<i>s</i> = 0.2, 0.4, 0.8, 1.6"
+            assert said.group(2) == f"t = {t0} with " * froms + f"<i>s</i> = {s:g}"
+            assert said.group(3) == ("one" if froms else "weakest")
+        assert load_file(trace_folder / "finish.safetensors")["scale"].item() == pytest.approx(s)
+
+
+def test_a_finish_switched_off_is_not_shown_and_the_ascent_stops_after_the_last_step(tiny, tmp_path, monkeypatch):
+    done, real = [], ascent.Step
+    monkeypatch.setattr(ascent, "Step", lambda *given: done.append(given[0]) or real(*given))
+    for flag, steps in (("--finish", [0, 1, 2, 3]), ("--no-finish", [0, 1])):
+        assert run(tmp_path / flag, "--weights", tiny, *SHORT, flag, "--seed", 5, "--trace", 1) == 0
+        page, = (tmp_path / flag).rglob("trace.html")
+        found = Page(page.read_text(encoding="utf-8"))
+        assert done == steps and done.clear() is None
+        there = ["finish" in found.ids, "#finish" in found.links, any(page.parent.glob("finish*"))]
+        assert there == [flag == "--finish"] * 3
+
+
+def test_a_feature_without_a_gradient_does_not_pull(tiny):
+    """Silent at every place, and its mean before the relu not climbed: the pull is 0, not 0 / 0."""
+    m = load(tiny)
+    m.sae.encoder.bias[3] = -100.0
+    config = configure(m.settings, num_steps=1, prior="noise", silent_gradient=False, finish_scale=0.4)
+    (_, _, s), = trace.follow(m, [Job(feature=3, timestep=300, seed=5)], config, {0})
+    assert not s["pull"].any() and not s["rms_gradient"].any() and torch.equal(s["pulled"], s["noise"])
