@@ -40,13 +40,13 @@ def weights_bytes(found, dtype):
                for part, source in found.sources.items())
 
 
-def kept_bytes(net, run, positions=()):
-    """What run() of a network keeps between forward and backward, without weights and the attention maps of so many
-    positions, counted on the meta device in float32."""
+def kept_bytes(net, run, heads=None, positions=()):
+    """What run() of a network keeps between forward and backward, counted on the meta device in float32; without
+    weights and without attention maps: ([B,] heads, N, N or L), N and L of `positions`."""
     weights, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
 
     def keep(t):
-        is_map = t.ndim > 2 and t.shape[-1] in positions and t.shape[-2] in positions
+        is_map = (t.ndim == 3 or t.ndim == 4 and t.shape[1] == heads) and {*t.shape[-2:]} <= {*positions}
         if not is_map and (storage := t.untyped_storage())._cdata not in weights:
             kept[storage._cdata] = storage                      # held, so that no other takes its address
         return t
@@ -58,11 +58,11 @@ def kept_bytes(net, run, positions=()):
 
 def unet_bytes(unet, shape, hook_point, batch, dtype):
     """What one step of the ascent keeps of the UNet."""
-    width = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2
     positions = {77} | {shape[1] * shape[2] // 4 ** level for level in range(4)}
-    return kept_bytes(unet, lambda: unet(torch.empty(batch, *shape, requires_grad=True),
-                                         torch.empty(batch, dtype=torch.int64), torch.empty(batch, 77, width),
-                                         until=hook_point), positions) * dtype.itemsize // 4
+    run = lambda: unet(torch.empty(batch, *shape, requires_grad=True), torch.empty(batch, dtype=torch.int64),
+                       torch.empty(batch, 77, attention.to_k.in_features), until=hook_point)
+    return kept_bytes(unet, run, attention.heads, positions) * dtype.itemsize // 4
 
 
 def encode_bytes(vae, shape, batch):

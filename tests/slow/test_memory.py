@@ -44,6 +44,9 @@ def test_the_prediction_for_sd14():
     one, two = (preflight.unet_bytes(sd14().sources["unet"].net, (4, 64, 64), loading.HOOK_POINT, n, torch.float32)
                 for n in (1, 2))
     assert 2 ** 29 < one < 2 ** 31 and two == pytest.approx(2 * one, rel=0.02)
+    frozen = preflight.unet_bytes(sd14().sources["unet"].net.requires_grad_(False), (4, 64, 64), loading.HOOK_POINT, 1,
+                                  torch.float32)
+    assert 2 ** 29 < frozen < one               # with the uppermost maps: 64 is an edge and a number of positions
     latent, pixel = (preflight.predict(sd14(), torch.bfloat16, 1, space)[1] for space in ("latent", "pixel"))
     assert pixel - latent > 3e9                 # the encoder's maps, in float32
 
