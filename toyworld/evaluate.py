@@ -3,6 +3,7 @@
     python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two
     sheets python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
     python -m toyworld.evaluate --hook          only how much the hook point matters
+    python -m toyworld.evaluate --steer         whether steering with a concept feature's direction makes its concept
     python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to chance
     python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of
     them; stores nothing python -m toyworld.evaluate --figure        features.png: for every object and style its
@@ -30,6 +31,7 @@ from config import Job, configure
 from ascent import visualize
 from vae import to_uint8
 from sae import fvu
+from steering import sample
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.judge import load_judge
@@ -138,6 +140,42 @@ def evaluate_hook(model, args, n=400, times=(100, 300, 600, 900)):
             abar = model.schedule.alphas_cumprod[t]
             out.setdefault(name, {})[str(t)] = round(((1 - abar) / abar).sqrt().item() * change.item(), 3)
     return tell("shift without the hook, by t", out)
+
+
+@torch.no_grad()
+def evaluate_steering(model, judge, args, scales=(2, 5, 10, 20, 40), noises=2, steps=25, batch=100):
+    """Samples by the empty prompt, scale * activation * W_dec[f] added at the hook at all steps: shares named right.
+
+    A feature's activation is the mean over its strongest drawings (concepts.json). The scale that is best for every
+    other feature of the list, first, third and so on, is reported for the rest.
+    """
+    concepts = json.loads((args.out / "concepts.json").read_text())["features"]
+    jobs = [(c, n) for c in concepts for n in range(noises)]
+    agree, began = [], time.time()
+    for i, scale in enumerate(scales):
+        verdicts = []
+        for k in range(0, len(jobs), batch):
+            part = jobs[k:k + batch]
+            noise = torch.cat([torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(
+                1_000 * c["feature"] + n)) for c, n in part]).to(model.device)
+            strength = torch.tensor([c["activation"] for c, _ in part], device=model.device)[:, None]
+            push = {model.hook_point: scale * strength * model.sae.W_dec[[c["feature"] for c, _ in part]]}
+            z = sample(model, noise, model.embed([""]), "ddim", steps, add=lambda t: push)
+            o, s, *_ = judge.verdict(model.decode(z))
+            verdicts.append(right([c for c, _ in part], o.tolist(), s.tolist()))
+            done = i * len(jobs) + k + len(part)
+            left = (time.time() - began) / done * (len(jobs) * len(scales) - done)
+            print(f"\rsteering: scale {scale}, {left:.0f} s left   ", end="", file=sys.stderr)
+        agree.append(torch.cat(verdicts))
+    print(file=sys.stderr)
+    agree, chooses = torch.stack(agree), torch.tensor([i // noises % 2 == 0 for i in range(len(jobs))])
+    best = agree[:, chooses].float().mean(1).argmax().item()
+    out = {"noises": noises, "by scale": {str(scale): share(a) for scale, a in zip(scales, agree)},
+           "best scale": scales[best], "all others, at the best": share(agree[best, ~chooses])}
+    for kind in ("object", "style"):
+        of = ~chooses & torch.tensor([c["kind"] == kind for c, _ in jobs])
+        out[kind] = share(agree[best, of])
+    return tell("steered samples named right", out)
 
 
 @torch.no_grad()
@@ -330,6 +368,7 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steer", action="store_true")
     parser.add_argument("--legibility", action="store_true")
     parser.add_argument("--concepts", action="store_true")
     parser.add_argument("--hook", action="store_true")
@@ -355,6 +394,8 @@ def main():
         numbers["default_settings"] = choose_feature(model, judge, args)
     elif args.try_:
         return try_settings(model, judge, args)
+    elif args.steer:
+        numbers["steering"] = evaluate_steering(model, judge, args)
     elif args.hook:
         numbers["hook"] = evaluate_hook(model, args)
     elif args.concepts:

@@ -34,13 +34,14 @@ class State:
 
     def __init__(self, model, optimizer):
         self.model, self.optimizer = model, optimizer
-        self.ema = {k: p.detach().clone() for k, p in model.named_parameters()}
+        self.trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        self.ema = {k: p.detach().clone() for k, p in self.trained.items()}
         self.step = 0
 
     def tensors(self):
         out = {f"model.{k}": v for k, v in self.model.state_dict().items()} | {f"ema.{k}": v for k,
                                                                                v in self.ema.items()}
-        for k, p in self.model.named_parameters():
+        for k, p in self.trained.items():
             for moment in ("exp_avg", "exp_avg_sq"):
                 out[f"{moment}.{k}"] = self.optimizer.state[p][moment]
         return out
@@ -54,7 +55,7 @@ class State:
             device = next(self.model.parameters()).device
             self.model.load_state_dict({k: file.get_tensor(f"model.{k}") for k in self.model.state_dict()})
             self.ema = {k: file.get_tensor(f"ema.{k}").to(device) for k in self.ema}
-            for k, p in self.model.named_parameters():
+            for k, p in self.trained.items():
                 self.optimizer.state[p] = {"step": torch.tensor(float(self.step))} | {
                     m: file.get_tensor(f"{m}.{k}").to(device) for m in ("exp_avg", "exp_avg_sq")}
 
@@ -69,7 +70,8 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.999),
+                                  eps=1e-8, weight_decay=weight_decay)
     state = State(model, optimizer)
     if path.exists():
         state.load(path)
@@ -95,7 +97,7 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
                 after(model)
             decay = min(ema, (step + 1) / (step + 10))
             with torch.no_grad():
-                torch._foreach_lerp_(list(state.ema.values()), [p.detach() for p in model.parameters()], 1 - decay)
+                torch._foreach_lerp_(list(state.ema.values()), [p.detach() for p in state.trained.values()], 1 - decay)
             state.step += 1
             count += 1
             for k, v in ({"loss": value} | numbers).items():
@@ -114,6 +116,6 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
     print(file=sys.stderr)
     state.save(path)
     with torch.no_grad():
-        for k, p in model.named_parameters():
+        for k, p in state.trained.items():
             p.copy_(state.ema[k])
     return path

@@ -58,6 +58,29 @@ def test_quick_layers_are_the_plain_ones(few, monkeypatch):
         assert torch.equal(a, b) and relative_error(c, a) <= 1e-5
 
 
+def test_a_transformer_that_adds_nothing_is_passed_by():
+    """Values and gradient are the same; one number that is not 0 and it is at work again."""
+    plain = on_meta("unet", TOY["unet"])
+    plain.load_state_dict(weights(shapes(plain)), assign=True)
+    for silent in ("down_blocks.0.attentions.1", HOOK):
+        for parameter in plain.get_submodule(silent).proj_out.parameters():
+            nn.init.zeros_(parameter)
+    plain.requires_grad_(False)
+    unet, ran = quick.quicken(copy.deepcopy(plain)), []
+    for name in unet.hook_points:
+        if "attentions" in name:
+            block = unet.get_submodule(name).transformer_blocks[0]
+            block.register_forward_hook(lambda *_, name=name: ran.append(name))
+    found = values_and_gradient(unet)
+    assert {"down_blocks.0.attentions.1", HOOK}.isdisjoint(ran) and "down_blocks.0.attentions.0" in ran
+    with torch.no_grad():
+        unet.get_submodule(HOOK).proj_out.bias[0] = 1e-3
+    changed = values_and_gradient(unet)
+    assert HOOK in ran and not torch.equal(changed[0], found[0])
+    for a, b in zip(values_and_gradient(plain), found):
+        assert relative_error(b, a) <= 1e-5
+
+
 @pytest.mark.parametrize("stride, kernel, shape", [(1, 3, (2, 5, 7)), (2, 3, (1, 6, 4)), (1, 1, (3, 3, 5))])
 def test_a_convolution_as_a_product(stride, kernel, shape, monkeypatch):
     """Maps that are not square, more than one row; a stride of 2 stays torch's."""
