@@ -43,8 +43,9 @@ UNET_CONFIG = dict(block_out_channels=[16, 24, 128, 128], layers_per_block=2, cr
 TEXT_CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
                    hidden_act="quick_gelu",
                    max_position_embeddings=77)
-SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=16, k=8, input_unit_norm=False)
-STEPS = {"vae": 10_500, "unet": 8_000, "sae": 4_000, "judge": 1_500}
+SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=8, k=8, input_unit_norm=False)
+PREFIXES = (24, 96, 384)    # of its features, which must explain the hook's output alone as well
+STEPS = {"vae": 10_500, "unet": 8_000, "sae": 3_000, "judge": 1_500}
 BATCH = {"vae": 8, "unet": 32, "sae": 1_024, "judge": 64}
 
 
@@ -253,12 +254,12 @@ def h_positions():
     return (UNET_CONFIG["sample_size"] // 4) ** 2
 
 
-def sae_data(args, model, images_per_pair=7, batch=40):
-    """Hook outputs of sampled images, one file a batch so that a killed capture goes on: (n, D) in one tensor, in the
-    order batch, step, image, position.
+def sae_data(args, model, images_per_pair=2, empty=120, batch=40):
+    """Hook outputs of images sampled from captions and by the empty prompt, which the ascent uses: (n, D) in the order
+    batch, step, image, position. A file a batch, so that a killed capture goes on.
     """
     pairs = [drawings.caption(o, s) for o in drawings.OBJECTS for s in drawings.STYLES]
-    prompts, width, parts = pairs * images_per_pair, SAE_CONFIG["d_in"], []
+    prompts, width, parts = pairs * images_per_pair + [""] * empty, SAE_CONFIG["d_in"], []
     began = time.time()
     for i in range(0, len(prompts), batch):
         path = args.runs / f"hook_{i:05d}.safetensors"
@@ -271,8 +272,7 @@ def sae_data(args, model, images_per_pair=7, batch=40):
 
 
 def train_sae(args):
-    """Batch top-k reconstruction and the auxiliary loss of sae.py; a feature is dead when 100 batches did not wake it.
-    """
+    """sae.py's loss, with batch top-k and PREFIXES; a feature is dead when 100 batches did not wake it."""
     model = load(args.out, args.device)
     h = sae_data(args, model)
     latents = SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"]
@@ -282,7 +282,7 @@ def train_sae(args):
 
     def loss(step, generator):
         rows = torch.randint(len(h), (BATCH["sae"],), generator=generator, device=args.device)
-        value, fired, main = training_loss(sae, h[rows].float(), asleep > 100)
+        value, fired, main = training_loss(sae, h[rows].float(), asleep > 100, PREFIXES)
         asleep.add_(1).masked_fill_(fired, 0)
         return value, {"fvu": main, "dead": (asleep > 100).float().mean()}
 
@@ -320,19 +320,17 @@ def estimate(args):
     """Print how long every stage will take here: its forward and backward pass timed on random input, times its steps.
     """
     dev = args.device
-    image, z, t = torch.rand(BATCH["vae"], 3, 64, 64, device=dev), torch.randn(BATCH["unet"], 4, 16, 16,
-                                                                               device=dev), torch.zeros(BATCH["unet"],
-                                                                                                        device=dev)
+    image, z = torch.rand(BATCH["vae"], 3, 64, 64, device=dev), torch.randn(BATCH["unet"], 4, 16, 16, device=dev)
+    t, ids = torch.zeros(len(z), device=dev), torch.zeros(len(z), 77, dtype=torch.int64, device=dev)
     vae, net, judge = VAE(**sizes(VAE_CONFIG, "vae")).to(dev), Denoiser(600).to(dev), Judge().to(dev)
     net.narrow()
-    sae, h = SAE(SAE_CONFIG["d_in"], 16 * SAE_CONFIG["d_in"], SAE_CONFIG["k"]).to(dev), torch.randn(BATCH["sae"],
-                                                                                                    SAE_CONFIG["d_in"],
-                                                                                                    device=dev)
+    width = SAE_CONFIG["d_in"]
+    sae = SAE(width, SAE_CONFIG["expansion_factor"] * width, SAE_CONFIG["k"]).to(dev)
+    h = torch.randn(BATCH["sae"], width, device=dev)
     sae.init(torch.Generator(dev).manual_seed(0), h.mean(0))
     asleep = torch.ones(sae.features, dtype=torch.bool, device=dev)
-    ids = torch.zeros(BATCH["unet"], 77, dtype=torch.int64, device=dev)
     work = {"vae": lambda: vae.decode_raw(vae.moments(image)[0]).sum(), "unet": lambda: net(z, t, ids).sum(),
-            "sae": lambda: training_loss(sae, h, asleep)[0],
+            "sae": lambda: training_loss(sae, h, asleep, PREFIXES)[0],
             "judge": lambda: sum(y.sum() for y in judge(torch.rand(BATCH["judge"], 3, 64, 64, device=dev)))}
     total = 0.0
     for stage in args.stage:
