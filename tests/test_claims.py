@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import ascent
 from config import PRESETS
 from toyworld import claim_list, claims, claims_page, drawings, paired, trials
 from toyworld.claim_list import CLAIMS
@@ -91,6 +92,13 @@ def test_the_verdict_of_a_claim():
     assert said(("holds", True), ("does not", False)) == "holds"
     assert said(("holds", True), ("not decided here", True)) == "not decided here" == said(("holds", False))
     assert said(("holds", True), ("does not", True), ("not decided here", True)) == "does not"
+
+
+def test_two_runs_are_compared():
+    run = lambda **parts: {"claims": {"noise": {"parts": [
+        {"what": what, "n": n, "number": at, "interval": at and [at - 1, at + 1]} for what, (n, at) in parts.items()]}}}
+    ours, theirs = run(a=(9, 1.0), b=(9, 1.0), c=(0, None), d=(None, 4.0)), run(a=(9, 1.5), b=(9, 2.5), c=(9, 1.0))
+    assert claims.compare(ours, theirs) == ["1 of 2 numbers lie within each other's intervals", "noise, b: 1.0 and 2.5"]
 
 
 def test_high_frequencies_by_hand():
@@ -200,26 +208,28 @@ def small(monkeypatch):
     for name, value in dict(DRAWINGS=FEW, BATCH=8, NATURAL=4, ODD_TIMES=(300,), TOP=8).items():
         monkeypatch.setattr(trials, name, value)
     monkeypatch.setattr(trials, "full_size_ratio", lambda: 4.0)
+    monkeypatch.setattr(ascent, "SCORE_DRAWS", 1)
     monkeypatch.setattr(paired, "DRAWS", 200)
     monkeypatch.setattr(claims_page, "EDGE", 16)
 
 
 @pytest.fixture(scope="module")
-def surveyed():
-    """The drawings of the survey, so that no processes are started for them."""
-    return np.stack([drawings.drawing(i, 1) for i in range(FEW)]).transpose(0, 3, 1, 2)
+def home(tmp_path_factory):
+    """What all these claims share; the drawings of the survey are there, so that no processes are started for them."""
+    home = tmp_path_factory.mktemp("home")
+    np.save(home / f"drawings_1_{FEW}.npy",
+            np.stack([drawings.drawing(i, 1) for i in range(FEW)]).transpose(0, 3, 1, 2))
+    return home
 
 
-def arguments(tiny, out, *more):
-    return claims.parse(["--weights", str(tiny), "--features", "3", "--home", str(out / "claims"), "--docs",
-                         str(out / "docs"), "--device", "cpu", *more])
+def arguments(tiny, home, docs, *more):
+    return claims.parse(["--weights", str(tiny), "--features", "3", "--home", str(home), "--docs", str(docs / "docs"),
+                         "--device", "cpu", *more])
 
 
 @pytest.fixture
-def lab(tiny, tmp_path, surveyed, small):
-    (tmp_path / "claims").mkdir()
-    np.save(tmp_path / f"claims/drawings_1_{FEW}.npy", surveyed)
-    return claims.open_lab(arguments(tiny, tmp_path))
+def lab(tiny, home, tmp_path, small):
+    return claims.open_lab(arguments(tiny, home, tmp_path))
 
 
 def plain(rows):
@@ -252,12 +262,13 @@ def test_t_peak_is_the_targets_own(lab):
     assert {row["t"] for row in lab.rows(BASE.but(t="peak", group="dead")).values()} == {0}
 
 
-def test_a_killed_run_goes_on_to_the_same_rows(lab, tiny, tmp_path, monkeypatch):
-    settings = [BASE, BASE.but(noise=False), BASE.but(group="silent", finish=True)]
+def test_a_killed_run_goes_on_to_the_same_rows(small, tiny, tmp_path, monkeypatch):
+    settings = [BASE, BASE.but(noise=False)]
     monkeypatch.setattr(trials, "BATCH", 2)
     monkeypatch.setattr(trials, "FEWEST", 2)
+    lab = claims.open_lab(arguments(tiny, tmp_path / "whole", tmp_path))
     whole = [plain(lab.rows(s)) for s in settings]
-    begun = claims.open_lab(arguments(tiny, tmp_path / "killed"))
+    begun = claims.open_lab(arguments(tiny, tmp_path / "killed", tmp_path))
     made, make = [], Lab.make
 
     def dies(self, setting, jobs):
@@ -269,12 +280,12 @@ def test_a_killed_run_goes_on_to_the_same_rows(lab, tiny, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         [begun.rows(s) for s in settings]
     made.clear()
-    again = claims.open_lab(arguments(tiny, tmp_path / "killed"))
-    assert [again.count(s) for s in settings] == [0, 4, 6]
+    again = claims.open_lab(arguments(tiny, tmp_path / "killed", tmp_path))
+    assert [again.count(s) for s in settings] == [0, 4]
     made.extend([[]] * -100)
     monkeypatch.setattr(Lab, "make", make)
     assert [plain(again.rows(s)) for s in settings] == whole
-    assert [again.count(s) for s in settings] == [0, 0, 0]
+    assert [again.count(s) for s in settings] == [0, 0]
 
 
 ROW = {"claim", "source", "experiment", "n", "number", "interval", "what", "verdict", "skipped", "parts", "figure",
@@ -283,8 +294,8 @@ PART = {"what", "unit", "n", "pictures", "above", "least", "deciding", "number",
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_every_claim_has_its_row_page_and_figures(name, lab, tiny, tmp_path, capsys):
-    assert claims.run(arguments(tiny, tmp_path, "--only", name)) == 0
+def test_every_claim_has_its_row_page_and_figures(name, lab, tiny, home, tmp_path, capsys):
+    assert claims.run(arguments(tiny, home, tmp_path, "--only", name)) == 0
     assert "a run that was ended goes on" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "docs/claims.json").read_text())
     assert [*numbers["claims"]] == [name] and numbers["features"] == 3 and numbers["rule"]
@@ -309,7 +320,7 @@ def test_every_claim_has_its_row_page_and_figures(name, lab, tiny, tmp_path, cap
 
 
 @pytest.mark.parametrize("name", ("cheaper", "cleaner"))
-def test_pixels_are_compared_where_there_is_such_a_setting(name, lab, tiny, tmp_path, monkeypatch):
+def test_pixels_are_compared_where_there_is_such_a_setting(name, lab, monkeypatch):
     """Another setting stands in for it, so that both spaces give nearly the same."""
     monkeypatch.setattr(claim_list, "PIXEL", {"range_weight": 0.1})
     row, rows = claims.try_claim(lab, CLAIMS[name])
@@ -325,8 +336,8 @@ def test_pixels_are_compared_where_there_is_such_a_setting(name, lab, tiny, tmp_
         assert abs(told["high frequencies at equal activation, pixels - latent"]["number"]) < 0.2
 
 
-def test_what_was_written_between_the_marks_stays(lab, tiny, tmp_path):
-    run = lambda: claims.run(arguments(tiny, tmp_path, "--only", "noise"))
+def test_what_was_written_between_the_marks_stays(lab, tiny, home, tmp_path):
+    run = lambda: claims.run(arguments(tiny, home, tmp_path, "--only", "noise"))
     run()
     path = tmp_path / "docs/claims.md"
     first, record = path.read_text(), (tmp_path / "docs/claims.json").read_bytes()
@@ -335,8 +346,8 @@ def test_what_was_written_between_the_marks_stays(lab, tiny, tmp_path):
     assert path.read_text() == first + "\nA word of ours.\n" and (tmp_path / "docs/claims.json").read_bytes() == record
 
 
-def test_how_long_is_said_and_nothing_made(lab, tiny, tmp_path, capsys):
-    assert claims.run(arguments(tiny, tmp_path, "--only", "noise", "--check")) == 0
+def test_how_long_is_said_and_nothing_made(small, tiny, tmp_path, capsys):
+    assert claims.run(arguments(tiny, tmp_path / "none", tmp_path, "--only", "noise", "--check")) == 0
     assert "1 claims, 48 pictures to make, about" in capsys.readouterr().out and not (tmp_path / "docs").exists()
 
 

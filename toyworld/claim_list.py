@@ -283,7 +283,7 @@ def sights(lab):
         times = (lab.t, *profile.by_height(y, profile.peaks(y)))
         if found := profile.own_examples(folder, "feature", c["target"], times)[1]:
             own[c["target"]] = F.normalize(images[[n for n, _ in found]] - away, dim=1)
-    return look, own
+    return look, own if len(own) > 1 else {}
 
 
 @claim("Visualisations agree with the dataset examples.", PAPER,
@@ -320,7 +320,7 @@ def agreeing(rows):
     return {f: float(np.mean([a == b for a, b in combinations(some, 2)])) for f, some in said.items()}, chance
 
 
-@claim("The ascent shows something even of a feature that no image of the capture excites.", "ours",
+@claim("The ascent shows something even of a feature that is never among the most active in the capture.", "ours",
        "Features that are never among the most active of any image (silent) or 0 in all (dead), by lot: whether they "
        "end above 0, and whether the judge sees the same object in two seeds more often than by chance.",
        "Not what they mean: nobody knows their concept. That the judge has favourites is in the chance that is taken "
@@ -328,8 +328,7 @@ def agreeing(rows):
        "On Stable Diffusion an SAE of 20,480 features has many that never fire; agreement of seeds in CLIP.")
 def silent(lab):
     rows = yield {"concepts": BASE, "silent": BASE.but(group="silent"), "dead": BASE.but(group="dead")}
-    none, parts = {(group, *key): row for group in ("silent", "dead") for key, row in rows[group].items()}, []
-    none = {((group, f), seed): row for (group, f, seed), row in none.items()}
+    none = {key: row for group in ("silent", "dead") for key, row in rows[group].items()}
     same = {name: agreeing(some) for name, some in (("none", none), ("concepts", rows["concepts"]))}
     over = {name: [share - chance for share in found.values()] for name, (found, chance) in same.items()}
     parts = [mean("two seeds show one object, above chance", over["none"], least=SMALL, deciding=True),

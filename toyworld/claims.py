@@ -2,6 +2,7 @@
 
     python -m toyworld.claims                       all claims that are not there yet; says first how long it will take
     python -m toyworld.claims --only noise prior    some; --check: only how long
+    python -m toyworld.claims --docs other --compare docs/claims.json       what a second run has otherwise
     python -m toyworld.claims --plan sd14           commands and GPU hours of the same on Stable Diffusion
 
 It writes docs/claims.json and, from that alone but for the pictures, docs/claims.md and docs/pictures/claims/. What is
@@ -88,6 +89,17 @@ def settings_of(lab, claim):
     return {label: s for label, s in found.items() if not lacks(s)}
 
 
+def compare(ours, theirs):
+    """Lines that say which numbers of two runs lie outside each other's 95% intervals."""
+    numbers = lambda run: {(name, p["what"]): p for name, row in run["claims"].items() for p in row["parts"] if p["n"]}
+    a, b = numbers(ours), numbers(theirs)
+    inside = lambda p, q: q["interval"][0] <= p["number"] <= q["interval"][1]
+    both = [k for k in a if k in b and None not in (a[k]["number"], b[k]["number"])]
+    out = [k for k in both if not (inside(a[k], b[k]) and inside(b[k], a[k]))]
+    return [f"{len(both) - len(out)} of {len(both)} numbers lie within each other's intervals"] + [
+        f"{name}, {what}: {a[name, what]['number']} and {b[name, what]['number']}" for name, what in out]
+
+
 # --- command ----------------------------------------------------------------------------------------------------------
 
 def parse(argv=None):
@@ -100,6 +112,8 @@ def parse(argv=None):
     parser.add_argument("--docs", type=folder, default=Path("docs"), help="of claims.json, claims.md and figures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--check", action="store_true", help="say how long it would take, and stop")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="claims.json of another run: say which numbers "
+                        "differ by more than their intervals, and stop")
     parser.add_argument("--plan", choices=("sd14",), help="commands and hours on a GPU for Stable Diffusion, and stop")
     parser.add_argument("--step-seconds", type=float, default=page.STEP_SECONDS, help="of --plan: one step of one "
                         "picture (default: %(default)s, computed for an H200, not measured)")
@@ -129,6 +143,9 @@ def run(args):
         wanted = [(c, settings_of(stand_in, c)) for c in chosen]
         pixels = any(dict(s.changes).get("space") == "pixel" for _, some in wanted for s in some.values())
         print(page.plan(wanted, args, full_size_ratio() if pixels else 1.0))
+        return 0
+    if args.compare:
+        print(*compare(*(json.loads(path.read_text()) for path in (args.docs / "claims.json", args.compare))), sep="\n")
         return 0
     lab = open_lab(args)
     settings = [s for c in chosen for s in settings_of(lab, c).values()]

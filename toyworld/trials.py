@@ -259,8 +259,7 @@ class Lab:
                     for kind, of in (("feature", None), ("channel", lambda h: h))}
             lifted = acts["channel"] - acts["channel"].amin(0) + 1e-6       # a channel below 0 is not silent
             mixed = {kind: mixture(a[:, a.amax(0) > a.amin(0)], objects).tolist() for kind, a in acts.items()}
-            write_json(path, {"channels": find_concepts(lifted, objects, styles), "mixed": mixed,
-                              "live": int((acts["feature"].amax(0) > 0).sum())})
+            write_json(path, {"channels": find_concepts(lifted, objects, styles), "mixed": mixed})
         return json.loads(path.read_text())
 
     def costs(self, pixel):
@@ -274,7 +273,7 @@ class Lab:
             for _ in range(config[0].num_steps):
                 for step, seconds in zip(steps, took):
                     began = time.perf_counter()
-                    next(step)
+                    next(step).activation.sum().item()                          # waits for a GPU
                     seconds.append(time.perf_counter() - began)
             latent, pixels = (float(np.median(seconds[1:])) for seconds in took)
             write_json(path, {"operations at the size of SD": full_size_ratio(), "seconds of the toy": pixels / latent})
@@ -294,37 +293,51 @@ class Lab:
         made = json.loads((self.model.captured / "capture.json").read_text())
         return made["recipe"]["settings"]["prompts"]
 
-    @cached_property
-    def without(self):
-        """The same lab with a capture whose prompts name nothing of `names_held`; made where there is none."""
-        prompts = [p for p in self.prompts if not {*p.split()} & {*self.names_held}]
-        if len(prompts) == len(self.prompts):
-            return self
+    @property
+    def capture_without(self):
+        """Settings of a capture like the model's own, but for prompts that name something of `names_held`."""
+        prompts = tuple(p for p in self.prompts if not {*p.split()} & {*self.names_held})
         if not prompts:
             raise ValueError(f"{self.model.captured}: every prompt names {' or '.join(self.names_held)}; capture with "
                              "prompts of other objects, too")
-        folder = self.home / "capture"
+        return capture.configure(self.model, prompts=prompts, batch_size=BATCH)
+
+    @cached_property
+    def without(self):
+        """The same lab with that capture, which is made where there is none; itself where its own is such a one."""
+        settings, folder = self.capture_without, self.home / "capture"
+        if len(settings.prompts) == len(self.prompts):
+            return self
         print(f"a capture without {' and '.join(self.names_held)}", file=sys.stderr)
-        settings = capture.configure(self.model, prompts=tuple(prompts), batch_size=BATCH)
         capture.capture(self.model, settings, folder)
         lab = copy.copy(self)
         lab.model, lab.home, lab.known = profile.attach(self.model, folder), self.home / "without", {}
         return lab
 
     def seconds(self, settings):
-        """About how long these settings take: three steps of the ascent of a batch are timed, after a first one."""
+        """About how long these settings take: three steps of the ascent of a batch are timed, after a first one. An
+        image of a capture counts as twice its sampling steps, a drawing of the survey as one step."""
         jobs = [self.job(BASE, c["target"], seed) for seed in self.seeds for c in self.everything][:BATCH]
         config, count = configure(self.model.settings, num_steps=4, prior="noise"), lambda s: self.count(s)
         steps = iter(ascend(self.model, jobs, config, begin=start(self.model, jobs, config)))
         next(steps)
         began, taken = time.time(), len([*steps])
         pace = (time.time() - began) / taken / len(jobs)
-        return pace * sum(work_of(s.config(self.model.settings)) * count(s) for s in dict.fromkeys(settings))
+        work = sum(work_of(s.config(self.model.settings)) * count(s) for s in dict.fromkeys(settings))
+        if any(self.unknown(s) and s.without for s in settings):
+            work += 2 * self.capture_without.steps * self.capture_without.images
+        return pace * (work + DRAWINGS * any(self.unknown(s) and not s.without for s in settings))
+
+    def unknown(self, setting):
+        """Whether what its targets or time steps depend on is not there yet: the survey, or another capture."""
+        there = lambda name: (self.home / name).exists()
+        if setting.without:
+            return len(self.capture_without.prompts) < len(self.prompts) and not there("capture/capture.json")
+        return setting.group == "channels" and not there("survey.json")
 
     def count(self, setting):
         """Pictures of a setting that are missing; all of them where what they depend on is not known yet."""
-        unknown = setting.without or setting.group == "channels" and not (self.home / "survey.json").exists()
-        return self.n * len(self.seeds) if unknown else len(self.missing(setting))
+        return self.n * len(self.seeds) if self.unknown(setting) else len(self.missing(setting))
 
 
 def full_size_ratio():
