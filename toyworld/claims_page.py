@@ -238,6 +238,7 @@ def plan(claims, args, pixel=1.0):
 
     pixel  how much more a step costs with the pixels as the leaf
     """
+    capture = CAPTURE * 50 * 2 * args.step_seconds / 3600       # guidance runs the UNet twice at each of 50 steps
     seen, total, lines = {}, 0.0, []
     for claim, settings in claims:
         lines += ["", f"# {claim.name}: {claim.sentence}"]
@@ -252,10 +253,11 @@ def plan(claims, args, pixel=1.0):
             seen[command, s.without] = out = f"out/claims/{len(seen):03d}"
             work = work_of(s.config({})) * (pixel if dict(s.changes).get("space") == "pixel" else 1)
             hours = args.features * args.seeds * work * args.step_seconds * (AUTO_TIMES if auto else 1) / 3600
-            lines.append(f"{command} --out {out}      # {label}: {hours:.2f} h"
-                         + ", after a capture without the held-out prompts, in another folder" * s.without)
-            total += hours
-    capture = CAPTURE * 50 * 2 * args.step_seconds / 3600
+            if s.without:
+                lines.append("python -m activity capture --weights weights/sd14 --prompts without_towers.txt --out "
+                             f"{out}      # the grid's prompts but those of Towers: {capture:.2f} h")
+            lines.append(f"{command} --out {out}      # {label}: {hours:.2f} h")
+            total += hours + capture * s.without
     lines += ["", "for d in out/claims/*/sd14; do python -m pages $d --measure --atlas $d; done",
               f"# {total + capture:.1f} GPU hours in all, with the capture"]
     head = HEADER.format(n=args.features, seeds=args.seeds, pace=args.step_seconds, capture=capture)
