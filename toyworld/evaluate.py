@@ -194,9 +194,9 @@ def evaluate_sae(model, h):
 
 
 @torch.no_grad()
-def feature_activations(model, images, captions, t):
+def feature_activations(model, images, captions, t, of=None):
     """Mean activation of every feature on drawings noised to time step t: (n, F). `captions`: one
-    a drawing, or None for "".
+    a drawing, or None for "". `of`: what is looked at instead of the features, of the hook's output (B, S, D).
     """
     z, out = encode_all(model.vae, images), []
     generator = torch.Generator(model.device).manual_seed(77)
@@ -206,7 +206,7 @@ def feature_activations(model, images, captions, t):
         steps = torch.full((len(part),), t, device=model.device)
         x = model.schedule.add_noise(part, torch.randn(part.shape, generator=generator, device=model.device), steps)
         h = model.unet(x, steps, text, until=model.hook_point)
-        out.append(model.sae.pre_acts(h.flatten(2).transpose(1, 2)).mean(1))
+        out.append((of or model.sae.pre_acts)(h.flatten(2).transpose(1, 2)).mean(1))
     return torch.cat(out)
 
 

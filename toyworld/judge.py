@@ -26,13 +26,25 @@ class Judge(nn.Module):
         self.objects = nn.Linear(WIDTHS[-1] * 16, len(OBJECTS))
         self.styles = nn.Linear(2 * WIDTHS[1], len(STYLES))     # from a fine level: a style is a texture, not a place
 
-    def forward(self, images):
+    def look(self, images):
+        """What both verdicts are made of: the last level (B, 128, 4, 4), and mean and deviation of a fine one (B, 96).
+        """
         h = 2 * images - 1
         for i, (conv, norm) in enumerate(zip(self.levels, self.norms)):
             h = F.silu(norm(conv(h)))
             if i == 1:                                          # (B, 48, 16, 16)
                 texture = torch.cat([h.mean((2, 3)), h.std((2, 3))], dim=1)
+        return h, texture
+
+    def forward(self, images):
+        h, texture = self.look(images)
         return self.objects(h.flatten(1)), self.styles(texture)
+
+    @torch.no_grad()
+    def embed(self, images):
+        """Images (B, 3, 64, 64) -> what they look like wherever in the picture it is, (B, 224)."""
+        h, texture = self.look(images.clamp(0, 1).float())
+        return torch.cat([h.mean((2, 3)), texture], dim=1)
 
     @torch.no_grad()
     def verdict(self, images):
