@@ -369,7 +369,7 @@ def record(args):
     logs = {stage: args.runs / f"{stage}.jsonl" for stage in STAGES}
     write_json(args.out / "training.json", {
         "drawings": COUNT, "batch": BATCH, "vae": VAE_CONFIG, "unet": UNET_CONFIG, "text_encoder": TEXT_CONFIG,
-        "sae": SAE_CONFIG,
+        "sae": SAE_CONFIG | {"prefixes": PREFIXES},
         "guidance": GUIDANCE, "last": {stage: json.loads(log.read_text().splitlines()[-1]) for stage,
                                        log in logs.items() if log.exists()}})
 
