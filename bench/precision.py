@@ -30,7 +30,7 @@ def main():
     reference = load(TOY)
     for dtype in (torch.float32, torch.bfloat16):
         model = load(TOY, dtype=dtype)
-        config = dataclasses.replace(configure(model.settings), prior="noise")
+        config = dataclasses.replace(configure(model.settings), prior="noise", finish=False)
         numbers, results, agree = legibility(model, judge, stored["features"][::args.every], config, stored["timestep"])
         jobs = [r.job for r in results]
         activation = torch.cat([measure(reference, torch.stack([r.latent for r in results[i:i + 32]]),

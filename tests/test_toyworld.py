@@ -1,5 +1,6 @@
 """The toy world: drawings are what their labels say, training resumes, the measures of the evaluation are right."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +202,22 @@ def test_quick_is_compared_feature_by_feature(tmp_path):
 def test_a_table_takes_its_own_place():
     once = insert("before\n", "rows", "| 1 |")
     assert insert(once + "after\n", "rows", "| 2 |") == once.replace("1", "2") + "after\n"
+
+
+@torch.no_grad()
+def test_what_the_text_says_passes_the_hook_point():
+    """With the hook's output held, the second toy predicts the same whatever the text; the first toy does not. Its
+    concept features cover all objects and styles."""
+    for name, same in (("narrow", True), ("toy", False)):
+        model = load(f"weights/{name}", "cpu")
+        x, t = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([600])
+        texts = [model.embed([text]) for text in ("", "A Tree image in Winter style")]
+        held = model.unet(x, t, texts[0], until=model.hook_point)
+        handle = model.unet.get_submodule(model.hook_point).register_forward_hook(lambda module, inputs, h: held)
+        without, with_text = (model.unet(x, t, text) for text in texts)
+        handle.remove()
+        assert torch.equal(without, with_text) == same
+        assert not torch.equal(model.unet(x, t, texts[1]), with_text)
+    concepts = json.loads(Path("weights/narrow/concepts.json").read_text())["features"]
+    assert {c["object"] for c in concepts} - {None} == {*drawings.OBJECTS}
+    assert {c["style"] for c in concepts} - {None} == {*drawings.STYLES}

@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from activity import profile
 from weights.load import load
 from config import Job, configure
-from ascent import visualize
+from finish import visualize
 from vae import to_uint8
 from sae import fvu
 from steering import sample
@@ -259,18 +259,9 @@ def right(concepts, o, s):
                         dtype=torch.bool)
 
 
-def legibility(model, judge, concepts, config, t, batch_size=8):
-    """Visualise each concept feature once and let the judge name the picture: shares right, by kind."""
-    jobs = [Job(feature=c["feature"], timestep=t, seed=SEED) for c in concepts]
-    began = time.time()
-    results = []
-    for i in range(0, len(jobs), batch_size):
-        results += visualize(model, jobs[i:i + batch_size], config, batch_size)
-        done = len(results)
-        print(f"\r{done}/{len(jobs)} features, {(time.time() - began) / done * (len(jobs) - done):.0f} s left  ",
-              end="", file=sys.stderr)
-    print(file=sys.stderr)
-    images = torch.stack([r.image for r in results]).to(model.device)
+def named(judge, concepts, results):
+    """Shares of pictures that the judge names right, all and by kind; mean activation, verdicts; and (n,) bool."""
+    images = torch.stack([r.image for r in results]).to(next(judge.parameters()).device)
     o, s, *_ = judge.verdict(F.interpolate(images, (drawings.SIZE, drawings.SIZE)))
     agree = right(concepts, o.tolist(), s.tolist())
     out = {"all": share(agree)}
@@ -280,13 +271,32 @@ def legibility(model, judge, concepts, config, t, batch_size=8):
             out[kind] = share(agree[chosen])
     out["activation"] = round(sum(r.activation for r in results) / len(results), 4)
     out["verdicts"] = dict(Counter(r.verdict for r in results))
+    return out, agree
+
+
+def legibility(model, judge, concepts, config, t, batch_size=8):
+    """Visualise each concept feature once and let the judge name the picture: shares right, by kind; with the finish
+    those of the finished pictures too.
+    """
+    jobs = [Job(feature=c["feature"], timestep=t, seed=SEED) for c in concepts]
+    began = time.time()
+    results = []
+    for i in range(0, len(jobs), batch_size):
+        results += visualize(model, jobs[i:i + batch_size], config, batch_size)
+        done = len(results)
+        print(f"\r{done}/{len(jobs)} features, {(time.time() - began) / done * (len(jobs) - done):.0f} s left  ",
+              end="", file=sys.stderr)
+    print(file=sys.stderr)
+    out, agree = named(judge, concepts, results)
+    if config.finish:
+        out["finished"], _ = named(judge, concepts, [r.finished for r in results])
     return out, results, agree
 
 
 def run_legibility(model, judge, args):
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = stored["features"], stored["timestep"]
-    config = dataclasses.replace(configure(model.settings), prior="noise")
+    config = dataclasses.replace(configure(model.settings), prior="noise", finish=False)
     chance = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
     out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]]
                                                                                      for c in concepts) / len(concepts),
@@ -326,7 +336,7 @@ def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
     for c in chosen_by_rule(json.loads((args.out / "concepts.json").read_text())["features"]):
         times = profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
         results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds],
-                            configure(model.settings))
+                            configure(model.settings, finish=False))
         o, s, *_ = judge.verdict(torch.stack([r.image for r in results]).to(model.device))
         scores[c["feature"]] = share(right([c] * len(results), o.tolist(), s.tolist()))
         tell(f"at the peaks, feature {c['feature']}, {c['object'] or c['style']}", scores[c["feature"]])
@@ -341,8 +351,8 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
     jobs = [Job(feature=c["feature"], timestep=t, seed=s) for c in concepts for s in seeds]
-    shown = torch.stack([r.image for r in visualize(model, jobs, dataclasses.replace(configure(model.settings),
-                                                                                     prior="noise"))])
+    config = dataclasses.replace(configure(model.settings), prior="noise", finish=False)
+    shown = torch.stack([r.image for r in visualize(model, jobs, config)])
     o, s, *_ = judge.verdict(shown.to(model.device))
     agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
     tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c,

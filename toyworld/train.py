@@ -1,6 +1,6 @@
-"""Make `weights/toy` from nothing: drawings -> autoencoder -> text encoder and UNet -> sparse autoencoder -> judge.
+"""Make `weights/narrow` from nothing: drawings -> autoencoder -> text encoder and UNet -> sparse autoencoder -> judge.
 
-    python -m toyworld.train [--stage NAME ...] [--runs FOLDER] [--out weights/toy] [--device cuda]
+    python -m toyworld.train [--stage NAME ...] [--runs FOLDER] [--out weights/narrow] [--device cuda]
 
 Every stage resumes where it was killed (its state is kept in --runs) and writes its part of --out when it is done. Each
 is one function below, from its data to its loss; the loop that they share is toyworld/fit.py.
@@ -352,7 +352,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
-    parser.add_argument("--out", type=Path, default=Path("weights/toy"))
+    parser.add_argument("--out", type=Path, default=Path("weights/narrow"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for stage, steps in STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
