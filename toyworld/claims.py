@@ -28,7 +28,7 @@ from toyworld.claim_list import CLAIMS
 from toyworld.judge import load_judge
 from toyworld.paired import FEWEST, by_feature, mean
 from toyworld.train import write_json
-from toyworld.trials import Lab, full_size_ratio, lacks
+from toyworld.trials import Lab, full_size_ratio
 from weights.disk import WeightsError
 from weights.load import load
 
@@ -56,14 +56,14 @@ def verdict(parts):
     return "does not" if "does not" in said else "holds" if said and {*said} == {"holds"} else "not decided here"
 
 
-def row_of(claim, parts, figure, rows, why=None):
-    """A claim's row as JSON values; `why` it was skipped."""
+def row_of(claim, parts, figure, rows):
+    """A claim's row as JSON values."""
     deciding = sum(p.deciding for p in parts)
     told = [p.told(deciding) for p in parts]
     first = next((p for p in told if p["deciding"]), {})
     return {"claim": claim.sentence, "source": claim.source, "experiment": claim.experiment,
             "n": first.get("n", 0), "number": first.get("number"), "interval": first.get("interval"),
-            "what": first.get("what"), "verdict": verdict(told), "skipped": why, "parts": told, "figure": figure,
+            "what": first.get("what"), "verdict": verdict(told), "parts": told, "figure": figure,
             "settings": [summary(label, some) for label, some in rows.items()], "not_said": claim.not_said,
             "elsewhere": claim.elsewhere}
 
@@ -71,12 +71,7 @@ def row_of(claim, parts, figure, rows, why=None):
 def try_claim(lab, claim, say=lambda done: None):
     """(the claim's row, {label: rows})"""
     trial = claim.trial(lab)
-    settings = next(trial)
-    if names := {name for s in settings.values() for name in lacks(s)}:
-        why = f"skipped: config.Config has no setting {' or '.join(sorted(names))}"
-        print(f"claims: {claim.name} is {why}", file=sys.stderr)
-        return row_of(claim, [], None, {}, why), {}
-    rows = {label: lab.rows(s, say) for label, s in settings.items()}
+    rows = {label: lab.rows(s, say) for label, s in next(trial).items()}
     try:
         trial.send(rows)
     except StopIteration as end:
@@ -85,8 +80,7 @@ def try_claim(lab, claim, say=lambda done: None):
 
 
 def settings_of(lab, claim):
-    found = next(claim.trial(lab))
-    return {label: s for label, s in found.items() if not lacks(s)}
+    return next(claim.trial(lab))
 
 
 def compare(ours, theirs):

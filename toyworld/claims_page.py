@@ -162,8 +162,6 @@ def section(name, row, docs):
     lines = [f"**{row['claim']}** ({row['source']})", "", f"{row['experiment']} Verdict: **{row['verdict']}**.", ""]
     folder = docs / "pictures/claims"
     folder.mkdir(parents=True, exist_ok=True)
-    if row["skipped"]:
-        lines += [f"{row['skipped'].capitalize()}.", ""]
     if any(p["number"] is not None for p in row["parts"]):
         (folder / f"{name}_parts.svg").write_text(draw_parts(row), encoding="utf-8")
         lines += [f"![the numbers of this claim with their intervals](pictures/claims/{name}_parts.svg)", ""]
@@ -197,7 +195,7 @@ def write_page(numbers, docs):
     several = lambda row: sum(p["deciding"] for p in row["parts"]) > 1
     rows = ((f"[{row['claim']}](#{name})", row["n"],
              count(row) if several(row) else f"{row['what'] or ''}: {number(row['number'], row['interval'])}",
-             row["skipped"] or f"**{row['verdict']}**") for name, row in claims.items())
+             f"**{row['verdict']}**") for name, row in claims.items())
     body = insert(body, "summary", head + table(("claim", "n", "number", "verdict"), rows))
     for name, row in claims.items():
         if f"<!-- {name} -->" not in body:

@@ -28,8 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from activity import capture, profile
 from ascent import ascend, filled
-from config import HOOK_POINT, REFERENCE_WIDTH, SETTINGS, Job, configure
+from config import HOOK_POINT, REFERENCE_WIDTH, Job, configure
 from finish import course_length, run_batch, start
+from pages.files import method_code
 from toyworld import drawings
 from toyworld.evaluate import TOP, UNSEEN, feature_activations, find_concepts, right
 from toyworld.finishing import shuffled
@@ -134,7 +135,8 @@ class Lab:
         self.model, self.judge, self.t, self.seeds, self.n = model, judge, stored["timestep"], seeds, features
         self.everything = shuffled([c | {"target": c["feature"]} for c in stored["features"]])
         self.base, self.known = home, {}
-        made = [profile.fingerprints(model), model.fingerprints["activity.safetensors"], self.t, judge_print(model)]
+        made = [profile.fingerprints(model), model.fingerprints["activity.safetensors"], self.t, judge_print(model),
+                method_code()]
         self.fingerprint = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
         self.home = home / self.fingerprint
 
@@ -359,8 +361,3 @@ def full_size_ratio():
 def judge_print(model):
     path = model.folder / "judge/model.safetensors"
     return sha256([path])[path]
-
-
-def lacks(setting):
-    """The names among a setting's changes that config.Config does not have."""
-    return [name for name, _ in setting.changes if name not in SETTINGS]

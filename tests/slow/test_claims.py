@@ -292,7 +292,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(small, tiny, tmp_path, monkeypatc
     assert [again.count(s) for s in settings] == [0, 0]
 
 
-ROW = {"claim", "source", "experiment", "n", "number", "interval", "what", "verdict", "skipped", "parts", "figure",
+ROW = {"claim", "source", "experiment", "n", "number", "interval", "what", "verdict", "parts", "figure",
        "settings", "not_said", "elsewhere"}
 PART = {"what", "unit", "n", "pictures", "above", "least", "deciding", "number", "interval", "wider", "verdict"}
 
@@ -308,8 +308,6 @@ def test_every_claim_has_its_row_page_and_figures(name, lab, tiny, home, tmp_pat
     assert all(row[k].endswith((".", "?")) for k in ("claim", "experiment", "not_said", "elsewhere")) and row["source"]
     page = (tmp_path / "docs/claims.md").read_text()
     assert row["claim"] in page and row["not_said"] in page and f"<!-- {name} -->" in page
-    if row["skipped"]:
-        return
     assert any(p["deciding"] for p in row["parts"]) and all(PART <= p.keys() for p in row["parts"])
     assert any(p["number"] is not None and p["interval"][0] <= p["number"] <= p["interval"][1] for p in row["parts"])
     assert all(p["interval"] or p["n"] == 0 or p["unit"] == "ratio" for p in row["parts"])
@@ -324,11 +322,11 @@ def test_every_claim_has_its_row_page_and_figures(name, lab, tiny, home, tmp_pat
 
 
 @pytest.mark.parametrize("name", ("cheaper", "cleaner"))
-def test_pixels_are_compared_where_there_is_such_a_setting(name, lab, monkeypatch):
+def test_pixels_are_compared(name, lab, monkeypatch):
     """Another setting stands in for it, so that both spaces give nearly the same."""
     monkeypatch.setattr(claim_list, "PIXEL", {"range_weight": 0.1})
     row, rows = claims.try_claim(lab, CLAIMS[name])
-    assert row["skipped"] is None and row.keys() == ROW and [*rows] == [
+    assert row.keys() == ROW and [*rows] == [
         "latent, 1 steps", "latent, 2 steps", "pixel, 1 steps", "pixel, 2 steps", "pixel, 4 steps"]
     told = {p["what"]: p for p in row["parts"]}
     if name == "cheaper":
