@@ -1,6 +1,7 @@
 """The toy world: drawings are what their labels say, training resumes, the measures of the evaluation are right."""
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from clip import Tokenizer
 from legibility import vocabulary
-from toyworld import drawings, evaluate_legibility, quick
+from schedule import Schedule
+from toyworld import drawings, evaluate_legibility, hook, quick
 from toyworld.eyes import contrast
 from toyworld.evaluate import find_concepts, right, wilson
 from toyworld.finishing import insert
@@ -221,3 +223,42 @@ def test_what_the_text_says_passes_the_hook_point():
     concepts = json.loads(Path("weights/narrow/concepts.json").read_text())["features"]
     assert {c["object"] for c in concepts} - {None} == {*drawings.OBJECTS}
     assert {c["style"] for c in concepts} - {None} == {*drawings.STYLES}
+
+
+class Passing(nn.Module):
+    """A network that predicts what its hook point gives, and that is its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.mid = nn.Identity()
+
+    def forward(self, x, t, context, until=None):
+        return self.mid(x)
+
+
+def test_the_shift_without_the_hook_by_hand(monkeypatch):
+    """z is 0, so x is sqrt(1 - abar) eps; all of it but its mean goes: shift = sqrt((1 - abar) / abar) rms x."""
+    monkeypatch.setattr(hook, "make_drawings", lambda *_: torch.zeros(50, 1))
+    monkeypatch.setattr(hook, "encode_all", lambda vae, images: torch.zeros(len(images), 4, 16, 16))
+    model = SimpleNamespace(unet=Passing(), hook_point="mid", vae=None, device="cpu", schedule=Schedule(),
+                            embed=lambda texts: torch.zeros(len(texts), 77, 8))
+    found = hook.shift(model, None, n=50, times=(100, 600))
+    for t in (100, 600):
+        abar = model.schedule.alphas_cumprod[t].item()
+        assert found["captions"][str(t)] == pytest.approx((1 - abar) / abar ** 0.5, rel=0.02)
+    assert found["captions"] == found["empty prompt"] and not model.unet.mid._forward_hooks
+
+
+def test_steering_is_chosen_on_every_other_feature_and_told_of_the_rest(monkeypatch):
+    """Named right where 10 is added along a feature's own row: the first three at scale 5, the fourth at 10. The first
+    and the third choose 5; of the other two one is right."""
+    monkeypatch.setattr(hook, "sample", lambda model, noise, text, sampler, steps, add: add(0)["h"])
+    model = SimpleNamespace(latent_shape=(4, 2, 2), device="cpu", hook_point="h", embed=len, decode=lambda z: z,
+                            sae=SimpleNamespace(W_dec=torch.eye(4)))
+    judge = SimpleNamespace(verdict=lambda x: (torch.where(x.amax(1) == 10, x.argmax(1), 9), torch.zeros(len(x)).int()))
+    concepts = [{"feature": f, "kind": "object", "object": drawings.OBJECTS[f], "style": None,
+                 "activation": (2, 2, 2, 1)[f]} for f in range(4)]
+    found = hook.steer(model, judge, concepts, scales=(2, 5, 10), batch=3)
+    assert [(s["share"], s["n"]) for s in found["by scale"].values()] == [(0, 8), (0.75, 8), (0.25, 8)]
+    assert found["best scale"] == 5 and (found["object"]["share"], found["object"]["n"]) == (0.5, 4)
+    assert found["object"] == found["all others, at the best"] and found["style"]["n"] == 0

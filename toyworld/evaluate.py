@@ -2,8 +2,6 @@
 
     python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two
     sheets python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
-    python -m toyworld.evaluate --hook          only how much the hook point matters
-    python -m toyworld.evaluate --steer         whether steering with a concept feature's direction makes its concept
     python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to chance
     python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of
     them; stores nothing python -m toyworld.evaluate --figure        features.png: for every object and style its
@@ -31,7 +29,6 @@ from config import Job, configure
 from finish import visualize
 from vae import to_uint8
 from sae import fvu
-from steering import sample
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.judge import load_judge
@@ -113,69 +110,6 @@ def evaluate_samples(model, judge, args, each=5):
     tell("by style", {STYLES[k]: round((s == styles)[styles == k].float().mean().item(), 2) for k in range(8)})
     out = {"guidance": args.guidance, "object": share(o == objects), "style": share(s == styles)}
     return tell("samples the judge names right", out), torch.cat(hooks)
-
-
-@torch.no_grad()
-def evaluate_hook(model, args, n=400, times=(100, 300, 600, 900)):
-    """How much the hook point matters: the change of the predicted clean latent z0, whose own deviation is 1, when the
-    hook's output is replaced by its mean over drawings and positions; with the empty prompt and with the captions.
-
-        z0 = (x_t - sqrt(1 - abar_t) UNet(x_t, t)) / sqrt(abar_t),   shift(t) = rms(z0 - z0 with the mean)
-    """
-    objects, styles = pairs(n, "cpu")
-    captions = [drawings.caption(OBJECTS[o], STYLES[s]) for o, s in zip(objects.tolist(), styles.tolist())]
-    z = encode_all(model.vae, make_drawings(args.runs, 1600, UNSEEN)[:n].to(model.device))
-    hook, out = model.unet.get_submodule(model.hook_point), {}
-    for name, texts in (("empty prompt", [""]), ("captions", captions)):
-        context = model.embed(texts).expand(n, -1, -1)
-        for t in times:
-            eps = torch.randn(z.shape, generator=torch.Generator(model.device).manual_seed(t), device=model.device)
-            steps = torch.full((n,), t, device=model.device)
-            x = model.schedule.add_noise(z, eps, steps)
-            mean = model.unet(x, steps, context, until=model.hook_point).mean((0, 2, 3), keepdim=True)  # (1, D, 1, 1)
-            whole = model.unet(x, steps, context)
-            handle = hook.register_forward_hook(lambda module, inputs, h: mean.expand_as(h))
-            change = (model.unet(x, steps, context) - whole).square().mean().sqrt()
-            handle.remove()
-            abar = model.schedule.alphas_cumprod[t]
-            out.setdefault(name, {})[str(t)] = round(((1 - abar) / abar).sqrt().item() * change.item(), 3)
-    return tell("shift without the hook, by t", out)
-
-
-@torch.no_grad()
-def evaluate_steering(model, judge, args, scales=(2, 5, 10, 20, 40), noises=2, steps=25, batch=100):
-    """Samples by the empty prompt, scale * activation * W_dec[f] added at the hook at all steps: shares named right.
-
-    A feature's activation is the mean over its strongest drawings (concepts.json). The scale that is best for every
-    other feature of the list, first, third and so on, is reported for the rest.
-    """
-    concepts = json.loads((args.out / "concepts.json").read_text())["features"]
-    jobs = [(c, n) for c in concepts for n in range(noises)]
-    agree, began = [], time.time()
-    for i, scale in enumerate(scales):
-        verdicts = []
-        for k in range(0, len(jobs), batch):
-            part = jobs[k:k + batch]
-            noise = torch.cat([torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(
-                1_000 * c["feature"] + n)) for c, n in part]).to(model.device)
-            strength = torch.tensor([c["activation"] for c, _ in part], device=model.device)[:, None]
-            push = {model.hook_point: scale * strength * model.sae.W_dec[[c["feature"] for c, _ in part]]}
-            z = sample(model, noise, model.embed([""]), "ddim", steps, add=lambda t: push)
-            o, s, *_ = judge.verdict(model.decode(z))
-            verdicts.append(right([c for c, _ in part], o.tolist(), s.tolist()))
-            done = i * len(jobs) + k + len(part)
-            left = (time.time() - began) / done * (len(jobs) * len(scales) - done)
-            print(f"\rsteering: scale {scale}, {left:.0f} s left   ", end="", file=sys.stderr)
-        agree.append(torch.cat(verdicts))
-    print(file=sys.stderr)
-    agree, chooses = torch.stack(agree), torch.tensor([i // noises % 2 == 0 for i in range(len(jobs))])
-    best = agree[:, chooses].float().mean(1).argmax().item()
-    out = {"noises": noises, "by scale": {str(scale): share(a) for scale, a in zip(scales, agree)},
-           "best scale": scales[best], "all others, at the best": share(agree[best, ~chooses])}
-    for kind in ("object", "style"):
-        of = ~chooses & torch.tensor([c["kind"] == kind for c, _ in jobs])
-        out[kind] = share(agree[best, of])
-    return tell("steered samples named right", out)
 
 
 @torch.no_grad()
@@ -378,10 +312,8 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steer", action="store_true")
     parser.add_argument("--legibility", action="store_true")
     parser.add_argument("--concepts", action="store_true")
-    parser.add_argument("--hook", action="store_true")
     parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of config.Config, and timestep")
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--figure", action="store_true")
@@ -404,15 +336,10 @@ def main():
         numbers["default_settings"] = choose_feature(model, judge, args)
     elif args.try_:
         return try_settings(model, judge, args)
-    elif args.steer:
-        numbers["steering"] = evaluate_steering(model, judge, args)
-    elif args.hook:
-        numbers["hook"] = evaluate_hook(model, args)
     elif args.concepts:
         numbers["concepts"] = evaluate_concepts(model, args)
     else:
         numbers["vae"] = evaluate_vae(model, judge, args)
-        numbers["hook"] = evaluate_hook(model, args)
         numbers["samples"], hooks = evaluate_samples(model, judge, args)
         numbers["sae"] = evaluate_sae(model, hooks)
         numbers["concepts"] = evaluate_concepts(model, args)

@@ -1,0 +1,103 @@
+"""How much the toy's hook point matters: without it, and when a feature is added there.
+
+    python -m toyworld.hook [--steer] [--out weights/toy]     writes what it prints into evaluation.json
+
+Drawings are unseen ones, as in evaluate.py. --steer takes ten minutes on a core.
+"""
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from steering import sample
+from toyworld import drawings
+from toyworld.drawings import OBJECTS, STYLES
+from toyworld.evaluate import UNSEEN, pairs, right, share, tell
+from toyworld.judge import load_judge
+from toyworld.train import encode_all, make_drawings, write_json
+from weights.load import load
+
+
+@torch.no_grad()
+def shift(model, runs, n=400, times=(100, 300, 600, 900)):
+    """How much the hook point matters: the change of the predicted clean latent z0, whose own deviation is 1, when the
+    hook's output is replaced by its mean over drawings and positions; with the empty prompt and with the captions.
+
+        z0 = (x_t - sqrt(1 - abar_t) UNet(x_t, t)) / sqrt(abar_t),   shift(t) = rms(z0 - z0 with the mean)
+    """
+    objects, styles = pairs(n, "cpu")
+    captions = [drawings.caption(OBJECTS[o], STYLES[s]) for o, s in zip(objects.tolist(), styles.tolist())]
+    z = encode_all(model.vae, make_drawings(runs, 1600, UNSEEN)[:n].to(model.device))
+    hook, out = model.unet.get_submodule(model.hook_point), {}
+    for name, texts in (("empty prompt", [""]), ("captions", captions)):
+        context = model.embed(texts).expand(n, -1, -1)
+        for t in times:
+            eps = torch.randn(z.shape, generator=torch.Generator(model.device).manual_seed(t), device=model.device)
+            steps = torch.full((n,), t, device=model.device)
+            x = model.schedule.add_noise(z, eps, steps)
+            mean = model.unet(x, steps, context, until=model.hook_point).mean((0, 2, 3), keepdim=True)  # (1, D, 1, 1)
+            whole = model.unet(x, steps, context)
+            handle = hook.register_forward_hook(lambda module, inputs, h: mean.expand_as(h))
+            change = (model.unet(x, steps, context) - whole).square().mean().sqrt()
+            handle.remove()
+            abar = model.schedule.alphas_cumprod[t]
+            out.setdefault(name, {})[str(t)] = round(((1 - abar) / abar).sqrt().item() * change.item(), 3)
+    return tell("shift without the hook, by t", out)
+
+
+@torch.no_grad()
+def steer(model, judge, concepts, scales=(2, 5, 10, 20, 40), noises=2, steps=25, batch=100):
+    """Samples by the empty prompt, scale * activation * W_dec[f] added at the hook at all steps: shares named right.
+
+    A feature's activation is the mean over its strongest drawings (concepts.json). The scale that is best for every
+    other feature of the list, first, third and so on, is reported for the rest.
+    """
+    jobs = [(c, n) for c in concepts for n in range(noises)]
+    agree, began = [], time.time()
+    for i, scale in enumerate(scales):
+        verdicts = []
+        for k in range(0, len(jobs), batch):
+            part = jobs[k:k + batch]
+            noise = torch.cat([torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(
+                1_000 * c["feature"] + n)) for c, n in part]).to(model.device)
+            strength = torch.tensor([c["activation"] for c, _ in part], device=model.device)[:, None]
+            push = {model.hook_point: scale * strength * model.sae.W_dec[[c["feature"] for c, _ in part]]}
+            z = sample(model, noise, model.embed([""]), "ddim", steps, add=lambda t: push)
+            o, s, *_ = judge.verdict(model.decode(z))
+            verdicts.append(right([c for c, _ in part], o.tolist(), s.tolist()))
+            done = i * len(jobs) + k + len(part)
+            left = (time.time() - began) / done * (len(jobs) * len(scales) - done)
+            print(f"\rsteering: scale {scale}, {left:.0f} s left   ", end="", file=sys.stderr)
+        agree.append(torch.cat(verdicts))
+    print(file=sys.stderr)
+    agree, chooses = torch.stack(agree), torch.tensor([i // noises % 2 == 0 for i in range(len(jobs))])
+    best = agree[:, chooses].float().mean(1).argmax().item()
+    out = {"noises": noises, "by scale": {str(scale): share(a) for scale, a in zip(scales, agree)},
+           "best scale": scales[best], "all others, at the best": share(agree[best, ~chooses])}
+    for kind in ("object", "style"):
+        of = ~chooses & torch.tensor([c["kind"] == kind for c, _ in jobs])
+        out[kind] = share(agree[best, of])
+    return tell("steered samples named right", out)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steer", action="store_true", help="whether a concept feature's direction makes its concept")
+    parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--out", type=Path, default=Path("weights/toy"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    model, path = load(args.out, args.device), args.out / "evaluation.json"
+    if args.steer:
+        concepts = json.loads((args.out / "concepts.json").read_text())["features"]
+        new = {"steering": steer(model, load_judge(args.out, args.device), concepts)}
+    else:
+        new = {"hook": shift(model, args.runs)}
+    write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | new)
+
+
+if __name__ == "__main__":
+    main()
