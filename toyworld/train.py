@@ -182,9 +182,10 @@ class Denoiser(nn.Module):
 
 
 def train_unet(args):
-    """min(SNR, 5) / SNR times the squared error of the predicted noise, t uniform (Hang et al., arXiv 2303.09556).
+    """min(min(SNR + 1, 5) / SNR, 10) / 3 times the squared error of the predicted noise, t uniform: the weight of Hang
+    et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is decided, and the 10.
 
-    12% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
+    25% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
     their object or their style, so that the model learns each of them alone.
     """
     tokenizer = make_tokenizer(args)
