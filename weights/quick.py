@@ -21,15 +21,22 @@ FEW, MANY = 512, 2 ** 20    # a 3x3 convolution is a product for at most FEW pos
 LARGE = 2 ** 19             # from so many weights on, a gated projection is made twice rather than kept [measured]
 
 
+def frozen(x, weight):
+    """Whether a gradient of x alone is wanted, on a CPU."""
+    return not weight.requires_grad and x.device.type == "cpu"
+
+
 def quick(x, weight):
-    """Whether oneDNN's product can stand for torch's: frozen weights on a CPU."""
-    if weight.requires_grad or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    """Whether oneDNN's product can stand for torch's."""
+    if not frozen(x, weight) or not torch.backends.mkldnn.is_available():
         return False
     return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def product(x, weight, bias=None):
-    """x W^T + b by oneDNN: (..., c_in) -> (..., c_out)."""
+    """x W^T + b, by oneDNN where it can: (..., c_in) -> (..., c_out)."""
+    if not quick(x, weight):
+        return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -83,7 +90,7 @@ class GEGLU(Twin, unet.GEGLU):
 
     def forward(self, x):
         weight = self.proj.weight
-        gated = quick(x, weight) and weight.numel() >= LARGE
+        gated = frozen(x, weight) and weight.numel() >= LARGE
         return Gated.apply(x, weight, self.proj.bias) if gated else super().forward(x)
 
 

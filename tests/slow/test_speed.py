@@ -20,6 +20,7 @@ from tests.seeded import TOY, gradient, on_meta, randn, relative_error, shapes, 
 from tests.test_checkpoint import check_message, networks
 from tests.tiny import HOOK, PATHS, edit_tensors, write_model
 from toyworld.judge import load_judge
+from unet import GEGLU
 
 TOY_WEIGHTS = "weights/toy"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,6 +91,23 @@ def test_a_convolution_as_a_product(stride, kernel, shape, monkeypatch):
     x = randn(B, 6, h, w, seed=1).requires_grad_(True)
     y, reference = quick.Conv2d(plain)(x), plain(x)
     assert relative_error(y, reference) <= 1e-5 and relative_error(gradient(y, x), gradient(reference, x)) <= 1e-5
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_halves_of_a_large_gated_unit_are_not_kept(dtype, onednn, monkeypatch):
+    """Not even on a processor whose oneDNN lacks the precision; what is kept is x, not what is 8 times as wide."""
+    monkeypatch.setattr(quick, "LARGE", 0)
+    if not onednn:
+        monkeypatch.setattr(quick, "quick", lambda x, weight: False)
+    plain = GEGLU(8, 32).to(dtype).requires_grad_(False)
+    x, kept = randn(2, 5, 8, seed=1).to(dtype).requires_grad_(True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
+        y = quick.GEGLU(plain)(x)
+    reference = plain(x)
+    assert sorted(kept) == [(2, 5, 8), (64,), (64, 8)]
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    assert relative_error(y, reference) <= close and relative_error(gradient(y, x), gradient(reference, x)) <= close
 
 
 def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
