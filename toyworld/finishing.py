@@ -1,7 +1,7 @@
 """What the finish does to legibility on the toy: tried on one half of the concept features, reported on the other.
 
     python -m toyworld.finishing --explore      the settings in EXPLORED, on a part of half A
-    python -m toyworld.finishing --report       the setting CHOSEN: half B, half A, then four more seeds of a part of B
+    python -m toyworld.finishing --report       the setting CHOSEN: half B, half A, one of the five seeds after the other
     python -m toyworld.finishing --table        the tables of both: weights/toy/finishing.json and docs/finish.md
 
 The halves are drawn by a fixed lot. What the judge says of a picture is appended to out/finishing/ as soon as it is
@@ -11,6 +11,7 @@ feature's five seeds does not ask the judge: it takes the largest activation aft
 import argparse
 import json
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from weights.load import load
 
 LOT = 15                    # seed of the halves and of the order in which the report takes features
 EVERY = 3                   # of half A while exploring
-FIVE = 64                   # features of half B, by lot, of which five seeds are made
 BATCH = 32                  # pictures that are computed together
 FAST = dict(num_steps=40, learning_rate=0.15)
 ASCENTS = {
@@ -36,6 +36,7 @@ ASCENTS = {
     "steer, 40 at 0.15": dict(prior="steer", **FAST),
     "steer, 100 at 0.05": dict(prior="steer"),
     "guided, 40 at 0.15": dict(prior="guided", **FAST),
+    "noise, 40 at 0.15, at its peak": dict(prior="noise", **FAST),
 }
 PLAIN = dict(spectral_filter=False)
 FINISHES = {f"{t0}, {s}" + ", no filter" * bool(more): dict(finish_from=t0, finish_scale=s, **more) for t0, s, more in (
@@ -43,7 +44,7 @@ FINISHES = {f"{t0}, {s}" + ", no filter" * bool(more): dict(finish_from=t0, fini
     (900, 0.5, {}), (900, 0.8, {}), (800, 0.5, PLAIN), (900, 0.3, PLAIN))}
 FINISHES |= {f"{t0}, 0.5, {n} steps": dict(finish_from=t0, finish_scale=0.5, finish_steps=n) for t0, n in (
     ("auto", 15), ("auto", 10))}
-FEW = {name: FINISHES[name] for name in ("600, 0.4", "800, 0.5", "900, 0.5")}
+FEW = {name: FINISHES[name] for name in ("600, 0.4", "800, 0.5", "900, 0.5", "auto, 0.5, 10 steps")}
 EXPLORED = {name: FINISHES if name == "noise, 40 at 0.15" else FEW for name in ASCENTS}
 CHOSEN = "noise, 100 at 0.05", "auto, 0.5, 15 steps"       # the toy's default
 
@@ -79,13 +80,14 @@ def add(path, finished, batch, results, judge):
 
 def work(model, judge, pairs, t, name, finishes, home, ascents=ASCENTS):
     """The ascent of (concept, seed) pairs by the settings of that name, and each of the finishes after it."""
-    path, kept = home / f"{name}.jsonl", home / f"latents {name}"
+    path, kept, peak = home / f"{name}.jsonl", home / f"latents {name}", name.endswith("at its peak")
+    time_step = lambda c: peak and profile.highest_peak(model.activity, "feature", c["feature"]) or t
     done = {(e["finish"], e["feature"], e["seed"]) for e in read(path)}
     for i in range(0, len(pairs), BATCH):
         batch = pairs[i:i + BATCH]
         file = kept / f"{batch[0][0]['feature']:05d}_{batch[0][1]}.safetensors"
         wanted = [f for f in ("", *finishes) if any((f, c["feature"], seed) not in done for c, seed in batch)]
-        jobs = [Job(feature=c["feature"], timestep=t, seed=seed) for c, seed in batch]
+        jobs = [Job(feature=c["feature"], timestep=time_step(c), seed=seed) for c, seed in batch]
         for f in wanted:
             config, began = configure(model.settings, **ascents[name] | finishes.get(f, {})), time.time()
             if not f:
@@ -129,14 +131,15 @@ def by_rule(entries):
     return list(best.values())
 
 
-def explored(home):
-    """A row for each setting that was tried."""
-    out = []
-    for name in ASCENTS:
-        entries = read(home / f"{name}.jsonl")
+def explored(home, before):
+    """A row for each setting that was tried; rows from `before` whose pictures are not in `home` stay."""
+    out = {(r["ascent"], r["finish"]): r for r in before}
+    for path in sorted(home.glob("*.jsonl")):
+        entries = read(path)
         for f in dict.fromkeys(e["finish"] for e in entries):
-            out.append({"ascent": name, "finish": f or None, **row([e for e in entries if e["finish"] == f])})
-    return out
+            key = path.stem, f or None
+            out[key] = dict(zip(("ascent", "finish"), key)) | row([e for e in entries if e["finish"] == f])
+    return [*out.values()]
 
 
 def reported(home, concepts):
@@ -178,8 +181,11 @@ def insert(text, mark, table):
 
 
 def write_tables(out, home, concepts, docs):
-    numbers = {"lot": LOT, "explored": explored(home / "explore"), "report": reported(home / "report", concepts)}
-    write_json(out / "finishing.json", numbers)
+    file = out / "finishing.json"
+    before = json.loads(file.read_text())["explored"] if file.exists() else []
+    numbers = {"lot": LOT, "explored": explored(home / "explore", before),
+               "report": reported(home / "report", concepts)}
+    write_json(file, numbers)
     report = [{"features": which, "pictures": name, **r} for which, rows in numbers["report"].items()
               if which != "setting" for name, r in rows.items()]
     text = docs.read_text() if docs.exists() else ""
@@ -219,9 +225,8 @@ def main():
         for name, finishes in EXPLORED.items():
             work(model, judge, [(c, SEEDS[0]) for c in a[::EVERY]], t, name, finishes, args.home / "explore")
     else:
-        parts = [(SEEDS[0], shuffled(b)), (SEEDS[0], shuffled(a)), *((seed, shuffled(b)[:FIVE]) for seed in SEEDS[1:])]
-        for seed, part in parts:
-            pairs = [(c, seed) for c in part]
+        for seed, half in product(SEEDS, (b, a)):
+            pairs = [(c, seed) for c in shuffled(half)]
             work(model, judge, pairs, t, CHOSEN[0], {CHOSEN[1]: FINISHES[CHOSEN[1]]}, args.home / "report")
 
 
