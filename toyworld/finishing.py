@@ -1,7 +1,7 @@
 """What the finish does to legibility on the toy: tried on one half of the concept features, reported on the other.
 
     python -m toyworld.finishing --explore      the settings in EXPLORED, on a part of half A
-    python -m toyworld.finishing --report       the setting CHOSEN: half B, half A, one of the five seeds after the other
+    python -m toyworld.finishing --report       the setting CHOSEN: half B, half A, one of five seeds after the other
     python -m toyworld.finishing --table        the tables of both: weights/toy/finishing.json and docs/finish.md
 
 The halves are drawn by a fixed lot. What the judge says of a picture is appended to out/finishing/ as soon as it is

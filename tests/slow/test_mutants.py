@@ -7,6 +7,7 @@ A mutant is (file, old text, new text). The old text occurs exactly once, so tha
 of the tree are mutated, never the tree itself; the stored picture helps nobody. A hole that is found later becomes a
 mutant here and a test there.
 """
+import json
 import os
 import queue
 import shutil
@@ -246,34 +247,55 @@ def copy_tree(to):
     return to
 
 
-def run(tree, tests):
-    """The test file in a copy of the tree: pytest's exit code (0 passed, 1 failed) and its last lines."""
+# Runs pytest in a copy of the tree, each time in a fork: libraries, which nobody mutates, are imported once.
+SERVER = """
+import json, os, signal, sys
+import numpy, PIL.Image, pytest, safetensors.torch, torch
+for line in sys.stdin:
+    if not (child := os.fork()):
+        signal.alarm(500)
+        os.dup2(os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        code = pytest.main(json.loads(line))
+        sys.stdout.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, open("output", errors="replace").read()[-2000:]]), flush=True)
+"""
+
+
+def serve(tree):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", tests, "-x", "--tb=line", "-p", "no:cacheprovider"]
+    return subprocess.Popen([sys.executable, "-c", SERVER], cwd=tree, env=environment, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def run(server, tests):
+    """The test file in a copy of the tree: pytest's exit code (0 passed, 1 failed) and its last lines."""
     chosen = " and ".join(f"({part})" for part in (TESTS[tests], f"not {NO_HELP}") if part)
-    done = subprocess.run([*command, "-k", chosen], cwd=tree, env=environment, capture_output=True, text=True,
-                          timeout=500)
-    return done.returncode, done.stdout[-2000:]
+    print(json.dumps([tests, "-x", "--tb=line", "-p", "no:cacheprovider", "-k", chosen]), file=server.stdin, flush=True)
+    return json.loads(server.stdout.readline())
 
 
 def mutated(trees, file, old, new, tests):
     """What `run` says of a mutant, in a tree that nobody else uses meanwhile."""
-    tree = trees.get()
+    tree, server = trees.get()
     try:
         text = (ROOT / file).read_text(encoding="utf-8")
         (tree / file).write_text(text.replace(old, new), encoding="utf-8")
-        return run(tree, tests)
+        return run(server, tests)
     finally:
         shutil.copy(ROOT / file, tree / file)
-        trees.put(tree)
+        trees.put((tree, server))
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, request):
     """{(a mutant that was selected, or a test file): what will come of it}; AT_ONCE run side by side."""
-    trees = queue.Queue()
+    trees, servers = queue.Queue(), []
     for i in range(AT_ONCE):
-        trees.put(copy_tree(tmp_path_factory.mktemp("trees") / str(i)))
+        tree = copy_tree(tmp_path_factory.mktemp("trees") / str(i))
+        servers.append(serve(tree))
+        trees.put((tree, servers[-1]))
     wanted = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         sound = {params["tests"]: pool.submit(mutated, trees, "ascent.py", "", "", params["tests"])    # nothing changes
@@ -281,6 +303,9 @@ def outcomes(tmp_path_factory, request):
         yield sound | {params["mutant"]: pool.submit(mutated, trees, *params["mutant"])
                        for params in wanted if "mutant" in params}
         pool.shutdown(cancel_futures=True)
+    for server in servers:
+        server.stdin.close()
+        server.wait()
 
 
 def test_every_old_text_occurs_once():
