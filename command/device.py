@@ -9,6 +9,7 @@ from ascent import default_batch_size
 from command.missing import default_weights, offer
 from weights.load import find, load
 from weights.preflight import check_memory, free_bytes, predict
+from weights.quick import emulated
 
 try:
     import resource                             # peak memory; not on Windows
@@ -36,6 +37,9 @@ def open_model(args, wanted, check=False):
     offer(args, wanted, device, check)
     path = args.weights or default_weights(args, wanted)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if device.type == "cpu" and emulated(dtype):
+        print(f"--dtype {args.dtype}: this processor has no instructions for it; float32 is many times faster",
+              file=sys.stderr)
     hook_point = own_sae(path, getattr(args, "hook_point", None))
     if check:
         found = find(path, args.ema, hook_point)

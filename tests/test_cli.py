@@ -23,6 +23,7 @@ import finish
 from pages import files as results
 from config import SEEDS, Config
 from tests.tiny import HOOK, PATHS, QUICK, edit_json, write_model
+from weights.quick import emulated
 
 SHOWN = ("sheet.png", "index.html")
 KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")    # files of a result, in the order of writing
@@ -181,6 +182,16 @@ def test_results_of_other_settings_have_a_folder_of_their_own_that_says_which(we
     assert len(folders) == 4 and all((folder / "seed_5.json").exists() for folder in folders)
     assert {(f / "settings.txt").read_text() for f in folders if f.name != "t0300"} == {
         "num_steps: 3\n", "spectral_filter: False\n", "prior: noise\nfinish: False\ndtype: bfloat16\n"}
+
+
+def test_a_precision_that_the_processor_only_emulates_is_told(weights, out, capsys, monkeypatch):
+    for lacks in (False, True):
+        monkeypatch.setattr("command.device.emulated", lambda dtype: lacks and dtype == torch.bfloat16)
+        for dtype in ("bfloat16", "float32"):
+            assert featviz.main(["--weights", str(weights), "--out", str(out), "--check", "--dtype", dtype]) == 0
+            told = "--dtype bfloat16: this processor has no instructions for it" in capsys.readouterr().err
+            assert told == (dtype == "bfloat16" and lacks)
+    assert not emulated(torch.float32) and emulated(torch.bfloat16) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_what_pixels_gave_lies_beside_what_the_latent_gave(weights, made, out, capsys):

@@ -26,11 +26,17 @@ def frozen(x, weight):
     return not weight.requires_grad and x.device.type == "cpu"
 
 
+def emulated(dtype):
+    """Whether this processor has no instructions for numbers of this type, so that a step takes many times as long."""
+    has = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return dtype in has and not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, has[dtype])())
+
+
 def quick(x, weight):
     """Whether oneDNN's product can stand for torch's."""
     if not frozen(x, weight) or not torch.backends.mkldnn.is_available():
         return False
-    return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and not emulated(x.dtype)
 
 
 def product(x, weight, bias=None):
