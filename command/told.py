@@ -4,6 +4,7 @@ import sys
 import time
 
 from command.progress import say
+from config import QUICK
 
 
 def announce(model, why, config):
@@ -39,11 +40,13 @@ def check(model, jobs, config, size):
     first, began = time.time() - began, time.time()
     next(redraw(model, batch, step.transformed, [1], 0.0, config))   # a step of the finish, or of a guided start
     second = time.time() - began
-    seconds = batches * (config.num_steps * first + (course_length(config) - config.num_steps) * second
-                         + (config.prior != "noise") * config.prior_steps * second)
+    rest = course_length(config) - config.num_steps + (config.prior != "noise") * config.prior_steps
+    takes = lambda steps: f"{batches * (steps * first + rest * second):.0f} s"
+    fewer = QUICK["num_steps"]
+    quick = f" ({takes(fewer)} with --preset quick)" if config.num_steps > fewer else ""
     say(f"{len(jobs)} results at {model.hook_point} of {model.folder} on {model.device} in {model.dtype}, {size} at a "
-        f"time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files "
-        "read, all names, shapes and values are sound")
+        f"time: about {takes(config.num_steps)}{quick}, {peak_memory(model.device) / 2**30:.1f} GiB; "
+        f"{len(model.fingerprints)} files read, all names, shapes and values are sound")
     if jobs[0].kind == "feature":
         say(check_fit(model))
     return 0

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -350,6 +351,14 @@ def test_check_measures_and_writes_nothing(weights, out, capsys):
     assert memory.startswith("tiny: unet 0.6 M, vae 0.0 M") and "the weights take 3 MiB in float32" in memory
     assert fit.startswith("fit of UNet and SAE: ") and "do not belong together" in fit      # random numbers
     assert not out.exists()
+
+
+def test_check_tells_what_quick_would_take(weights, out, capsys):
+    for flags in (("--num-steps", 4000), ("--preset", "quick", "--num-steps", 40)):
+        assert run(weights, out, "--check", "--seed", 5, *flags) == 0
+    whole, fewer = (line for line in capsys.readouterr().out.splitlines() if line.startswith("1 results at "))
+    own, quick = map(int, re.search(r"about (\d+) s \((\d+) s with --preset quick\)", whole).groups())
+    assert own > 3 * quick and "--preset" not in fewer
 
 
 def test_help_names_every_setting(capsys):
