@@ -331,7 +331,8 @@ def test_a_tile_leads_to_the_feature_s_page(browser, toy):
     tab_to(browser, ".tile")
     target = browser.run("document.activeElement.href")
     browser.key("Enter")
-    assert wait_for(browser, f"location.href === {target!r}") and target.endswith("/index.html")
+    there = f"location.href === {target!r} && document.readyState === 'complete'"       # the address changes first
+    assert wait_for(browser, there) and target.endswith("/index.html")
     assert browser.run("document.querySelector('h1').textContent").startswith("Feature") and browser.errors == []
 
 
