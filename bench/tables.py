@@ -56,7 +56,7 @@ def markdown(results):
 
 def step_table(size, found, machine):
     """A row for each batch, way and precision; the floor in both ways of measuring the machine's rate."""
-    operations = found["operations"]
+    operations, fewer = found["operations"], QUICK["num_steps"] / Config().num_steps
     out = [
         "",
         f"{'Full size' if size == 'full' else 'Toy'} on {machine}: "
@@ -73,7 +73,6 @@ def step_table(size, found, machine):
         for r in rows:
             floor = batch * operations / found["rate"][r["dtype"]]["torch"]
             share = f"{r['seconds'] / base:.2f}" if base else ""
-            fewer = QUICK["num_steps"] / Config().num_steps
             quick = f"{fewer * r['seconds'] / base:.2f}" if base and r["way"] == "ours" else ""
             out.append(
                 f"| {batch} | {r['way']} | {r['dtype']} | {r['seconds']:.3g} | {batch / r['seconds']:.3g} | {share} | "

@@ -31,7 +31,7 @@ from config import Job, configure
 from ascent import activation, ascend, draw, start
 from finish import redraw
 from weights.layouts import WEIGHTS_FILE
-from weights.quick import Product
+from weights.quick import Product, quick
 from sae import SAE
 from unet import UNet
 from vae import VAE
@@ -255,17 +255,16 @@ def rates(device, dtype, repeat=4):
     CPU}, the best of some sizes.
     """
     ways = {"torch": lambda a, b: a @ b}
-    if torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available():
+    if quick(one := torch.ones(1, 1, device=device, dtype=dtype), one):
         ways["onednn"] = lambda a, b: Product.apply(a, b, None)
     out = {}
     for name, way in ways.items():
         for n in (1024, 2048) if torch.device(device).type == "cpu" else (4096, 8192):
             a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-            first = seconds(lambda: way(a, b), device)
-            slow = first > 1                    # emulated bfloat16: more would take minutes
-            best = first if slow else min(seconds(lambda: way(a, b), device) for _ in range(repeat))
-            out[name] = max(out.get(name, 0.0), 2 * n ** 3 / best)
-            if slow:
+            took = [seconds(lambda: way(a, b), device)]
+            took += [seconds(lambda: way(a, b), device) for _ in range(repeat) if took[0] < 1]
+            out[name] = max(out.get(name, 0.0), 2 * n ** 3 / min(took))
+            if took[0] >= 1:                    # emulated bfloat16: more would take minutes
                 break
     return out
 

@@ -30,13 +30,14 @@ LOT = 15                    # seed of the halves and of the order in which the r
 EVERY = 3                   # of half A while exploring
 BATCH = 32                  # pictures that are computed together
 FAST = dict(num_steps=40, learning_rate=0.15)
+AT_PEAK = "noise, 40 at 0.15, at its peak"                  # at the feature's highest; without one where all others are
 ASCENTS = {
     "noise, 40 at 0.15": dict(prior="noise", **FAST),
     "noise, 100 at 0.05": dict(prior="noise"),
     "steer, 40 at 0.15": dict(prior="steer", **FAST),
     "steer, 100 at 0.05": dict(prior="steer"),
     "guided, 40 at 0.15": dict(prior="guided", **FAST),
-    "noise, 40 at 0.15, at its peak": dict(prior="noise", **FAST),
+    AT_PEAK: dict(prior="noise", **FAST),
 }
 PLAIN = dict(spectral_filter=False)
 FINISHES = {f"{t0}, {s}" + ", no filter" * bool(more): dict(finish_from=t0, finish_scale=s, **more) for t0, s, more in (
@@ -80,8 +81,8 @@ def add(path, finished, batch, results, judge):
 
 def work(model, judge, pairs, t, name, finishes, home, ascents=ASCENTS):
     """The ascent of (concept, seed) pairs by the settings of that name, and each of the finishes after it."""
-    path, kept, peak = home / f"{name}.jsonl", home / f"latents {name}", name.endswith("at its peak")
-    time_step = lambda c: peak and profile.highest_peak(model.activity, "feature", c["feature"]) or t
+    path, kept = home / f"{name}.jsonl", home / f"latents {name}"
+    time_step = lambda c: name == AT_PEAK and profile.highest_peak(model.activity, "feature", c["feature"]) or t
     done = {(e["finish"], e["feature"], e["seed"]) for e in read(path)}
     for i in range(0, len(pairs), BATCH):
         batch = pairs[i:i + BATCH]

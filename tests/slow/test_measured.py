@@ -3,6 +3,8 @@ import json
 from pathlib import Path
 
 from activity import profile
+from bench import tables
+from toyworld import finishing
 from toyworld.evaluate_activity import evaluate_details
 from weights.load import load
 
@@ -22,12 +24,39 @@ def test_how_much_the_peaks_depend_on_details():
 
 
 def test_the_tables_of_the_finish_are_those_of_its_numbers():
-    stored = json.loads((ROOT / "weights/toy/finishing.json").read_text())["report"]
-    text = (ROOT / "docs/finish.md").read_text()
-    for which, rows in stored.items():
-        for name, row in rows.items() if which != "setting" else ():
-            line, = (line for line in text.splitlines() if line.startswith(f"| {which} | {name} |"))
-            assert f"| {row['activation']:.3f} |" in line, line
+    stored, text = json.loads((ROOT / "weights/toy/finishing.json").read_text()), (ROOT / "docs/finish.md").read_text()
+    report = {which: rows for which, rows in stored["report"].items() if which != "setting"}
+    assert finishing.markdown(stored["explored"], ("ascent", "finish")) in text
+    rows = [{"features": which, "pictures": name, **row}
+            for which, some in report.items() for name, row in some.items()]
+    assert finishing.markdown(rows, ("features", "pictures")) in text
+    every, words = report["all"], " ".join(text.split())
+    ascent, one, first = (every[name] for name in (
+        "ascent, one seed", "finish, one seed", "finish, first of five by rule"))
+    share = lambda row, kind="all": f"{row[kind]['share']:.2f}"
+    assert every["finish, all seeds"]["all"]["n"] == 5 * first["all"]["n"] == 5 * 371
+    assert (f"from {share(ascent)} to {share(one)}, most of it styles ({share(ascent, 'styles')} to "
+            f"{share(one, 'styles')}), and keeps {one['activation'] / ascent['activation']:.2f} of the ascent's"
+            ) in words
+    assert f"The rule's first of five is right in {share(first)}." in words
+    tried = {(r["ascent"], r["finish"]): r for r in stored["explored"]}
+    plain, four = "noise, 40 at 0.15", "noise, 40 at 0.15, mean of 4 noises"
+    assert f"{share(tried[four, None], 'objects')} against {share(tried[plain, None], 'objects')}" in words
+    assert max(r["all"]["share"] for r in tried.values() if r["all"]["n"] == 62) == tried[
+        four, "auto, 0.5, 10 steps"]["all"]["share"]
+
+
+def test_what_quick_takes_of_the_original_is_what_the_bench_prints():
+    """The tables of bench/speed_cpu.json against the words."""
+    rows = [line.split(" | ") for line in tables.markdown(json.loads((ROOT / "bench/speed_cpu.json").read_text()))
+            .splitlines() if " | ours | " in line]
+    toy, full = ([row for row in rows if row[-2].strip() and (float(row[3]) > 1) == large] for large in (False, True))
+    took = {(row[0].lstrip("| "), row[2]): row[-2] for row in full}
+    (five,) = (row[-2] for row in toy if row[0] == "| 5" and row[2] == "float32")
+    words = " ".join((ROOT / "docs/measured.md").read_text().split())
+    assert (f"quick's 40 steps take {took['1', 'float32']} of the original's 100 at full size in float32 and "
+            f"{took['1', 'bfloat16']} in bfloat16") in words
+    assert f"On the toy they take {five} (5 jobs)" in words
 
 
 def test_the_second_toy_is_told_as_it_was_measured():
