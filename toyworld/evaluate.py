@@ -1,12 +1,12 @@
 """Measure the toy: autoencoder, samples, sparse autoencoder, concept features, and the legibility of the ascent.
 
-    python -m toyworld.evaluate                 everything but the ascent; writes evaluation.json, concepts.json and two
-    sheets python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
+    python -m toyworld.evaluate                 everything but the ascent; evaluation.json, concepts.json, two sheets
+    python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
     python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to chance
-    python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8    other settings on every 8th of
-    them; stores nothing python -m toyworld.evaluate --figure        features.png: for every object and style its
-    strongest concept feature, visualised python -m toyworld.evaluate --choose        which of these features `python
-    featviz.py` shows: writes it into featviz.json
+    python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8
+                                                other settings on every 8th of them; stores nothing
+    python -m toyworld.evaluate --figure        features.png: each object's and style's strongest feature, visualised
+    python -m toyworld.evaluate --choose        which of these `python featviz.py` shows: into featviz.json
 
 All drawings here come from another world seed than those that were learnt from.
 """
