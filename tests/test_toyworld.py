@@ -12,13 +12,14 @@ from torch import nn
 from clip import Tokenizer
 from legibility import vocabulary
 from schedule import Schedule
-from toyworld import drawings, evaluate_legibility, hook, quick
+from toyworld import drawings, evaluate_legibility, hook, quick, train
 from toyworld.eyes import contrast
 from toyworld.evaluate import find_concepts, right, wilson
 from toyworld.finishing import insert
 from toyworld.fit import fit, learning_rate
 from toyworld.judge import load_judge
 from toyworld.train import learn_bpe
+from unet import UNet
 from weights.eyes import load_eyes
 from weights.load import load
 
@@ -225,6 +226,47 @@ def test_what_the_text_says_passes_the_hook_point():
     assert {c["style"] for c in concepts} - {None} == {*drawings.STYLES}
 
 
+def test_the_hook_output_is_roughened():
+    """Of 4,000 rows half keep only their mean over positions; a quarter, drawn again, get noise of 0.32 to 3.2 times
+    their own size. The rest are what they were."""
+    h = torch.randn(4000, 64, 4, 4, generator=torch.Generator().manual_seed(1)) * 5 + 1
+    given = train.roughen(h, torch.Generator().manual_seed(2))
+    mean = h.mean((2, 3), keepdim=True).expand_as(h)
+    same, pooled = (torch.isclose(given, x, atol=1e-5).flatten(1).all(1) for x in (h, mean))
+    noisy = ~(same | pooled)
+    for found, share in ((same, 0.375), (pooled, 0.375), (noisy, 0.25)):
+        assert found.float().mean().item() == pytest.approx(share, abs=0.025)
+    off = torch.stack([(given - x)[noisy].square().mean((1, 2, 3)).sqrt() for x in (h, mean)])
+    size = torch.stack([x[noisy].square().mean((1, 2, 3)).sqrt() for x in (h, mean)])
+    sigma = (off / size)[off.argmin(0), torch.arange(off.shape[1])]
+    assert 0.3 < sigma.min() < 0.35 and 2.9 < sigma.max() < 3.4 and sigma.median().item() == pytest.approx(1, abs=0.15)
+
+
+def test_no_text_behind_the_hook_point_and_no_way_around_it():
+    """A fresh network as it is trained: with the hook's output held, the text changes nothing, nor does training's
+    passing by of what does nothing change what the plain network of the same weights gives."""
+    torch.manual_seed(0)
+    net = train.Denoiser(600)
+    net.narrow()
+    for p in net.unet.parameters():                                 # a trained one has no zeros in what is trained
+        if p.requires_grad and not p.any():
+            nn.init.normal_(p, std=0.02)
+    net.silence()
+    x, t = torch.randn(1, 4, 16, 16), torch.tensor([600])
+    texts = [torch.randn(1, 77, 64) for _ in range(2)]
+    plain = UNet(**train.sizes(train.UNET_CONFIG, "unet"))
+    plain.load_state_dict(net.unet.state_dict())
+    outs = [net.unet(x, t, text) for text in texts]
+    outs[0].square().sum().backward()                               # all that is trained has its part
+    assert all(p.grad is not None for p in net.unet.parameters() if p.requires_grad)
+    outs = [out.detach() for out in outs]
+    assert not torch.allclose(*outs, atol=1e-4)
+    assert all(torch.allclose(plain(x, t, text), out, atol=1e-5) for text, out in zip(texts, outs))
+    held = plain(x, t, texts[0], until=train.HOOK_POINT)
+    plain.get_submodule(train.HOOK_POINT).register_forward_hook(lambda module, inputs, h: held)
+    assert torch.equal(plain(x, t, texts[0]), plain(x, t, texts[1]))
+
+
 class Passing(nn.Module):
     """A network that predicts what its hook point gives, and that is its input."""
 
@@ -247,6 +289,39 @@ def test_the_shift_without_the_hook_by_hand(monkeypatch):
         abar = model.schedule.alphas_cumprod[t].item()
         assert found["captions"][str(t)] == pytest.approx((1 - abar) / abar ** 0.5, rel=0.02)
     assert found["captions"] == found["empty prompt"] and not model.unet.mid._forward_hooks
+
+
+class Told(nn.Module):
+    """Predicts what its hook point gives, alike in four channels: what the text says everywhere, and position by
+    position."""
+
+    def __init__(self):
+        super().__init__()
+        self.mid = nn.Identity()
+
+    def forward(self, x, t, context, until=None):
+        return self.mid(x - x + context[:, :1, :1, None].expand_as(x) + context[:, 1, :4].view(-1, 1, 2, 2))
+
+
+def test_captions_as_pushes_by_hand(monkeypatch):
+    """z is 0 and the noise -1, so a prediction of -1 has no error, and 0 one of (1 - abar) / abar. Every object says -1
+    everywhere, every style -1, 0, 0, 0: pushed alike that is -1/4."""
+    say = {"": torch.zeros(2, 4)}
+    say |= {drawings.caption(o, None): torch.tensor([[-1.0, 0, 0, 0], [0, 0, 0, 0]]) for o in drawings.OBJECTS}
+    say |= {drawings.caption(None, s): torch.tensor([[0.0, 0, 0, 0], [-1, 0, 0, 0]]) for s in drawings.STYLES}
+    monkeypatch.setattr(hook, "make_drawings", lambda *_: torch.zeros(40, 1))
+    monkeypatch.setattr(hook, "encode_all", lambda vae, images: torch.zeros(len(images), 4, 2, 2))
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: -torch.ones(shape))
+    model = SimpleNamespace(unet=Told(), hook_point="mid", vae=None, device="cpu", schedule=Schedule(),
+                            embed=lambda texts: torch.stack([say[text] for text in texts]))
+    found = hook.pushes(model, None, n=20, times=(600,))
+    abar = model.schedule.alphas_cumprod[600].item()
+    all_ = (1 - abar) / abar
+    for kind, share, gains in (("object", 1, (1, 1, 1, 1)), ("style", 0.25, (0.25, 0.25, 7 / 16, 7 / 16))):
+        numbers = found[kind]["600"]
+        assert numbers["share"] == pytest.approx(share)
+        assert [*numbers.values()][:4] == pytest.approx([gain * all_ for gain in gains], abs=2e-4)
+    assert not model.unet.mid._forward_hooks
 
 
 def test_steering_is_chosen_on_every_other_feature_and_told_of_the_rest(monkeypatch):

@@ -71,7 +71,7 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.999),
-                                  eps=1e-8, weight_decay=weight_decay)
+                                  eps=1e-8, weight_decay=weight_decay, fused=True)
     state = State(model, optimizer)
     if path.exists():
         state.load(path)

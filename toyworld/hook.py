@@ -1,8 +1,8 @@
-"""How much the toy's hook point matters: without it, and when a feature is added there.
+"""How much the toy's hook point matters: without it, and when something is added there.
 
-    python -m toyworld.hook [--steer] [--out weights/toy]     writes what it prints into evaluation.json
+    python -m toyworld.hook [--push] [--steer] [--out weights/toy]     writes what it prints into evaluation.json
 
-Drawings are unseen ones, as in evaluate.py. --steer takes ten minutes on a core.
+Drawings are unseen ones, as in evaluate.py. --push takes a few minutes on a core, --steer ten.
 """
 import argparse
 import json
@@ -49,6 +49,48 @@ def shift(model, runs, n=400, times=(100, 300, 600, 900)):
 
 
 @torch.no_grad()
+def pushes(model, runs, n=160, times=(980, 900, 600)):
+    """Whether what a caption does at the hook point can be added there, and at all positions alike, as steering adds a
+    feature: how much smaller than with the empty prompt the error of the predicted clean latent is.
+
+        D_c = mean over n drawings of h(x_t, "A Tree image") - h(x_t, ""),         (D, S, S), c the object or the style
+
+    "caption": with the drawing's own; "pushed": "" + D_c; "alike": "" + D_c's mean over positions; "wrong": alike, of
+    another c; "share": of D's power, that of its mean over positions. Errors are of n other drawings.
+    """
+    z = encode_all(model.vae, make_drawings(runs, 1600, UNSEEN)[:2 * n].to(model.device))
+    hook, out = model.unet.get_submodule(model.hook_point), {}
+    labels = dict(zip(("object", "style"), (y[n:] for y in pairs(2 * n, "cpu"))))
+    texts = {"object": [drawings.caption(o, None) for o in OBJECTS],
+             "style": [drawings.caption(None, s) for s in STYLES]}
+    context = lambda captions: model.embed(captions).expand(n, -1, -1)
+    for t in times:
+        eps = torch.randn(z.shape, generator=torch.Generator(model.device).manual_seed(t), device=model.device)
+        steps, abar = torch.full((n,), t, device=model.device), model.schedule.alphas_cumprod[t]
+        x, seen = model.schedule.add_noise(z, eps, torch.full((2 * n,), t, device=model.device)).split(n)
+
+        def error(captions, push=None):
+            handle = hook.register_forward_hook(lambda module, inputs, h: h if push is None else h + push)
+            off = model.unet(seen, steps, context(captions)) - eps[n:]
+            handle.remove()
+            return ((1 - abar) / abar * off.square().mean()).item()
+
+        at_hook = lambda caption: model.unet(x, steps, context([caption]), until=model.hook_point).mean(0)
+        empty, without = at_hook(""), error([""])
+        for kind, y in labels.items():
+            D = torch.stack([at_hook(text) for text in texts[kind]]) - empty
+            alike = D.mean((2, 3), keepdim=True)
+            found = {"caption": error([texts[kind][c] for c in y.tolist()]), "pushed": error([""], D[y]),
+                     "alike": error([""], alike[y]), "wrong": error([""], alike[(y + 3) % len(D)])}
+            share = (alike.square().mean() / D.square().mean()).item()
+            gains = {name: round(without - value, 4) for name, value in found.items()}
+            out.setdefault(kind, {})[str(t)] = gains | {"share": round(share, 3)}
+    for kind, numbers in out.items():
+        tell(f"less error by a caption of the {kind}, and by pushes", numbers)
+    return out
+
+
+@torch.no_grad()
 def steer(model, judge, concepts, scales=(2, 5, 10, 20, 40), noises=2, steps=25, batch=100):
     """Samples by the empty prompt, scale * activation * W_dec[f] added at the hook at all steps: shares named right.
 
@@ -85,6 +127,7 @@ def steer(model, judge, concepts, scales=(2, 5, 10, 20, 40), noises=2, steps=25,
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--push", action="store_true", help="whether what a caption does there can be added")
     parser.add_argument("--steer", action="store_true", help="whether a concept feature's direction makes its concept")
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
     parser.add_argument("--out", type=Path, default=Path("weights/toy"))
@@ -94,6 +137,8 @@ def main():
     if args.steer:
         concepts = json.loads((args.out / "concepts.json").read_text())["features"]
         new = {"steering": steer(model, load_judge(args.out, args.device), concepts)}
+    elif args.push:
+        new = {"pushes": pushes(model, args.runs)}
     else:
         new = {"hook": shift(model, args.runs)}
     write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | new)

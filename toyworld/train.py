@@ -32,8 +32,10 @@ from vae import VAE
 
 COUNT = 16_000              # drawings to learn from, 200 of each of the 80 pairs
 HOOK_POINT = "up_blocks.1.attentions.1"
-THROUGH = ("down_blocks.2.", "mid_block.", "up_blocks.1.attentions.0", HOOK_POINT)     # the only transformers at work
-BEHIND = "up_blocks.1.resnets.2"                                    # what follows the hook point at its own level
+THROUGH = "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2."       # the only transformers at work
+BEHIND = "up_blocks.1.attentions.2", "up_blocks.2."                 # of these without the text
+LEVEL = "up_blocks.1.resnets.2"                                     # what follows the hook point at its own level
+POOLED, NOISY = 0.5, 0.25   # shares of the training rows that `roughen` changes
 GUIDANCE = 3.0              # of the images from which the SAE learns
 VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16,
                   sample_size=drawings.SIZE)
@@ -159,26 +161,50 @@ class Denoiser(nn.Module):
         return self.unet(x, t, self.text_encoder(ids))
 
     def narrow(self):
-        """Leave no way around the hook point for what needs the text or a wide view, so that it matters as it does in
-        Stable Diffusion: transformers above it and behind it add nothing, for good (and are passed by while training,
-        which saves two thirds of the time), and the skip connection that arrives behind it at its own level has no
-        weight.
+        """Leave no way around the hook point for what needs the text, so that it matters as it does in Stable
+        Diffusion: transformers of the uppermost levels add nothing, for good, those behind the hook point do not see
+        the text (what does nothing is passed by, which saves half of the time), and the skip connection that arrives
+        behind it at its own level has no weight.
         """
         for name, module in self.unet.named_modules():
             if isinstance(module, Transformer) and not name.startswith(THROUGH):
-                module.requires_grad_(False)
-                nn.init.zeros_(module.proj_out.weight)
-                nn.init.zeros_(module.proj_out.bias)
+                silenced(module, module.proj_out)
                 module.forward = lambda x, context: x
+            elif isinstance(module, Transformer) and name.startswith(BEHIND):
+                block = module.transformer_blocks[0]
+                block.norm2.requires_grad_(False)
+                silenced(block.attn2, block.attn2.to_out[0])
+                block.attn2.forward = lambda *_: 0
         self.silence()
 
     @torch.no_grad()
     def silence(self):
-        """The skip connection's channels are the last ones that BEHIND reads: weight 0, again after every update."""
-        resnet = self.unet.get_submodule(BEHIND)
+        """The skip connection's channels are the last ones that LEVEL reads: weight 0, again after every update."""
+        resnet = self.unet.get_submodule(LEVEL)
         skip = UNET_CONFIG["block_out_channels"][1]
         resnet.norm1.weight[-skip:] = resnet.norm1.bias[-skip:] = 0
         resnet.conv_shortcut.weight[:, -skip:] = 0
+
+
+def silenced(module, last):
+    """Let nothing of a module through, for good: its last layer is 0, and none of it is trained."""
+    module.requires_grad_(False)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+
+
+def roughen(h, generator):
+    """The hook's output as training hands it on, h (B, D, S, S): POOLED of the rows keep but their mean over positions;
+    NOISY of the rows, drawn again, get noise of N(0, sigma^2) times their root mean square at every position, sigma
+    from 0.32 to 3.2 and uniform in its logarithm.
+
+    So the layers behind learn to draw from what is the same at all positions, as what steering adds is, and the hook's
+    output to say there what a picture shows.
+    """
+    draw = lambda of, *shape: of(len(h), *shape, generator=generator, device=h.device)
+    h = torch.where(draw(torch.rand, 1, 1, 1) < POOLED, h.mean((2, 3), keepdim=True), h)
+    sigma = 10 ** (draw(torch.rand, 1, 1, 1) - 0.5) * (draw(torch.rand, 1, 1, 1) < NOISY)
+    return h + sigma * h.detach().square().mean((1, 2, 3), keepdim=True).sqrt() * draw(torch.randn, *h.shape[1:])
 
 
 def train_unet(args):
@@ -186,7 +212,7 @@ def train_unet(args):
     et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is decided, and the 10.
 
     25% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
-    their object or their style, so that the model learns each of them alone.
+    their object or their style, so that the model learns each of them alone. The hook's output is `roughen`ed.
     """
     tokenizer = make_tokenizer(args)
     images = make_drawings(args.runs)
@@ -212,6 +238,7 @@ def train_unet(args):
         fate = torch.rand(B, generator=generator, device=args.device)
         o = torch.where(fate < 0.30, n_objects, objects[rows])
         s = torch.where((fate < 0.25) | ((fate >= 0.30) & (fate < 0.35)), n_styles, styles[rows])
+        net.generator = generator
         guess = net(schedule.add_noise(z[rows], eps, t), t, ids[o * (n_styles + 1) + s])
         error = (guess - eps).square().mean((1, 2, 3))
         abar = schedule.alphas_cumprod[t]
@@ -219,8 +246,10 @@ def train_unet(args):
         return (error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=10.0)).mean() / 3, {"eps": error.mean()}
 
     net.narrow()
+    handle = net.unet.get_submodule(HOOK_POINT).register_forward_hook(lambda m, inputs, h: roughen(h, net.generator))
     fit("unet", net, loss, steps=args.steps["unet"], lr=1e-3, folder=args.runs, device=args.device, ema=0.9993,
         after=Denoiser.silence)
+    handle.remove()
     export(args, "unet", net.unet, UNET_CONFIG)
     export(args, "text_encoder", net.text_encoder, TEXT_CONFIG | {"vocab_size": len(tokenizer.vocab)})
     write_json(args.out / "scheduler/scheduler_config.json", dict(beta_start=0.00085, beta_end=0.012,

@@ -75,3 +75,13 @@ def test_the_second_toy_is_told_as_it_was_measured():
     assert cell("concept features when") == str(stored["concepts"]["captions"]["all"])
     assert cell("400 samples").startswith(f"{stored['samples']['object']['share']:.1%}")
     assert cell("steered samples").startswith(f"{steered['share']:.1%} of {steered['n']} (")
+
+
+def test_pushes_are_told_as_they_were_measured():
+    """The table of docs/measured.md against the evaluation.json of both toys."""
+    text = (ROOT / "docs/measured.md").read_text()
+    rows = text[text.index("<!-- pushes -->"):text.index("<!-- end of pushes -->")].splitlines()[3:]
+    told = [[float(cell) for cell in row.split("|")[2:-1]] for row in rows]
+    found = [json.loads((ROOT / f"weights/{toy}/evaluation.json").read_text())["pushes"] for toy in ("toy", "narrow")]
+    assert told == [[round(toy[kind]["980"][name], 3) + 0.0 for toy in found for kind in ("object", "style")]
+                    for name in ("caption", "pushed", "alike", "wrong")]
