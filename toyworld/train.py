@@ -35,7 +35,7 @@ HOOK_POINT = "up_blocks.1.attentions.1"
 THROUGH = "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2."       # the only transformers at work
 BEHIND = "up_blocks.1.attentions.2", "up_blocks.2."                 # of these without the text
 LEVEL = "up_blocks.1.resnets.2"                                     # what follows the hook point at its own level
-POOLED, NOISY = 0.5, 0.25   # shares of the training rows that `roughen` changes
+POOLED, NOISY = 0.25, 0.25   # shares of the training rows that `roughen` changes
 GUIDANCE = 3.0              # of the images from which the SAE learns
 VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16,
                   sample_size=drawings.SIZE)
@@ -208,8 +208,8 @@ def roughen(h, generator):
 
 
 def train_unet(args):
-    """min(min(SNR + 1, 5) / SNR, 10) / 3 times the squared error of the predicted noise, t uniform: the weight of Hang
-    et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is decided, and the 10.
+    """min(min(SNR + 1, 5) / SNR, 30) / 3 times the squared error of the predicted noise, t uniform: the weight of Hang
+    et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is decided, and the 30.
 
     25% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
     their object or their style, so that the model learns each of them alone. The hook's output is `roughen`ed.
@@ -243,7 +243,7 @@ def train_unet(args):
         error = (guess - eps).square().mean((1, 2, 3))
         abar = schedule.alphas_cumprod[t]
         snr = abar / (1 - abar)
-        return (error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=10.0)).mean() / 3, {"eps": error.mean()}
+        return (error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0)).mean() / 3, {"eps": error.mean()}
 
     net.narrow()
     handle = net.unet.get_submodule(HOOK_POINT).register_forward_hook(lambda m, inputs, h: roughen(h, net.generator))
