@@ -56,7 +56,7 @@ class State:
             self.model.load_state_dict({k: file.get_tensor(f"model.{k}") for k in self.model.state_dict()})
             self.ema = {k: file.get_tensor(f"ema.{k}").to(device) for k in self.ema}
             for k, p in self.trained.items():
-                self.optimizer.state[p] = {"step": torch.tensor(float(self.step))} | {
+                self.optimizer.state[p] = {"step": torch.tensor(float(self.step), device=p.device)} | {
                     m: file.get_tensor(f"{m}.{k}").to(device) for m in ("exp_avg", "exp_avg_sq")}
 
 

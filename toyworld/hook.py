@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,16 @@ from toyworld.evaluate import UNSEEN, pairs, right, share, tell
 from toyworld.judge import load_judge
 from toyworld.train import encode_all, make_drawings, write_json
 from weights.load import load
+
+
+@contextmanager
+def handing_on(module, change):
+    """While it lasts, a module hands on change(its output)."""
+    handle = module.register_forward_hook(lambda module, inputs, h: change(h))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()
@@ -40,9 +51,8 @@ def shift(model, runs, n=400, times=(100, 300, 600, 900)):
             x = model.schedule.add_noise(z, eps, steps)
             mean = model.unet(x, steps, context, until=model.hook_point).mean((0, 2, 3), keepdim=True)  # (1, D, 1, 1)
             whole = model.unet(x, steps, context)
-            handle = hook.register_forward_hook(lambda module, inputs, h: mean.expand_as(h))
-            change = (model.unet(x, steps, context) - whole).square().mean().sqrt()
-            handle.remove()
+            with handing_on(hook, mean.expand_as):
+                change = (model.unet(x, steps, context) - whole).square().mean().sqrt()
             abar = model.schedule.alphas_cumprod[t]
             out.setdefault(name, {})[str(t)] = round(((1 - abar) / abar).sqrt().item() * change.item(), 3)
     return tell("shift without the hook, by t", out)
@@ -66,22 +76,23 @@ def pushes(model, runs, n=160, times=(980, 900, 600)):
     context = lambda captions: model.embed(captions).expand(n, -1, -1)
     for t in times:
         eps = torch.randn(z.shape, generator=torch.Generator(model.device).manual_seed(t), device=model.device)
-        steps, abar = torch.full((n,), t, device=model.device), model.schedule.alphas_cumprod[t]
-        x, seen = model.schedule.add_noise(z, eps, torch.full((2 * n,), t, device=model.device)).split(n)
+        steps, abar = torch.full((2 * n,), t, device=model.device), model.schedule.alphas_cumprod[t]
+        (x, seen), steps = model.schedule.add_noise(z, eps, steps).split(n), steps[:n]
 
-        def error(captions, push=None):
-            handle = hook.register_forward_hook(lambda module, inputs, h: h if push is None else h + push)
-            off = model.unet(seen, steps, context(captions)) - eps[n:]
-            handle.remove()
+        def error(captions, add=None):
+            off = model.unet(seen, steps, context(captions), add=add) - eps[n:]
             return ((1 - abar) / abar * off.square().mean()).item()
 
         at_hook = lambda caption: model.unet(x, steps, context([caption]), until=model.hook_point).mean(0)
         empty, without = at_hook(""), error([""])
         for kind, y in labels.items():
             D = torch.stack([at_hook(text) for text in texts[kind]]) - empty
-            alike = D.mean((2, 3), keepdim=True)
-            found = {"caption": error([texts[kind][c] for c in y.tolist()]), "pushed": error([""], D[y]),
-                     "alike": error([""], alike[y]), "wrong": error([""], alike[(y + 3) % len(D)])}
+            alike = D.mean((2, 3))                                                              # (classes, D)
+            with handing_on(hook, lambda h: h + D[y]):
+                pushed = error([""])
+            found = {"caption": error([texts[kind][c] for c in y.tolist()]), "pushed": pushed,
+                     "alike": error([""], {model.hook_point: alike[y]}),
+                     "wrong": error([""], {model.hook_point: alike[(y + 3) % len(D)]})}
             share = (alike.square().mean() / D.square().mean()).item()
             gains = {name: round(without - value, 4) for name, value in found.items()}
             out.setdefault(kind, {})[str(t)] = gains | {"share": round(share, 3)}
@@ -133,14 +144,14 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("weights/toy"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    model, path = load(args.out, args.device), args.out / "evaluation.json"
+    model, path, new = load(args.out, args.device), args.out / "evaluation.json", {}
+    if args.push:
+        new["pushes"] = pushes(model, args.runs)
     if args.steer:
         concepts = json.loads((args.out / "concepts.json").read_text())["features"]
-        new = {"steering": steer(model, load_judge(args.out, args.device), concepts)}
-    elif args.push:
-        new = {"pushes": pushes(model, args.runs)}
-    else:
-        new = {"hook": shift(model, args.runs)}
+        new["steering"] = steer(model, load_judge(args.out, args.device), concepts)
+    if not new:
+        new["hook"] = shift(model, args.runs)
     write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | new)
 
 

@@ -32,10 +32,10 @@ from vae import VAE
 
 COUNT = 16_000              # drawings to learn from, 200 of each of the 80 pairs
 HOOK_POINT = "up_blocks.1.attentions.1"
-THROUGH = "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2."       # the only transformers at work
+THROUGH = "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2."    # the only transformers at work
 BEHIND = "up_blocks.1.attentions.2", "up_blocks.2."                 # of these without the text
 LEVEL = "up_blocks.1.resnets.2"                                     # what follows the hook point at its own level
-POOLED, NOISY = 0.25, 0.25   # shares of the training rows that `roughen` changes
+POOLED, NOISY = 0.25, 0.25  # shares of the training rows that `roughen` changes
 GUIDANCE = 3.0              # of the images from which the SAE learns
 VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16,
                   sample_size=drawings.SIZE)
@@ -163,8 +163,8 @@ class Denoiser(nn.Module):
     def narrow(self):
         """Leave no way around the hook point for what needs the text, so that it matters as it does in Stable
         Diffusion: transformers of the uppermost levels add nothing, for good, those behind the hook point do not see
-        the text (what does nothing is passed by, which saves half of the time), and the skip connection that arrives
-        behind it at its own level has no weight.
+        the text (training passes by what does nothing), and the skip connection that arrives behind it at its own level
+        has no weight.
         """
         for name, module in self.unet.named_modules():
             if isinstance(module, Transformer) and not name.startswith(THROUGH):
