@@ -5,7 +5,6 @@ Sources
      arXiv 2501.18052, and its published `cfg.json` + `sae.safetensors` (names, shapes)
  [2] Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093: top-k, the auxiliary loss
  [3] Bussmann et al., "BatchTopK Sparse Autoencoders", arXiv 2412.06410: top-k over the batch while training
- [4] Bussmann et al., "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", arXiv 2503.17547
 
 Axes: any leading ..., D hook width (1280), F features (20480), k active features a position (32).
 """
@@ -96,19 +95,15 @@ def fvu(h, h_hat):
     return (h - h_hat).square().sum() / (h - h.mean(dim=0)).square().sum()
 
 
-def training_loss(sae, h, dead, prefixes=()):
+def training_loss(sae, h, dead):
     """FVU of the batch top-k reconstruction + 1/32 of the share of its residual that dead features leave unexplained
     [2].
 
-    prefixes: the first n features alone must explain h as well, for each n; the FVU is then the mean over these and the
-    whole, and the first features become the most general ones [4]. h (n, D); dead (F,) bool, features that have not
-    fired lately. Returns (loss, fired (F,) bool, fvu of the whole).
+    h (n, D); dead (F,) bool, features that have not fired lately. Returns (loss, fired (F,) bool, fvu).
     """
     acts = sae.encode_batch(h)
     h_hat = sae.decode(acts)
-    main = fvu(sae.preprocess(h), h_hat)
-    parts = [fvu(sae.preprocess(h), acts[:, :n] @ sae.W_dec[:n] + sae.b_dec) for n in prefixes]
-    loss = (main + sum(parts)) / (1 + len(parts))
+    loss = main = fvu(sae.preprocess(h), h_hat)
     k_aux = min(int(dead.sum()), int(AUX_K_SHARE * h.shape[-1]))
     if k_aux:
         residual = (sae.preprocess(h) - h_hat).detach()

@@ -213,8 +213,8 @@ def whose(rows, targets):
        "where the concepts were found; and whose picture it is in the end, where the judge names the start otherwise "
        "than the feature.",
        "Not whether more or less steering would do better, nor what it does at other time steps.",
-       "What the toy's hook point adds may have little say in its samples (docs/measured.md), and then steering shows "
-       "little. On Stable Diffusion: whether steered samples agree with the feature's examples before any ascent.")
+       "The second toy was trained so that what is added at its hook point shows in its samples (docs/measured.md). On "
+       "Stable Diffusion: whether steered samples agree with the feature's examples before any ascent.")
 def prior(lab):
     names = ("noise", "steer", "guided")
     rows = yield {name: BASE.but(prior=name) for name in names}

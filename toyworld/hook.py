@@ -21,6 +21,8 @@ from toyworld.judge import load_judge
 from toyworld.train import encode_all, make_drawings, write_json
 from weights.load import load
 
+NOISE = 500                 # number of a feature's first noise; by noises before it the SAE's settings were chosen
+
 
 @contextmanager
 def handing_on(module, change):
@@ -102,7 +104,7 @@ def pushes(model, runs, n=160, times=(980, 900, 600)):
 
 
 @torch.no_grad()
-def steer(model, judge, concepts, scales=(2, 5, 10, 20, 40), noises=2, steps=25, batch=100):
+def steer(model, judge, concepts, scales=(1, 2, 3, 5, 10), noises=4, steps=25, batch=100):
     """Samples by the empty prompt, scale * activation * W_dec[f] added at the hook at all steps: shares named right.
 
     A feature's activation is the mean over its strongest drawings (concepts.json). The scale that is best for every
@@ -115,7 +117,7 @@ def steer(model, judge, concepts, scales=(2, 5, 10, 20, 40), noises=2, steps=25,
         for k in range(0, len(jobs), batch):
             part = jobs[k:k + batch]
             noise = torch.cat([torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(
-                1_000 * c["feature"] + n)) for c, n in part]).to(model.device)
+                1_000 * c["feature"] + NOISE + n)) for c, n in part]).to(model.device)
             strength = torch.tensor([c["activation"] for c, _ in part], device=model.device)[:, None]
             push = {model.hook_point: scale * strength * model.sae.W_dec[[c["feature"] for c, _ in part]]}
             z = sample(model, noise, model.embed([""]), "ddim", steps, add=lambda t: push)

@@ -6,6 +6,7 @@ Every stage resumes where it was killed (its state is kept in --runs) and writes
 is one function below, from its data to its loss; the loop that they share is toyworld/fit.py.
 """
 import argparse
+import copy
 import json
 import time
 from collections import Counter
@@ -15,45 +16,28 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from safetensors.torch import load_file
-from weights.configs import SIZES
 from weights.layouts import WEIGHTS_FILE
 from weights.load import build, load
-from clip import END, START, TextEncoder, Tokenizer, byte_symbols, split_words
+from clip import END, START, Tokenizer, byte_symbols, split_words
 from sae import SAE, training_loss
 from schedule import Schedule, ddim, guided
 from toyworld import drawings
+from toyworld.denoiser import HOOK_POINT, TEXT_CONFIG, UNET_CONFIG, Denoiser, roughen, sizes
 from toyworld.fit import atomic_save, fit
 from toyworld.judge import Judge, lesson
-from unet import Transformer, UNet
 from vae import VAE
 
 COUNT = 16_000              # drawings to learn from, 200 of each of the 80 pairs
-HOOK_POINT = "up_blocks.1.attentions.1"
-THROUGH = "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2."    # the only transformers at work
-BEHIND = "up_blocks.1.attentions.2", "up_blocks.2."                 # of these without the text
-LEVEL = "up_blocks.1.resnets.2"                                     # what follows the hook point at its own level
-POOLED, NOISY = 0.25, 0.25  # shares of the training rows that `roughen` changes
 GUIDANCE = 3.0              # of the images from which the SAE learns
 VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16,
                   sample_size=drawings.SIZE)
-UNET_CONFIG = dict(block_out_channels=[16, 24, 128, 128], layers_per_block=2, cross_attention_dim=64,
-                   attention_head_dim=4, norm_num_groups=8, in_channels=4, out_channels=4,
-                   sample_size=drawings.SIZE // 4)
-TEXT_CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
-                   hidden_act="quick_gelu",
-                   max_position_embeddings=77)
-SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=8, k=8, input_unit_norm=False)
-PREFIXES = (24, 96, 384)    # of its features, which must explain the hook's output alone as well
-STEPS = {"vae": 10_500, "unet": 8_000, "sae": 3_000, "judge": 1_500}
-BATCH = {"vae": 8, "unet": 32, "sae": 1_024, "judge": 64}
-
-
-def sizes(config, part):
-    """The entries of a config that its network takes."""
-    return {key: config[key] for key in SIZES[part] if key in config}
+SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=0.25, k=4, input_unit_norm=False)
+SIGHT = 0.2                 # weight of what the hook point does not see
+LR = {"unet": 1e-3, "sight": 5e-4}
+STEPS = {"vae": 10_500, "unet": 12_000, "sight": 1_800, "sae": 2_000, "judge": 1_500}
+BATCH = {"vae": 8, "unet": 32, "sight": 32, "sae": 1_024, "judge": 64}
 
 
 def write_json(path, value):
@@ -149,86 +133,48 @@ def make_tokenizer(args):
     return Tokenizer({token: i for i, token in enumerate(tokens)}, merges)
 
 
-class Denoiser(nn.Module):
-    """Text encoder and UNet, trained together."""
-
-    def __init__(self, vocab_size):
-        super().__init__()
-        self.text_encoder = TextEncoder(**sizes(TEXT_CONFIG, "text_encoder") | {"vocab_size": vocab_size})
-        self.unet = UNet(**sizes(UNET_CONFIG, "unet"))
-
-    def forward(self, x, t, ids):
-        return self.unet(x, t, self.text_encoder(ids))
-
-    def narrow(self):
-        """Leave no way around the hook point for what needs the text, so that it matters as it does in Stable
-        Diffusion: transformers of the uppermost levels add nothing, for good, those behind the hook point do not see
-        the text (training passes by what does nothing), and the skip connection that arrives behind it at its own level
-        has no weight.
-        """
-        for name, module in self.unet.named_modules():
-            if isinstance(module, Transformer) and not name.startswith(THROUGH):
-                silenced(module, module.proj_out)
-                module.forward = lambda x, context: x
-            elif isinstance(module, Transformer) and name.startswith(BEHIND):
-                block = module.transformer_blocks[0]
-                block.norm2.requires_grad_(False)
-                silenced(block.attn2, block.attn2.to_out[0])
-                block.attn2.forward = lambda *_: 0
-        self.silence()
-
-    @torch.no_grad()
-    def silence(self):
-        """The skip connection's channels are the last ones that LEVEL reads: weight 0, again after every update."""
-        resnet = self.unet.get_submodule(LEVEL)
-        skip = UNET_CONFIG["block_out_channels"][1]
-        resnet.norm1.weight[-skip:] = resnet.norm1.bias[-skip:] = 0
-        resnet.conv_shortcut.weight[:, -skip:] = 0
-
-
-def silenced(module, last):
-    """Let nothing of a module through, for good: its last layer is 0, and none of it is trained."""
-    module.requires_grad_(False)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-
-
-def roughen(h, generator):
-    """The hook's output as training hands it on, h (B, D, S, S): POOLED of the rows keep but their mean over positions;
-    NOISY of the rows, drawn again, get noise of N(0, sigma^2) times their root mean square at every position, sigma
-    from 0.32 to 3.2 and uniform in its logarithm.
-
-    So the layers behind learn to draw from what is the same at all positions, as what steering adds is, and the hook's
-    output to say there what a picture shows.
+def captioned(args, tokenizer):
+    """The drawings' latents (N, 4, 16, 16), cached in the runs folder, their objects and styles (N,), and the tokens
+    (11, 9, 77) of the captions of all objects and styles; the last of either is none.
     """
-    draw = lambda of, *shape: of(len(h), *shape, generator=generator, device=h.device)
-    h = torch.where(draw(torch.rand, 1, 1, 1) < POOLED, h.mean((2, 3), keepdim=True), h)
-    sigma = 10 ** (draw(torch.rand, 1, 1, 1) - 0.5) * (draw(torch.rand, 1, 1, 1) < NOISY)
-    return h + sigma * h.detach().square().mean((1, 2, 3), keepdim=True).sqrt() * draw(torch.randn, *h.shape[1:])
+    images, path = make_drawings(args.runs), args.runs / "latents.safetensors"
+    if not path.exists():
+        files = (args.out / "vae" / name for name in ("config.json", WEIGHTS_FILE["vae"]))
+        vae = build("vae", VAE, *files, torch.float32, args.device)
+        atomic_save({"z": encode_all(vae, images.to(args.device))}, path)
+    objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
+    table = [[drawings.caption(o, s) for s in (*drawings.STYLES, None)] for o in (*drawings.OBJECTS, None)]
+    ids = torch.stack([tokenizer(texts) for texts in table]).to(args.device)
+    return load_file(path, device=args.device)["z"], objects, styles, ids
 
 
-def train_unet(args):
+def train_unet(args, stage="unet"):
     """min(min(SNR + 1, 5) / SNR, 30) / 3 times the squared error of the predicted noise, t uniform: the weight of Hang
     et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is decided, and the 30.
 
     25% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
     their object or their style, so that the model learns each of them alone. The hook's output is `roughen`ed.
+
+    Stage "sight" goes on from there: by the empty prompt the hook shall say what the picture shows, in the words of the
+    caption. m is the hook's output averaged over positions, m* what it was before this stage with the whole caption. Of
+    what cannot be seen in noise the mean over what it may be is the best answer.
+
+        loss + SIGHT * sum |m - m*|^2 / sum |m* - its mean over the batch|^2
     """
     tokenizer = make_tokenizer(args)
-    images = make_drawings(args.runs)
-    vae = build("vae", VAE, *(args.out / "vae" / f for f in ("config.json", WEIGHTS_FILE["vae"])),
-                           torch.float32, args.device)
-    path = args.runs / "latents.safetensors"
-    if not path.exists():
-        atomic_save({"z": encode_all(vae, images.to(args.device))}, path)
-    z = load_file(path, device=args.device)["z"]
-    objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
-    n_objects, n_styles = len(drawings.OBJECTS), len(drawings.STYLES)
-    table = [drawings.caption(o, s) for o in (*drawings.OBJECTS, None) for s in (*drawings.STYLES, None)]
-    ids = tokenizer(table).to(args.device)                                                      # (11 * 9, 77)
+    z, objects, styles, ids = captioned(args, tokenizer)
+    no_object, no_style = (n - 1 for n in ids.shape[:2])
     schedule = Schedule(device=args.device)
     torch.manual_seed(1)
     net = Denoiser(len(tokenizer.vocab)).to(args.device)
+    if stage == "sight":
+        for part in ("unet", "text_encoder"):
+            net.get_submodule(part).load_state_dict(load_file(args.out / part / WEIGHTS_FILE[part]))
+    kept = {}                                                   # this step's generator, and what it saw at the hook
+
+    def at_hook(module, inputs, h):
+        kept["h"] = h
+        return roughen(h, kept["generator"])
 
     def loss(step, generator):
         B = BATCH["unet"]
@@ -236,18 +182,26 @@ def train_unet(args):
         t = torch.randint(len(schedule), (B,), generator=generator, device=args.device)
         eps = torch.randn(z[:B].shape, generator=generator, device=args.device)
         fate = torch.rand(B, generator=generator, device=args.device)
-        o = torch.where(fate < 0.30, n_objects, objects[rows])
-        s = torch.where((fate < 0.25) | ((fate >= 0.30) & (fate < 0.35)), n_styles, styles[rows])
-        net.generator = generator
-        guess = net(schedule.add_noise(z[rows], eps, t), t, ids[o * (n_styles + 1) + s])
+        o = torch.where(fate < 0.30, no_object, objects[rows])
+        s = torch.where((fate < 0.25) | ((fate >= 0.30) & (fate < 0.35)), no_style, styles[rows])
+        kept["generator"], x = generator, schedule.add_noise(z[rows], eps, t)
+        guess = net(x, t, ids[o, s])
         error = (guess - eps).square().mean((1, 2, 3))
         abar = schedule.alphas_cumprod[t]
         snr = abar / (1 - abar)
-        return (error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0)).mean() / 3, {"eps": error.mean()}
+        value = (error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0)).mean() / 3
+        if stage == "unet":
+            return value, {"eps": error.mean()}
+        with torch.no_grad():
+            text = teacher.text_encoder(ids[objects[rows], styles[rows]])
+            wanted = teacher.unet(x, t, text, until=HOOK_POINT).mean((2, 3))
+        unseen = (kept["h"].mean((2, 3)) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+        return value + SIGHT * unseen, {"eps": error.mean(), "unseen": unseen}
 
     net.narrow()
-    handle = net.unet.get_submodule(HOOK_POINT).register_forward_hook(lambda m, inputs, h: roughen(h, net.generator))
-    fit("unet", net, loss, steps=args.steps["unet"], lr=1e-3, folder=args.runs, device=args.device, ema=0.9993,
+    teacher = copy.deepcopy(net)
+    handle = net.unet.get_submodule(HOOK_POINT).register_forward_hook(at_hook)
+    fit(stage, net, loss, steps=args.steps[stage], lr=LR[stage], folder=args.runs, device=args.device, ema=0.9993,
         after=Denoiser.silence)
     handle.remove()
     export(args, "unet", net.unet, UNET_CONFIG)
@@ -256,6 +210,10 @@ def train_unet(args):
                                                                   beta_schedule="scaled_linear",
                num_train_timesteps=1000, prediction_type="epsilon", steps_offset=1, set_alpha_to_one=False,
                                                                   clip_sample=False))
+
+
+def train_sight(args):
+    train_unet(args, "sight")
 
 
 # --- the sparse autoencoder -------------------------------------------------------------------------------------------
@@ -279,17 +237,15 @@ def capture(model, prompts, generator, guidance=GUIDANCE, steps=50):
     return x, torch.stack(seen)
 
 
-def h_positions():
-    """S: at up1.1 the latent's edge has been halved twice."""
-    return (UNET_CONFIG["sample_size"] // 4) ** 2
-
-
-def sae_data(args, model, images_per_pair=2, empty=120, batch=40):
-    """Hook outputs of images sampled from captions and by the empty prompt, which the ascent uses: (n, D) in the order
-    batch, step, image, position. A file a batch, so that a killed capture goes on.
+def sae_data(args, model, images_per_pair=2, empty=120, images_per_word=4, batch=40):
+    """Hook outputs of images sampled from captions, by the empty prompt, which the ascent uses, and from captions of an
+    object or a style alone: (n, D) in the order batch, step, image, position. A file a batch, so that a killed capture
+    goes on.
     """
     pairs = [drawings.caption(o, s) for o in drawings.OBJECTS for s in drawings.STYLES]
-    prompts, width, parts = pairs * images_per_pair + [""] * empty, SAE_CONFIG["d_in"], []
+    alone = [drawings.caption(o, None) for o in drawings.OBJECTS] + [drawings.caption(None, s) for s in drawings.STYLES]
+    prompts = pairs * images_per_pair + [""] * empty + alone * images_per_word
+    width, parts = SAE_CONFIG["d_in"], []
     began = time.time()
     for i in range(0, len(prompts), batch):
         path = args.runs / f"hook_{i:05d}.safetensors"
@@ -302,17 +258,17 @@ def sae_data(args, model, images_per_pair=2, empty=120, batch=40):
 
 
 def train_sae(args):
-    """sae.py's loss, with batch top-k and PREFIXES; a feature is dead when 100 batches did not wake it."""
+    """sae.py's loss, with batch top-k; a feature is dead when 100 batches did not wake it."""
     model = load(args.out, args.device)
     h = sae_data(args, model)
-    latents = SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"]
+    latents = int(SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"])
     sae = SAE(SAE_CONFIG["d_in"], latents, SAE_CONFIG["k"]).to(args.device)
     sae.init(torch.Generator(args.device).manual_seed(2), h[::97].float().mean(0))
     asleep = torch.zeros(latents, device=args.device)
 
     def loss(step, generator):
         rows = torch.randint(len(h), (BATCH["sae"],), generator=generator, device=args.device)
-        value, fired, main = training_loss(sae, h[rows].float(), asleep > 100, PREFIXES)
+        value, fired, main = training_loss(sae, h[rows].float(), asleep > 100)
         asleep.add_(1).masked_fill_(fired, 0)
         return value, {"fvu": main, "dead": (asleep > 100).float().mean()}
 
@@ -355,12 +311,13 @@ def estimate(args):
     vae, net, judge = VAE(**sizes(VAE_CONFIG, "vae")).to(dev), Denoiser(600).to(dev), Judge().to(dev)
     net.narrow()
     width = SAE_CONFIG["d_in"]
-    sae = SAE(width, SAE_CONFIG["expansion_factor"] * width, SAE_CONFIG["k"]).to(dev)
+    sae = SAE(width, int(SAE_CONFIG["expansion_factor"] * width), SAE_CONFIG["k"]).to(dev)
     h = torch.randn(BATCH["sae"], width, device=dev)
     sae.init(torch.Generator(dev).manual_seed(0), h.mean(0))
     asleep = torch.ones(sae.features, dtype=torch.bool, device=dev)
     work = {"vae": lambda: vae.decode_raw(vae.moments(image)[0]).sum(), "unet": lambda: net(z, t, ids).sum(),
-            "sae": lambda: training_loss(sae, h, asleep, PREFIXES)[0],
+            "sight": lambda: net(z, t, ids).sum() + net.unet(z, t, net.text_encoder(ids), until=HOOK_POINT).sum(),
+            "sae": lambda: training_loss(sae, h, asleep)[0],
             "judge": lambda: sum(y.sum() for y in judge(torch.rand(BATCH["judge"], 3, 64, 64, device=dev)))}
     total = 0.0
     for stage in args.stage:
@@ -375,10 +332,10 @@ def estimate(args):
     print(f"about {total:.0f} min in all on {dev}; a killed run goes on where it was", flush=True)
 
 
-STAGES = {"vae": train_vae, "unet": train_unet, "sae": train_sae, "judge": train_judge}
+STAGES = {"vae": train_vae, "unet": train_unet, "sight": train_sight, "sae": train_sae, "judge": train_judge}
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
@@ -386,7 +343,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for stage, steps in STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.steps = {stage: getattr(args, f"{stage}_steps") for stage in STEPS}
     estimate(args)
     for stage in args.stage:
@@ -399,7 +356,7 @@ def record(args):
     logs = {stage: args.runs / f"{stage}.jsonl" for stage in STAGES}
     write_json(args.out / "training.json", {
         "drawings": COUNT, "batch": BATCH, "vae": VAE_CONFIG, "unet": UNET_CONFIG, "text_encoder": TEXT_CONFIG,
-        "sae": SAE_CONFIG | {"prefixes": PREFIXES},
+        "sae": SAE_CONFIG,
         "guidance": GUIDANCE, "last": {stage: json.loads(log.read_text().splitlines()[-1]) for stage,
                                        log in logs.items() if log.exists()}})
 

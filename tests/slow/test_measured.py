@@ -71,10 +71,13 @@ def test_the_second_toy_is_told_as_it_was_measured():
     assert cell("the same with captions") == shift("captions")
     assert cell("SAE:") == f"{sae['features']:,}, {sae['fvu']:.3f}, {sae['alive']:.1%}"
     assert cell("concept features, empty") == ", ".join(str(concepts[kind]) for kind in ("object", "style", "pair"))
-    assert (concepts["objects covered"], concepts["styles covered"]) == (10, 8)
+    assert (concepts["objects covered"], concepts["styles covered"]) == (5, 8)
+    assert cell("these cover") == "five objects, all eight styles"
     assert cell("concept features when") == str(stored["concepts"]["captions"]["all"])
     assert cell("400 samples").startswith(f"{stored['samples']['object']['share']:.1%}")
     assert cell("steered samples").startswith(f"{steered['share']:.1%} of {steered['n']} (")
+    assert cell("of an object; of a style") == "; ".join(f"{stored['steering'][kind]['share']:.0%}"
+                                                         for kind in ("object", "style"))
 
 
 def test_pushes_are_told_as_they_were_measured():
