@@ -5,6 +5,7 @@ Universal Design", 2008), and beside colour a shape or a number, so that they ca
 """
 
 from html import escape
+from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -72,7 +73,7 @@ def draw_parts(row):
             y += 26
         shapes += [line(left, y - 8, left + width, y - 8),
                    *(text(at(v), y + 6, f"{v:.3g}", "middle", fill=GREY) for v in (low, high)),
-                   text(left + width + 16, y + 6, unit, fill=GREY)]
+                   text(left + width + 40, y + 6, unit, fill=GREY)]
         y += 34
     return svg(900, y, shapes)
 
@@ -89,13 +90,16 @@ def draw_curves(row):
         shapes += [line(left, y, left + width, y, FADED), text(left - 8, y + 4, v, "end")]
     for x in sorted({p[0] for p in points}):
         shapes.append(text(at(x, 0)[0], top + height + 18, x, "middle"))
+    ends = {name: at(low, series[-1][1])[1] for name, series in figure["series"].items()}
+    for upper, lower in pairwise(sorted(ends, key=ends.get)):           # names do not cover each other
+        ends[lower] = max(ends[lower], ends[upper] + 16)
     for (name, series), color, dash in zip(figure["series"].items(), (GOOD, BAD, "black"), ("", "7 4", "2 3")):
         band = [at(p[0], p[3]) for p in series] + [at(p[0], p[2]) for p in reversed(series)]
         path = lambda points: " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         shapes += [f'<polygon points="{path(band)}" fill="{color}" fill-opacity="0.15"/>',
                    f'<polyline points="{path(at(p[0], p[1]) for p in series)}" fill="none" stroke="{color}" '
                    f'stroke-width="2.5" stroke-dasharray="{dash or "none"}"/>',
-                   text(left + width + 10, at(0, series[-1][1])[1] + 4, name, fill=color)]
+                   text(left + width + 10, ends[name] + 4, name, fill=color)]
     return svg(left + width + 190, top + height + 54, shapes)
 
 
