@@ -1,10 +1,12 @@
 """Numbers in the documents are those that their commands keep beside the weights."""
 import json
+import shutil
 from pathlib import Path
 
 from activity import profile
 from bench import tables
-from toyworld import finishing
+from toyworld import claims_page, finishing
+from toyworld.claim_list import CLAIMS
 from toyworld.evaluate_activity import evaluate_details
 from weights.load import load
 
@@ -88,3 +90,23 @@ def test_pushes_are_told_as_they_were_measured():
     found = [json.loads((ROOT / f"weights/{toy}/evaluation.json").read_text())["pushes"] for toy in ("toy", "narrow")]
     assert told == [[round(toy[kind]["980"][name], 3) + 0.0 for toy in found for kind in ("object", "style")]
                     for name in ("caption", "pushed", "alike", "wrong")]
+
+
+def test_the_claims_page_is_what_its_numbers_give(tmp_path):
+    """docs/claims.md and its figures, made again from claims.json, and what is said of them in words."""
+    shutil.copytree(ROOT / "docs/pictures/claims", tmp_path / "pictures/claims")
+    shutil.copy(ROOT / "docs/claims.md", tmp_path)
+    stored = json.loads((ROOT / "docs/claims.json").read_text())
+    assert [*stored["claims"]] == [*CLAIMS]
+    claims_page.write_page(stored, tmp_path)
+    assert (tmp_path / "claims.md").read_text() == (ROOT / "docs/claims.md").read_text()
+    for figure in (tmp_path / "pictures/claims").glob("*.svg"):
+        assert figure.read_text() == (ROOT / "docs/pictures/claims" / figure.name).read_text()
+    settings = {name: {s["setting"]: f"{s['right']['number']:.0%}" for s in claim["settings"] if s["pictures"]}
+                for name, claim in stored["claims"].items()}
+    own, bare = settings["together"]["all"], settings["together"]["none"]
+    page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/claims.md", "README.md"))
+    assert f"named right in {own}, with all regularizers off and from noise in {bare}" in page
+    assert f"{own} against {settings['clearer']['channels, preset raw']} named right" in page
+    assert f"{own} of the ascent's pictures are named right, without {bare}" in readme
+    assert f"{stored['claims']['cheaper']['number']:.0f}" == "6" and "costs six times as much" in readme
