@@ -234,26 +234,18 @@ def test_a_feature_s_direction_draws_its_concept():
     assert found["n"] == 4 * len(objects) == 20 and found["share"] >= 0.4
 
 
-def train_on_a_few(tmp_path, steps):
-    """Weights and log of the stage "sight", begun at the second toy, on 80 drawings."""
-    out, runs = tmp_path / "toy", tmp_path / "runs"
-    if not out.exists():
-        shutil.copytree("weights/narrow", out)
-        runs.mkdir()
-        images = np.stack([drawings.drawing(i) for i in range(80)]).transpose(0, 3, 1, 2)
-        np.save(runs / f"drawings_0_{train.COUNT}.npy", images)
-    train.main(["--stage", "sight", "--sight-steps", str(steps), "--out", str(out), "--runs", str(runs), "--device",
-                "cpu"])
-    return load_file(out / "unet/diffusion_pytorch_model.safetensors"), runs / "sight.jsonl"
-
-
 def test_the_stage_sight_goes_on_from_the_weights_that_are_there(tmp_path):
     """What the hook says without the caption is near what it says with it, as the second toy learnt it, and two steps
-    do not undo that; what has no part in the model stays without."""
-    before = load_file("weights/narrow/unet/diffusion_pytorch_model.safetensors")
-    after, log = train_on_a_few(tmp_path, 2)
-    line, = map(json.loads, log.read_text().splitlines())
+    on 80 drawings do not undo that; what has no part in the model stays without."""
+    out, runs, file = tmp_path / "toy", tmp_path / "runs", "unet/diffusion_pytorch_model.safetensors"
+    shutil.copytree("weights/narrow", out)
+    runs.mkdir()
+    images = np.stack([drawings.drawing(i) for i in range(80)]).transpose(0, 3, 1, 2)
+    np.save(runs / f"drawings_0_{train.COUNT}.npy", images)
+    train.main(["--stage", "sight", "--sight-steps", "2", "--out", str(out), "--runs", str(runs), "--device", "cpu"])
+    line, = map(json.loads, (runs / "sight.jsonl").read_text().splitlines())
     assert line["step"] == 2 and line["unseen"] < 0.25
+    before, after = load_file(f"weights/narrow/{file}"), load_file(out / file)
     differ = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(name.startswith("down_blocks.0.resnets") for name in differ)
     assert not any("up_blocks.3.attentions" in name for name in differ)

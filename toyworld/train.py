@@ -48,7 +48,7 @@ def write_json(path, value):
 
 
 def export(args, part, net, config):
-    """One part of the weights folder, as fp16 and in the layout that checkpoint.py reads."""
+    """One part of the weights folder, as fp16 and in the layout that weights/load.py reads."""
     folder = args.out / part
     write_json(folder / "config.json", config)
     atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / WEIGHTS_FILE[part])
