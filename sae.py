@@ -33,14 +33,17 @@ class SAE(nn.Module):
     def features(self):
         return self.encoder.out_features
 
-    def init(self, generator, b_dec):
-        """Training's start: unit rows at random, the encoder their transpose, b_dec the data's mean [2]."""
+    def init(self, generator, h):
+        """Training's start: b_dec is the mean of the data h (n, D) [2], W_dec's rows are deviations from it by lot, of
+        norm 1, the encoder is their transpose. Rows at random would keep what the data never say (ours).
+        """
         with torch.no_grad():
-            self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator, device=self.W_dec.device))
+            lot = torch.randint(len(h), (self.features,), generator=generator, device=h.device)
+            self.b_dec.copy_(h.mean(0))
+            self.W_dec.copy_(h[lot] - self.b_dec)
             self.normalize_decoder()
             self.encoder.weight.copy_(self.W_dec)
             self.encoder.bias.zero_()
-            self.b_dec.copy_(b_dec)
 
     @torch.no_grad()
     def normalize_decoder(self):

@@ -65,7 +65,7 @@ def default_weights(args, wanted):
 
 
 def beyond(args):
-    """What the toy does not have and Stable Diffusion does, and how many the toy has: ("feature", 10204, 1792); or
+    """What the toy does not have and Stable Diffusion does, and how many the toy has: ("feature", 10204, 128); or
     None."""
     sizes = read_sae_config(next(TOY.glob("sae/*/cfg.json")))
     for kind, has in (("feature", sizes["num_latents"]), ("channel", sizes["d_in"])):

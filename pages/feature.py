@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from config import HOOK_POINT
+from config import HOOK_POINT, TOP
 from pages.again import commands
 from pages.files import folder_of
 from pages.read import SCORES, best, gain, read_activity, read_legibility, read_results, rows_of, short
@@ -171,7 +171,7 @@ def unlike(found):
 def when(activity, times):
     """Two curves over the time steps, peaks marked; the marks lead to the pictures made there."""
     peaks, most = activity["peaks"], len(activity["profile"]) - 1
-    share = "Share of images with it among the 20 strongest"
+    share = f"Share of images with it among the {activity.get('top', TOP)} strongest"
     curves = {share if activity["ever_among_the_top"] else "Largest activation, where above 0": activity["profile"],
               "Largest mean activation in any image": activity["largest"]}
     charts = "".join(

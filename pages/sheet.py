@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from config import TOP
 from pages.read import gain, read_activity, read_results, rows_of, short
 from pages.words import settings
 from weights.disk import alone, replacing
@@ -143,7 +144,7 @@ def draw_profile(pen, record, box, font):
     x, y, w, h = box
     kind = "feature" if "feature" in record else "channel"
     curve, most = record["profile"], max(record["profile"]) or 1.0
-    share = "share of images in which it is among the 20 strongest"
+    share = f"share of images in which it is among the {record.get('top', TOP)} strongest"
     what = share if record["ever_among_the_top"] else "largest mean activation"
     says = f"{kind} {record[kind]}: {what}, at most {most:.3g}" + record.get("note", "")
     pen.text((x, y - LINE), says, fill="black", font=font)

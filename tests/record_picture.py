@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from activity.profile import attach
 from weights.load import load
 from config import Job, configure
 from ascent import visualize
@@ -16,6 +17,7 @@ FOLDER = Path(__file__).parent / "fixtures"
 
 def main():
     model = load("weights/toy")
+    model = attach(model, model.folder / "activity")
     job, config = Job(model.settings["feature"], model.settings["timestep"], seed=7), configure(model.settings,
                                                                                                 num_steps=6,
                                                                                                 prior_steps=5)

@@ -705,11 +705,15 @@ def test_the_loss_of_training(axes):
         assert fired.tolist() == [True, True, False, False]
 
 
-def test_training_starts_at_unit_rows_and_their_transpose():
-    sae = SAE(5, 9)
-    sae.init(torch.Generator().manual_seed(0), torch.arange(5.0))
+def test_training_starts_at_unit_deviations_from_the_mean_and_their_transpose():
+    sae, data = SAE(5, 9), torch.arange(5.0) + torch.tensor([[0, 0, 0, 3, 4], [0, 0, 0, -3, -4], [2, 0, 0, 0, 0],
+                                                             [-2, 0, 0, 0, 0]])
+    sae.init(torch.Generator().manual_seed(0), data)
+    assert sae.b_dec.tolist() == [0, 1, 2, 3, 4] and not sae.encoder.bias.any()
+    assert {tuple(row) for row in sae.W_dec.mul(5).round().tolist()} <= {
+        (0, 0, 0, 3, 4), (0, 0, 0, -3, -4), (5, 0, 0, 0, 0), (-5, 0, 0, 0, 0)}
     assert close(sae.W_dec.norm(dim=1), 1.0) and torch.equal(sae.encoder.weight, sae.W_dec)
-    assert not sae.encoder.bias.any() and sae.b_dec.tolist() == [0, 1, 2, 3, 4]
+    assert len({tuple(row) for row in sae.W_dec.tolist()}) > 1
     sae.W_dec.data *= torch.arange(9.0)[:, None]
     sae.normalize_decoder()
     assert close(sae.W_dec[1:].norm(dim=1), 1.0) and not sae.W_dec[0].any()                    # 0 stays 0

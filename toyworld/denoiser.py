@@ -11,6 +11,7 @@ HOOK_POINT = "up_blocks.1.attentions.1"
 THROUGH = "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2."    # the only transformers at work
 BEHIND = "up_blocks.1.attentions.2", "up_blocks.2."                 # of these without the text
 LEVEL = "up_blocks.1.resnets.2"                                     # what follows the hook point at its own level
+NAME = 100.0                # length of a name, of the order of the hook's output after stage "unet", 140 to 240
 POOLED, NOISY = 0.25, 0.25  # shares of the training rows that `roughen` changes
 UNET_CONFIG = dict(block_out_channels=[16, 24, 128, 128], layers_per_block=2, cross_attention_dim=64,
                    attention_head_dim=4, norm_num_groups=8, in_channels=4, out_channels=4,
@@ -67,6 +68,15 @@ def silenced(module, last):
     module.requires_grad_(False)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
+
+
+def names():
+    """What the hook's output shall say of a picture (train.py, stage "sight"): for each object and then each style a
+    direction of its own of length NAME, by lot and at right angles to all others: (18, D).
+    """
+    D = UNET_CONFIG["block_out_channels"][2]
+    lot = torch.randn(D, D, generator=torch.Generator().manual_seed(4))
+    return NAME * torch.linalg.qr(lot)[0][:len(drawings.OBJECTS) + len(drawings.STYLES)]
 
 
 def roughen(h, generator):

@@ -1,8 +1,7 @@
-"""Measure the toy: autoencoder, samples, sparse autoencoder, concept features, and the legibility of the ascent.
+"""Measure the toy: autoencoder, samples, sparse autoencoder, concept features, and pictures of other settings.
 
     python -m toyworld.evaluate                 everything but the ascent; evaluation.json, concepts.json, two sheets
     python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
-    python -m toyworld.evaluate --legibility    the ascent from noise on every concept feature, judged; next to chance
     python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8
                                                 other settings on every 8th of them; stores nothing
     python -m toyworld.evaluate --figure        features.png: each object's and style's strongest feature, visualised
@@ -227,19 +226,6 @@ def legibility(model, judge, concepts, config, t, batch_size=8):
     return out, results, agree
 
 
-def run_legibility(model, judge, args):
-    stored = json.loads((args.out / "concepts.json").read_text())
-    concepts, t = stored["features"], stored["timestep"]
-    config = dataclasses.replace(configure(model.settings), prior="noise", finish=False)
-    chance = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES), "pair": 1 / len(OBJECTS) / len(STYLES)}
-    out = {"chance": {k: round(v, 4) for k, v in chance.items()} | {"all": round(sum(chance[c["kind"]]
-                                                                                     for c in concepts) / len(concepts),
-                                                                                 4)}}
-    tell("chance", out["chance"])
-    numbers, *_ = legibility(model, judge, concepts, config, t)
-    return out | {"from noise": tell(f"from noise, t {t}", numbers)}
-
-
 def try_settings(model, judge, args):
     """The legibility of other settings on every args.every-th concept feature, for choosing them."""
     stored = json.loads((args.out / "concepts.json").read_text())
@@ -285,7 +271,7 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
     jobs = [Job(feature=c["feature"], timestep=t, seed=s) for c in concepts for s in seeds]
-    config = dataclasses.replace(configure(model.settings), prior="noise", finish=False)
+    config = configure(model.settings, finish=False)
     shown = torch.stack([r.image for r in visualize(model, jobs, config)])
     o, s, *_ = judge.verdict(shown.to(model.device))
     agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
@@ -312,7 +298,6 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--legibility", action="store_true")
     parser.add_argument("--concepts", action="store_true")
     parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of config.Config, and timestep")
     parser.add_argument("--every", type=int, default=8)
@@ -328,9 +313,7 @@ def main():
     model, judge = load(args.out, args.device), load_judge(args.out, args.device)
     path = args.out / "evaluation.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}
-    if args.legibility:
-        numbers["legibility"] = run_legibility(model, judge, args)
-    elif args.figure:
+    if args.figure:
         make_figure(model, judge, args)
     elif args.choose:
         numbers["default_settings"] = choose_feature(model, judge, args)

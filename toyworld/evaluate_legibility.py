@@ -51,7 +51,7 @@ from vae import to_uint8
 from weights.eyes import find_eyes, load_eyes
 from weights.load import load
 
-FAST = dict(prior="noise", num_steps=40, learning_rate=0.15, finish_from=800, finish_scale=0.5, finish_steps=15)
+FAST = dict(num_steps=40, learning_rate=0.15, finish_from=800, finish_scale=0.5, finish_steps=15)
 TOGETHER = 6                # features whose pictures are computed together
 OTHERS = 99                 # features by lot with which one is compared
 DRAWS = 2_000               # of an interval

@@ -1,7 +1,8 @@
 """What the finish does to legibility on the toy: tried on one half of the concept features, reported on the other.
 
-    python -m toyworld.finishing --explore      the settings in EXPLORED, on a part of half A
-    python -m toyworld.finishing --report       the setting CHOSEN: half B, half A, one of five seeds after the other
+    python -m toyworld.finishing --explore      the settings in EXPLORED, on half A
+    python -m toyworld.finishing --report       the setting CHOSEN: half B, half A, one of five seeds after the other;
+                                                then the same at each feature's highest peak
     python -m toyworld.finishing --table        the tables of both: weights/toy/finishing.json and docs/finish.md
 
 The halves are drawn by a fixed lot. What the judge says of a picture is appended to out/finishing/ as soon as it is
@@ -27,17 +28,16 @@ from toyworld.train import write_json
 from weights.load import load
 
 LOT = 15                    # seed of the halves and of the order in which the report takes features
-EVERY = 3                   # of half A while exploring
 BATCH = 32                  # pictures that are computed together
 FAST = dict(num_steps=40, learning_rate=0.15)
-AT_PEAK = "noise, 40 at 0.15, at its peak"                  # at the feature's highest; without one where all others are
+AT_PEAK = "steer, 100 at 0.05, at its peak"        # at the feature's highest; without one where all others are
 ASCENTS = {
     "noise, 40 at 0.15": dict(prior="noise", **FAST),
     "noise, 100 at 0.05": dict(prior="noise"),
     "steer, 40 at 0.15": dict(prior="steer", **FAST),
     "steer, 100 at 0.05": dict(prior="steer"),
     "guided, 40 at 0.15": dict(prior="guided", **FAST),
-    AT_PEAK: dict(prior="noise", **FAST),
+    AT_PEAK: dict(prior="steer"),
 }
 PLAIN = dict(spectral_filter=False)
 FINISHES = {f"{t0}, {s}" + ", no filter" * bool(more): dict(finish_from=t0, finish_scale=s, **more) for t0, s, more in (
@@ -46,8 +46,8 @@ FINISHES = {f"{t0}, {s}" + ", no filter" * bool(more): dict(finish_from=t0, fini
 FINISHES |= {f"{t0}, 0.5, {n} steps": dict(finish_from=t0, finish_scale=0.5, finish_steps=n) for t0, n in (
     ("auto", 15), ("auto", 10))}
 FEW = {name: FINISHES[name] for name in ("600, 0.4", "800, 0.5", "900, 0.5", "auto, 0.5, 10 steps")}
-EXPLORED = {name: FINISHES if name == "noise, 40 at 0.15" else FEW for name in ASCENTS}
-CHOSEN = "noise, 100 at 0.05", "auto, 0.5, 15 steps"       # the toy's default
+EXPLORED = {name: FINISHES if name == "steer, 40 at 0.15" else FEW for name in ASCENTS}
+CHOSEN = "steer, 100 at 0.05", "auto, 0.5, 15 steps"       # the toy's default
 
 
 def halves(concepts):
@@ -117,7 +117,7 @@ def mean(entries, name):
 
 def row(entries):
     """Shares named right with n and 95% intervals, and mean activations, of one setting's pictures."""
-    kinds = {"all": ("object", "style", "pair"), "objects": ("object",), "styles": ("style",)}
+    kinds = {"all": ("object", "style", "pair")} | {f"{kind}s": (kind,) for kind in ("object", "style", "pair")}
     of = lambda kinds: share(torch.tensor([e["right"] for e in entries if e["kind"] in kinds], dtype=torch.bool))
     return {name: of(some) for name, some in kinds.items()} | {
         "activation": mean(entries, "activation"), "reencoded": mean(entries, "activation_reencoded")}
@@ -132,21 +132,21 @@ def by_rule(entries):
     return list(best.values())
 
 
-def explored(home, before):
-    """A row for each setting that was tried; rows from `before` whose pictures are not in `home` stay."""
-    out = {(r["ascent"], r["finish"]): r for r in before}
-    for path in sorted(home.glob("*.jsonl")):
-        entries = read(path)
-        for f in dict.fromkeys(e["finish"] for e in entries):
-            key = path.stem, f or None
-            out[key] = dict(zip(("ascent", "finish"), key)) | row([e for e in entries if e["finish"] == f])
-    return [*out.values()]
+def explored(home):
+    """A row for each setting that was tried."""
+    out = []
+    for name in EXPLORED:
+        entries = read(home / f"{name}.jsonl")
+        out += [{"ascent": name, "finish": f or None} | row([e for e in entries if e["finish"] == f])
+                for f in dict.fromkeys(e["finish"] for e in entries)]
+    return out
 
 
-def reported(home, concepts):
-    """Of the chosen setting: one seed's pictures, and those that the rule puts first, for each half and for all."""
+def reported(home, concepts, ascent=CHOSEN[0]):
+    """Of the chosen finish after an ascent: one seed's pictures, and those that the rule puts first, for each half and
+    for all."""
     a, b = ({c["feature"] for c in half} for half in halves(concepts))
-    entries, out = read(home / f"{CHOSEN[0]}.jsonl"), {"setting": {"ascent": CHOSEN[0], "finish": CHOSEN[1]}}
+    entries, out = read(home / f"{ascent}.jsonl"), {"setting": {"ascent": ascent, "finish": CHOSEN[1]}}
     for which, features in (("half B", b), ("half A", a), ("all", a | b)):
         ours = [e for e in entries if e["feature"] in features]
         one = {f: [e for e in ours if e["finish"] == f and e["seed"] == SEEDS[0]] for f in ("", CHOSEN[1])}
@@ -166,10 +166,10 @@ def reported(home, concepts):
 def markdown(rows, names):
     """A table: names are the keys that a row is told by."""
     cell = lambda s: f"{s['share']:.2f} [{s['interval'][0]:.2f}, {s['interval'][1]:.2f}] ({s['n']})" if s["n"] else ""
-    head = [*names, "all", "objects", "styles", "activation", "re-encoded"]
+    head = [*names, "all", "objects", "styles", "pairs", "activation", "re-encoded"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for r in rows:
-        values = [str(r[n] or "-") for n in names] + [cell(r[k]) for k in ("all", "objects", "styles")]
+        values = [str(r[n] or "-") for n in names] + [cell(r[k]) for k in ("all", "objects", "styles", "pairs")]
         lines.append("| " + " | ".join([*values, f"{r['activation']:.3f}", f"{r['reencoded']:.3f}"]) + " |")
     return "\n".join(lines)
 
@@ -181,17 +181,19 @@ def insert(text, mark, table):
     return f"{before}{begin}{table}\n{end}{after}"
 
 
+def report_rows(report):
+    return [{"features": which, "pictures": name, **r} for which, rows in report.items() if which != "setting"
+            for name, r in rows.items()]
+
+
 def write_tables(out, home, concepts, docs):
-    file = out / "finishing.json"
-    before = json.loads(file.read_text())["explored"] if file.exists() else []
-    numbers = {"lot": LOT, "explored": explored(home / "explore", before),
-               "report": reported(home / "report", concepts)}
-    write_json(file, numbers)
-    report = [{"features": which, "pictures": name, **r} for which, rows in numbers["report"].items()
-              if which != "setting" for name, r in rows.items()]
+    numbers = {"lot": LOT, "explored": explored(home / "explore"), "report": reported(home / "report", concepts),
+               "peaks": reported(home / "report", concepts, AT_PEAK)}
+    write_json(out / "finishing.json", numbers)
     text = docs.read_text() if docs.exists() else ""
     for mark, table in (("tried", markdown(numbers["explored"], ("ascent", "finish"))),
-                        ("report", markdown(report, ("features", "pictures")))):
+                        *((mark, markdown(report_rows(numbers[mark]), ("features", "pictures")))
+                          for mark in ("report", "peaks"))):
         text = insert(text, mark, table)
     docs.write_text(text)
 
@@ -224,11 +226,11 @@ def main():
     model, judge, t, a, b = opened(args)
     if args.explore:
         for name, finishes in EXPLORED.items():
-            work(model, judge, [(c, SEEDS[0]) for c in a[::EVERY]], t, name, finishes, args.home / "explore")
+            work(model, judge, [(c, SEEDS[0]) for c in a], t, name, finishes, args.home / "explore")
     else:
-        for seed, half in product(SEEDS, (b, a)):
+        for name, seed, half in product((CHOSEN[0], AT_PEAK), SEEDS, (b, a)):
             pairs = [(c, seed) for c in shuffled(half)]
-            work(model, judge, pairs, t, CHOSEN[0], {CHOSEN[1]: FINISHES[CHOSEN[1]]}, args.home / "report")
+            work(model, judge, pairs, t, name, {CHOSEN[1]: FINISHES[CHOSEN[1]]}, args.home / "report")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much the toy's hook point matters: without it, and when something is added there.
+"""What the toy's hook point says, and how much it matters: without it, and when something is added there.
 
     python -m toyworld.hook [--push] [--steer] [--out weights/toy]     writes what it prints into evaluation.json
 
@@ -15,6 +15,7 @@ import torch
 
 from steering import sample
 from toyworld import drawings
+from toyworld.denoiser import NAME, names
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.evaluate import UNSEEN, pairs, right, share, tell
 from toyworld.judge import load_judge
@@ -61,6 +62,29 @@ def shift(model, runs, n=400, times=(100, 300, 600, 900)):
 
 
 @torch.no_grad()
+def said(model, runs, n=1600, times=(900, 750, 600, 450, 300, 100)):
+    """What the hook's output says by the empty prompt, in the `names` that it was taught: of how many unseen drawings
+    the largest of the objects' names, and of the styles', is the drawing's own; and what share of its variance over
+    drawings and places lies along the names.
+    """
+    labels = dict(zip(("object", "style"), pairs(n, "cpu")))
+    z, directions, out = encode_all(model.vae, make_drawings(runs, n, UNSEEN).to(model.device)), names() / NAME, {}
+    for t in times:
+        eps, h = torch.randn(z.shape, generator=torch.Generator(model.device).manual_seed(t), device=model.device), []
+        for part, noise in zip(z.split(100), eps.split(100)):
+            steps = torch.full((len(part),), t, device=model.device)
+            text = model.embed([""]).expand(len(part), -1, -1)
+            x = model.schedule.add_noise(part, noise, steps)
+            h.append(model.unet(x, steps, text, until=model.hook_point).cpu())
+        h = torch.cat(h).flatten(2).transpose(1, 2)                                             # (n, S, D)
+        along, spread = h @ directions.T, lambda x: (x - x.mean((0, 1))).square().sum().item()  # (n, S, 18)
+        found = dict(zip(labels, along.mean(1).split((len(OBJECTS), len(STYLES)), dim=1)))
+        out[str(t)] = {kind: share(found[kind].argmax(1) == y) for kind, y in labels.items()}
+        out[str(t)]["variance"] = round(spread(along) / spread(h), 3)
+    return tell("what the hook says, by t", out)
+
+
+@torch.no_grad()
 def pushes(model, runs, n=160, times=(980, 900, 600)):
     """Whether what a caption does at the hook point can be added there, and at all positions alike, as steering adds a
     feature: how much smaller than with the empty prompt the error of the predicted clean latent is.
@@ -104,7 +128,7 @@ def pushes(model, runs, n=160, times=(980, 900, 600)):
 
 
 @torch.no_grad()
-def steer(model, judge, concepts, scales=(1, 2, 3, 5, 10), noises=4, steps=25, batch=100):
+def steer(model, judge, concepts, scales=(1, 3, 5, 10, 20), noises=4, steps=25, batch=100):
     """Samples by the empty prompt, scale * activation * W_dec[f] added at the hook at all steps: shares named right.
 
     A feature's activation is the mean over its strongest drawings (concepts.json). The scale that is best for every
@@ -153,7 +177,7 @@ def main():
         concepts = json.loads((args.out / "concepts.json").read_text())["features"]
         new["steering"] = steer(model, load_judge(args.out, args.device), concepts)
     if not new:
-        new["hook"] = shift(model, args.runs)
+        new["hook"], new["said"] = shift(model, args.runs), said(model, args.runs)
     write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | new)
 
 

@@ -1,12 +1,11 @@
-"""Make `weights/narrow` from nothing: drawings -> autoencoder -> text encoder and UNet -> sparse autoencoder -> judge.
+"""Make `weights/toy` from nothing: drawings -> autoencoder -> text encoder and UNet -> sparse autoencoder -> judge.
 
-    python -m toyworld.train [--stage NAME ...] [--runs FOLDER] [--out weights/narrow] [--device cuda]
+    python -m toyworld.train [--stage NAME ...] [--runs FOLDER] [--out weights/toy] [--device cuda]
 
 Every stage resumes where it was killed (its state is kept in --runs) and writes its part of --out when it is done. Each
 is one function below, from its data to its loss; the loop that they share is toyworld/fit.py.
 """
 import argparse
-import copy
 import json
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from clip import END, START, Tokenizer, byte_symbols, split_words
 from sae import SAE, training_loss
 from schedule import Schedule, ddim, guided
 from toyworld import drawings
-from toyworld.denoiser import HOOK_POINT, TEXT_CONFIG, UNET_CONFIG, Denoiser, roughen, sizes
+from toyworld.denoiser import HOOK_POINT, NAME, TEXT_CONFIG, UNET_CONFIG, Denoiser, names, roughen, sizes
 from toyworld.fit import atomic_save, fit
 from toyworld.judge import Judge, lesson
 from vae import VAE
@@ -33,10 +32,10 @@ COUNT = 16_000              # drawings to learn from, 200 of each of the 80 pair
 GUIDANCE = 3.0              # of the images from which the SAE learns
 VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16,
                   sample_size=drawings.SIZE)
-SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=0.25, k=4, input_unit_norm=False)
-SIGHT = 0.2                 # weight of what the hook point does not see
+SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=1.0, k=4, input_unit_norm=False)
+SIGHT = 0.3                 # weight of what the hook point does not name
 LR = {"unet": 1e-3, "sight": 5e-4}
-STEPS = {"vae": 10_500, "unet": 12_000, "sight": 1_800, "sae": 2_000, "judge": 1_500}
+STEPS = {"vae": 10_500, "unet": 12_000, "sight": 3_000, "sae": 2_000, "judge": 1_500}
 BATCH = {"vae": 8, "unet": 32, "sight": 32, "sae": 1_024, "judge": 64}
 
 
@@ -155,11 +154,11 @@ def train_unet(args, stage="unet"):
     25% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
     their object or their style, so that the model learns each of them alone. The hook's output is `roughen`ed.
 
-    Stage "sight" goes on from there: by the empty prompt the hook shall say what the picture shows, in the words of the
-    caption. m is the hook's output averaged over positions, m* what it was before this stage with the whole caption. Of
-    what cannot be seen in noise the mean over what it may be is the best answer.
+    Stage "sight" goes on from there: at each place p the hook's output h_p (D,) shall name the drawing's object and
+    style, u_o + u_s of `names`, whether the caption says them or not. Of what noise hides the mean over what it may be
+    is the best answer.
 
-        loss + SIGHT * sum |m - m*|^2 / sum |m* - its mean over the batch|^2
+        loss + SIGHT * mean over rows and places of |h_p - u_o - u_s|^2 / (2 NAME^2)
     """
     tokenizer = make_tokenizer(args)
     z, objects, styles, ids = captioned(args, tokenizer)
@@ -192,14 +191,12 @@ def train_unet(args, stage="unet"):
         value = (error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0)).mean() / 3
         if stage == "unet":
             return value, {"eps": error.mean()}
-        with torch.no_grad():
-            text = teacher.text_encoder(ids[objects[rows], styles[rows]])
-            wanted = teacher.unet(x, t, text, until=HOOK_POINT).mean((2, 3))
-        unseen = (kept["h"].mean((2, 3)) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+        wanted = directions[objects[rows]] + directions[len(drawings.OBJECTS) + styles[rows]]          # (B, D)
+        unseen = (kept["h"] - wanted[:, :, None, None]).square().mean((2, 3)).sum(1).mean() / (2 * NAME ** 2)
         return value + SIGHT * unseen, {"eps": error.mean(), "unseen": unseen}
 
     net.narrow()
-    teacher = copy.deepcopy(net)
+    directions = names().to(args.device)
     handle = net.unet.get_submodule(HOOK_POINT).register_forward_hook(at_hook)
     fit(stage, net, loss, steps=args.steps[stage], lr=LR[stage], folder=args.runs, device=args.device, ema=0.9993,
         after=Denoiser.silence)
@@ -263,7 +260,7 @@ def train_sae(args):
     h = sae_data(args, model)
     latents = int(SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"])
     sae = SAE(SAE_CONFIG["d_in"], latents, SAE_CONFIG["k"]).to(args.device)
-    sae.init(torch.Generator(args.device).manual_seed(2), h[::97].float().mean(0))
+    sae.init(torch.Generator(args.device).manual_seed(2), h[::97].float())
     asleep = torch.zeros(latents, device=args.device)
 
     def loss(step, generator):
@@ -313,10 +310,10 @@ def estimate(args):
     width = SAE_CONFIG["d_in"]
     sae = SAE(width, int(SAE_CONFIG["expansion_factor"] * width), SAE_CONFIG["k"]).to(dev)
     h = torch.randn(BATCH["sae"], width, device=dev)
-    sae.init(torch.Generator(dev).manual_seed(0), h.mean(0))
+    sae.init(torch.Generator(dev).manual_seed(0), h)
     asleep = torch.ones(sae.features, dtype=torch.bool, device=dev)
-    work = {"vae": lambda: vae.decode_raw(vae.moments(image)[0]).sum(), "unet": lambda: net(z, t, ids).sum(),
-            "sight": lambda: net(z, t, ids).sum() + net.unet(z, t, net.text_encoder(ids), until=HOOK_POINT).sum(),
+    denoise = lambda: net(z, t, ids).sum()
+    work = {"vae": lambda: vae.decode_raw(vae.moments(image)[0]).sum(), "unet": denoise, "sight": denoise,
             "sae": lambda: training_loss(sae, h, asleep)[0],
             "judge": lambda: sum(y.sum() for y in judge(torch.rand(BATCH["judge"], 3, 64, 64, device=dev)))}
     total = 0.0
@@ -339,7 +336,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
-    parser.add_argument("--out", type=Path, default=Path("weights/narrow"))
+    parser.add_argument("--out", type=Path, default=Path("weights/toy"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for stage, steps in STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)

@@ -77,9 +77,9 @@ def toy(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     few = ["featviz.py", "--weights", "weights/toy", "--device", "cpu", "--num-steps", 6, "--prior", "noise",
            "--finish-steps", 3, "--finish-scale", 0.4, "--out", out]
-    command(*few, "--feature", 169, 37, "--seed", 1024, 1111, "--timestep", 0, 600, "--frames", 4)
+    command(*few, "--feature", 22, 37, "--seed", 1024, 1111, "--timestep", 0, 600, "--frames", 4)
     command(*few, "--feature", 37, "--seed", 1024, "--timestep", 600, "--no-spectral-filter", "--no-finish")
-    command(*few, "--feature", 169, "--seed", 1024, "--timestep", 600, "--trace", 0, 5)
+    command(*few, "--feature", 22, "--seed", 1024, "--timestep", 600, "--trace", 0, 5)
     command("-m", "pages", out / "toy", "--atlas", out / "toy")
     return out / "toy"
 
@@ -131,14 +131,14 @@ def wait_for(browser, script):
 
 
 def test_a_feature_s_page(browser, toy, shots):
-    look(browser, toy / "feature_00169" / "index.html", shots, "feature")
+    look(browser, toy / "feature_00022" / "index.html", shots, "feature")
     browser.window(1280)
     look(browser, toy / "feature_00037" / "index.html", shots, "feature_settings")
 
 
 def test_the_slider_of_a_feature_s_page(browser, toy, shots):
     """Without a mouse: open a result, go back through its steps, close it."""
-    browser.open(toy / "feature_00169" / "index.html")
+    browser.open(toy / "feature_00022" / "index.html")
     tab_to(browser, "[data-view]")
     browser.key("Enter")
     tab_to(browser, "input[type=range]")
@@ -156,18 +156,18 @@ def test_the_slider_of_a_feature_s_page(browser, toy, shots):
 
 def test_without_scripts_the_viewers_of_a_page_lie_open(browser, toy):
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
-    browser.open(toy / "feature_00169" / "index.html")
+    browser.open(toy / "feature_00022" / "index.html")
     visible = "[...document.querySelectorAll('{}')].map(e => e.checkVisibility())"
     pictures, controls = visible.format("dialog .strip, dialog .all"), visible.format("dialog :is(input, form)")
     shown = browser.run(pictures), browser.run(controls)
     browser.send("Emulation.setScriptExecutionDisabled", value=False)
     assert shown == ([True] * 8, [False] * 8)
-    browser.open(toy / "feature_00169" / "index.html")
+    browser.open(toy / "feature_00022" / "index.html")
     assert browser.run(pictures) == [False] * 8
 
 
 def test_a_trace(browser, toy, shots):
-    page, = (toy / "feature_00169").glob("t0600-*/seed_1024_trace/trace.html")
+    page, = (toy / "feature_00022").glob("t0600-*/seed_1024_trace/trace.html")
     look(browser, page, shots, "trace")
     browser.window(1280)
     browser.open(page)
@@ -291,7 +291,7 @@ def test_agreement_and_words_of_the_eyes(browser, tmp_path, shots):
 
 def test_the_line_of_the_eyes_on_a_feature_s_page(browser, toy, shots):
     """Measured by the toy's own eyes at the end of the run; not wider than a phone."""
-    page = toy / "feature_00169" / "index.html"
+    page = toy / "feature_00022" / "index.html"
     for width in (1400, 390):
         browser.window(width)
         browser.open(page)

@@ -61,35 +61,65 @@ def test_what_quick_takes_of_the_original_is_what_the_bench_prints():
     assert f"On the toy they take {five} (5 jobs)" in words
 
 
-def test_the_second_toy_is_told_as_it_was_measured():
-    stored = json.loads((ROOT / "weights/narrow/evaluation.json").read_text())
+def told(mark):
+    """The cells of a table of docs/measured.md between two marks, row by row, without the heads."""
     text = (ROOT / "docs/measured.md").read_text().replace("**", "")
-    lines = text[text.index("| measured | first toy | second toy |"):].splitlines()
-    cell = lambda start: next(line for line in lines if line.startswith(f"| {start}")).split("|")[3].strip()
-    shift = lambda text: ", ".join(f"{v:.2f}" for v in stored["hook"][text].values())
-    sae, concepts = stored["sae"], stored["concepts"]["empty prompt"]
-    steered = stored["steering"]["all others, at the best"]
-    assert cell("shift without the hook") == shift("empty prompt")
-    assert cell("the same with captions") == shift("captions")
-    assert cell("SAE:") == f"{sae['features']:,}, {sae['fvu']:.3f}, {sae['alive']:.1%}"
-    assert cell("concept features, empty") == ", ".join(str(concepts[kind]) for kind in ("object", "style", "pair"))
-    assert (concepts["objects covered"], concepts["styles covered"]) == (5, 8)
-    assert cell("these cover") == "five objects, all eight styles"
-    assert cell("concept features when") == str(stored["concepts"]["captions"]["all"])
-    assert cell("400 samples").startswith(f"{stored['samples']['object']['share']:.1%}")
-    assert cell("steered samples").startswith(f"{steered['share']:.1%} of {steered['n']} (")
-    assert cell("of an object; of a style") == "; ".join(f"{stored['steering'][kind]['share']:.0%}"
-                                                         for kind in ("object", "style"))
+    rows = text[text.index(f"<!-- {mark} -->"):text.index(f"<!-- end of {mark} -->")].splitlines()[3:]
+    return [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows]
+
+
+def toy(name):
+    return json.loads((ROOT / f"weights/toy/{name}.json").read_text())
+
+
+def test_the_toy_is_told_as_it_was_measured():
+    numbers, cells = toy("evaluation"), {row[0]: row[-1] for row in told("bars")}
+    sae, concepts, samples = numbers["sae"], numbers["concepts"]["empty prompt"], numbers["samples"]
+    shift, scales = numbers["hook"]["empty prompt"], numbers["steering"]["by scale"]
+    best, others = max(scales.values(), key=lambda s: s["share"]), numbers["steering"]["all others, at the best"]
+    peaks = toy("activity")["probe"]["second_capture"]["highest_peak_found"]
+    files = [f for f in (ROOT / "weights/toy").rglob("*") if f.is_file() and "activity" not in f.parts]
+    size = sum(f.stat().st_size for f in files)
+    span = lambda s: "{:.1f} to {:.1f}".format(*(100 * v for v in s["interval"]))
+    assert numbers["vae"]["psnr_db"] == 29.87
+    assert cells == {
+        "autoencoder on 1,600 unseen drawings, PSNR": "the same",
+        "400 samples from captions: object, style right": ", ".join(
+            f"{samples[kind]['share']:.1%}" for kind in ("object", "style")),
+        "SAE: features, FVU at k, that fire": f"{sae['features']}, {sae['fvu']:.3f}, {sae['alive']:.1%}",
+        "concept features, empty prompt: object, style, pair": ", ".join(
+            str(concepts[kind]) for kind in ("object", "style", "pair")),
+        "these cover objects, styles": f"{concepts['objects covered']}, {concepts['styles covered']}",
+        "concept features when the model sees the captions": str(numbers["concepts"]["captions"]["all"]),
+        "steered samples named right, best of five scales": f"{best['share']:.1%} of {best['n']} ({span(best)})",
+        "shift without the hook, t 600, empty prompt": f"{shift['600']:.2f}",
+        "the same at t 100, 300, 900": ", ".join(f"{shift[t]:.2f}" for t in ("100", "300", "900")),
+        "highest peak found again, to 50 steps, by a second capture": f"{peaks['share']:.1%} of {peaks['n']}",
+        "size of `weights/toy` without its capture": f"{size / 2 ** 20:.0f} MiB"}
+    words = " ".join((ROOT / "docs/measured.md").read_text().split())
+    assert (f"With the scale that is best for every other feature ({numbers['steering']['best scale']}), "
+            f"{others['share']:.1%} of the rest are named right ({span(others)})") in words
+
+
+def test_what_the_hook_says_is_told_as_it_was_measured():
+    said = toy("evaluation")["said"]
+    objects, styles, variance = (row[1:] for row in told("said"))
+    assert objects == [f"{s['object']['share']:.0%}" for s in said.values()]
+    assert styles == [f"{s['style']['share']:.0%}" for s in said.values()]
+    assert variance == [f"{s['variance']:.3f}" for s in said.values()]
 
 
 def test_pushes_are_told_as_they_were_measured():
-    """The table of docs/measured.md against the evaluation.json of both toys."""
-    text = (ROOT / "docs/measured.md").read_text()
-    rows = text[text.index("<!-- pushes -->"):text.index("<!-- end of pushes -->")].splitlines()[3:]
-    told = [[float(cell) for cell in row.split("|")[2:-1]] for row in rows]
-    found = [json.loads((ROOT / f"weights/{toy}/evaluation.json").read_text())["pushes"] for toy in ("toy", "narrow")]
-    assert told == [[round(toy[kind]["980"][name], 3) + 0.0 for toy in found for kind in ("object", "style")]
-                    for name in ("caption", "pushed", "alike", "wrong")]
+    pushes = toy("evaluation")["pushes"]
+    assert [[float(cell) for cell in row[1:]] for row in told("pushes")] == [
+        [round(pushes[kind]["980"][name], 3) for kind in ("object", "style")]
+        for name in ("caption", "pushed", "alike", "wrong")]
+
+
+def test_priors_are_told_as_they_were_measured():
+    priors = toy("activity")["priors"]
+    assert told("priors") == [[f"of {priors['20']['n']}",
+                               *(f"{priors[scale]['share']:.0%}" for scale in ("1", "5", "20", "50"))]]
 
 
 def test_the_claims_page_is_what_its_numbers_give(tmp_path):

@@ -144,7 +144,7 @@ def trained(model, steps=300):
         patch.setattr(preflight, "fvu", lambda h, h_hat: seen.append(h) or torch.zeros(()))
         preflight.fit(model)
     h, sae = seen[0], loading.SAE(32, 64, k=8)
-    sae.init(torch.Generator().manual_seed(0), h.mean(dim=0))
+    sae.init(torch.Generator().manual_seed(0), h)
     optimizer = torch.optim.Adam(sae.parameters(), 1e-2)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -43,7 +43,7 @@ def model():
     return load("weights/toy")
 
 
-@pytest.fixture(scope="module", params=["--feature 169", "--channel 37"])
+@pytest.fixture(scope="module", params=["--feature 22", "--channel 37"])
 def traced(request, tmp_path_factory, one_thread):
     """(folder of a trace on the toy, its flags)"""
     out = tmp_path_factory.mktemp("out")
