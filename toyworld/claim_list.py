@@ -213,7 +213,7 @@ def whose(rows, targets):
        "where the concepts were found; and whose picture it is in the end, where the judge names the start otherwise "
        "than the feature.",
        "Not whether more or less steering would do better, nor what it does at other time steps.",
-       "The second toy was trained so that what is added at its hook point shows in its samples (docs/measured.md). On "
+       "The toy was trained so that what is added at its hook point shows in its samples (docs/measured.md). On "
        "Stable Diffusion: whether steered samples agree with the feature's examples before any ascent.")
 def prior(lab):
     names = ("noise", "steer", "guided")

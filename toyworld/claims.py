@@ -1,4 +1,4 @@
-"""Every claim about the method, with a number: measured on the second toy's concept features, in pairs, and judged.
+"""Every claim about the method, with a number: measured on the toy's concept features, in pairs, and judged.
 
     python -m toyworld.claims                       all claims that are not there yet; says first how long it will take
     python -m toyworld.claims --only noise prior    some; --check: only how long
@@ -10,8 +10,8 @@ drawn lies in out/claims: a run that was ended goes on where it was, and claims 
 
 The claims are in claim_list.py, what they are tried with in trials.py, how numbers are compared in paired.py. Features
 are drawn by one lot for all claims. How many was chosen before, from the interval that is wanted and the hours that two
-cores have: 48 leave a share within about 0.14, and a difference between two settings, which is paired, within about
-0.1. The second toy has 22 concept features, so there they are all of them, and intervals are half as wide again.
+cores have: 32 leave a share within about 0.17, and a difference between two settings, which is paired, within about
+0.12.
 """
 import json
 import sys
@@ -33,7 +33,7 @@ from toyworld.trials import Lab, full_size_ratio
 from weights.disk import WeightsError
 from weights.load import load
 
-FEATURES = 48
+FEATURES = 32
 RULE = ("A number holds where its whole interval is above the line that the claim names. It does not where even the "
         "upper end is below what would count at least, which stands beside the line. All else is not decided here, "
         f"and so is what fewer than {FEWEST} features say. Where k numbers decide a claim, the interval that decides "
@@ -102,7 +102,7 @@ def parse(argv=None):
     parser.add_argument("--only", nargs="+", choices=CLAIMS, metavar="NAME", help="of " + ", ".join(CLAIMS))
     parser.add_argument("--features", type=int, default=FEATURES, help="of each group, by lot (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help=f"pictures of each, 2 to {len(SEEDS)} (default: 2)")
-    parser.add_argument("--weights", type=folder, default=Path("weights/narrow"))
+    parser.add_argument("--weights", type=folder, default=Path("weights/toy"))
     parser.add_argument("--home", type=folder, default=Path("out/claims"), help="of pictures and rows")
     parser.add_argument("--docs", type=folder, default=Path("docs"), help="of claims.json, claims.md and figures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

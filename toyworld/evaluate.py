@@ -247,12 +247,7 @@ def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
     default settings the judge surely names most right, by the lower end of the 95% interval of the share; the stronger
     of equals.
     """
-    folder = profile.find(model, Path("out"))
-    if folder is None:
-        raise SystemExit(
-            f"evaluate: {model.folder} has no capture; run python -m activity capture --weights {model.folder}"
-        )
-    model, scores = profile.attach(model, folder), {}
+    scores = {}
     for c in chosen_by_rule(json.loads((args.out / "concepts.json").read_text())["features"]):
         times = profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
         results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds],
@@ -313,6 +308,12 @@ def main():
     model, judge = load(args.out, args.device), load_judge(args.out, args.device)
     path = args.out / "evaluation.json"
     numbers = json.loads(path.read_text()) if path.exists() else {}
+    if args.figure or args.choose or args.try_:                 # steered priors and peaks are those of a capture
+        if not (folder := profile.find(model, Path("out"))):
+            raise SystemExit(
+                f"evaluate: {model.folder} has no capture; run python -m activity capture --weights {model.folder}"
+            )
+        model = profile.attach(model, folder)
     if args.figure:
         make_figure(model, judge, args)
     elif args.choose:

@@ -291,8 +291,8 @@ def main():
         raise SystemExit(f"evaluate_legibility: {args.weights} has no eyes of its own; run python -m toyworld.eyes")
     stored = json.loads((args.weights / "concepts.json").read_text())
     concepts, t = shuffled(stored["features"])[:args.features], stored["timestep"]
-    pictures = make_pictures(model, concepts, t, home_of(model, t, args.out))
     model, eyes = profile.attach(model, folder), load_eyes(found)
+    pictures = make_pictures(model, concepts, t, home_of(model, t, args.out))
     live, shared = live_examples(model, folder, t, eyes)
     words = legibility.vocabulary(found / "words.txt")
     rows = look(concepts, pictures, judge, live, [*words], eyes.texts([*words.values()]), eyes)

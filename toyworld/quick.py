@@ -2,8 +2,7 @@
 other.
 
     python -m toyworld.quick --explore      the settings in TRIED, on a part of half A, one seed, the ascent alone
-    python -m toyworld.quick --report       the method's own and CHOSEN, FEATURES of half B by lot, two seeds, both also
-                                            finished
+    python -m toyworld.quick --report       the method's own and CHOSEN, on half B, two seeds, both also finished
     python -m toyworld.quick --table        what both gave: weights/toy/quick.json and the tables of docs/measured.md
 
 What the judge says of a picture is appended to out/quick/ as soon as it is made, so that a command that was ended goes
@@ -21,7 +20,6 @@ from toyworld.finishing import CHOSEN as FINISHED
 from toyworld.finishing import FINISHES, flags, insert, opened, read, row, shuffled, work
 from toyworld.train import write_json
 
-FEATURES = 96               # of half B, or all it has: with 55 an interval of about +-0.09 for two seeds' share
 OWN = "100 at 0.05"         # the method's own
 FALLING = "40 at 0.15, falling"
 TRIED = {f"{n} at {rate}" + more: dict(num_steps=n, learning_rate=rate, prior="steer", **others)
@@ -110,7 +108,7 @@ def main():
     if args.explore:
         explore(model, judge, a, t, args.home / "explore")
     else:
-        report(model, judge, shuffled(b)[:FEATURES], t, args.home / "report")
+        report(model, judge, shuffled(b), t, args.home / "report")
 
 
 if __name__ == "__main__":

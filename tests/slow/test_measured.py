@@ -116,6 +116,25 @@ def test_pushes_are_told_as_they_were_measured():
         for name in ("caption", "pushed", "alike", "wrong")]
 
 
+def test_peaks_and_starts_are_told_as_they_were_measured():
+    numbers, percent = toy("activity"), lambda s: "{:.0f} to {:.0f}".format(*(100 * v for v in s["interval"]))
+    span = lambda s: f"{s['share']:.1%} of {s['n']} ({{:.1f}} to {{:.1f}})".format(*(100 * v for v in s["interval"]))
+    examples, ascents, probe = numbers["examples"], numbers["ascents"], numbers["probe"]
+    assert [row[1] for row in told("examples")] == [
+        span(examples["features"]), f"{examples['mean_share_of_examples']:.1%}, by chance {examples['chance']:.1%}",
+        f"{examples['without_examples']} of {numbers['concept_features']}"]
+    assert [row[1] for row in told("ascents")] == [
+        "{} ({} to {})".format(ascents[name]["ratio"], *ascents[name]["interval"])
+        for name in ("steered_over_noise", "peak_over_0")]
+    assert [row[1] for row in told("named")] == [f"{s['share']:.0%} ({percent(s)})"
+                                                 for s in ascents["named_right"].values()]
+    caught = [f"{probe[who]['catch']:.2f} on average, median {probe[who]['catch_median']:.2f}"
+              for who in ("probe", "second_capture")]
+    assert [row[1] for row in told("probe")] == [
+        *(span(probe[who]["highest_peak_found"]) for who in ("probe", "second_capture")), *caught,
+        f"{probe['catch_by_chance']:.2f}"]
+
+
 def test_priors_are_told_as_they_were_measured():
     priors = toy("activity")["priors"]
     assert told("priors") == [[f"of {priors['20']['n']}",
