@@ -153,6 +153,7 @@ def reported(home, concepts, ascent=CHOSEN[0]):
         five = [e for e in ours if e["finish"] == CHOSEN[1]]
         whole = {f for f in features if sum(e["feature"] == f for e in five) == len(SEEDS)}
         rows = {"ascent, one seed": one[""], "finish, one seed": one[CHOSEN[1]],
+                "ascent, all seeds": [e for e in ours if not e["finish"] and e["feature"] in whole],
                 "finish, all seeds": [e for e in five if e["feature"] in whole],
                 "ascent, first of five by rule":
                     by_rule([e for e in ours if not e["finish"] and e["feature"] in whole]),
