@@ -10,9 +10,9 @@ from tests.browser.chromium import Chromium
 
 ROOT = Path(__file__).parents[2]
 SHOTS = (   # name, page (a pattern below out), fragment, height of the window
-    ("feature", "first/toy/feature_01447/index.html", "", 1000),
+    ("feature", "first/toy/feature_00004/index.html", "", 1000),
     ("atlas", "lot/toy/index.html", "", 800),
-    ("trace", "toy/feature_00169/t0600/seed_1024_trace/trace.html", "#s50-activation", 720),
+    ("trace", "toy/feature_00022/t0500/seed_1024_trace/trace.html", "#s50-activation", 720),
 )
 
 

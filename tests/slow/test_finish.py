@@ -32,7 +32,7 @@ def short(model):
 @pytest.fixture(scope="module")
 def jobs(model):
     """Of different features and seeds."""
-    return [Job(feature=f, timestep=600, seed=s) for f, s in ((14, 2), (37, 1), (23, 3))]
+    return [Job(feature=f, timestep=600, seed=s) for f, s in ((24, 2), (13, 1), (4, 3))]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import activity.__main__ as activity_command
@@ -18,6 +19,8 @@ import featviz
 from command import device
 from config import HOOK_POINT, configure
 from pages import files
+from toyworld.denoiser import names
+from toyworld.drawings import OBJECTS, STYLES
 from weights.load import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,12 +32,13 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) fo
 SNIPPET, = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 PICTURES = re.findall(r'src="(pictures/lesson/[^"]*)" width="\d+" alt="([^"]+)"', TEXT)
 CHAPTERS = re.findall(r"^## [1-9]\. .*?(?=^## )", TEXT, flags=re.MULTILINE | re.DOTALL)
-NOISE, FINISHED = "ef1b9fe5", "aa695be6"        # --no-finish; a finish from 600 that is as strong as it must be
+# --no-finish; the same from noise; a finish from 500 that is as strong as it must be
+STEERED, NOISE, FINISHED = "ef1b9fe5", "a14503a3", "421c62e4"
 # where a kind of picture comes from: the lesson's name -> folder of results
-SOURCES = {"0": f"out/toy/feature_00169/t0600-{NOISE}", "2": "out/none/toy/feature_00169/t0000-*",
-           "3": "out/none/toy/feature_00169/t0600-*", "3_blind": "out/blind/toy/feature_00169/t0600-*",
-           "4": f"out/toy/feature_00169/t0000-{NOISE}", "6": f"out/toy/channel_0093/t0600-{NOISE}",
-           "7": f"out/toy/feature_00169/t0600-{FINISHED}"}
+SOURCES = {"0": f"out/toy/feature_00022/t0500-{STEERED}", "2": "out/none/toy/feature_00022/t0000-*",
+           "3": "out/none/toy/feature_00022/t0500-*", "3_blind": "out/blind/toy/feature_00022/t0500-*",
+           "4": f"out/toy/feature_00022/t0000-{NOISE}", "6": f"out/toy/channel_0006/t0500-{STEERED}",
+           "7": f"out/toy/feature_00022/t0500-{FINISHED}"}
 STEPS = {"num_steps": 2, "finish_steps": 2}
 
 
@@ -106,13 +110,16 @@ def test_the_files_that_the_lesson_names_appear(done):
 
 
 def test_settings_have_the_folders_that_the_lesson_names():
-    usual = configure(load(ROOT / "weights/toy", "cpu").settings)
-    for command, name in ((COMMANDS[0], NOISE), (COMMANDS[-1], FINISHED)):
+    own = load(ROOT / "weights/toy", "cpu").settings
+    usual = configure(own)
+    noise, = [line for line in COMMANDS if "--prior noise" in line]
+    for command, name in ((COMMANDS[0], STEERED), (noise, NOISE), (COMMANDS[-1], FINISHED)):
         given = vars(featviz.parse(shlex.split(command)[2:]))
+        t, = given["timestep"] or [own["timestep"]]
         differs = {name: given[name] for name, value in vars(usual).items() if given.get(name, value) != value}
-        recipe = {"job": {"feature": 169, "channel": None, "timestep": 600, "seed": 1024}, "weights": "toy",
+        recipe = {"job": {"feature": 22, "channel": None, "timestep": t, "seed": 1024}, "weights": "toy",
                   "hook_point": HOOK_POINT, "differs": differs}
-        assert files.path_of("out", recipe).parent.name == f"t0600-{name}" and name in TEXT
+        assert files.path_of("out", recipe).parent.name == f"t{t:04d}-{name}" and f"t{t:04d}-{name}" in TEXT
 
 
 def test_the_snippet_names_every_picture(done, monkeypatch, capsys):
@@ -124,8 +131,8 @@ def test_the_snippet_names_every_picture(done, monkeypatch, capsys):
 
 
 def decisive(config):
-    """The settings that matter where the start is noise."""
-    unused = ("prior_", "steer_") if config["finish"] else ("prior_", "steer_", "finish_")
+    """The settings that matter: without a steered start not those of one, without a finish not its own."""
+    unused = ("prior_", "steer_") * (config["prior"] == "noise") + ("finish_",) * (not config["finish"])
     return {name: value for name, value in config.items() if not name.startswith(unused)}
 
 
@@ -139,10 +146,10 @@ def test_the_pictures_are_those_of_the_commands(done):
             shown = json.loads(Image.open(DOCS / name).text["featviz"])
             record, = done.glob(f"{SOURCES[found[1]]}/seed_{found[2]}.json")
             again = json.loads(record.read_text())["recipe"]
-            before = {"space": "latent"}        # the pictures are older than this setting
-            assert decisive(before | shown["config"] | {"num_steps": 2}) == decisive(again["config"])
+            assert decisive(shown["config"] | {"num_steps": 2}) == decisive(again["config"])
             assert shown["config"]["num_steps"] == 100
-            assert shown["config"]["prior"] == "noise" and shown["config"]["finish"] == (found[1] == "7")
+            assert shown["config"]["prior"] == ("steer" if found[1] in ("0", "6", "7") else "noise")
+            assert shown["config"]["finish"] == (found[1] == "7")
             assert shown["job"] == again["job"] and shown["weights"] == "toy"
             seen.add(found[1])
     assert seen == set(SOURCES)
@@ -160,6 +167,19 @@ def test_what_the_lesson_changes_is_there(where, old, new):
     exec(compile(changed, module.__file__, "exec"), made)
     assert inspect.signature(made[name]) == inspect.signature(getattr(module, name))
     assert textwrap.dedent(inspect.getsource(getattr(module, name))) not in changed
+
+
+def test_the_feature_is_the_strongest_of_the_kind_object_for_its_object():
+    """And its direction lies along that of Flower, as chapter 6 says."""
+    concepts = json.loads((ROOT / "weights/toy/concepts.json").read_text())["features"]
+    known = max((c for c in concepts if c["kind"] == "object" and c["object"] == "Flower"),
+                key=lambda c: c["activation"])
+    assert f"--feature {known['feature']} " in COMMANDS[0]
+    likeness = torch.nn.functional.cosine_similarity(
+        load(ROOT / "weights/toy", "cpu").sae.W_dec[[22, 24, 21], None], names(), dim=2)        # (3, 18)
+    flower, most = re.search(r"cosine of ([\d.]+\d); with no other is it above ([\d.]+\d)\.", TEXT).groups()
+    assert round(likeness[0, 0].item(), 2) == float(flower) and round(likeness[0, 1:].max().item(), 2) == float(most)
+    assert [[*OBJECTS, *STYLES][i] for i in likeness.argmax(dim=1)] == ["Flower", "Mosaic", "Neon"]
 
 
 def test_there_is_a_change_a_chapter():
