@@ -103,7 +103,7 @@ def test_what_stable_diffusion_would_not_help(flags, why, capsys):
 
 
 def test_what_the_toy_has_needs_nothing_else():
-    for flags in ([], ["--feature", "1791"], ["--channel", "111"], ["--feature", "live"]):
+    for flags in ([], ["--feature", "127"], ["--channel", "127"], ["--feature", "live"]):
         assert missing.lacking(featviz.parse(flags), bool(flags)) == ("", "")
         assert missing.default_weights(featviz.parse(flags), bool(flags)) == missing.TOY
 
