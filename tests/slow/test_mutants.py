@@ -187,7 +187,9 @@ MUTANTS = {     # (mutated file, the test file that must fail): [(old text, new 
         ("masked_fill(~dead, 0.0)", "masked_fill(dead, 0.0)"),
         ("(h - h.mean(dim=0))", "h"),
         ("self.encoder.weight.copy_(self.W_dec)", "pass"),
-        ("self.b_dec.copy_(b_dec)", "pass"),
+        ("self.b_dec.copy_(h.mean(0))", "pass"),
+        ("copy_(h[lot] - self.b_dec)", "copy_(h[lot])"),
+        ("torch.randint(len(h), ", "torch.randint(1, "),
     ],
     ("legibility.py", LEGIBILITY): [
         ("(smaller + not_larger)", "(2 * smaller)"),
