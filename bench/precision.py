@@ -1,4 +1,4 @@
-"""What lower precision costs in results: python -m bench.precision. Every 8th concept feature of the toy, one seed, in
+"""What lower precision costs in results: python -m bench.precision. Every third concept feature of the toy, one seed, in
 float32 and bfloat16.
 
 Activation at the end is measured in float32 for both; the judge names the pictures as in toyworld/evaluate.py.
@@ -23,7 +23,7 @@ TOY, PATH = Path("weights/toy"), Path("bench/precision.json")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=8, help="take every N-th concept feature")
+    parser.add_argument("--every", type=int, default=3, help="take every N-th concept feature")
     args = parser.parse_args()
     stored, judge, out = json.loads((TOY / "concepts.json").read_text()), load_judge(TOY), {}
     seen = None
