@@ -161,5 +161,3 @@ def test_the_claims_page_is_what_its_numbers_give(tmp_path):
     assert f"{own} against {settings['clearer']['channels, preset raw']} named right" in page
     assert f"{own} of the ascent's pictures are named right, without {bare}" in readme
     assert f"{stored['claims']['cheaper']['number']:.0f}" == "6" and "costs six times as much" in readme
-    measured = " ".join((ROOT / "docs/measured.md").read_text().split())
-    assert f"by its command: {own} and {settings['examples']['finished']} of 44" in measured
