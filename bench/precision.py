@@ -1,5 +1,5 @@
-"""What lower precision costs in results: python -m bench.precision. Every third concept feature of the toy, one seed, in
-float32 and bfloat16.
+"""What lower precision costs in results: python -m bench.precision. Every third concept feature of the toy, one seed,
+from noise, in float32 and bfloat16.
 
 Activation at the end is measured in float32 for both; the judge names the pictures as in toyworld/evaluate.py.
 """

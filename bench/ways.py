@@ -148,7 +148,7 @@ def official(model):
         return None
     ours, z = model.unet, torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)
     with torch.no_grad():
-        ours(z, torch.zeros(1, device=model.device), model.embed([""]))                         # reads what is read late
+        ours(z, torch.zeros(1, device=model.device), model.embed([""]))                        # reads what is read late
     sizes = dict(block_out_channels=[level.resnets[0].conv1.out_channels for level in ours.down_blocks],
                  cross_attention_dim=ours.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features,
                  attention_head_dim=ours.mid_block.attentions[0].transformer_blocks[0].attn1.heads,

@@ -153,7 +153,8 @@ def test_the_claims_page_is_what_its_numbers_give(tmp_path):
     assert (tmp_path / "claims.md").read_text() == (ROOT / "docs/claims.md").read_text()
     for figure in (tmp_path / "pictures/claims").glob("*.svg"):
         assert figure.read_text() == (ROOT / "docs/pictures/claims" / figure.name).read_text()
-    settings = {name: {s["setting"]: f"{s['right']['number']:.0%}" for s in claim["settings"] if s["pictures"]}
+    settings = {name: {s["setting"]: f"{s['right']['number']:.0%}" for s in claim["settings"]
+                       if s["right"] and s["right"]["number"] is not None}
                 for name, claim in stored["claims"].items()}
     own, bare = settings["together"]["all"], settings["together"]["none"]
     page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/claims.md", "README.md"))
