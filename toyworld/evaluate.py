@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from activity import profile
+from activity.times import full
 from weights.load import load
 from config import Job, configure
 from finish import visualize
@@ -262,6 +263,7 @@ def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
 
 def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
     """A row a feature in two columns of rows: six strongest unseen drawings, then its visualisation from three seeds.
+    Returns how many of the three the judge names right, by feature.
     """
     stored = json.loads((args.out / "concepts.json").read_text())
     concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
@@ -270,8 +272,8 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
     shown = torch.stack([r.image for r in visualize(model, jobs, config)])
     o, s, *_ = judge.verdict(shown.to(model.device))
     agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
-    tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum()) for c,
-                                              a in zip(concepts, agree)})
+    named = tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum())
+                                                      for c, a in zip(concepts, agree)})
     edge, label, gap, n = 80, 150, 12, 6
     half = -(-len(concepts) // 2)
     width = label + (n + len(seeds)) * edge + 3 * gap
@@ -289,6 +291,7 @@ def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
             sheet.paste(tile.resize((edge, edge), Image.Resampling.BICUBIC),
                         (x + label + k * edge + (gap if k >= n else 0), y))
     sheet.save(PICTURES / "features.png")
+    return named
 
 
 def main():
@@ -310,12 +313,10 @@ def main():
     numbers = json.loads(path.read_text()) if path.exists() else {}
     if args.figure or args.choose or args.try_:                 # steered priors and peaks are those of a capture
         if not (folder := profile.find(model, Path("out"))):
-            raise SystemExit(
-                f"evaluate: {model.folder} has no capture; run python -m activity capture --weights {model.folder}"
-            )
+            raise SystemExit(f"evaluate: {args.out} has no capture; run {full(model)}")
         model = profile.attach(model, folder)
     if args.figure:
-        make_figure(model, judge, args)
+        numbers["figure"] = make_figure(model, judge, args)
     elif args.choose:
         numbers["default_settings"] = choose_feature(model, judge, args)
     elif args.try_:

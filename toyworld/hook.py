@@ -17,7 +17,7 @@ from steering import sample
 from toyworld import drawings
 from toyworld.denoiser import NAME, names
 from toyworld.drawings import OBJECTS, STYLES
-from toyworld.evaluate import UNSEEN, pairs, right, share, tell
+from toyworld.evaluate import UNSEEN, feature_activations, pairs, right, share, tell
 from toyworld.judge import load_judge
 from toyworld.train import encode_all, make_drawings, write_json
 from weights.load import load
@@ -67,20 +67,20 @@ def said(model, runs, n=1600, times=(900, 750, 600, 450, 300, 100)):
     the largest of the objects' names, and of the styles', is the drawing's own; and what share of its variance over
     drawings and places lies along the names.
     """
-    labels = dict(zip(("object", "style"), pairs(n, "cpu")))
-    z, directions, out = encode_all(model.vae, make_drawings(runs, n, UNSEEN).to(model.device)), names() / NAME, {}
+    labels = dict(zip(("object", "style"), pairs(n, model.device)))
+    images, directions, out = make_drawings(runs, n, UNSEEN).to(model.device), names().to(model.device) / NAME, {}
+
+    def along(h):
+        """h (B, S, D) on the 18 names and on its own axes, and the squares of both: (B, S, 2 (18 + D))."""
+        x = torch.cat([h @ directions.T, h], dim=-1)
+        return torch.cat([x, x.square()], dim=-1)
+
     for t in times:
-        eps, h = torch.randn(z.shape, generator=torch.Generator(model.device).manual_seed(t), device=model.device), []
-        for part, noise in zip(z.split(100), eps.split(100)):
-            steps = torch.full((len(part),), t, device=model.device)
-            text = model.embed([""]).expand(len(part), -1, -1)
-            x = model.schedule.add_noise(part, noise, steps)
-            h.append(model.unet(x, steps, text, until=model.hook_point).cpu())
-        h = torch.cat(h).flatten(2).transpose(1, 2)                                             # (n, S, D)
-        along, spread = h @ directions.T, lambda x: (x - x.mean((0, 1))).square().sum().item()  # (n, S, 18)
-        found = dict(zip(labels, along.mean(1).split((len(OBJECTS), len(STYLES)), dim=1)))
-        out[str(t)] = {kind: share(found[kind].argmax(1) == y) for kind, y in labels.items()}
-        out[str(t)]["variance"] = round(spread(along) / spread(h), 3)
+        mean, square = feature_activations(model, images, None, t, along).chunk(2, dim=1)       # (n, 18 + D) each
+        spread = (square.mean(0) - mean.mean(0).square()).split((len(directions), directions.shape[1]))
+        loudest = dict(zip(labels, mean.split((len(OBJECTS), len(STYLES), directions.shape[1]), dim=1)))
+        out[str(t)] = {kind: share(loudest[kind].argmax(1) == y) for kind, y in labels.items()}
+        out[str(t)]["variance"] = round((spread[0].sum() / spread[1].sum()).item(), 3)
     return tell("what the hook says, by t", out)
 
 

@@ -1,7 +1,7 @@
 """Fewer steps for the same picture: settings tried on one half of the concept features, the chosen one proved on the
 other.
 
-    python -m toyworld.quick --explore      the settings in TRIED, on a part of half A, one seed, the ascent alone
+    python -m toyworld.quick --explore      the settings in TRIED, on half A, one seed, the ascent alone
     python -m toyworld.quick --report       the method's own and CHOSEN, on half B, two seeds, both also finished
     python -m toyworld.quick --table        what both gave: weights/toy/quick.json and the tables of docs/measured.md
 

@@ -1,11 +1,12 @@
 """Numbers in the documents are those that their commands keep beside the weights."""
 import json
+import re
 import shutil
 from pathlib import Path
 
 from activity import profile
 from bench import tables
-from toyworld import claims_page, finishing
+from toyworld import claims_page, evaluate_legibility, finishing, quick
 from toyworld.claim_list import CLAIMS
 from toyworld.evaluate_activity import evaluate_details
 from weights.load import load
@@ -40,8 +41,43 @@ def test_the_tables_of_the_finish_are_those_of_its_numbers():
         assert ascent["all"]["n"] == every["all"]["n"] == 5 * first["all"]["n"] == 5 * 109
         assert say.format(share(ascent), share(every), every["activation"] / ascent["activation"],
                           share(first)) in words
-    named = stored["report"]["all"]["finish, all seeds"]["all"]["share"]
+    named, left = (stored["report"]["all"][f"{name}, all seeds"]["all"]["share"] for name in ("finish", "ascent"))
+    lesson = " ".join((ROOT / "docs/lesson.md").read_text().split())
+    assert (f"all 109 features with a known concept it is right in {left:.0%} of the cases, and by chance it would be "
+            f"in {toy('activity')['priors']['chance']:.0%}") in lesson
     assert f"a judge names {named:.0%} of such" in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_the_tables_of_quick_and_of_legibility_are_those_of_their_numbers():
+    numbers, text = toy("quick"), (ROOT / "docs/measured.md").read_text()
+    assert quick.markdown(numbers) in text and evaluate_legibility.markdown(toy("legibility")) in text
+    tried = {row["setting"]: row["activation"] for row in numbers["explored"]}
+    words, own = " ".join(text.split()), tried[quick.OWN]
+    assert (f"Here it reaches {tried[quick.CHOSEN] / own:.2f} of the activation of 100 at 0.05, decoded and encoded "
+            f"again as well, and half as many steps reach {tried['20 at 0.25'] / own:.2f}.") in words
+    less = [numbers["report"][name]["named_right"]["difference"] for name in ("ascent", "finished")]
+    assert f"the ascent leaves them, by {-less[0]:.2f}; finished they are named as often" in words and less[1] == 0
+
+
+def test_precision_and_the_toy_s_seconds_are_those_of_their_numbers():
+    text = (ROOT / "docs/measured.md").read_text()
+    precision = json.loads((ROOT / "bench/precision.json").read_text())
+    for name in ("float32", "bfloat16"):
+        named = precision[name]["named right"]
+        assert "| {} | {:.1f} | {:.1%} ({:.1f} to {:.1f}) |".format(
+            name, precision[name]["activation"], named["share"], *(100 * v for v in named["interval"])) in text
+    assert f"The judge says the same of {precision['same verdict of the judge'].replace('of', 'of the')}." in text
+    speed = json.loads((ROOT / "bench/speed_cpu.json").read_text())
+    seconds = {name: {way: f"{s['seconds']:.1f} s" for way, s in speed["toy"][name].items() if s}
+               for name in ("seconds_of_100_steps_5_seeds", "seconds_to_goal")}
+    whole, goal = seconds.values()
+    assert f"| 100 steps of 5 seeds | {whole['original']} | {whole['ours']} |" in text
+    assert (f"in 100 steps ({speed['toy']['activation_goal']:.1f}) | {goal['original']} | {goal['ours']} |\n"
+            f"| the same with `--preset quick` | | {goal['quick']} |") in text
+    one, five = (f"{speed['toy'][f'seconds_from_command_to_{n}']['seconds']:.1f} s" for n in ("picture", "5_pictures"))
+    assert f"from command to picture | | {one} |\n| the same with five seeds | | {five} |" in text
+    for batch, ms in ((row, 1000 * s) for row, s in speed["growth"]["toy"]["batch"] if row != 2):
+        assert re.search(rf"\b{ms:.{int(ms < 10)}f}\s+at\s+{batch}\b", text), (batch, ms)
 
 
 def test_what_quick_takes_of_the_original_is_what_the_bench_prints():
@@ -103,6 +139,16 @@ def test_the_toy_is_told_as_it_was_measured():
             f"{others['share']:.1%} of the rest are named right ({span(others)})") in words
 
 
+def test_the_eighteen_by_rule_are_told_as_they_were_named():
+    numbers, words = toy("evaluation"), " ".join((ROOT / "docs/measured.md").read_text().split())
+    named = numbers["figure"]
+    assert len(named) == 18 and f"names {sum(named.values())} of the 54 pictures right" in words
+    assert (named["39 Tree"], named["26 Sun"]) == (0, 1) and "the tree is never seen, the sun once" in words
+    stripes = numbers["default_settings"]["4"]
+    assert stripes["share"] == 1 and stripes["n"] == 9 and "All nine of feature 4, stripes, are named right" in words
+    assert stripes["interval"][0] == max(s["interval"][0] for s in numbers["default_settings"].values())
+
+
 def test_what_the_hook_says_is_told_as_it_was_measured():
     said = toy("evaluation")["said"]
     objects, styles, variance = (row[1:] for row in told("said"))
@@ -160,5 +206,21 @@ def test_the_claims_page_is_what_its_numbers_give(tmp_path):
     page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/claims.md", "README.md"))
     assert f"named right in {own}, with all regularizers off and from noise in {bare}" in page
     assert f"{own} against {settings['clearer']['channels, preset raw']} named right" in page
+    part = lambda claim, what: next(p for p in stored["claims"][claim]["parts"] if p["what"] == what)
+    number = lambda *of: f"{part(*of)['number']:.2f}"
+    span = lambda *of: "{:.2f} to {:.2f}".format(*part(*of)["interval"])
+    among, alone = ", among the others: with - without", ", alone: with - none"
+    prior, finish, moment, moves = (
+        [("regularizers", name + way) for way in (among, alone)]
+        for name in ("prior", "finish", "moment", "transformations"))
+    assert f"others (by {number(*prior[0])}) and alone (by {number(*prior[1])})" in page
+    assert f"the finish adds {number(*finish[0])} among the others and {number(*finish[1])} alone" in page
+    assert (f"Transformations may help (by {number(*moves[0])}, from {span(*moves[0])}), the moment penalty where it "
+            f"is alone (by {number(*moment[1])}, from 0 to {part(*moment[1])['interval'][1]:.2f})") in page
+    assert f"more often than at t = 0 (by {number('timestep', 'peak - t = 0')})" in page
+    fewer = "cleaner", "named right at equal activation, latent - pixels"
+    assert f"named right less often (by {number(*fewer)}, from {span(*fewer)})" in page
+    ends = part("prior", "steered start of another object: the end is feature's")
+    assert f"{ends['number']:.0%} of eleven features' pictures" in page and ends["n"] == 11
     assert f"{own} of the ascent's pictures are named right, without {bare}" in readme
     assert f"{stored['claims']['cheaper']['number']:.0f}" == "6" and "costs six times as much" in readme

@@ -184,7 +184,7 @@ def test_the_fit_check_tells_the_toys_hook_point_and_weights():
         noisy.parts["unet"] = networks(noisy)["unet"]
         for p in noisy.unet.parameters():
             p.add_(p.std(correction=0) * torch.randn(p.shape, generator=generator))
-        assert preflight.FVU_FITS < preflight.fit(noisy)[0] < preflight.FVU_WRONG              # they may not belong
+        assert preflight.fit(noisy)[0] == pytest.approx(0.68, abs=0.06)                        # they may not belong
 
 
 @pytest.mark.parametrize("unexplained, active, says",
