@@ -15,6 +15,7 @@ import time
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +25,7 @@ from ascent import Result, run_batch
 from config import SEEDS, Job, configure
 from toyworld.evaluate import right, share
 from toyworld.judge import load_judge
+from toyworld.paired import by_feature, interval, resampled
 from toyworld.train import write_json
 from weights.load import load
 
@@ -116,9 +118,18 @@ def mean(entries, name):
 
 
 def row(entries):
-    """Shares named right with n and 95% intervals, and mean activations, of one setting's pictures."""
+    """Shares named right with n and 95% intervals, and mean activations, of one setting's pictures; where a feature has
+    several, the interval is from resampling features."""
     kinds = {"all": ("object", "style", "pair")} | {f"{kind}s": (kind,) for kind in ("object", "style", "pair")}
-    of = lambda kinds: share(torch.tensor([e["right"] for e in entries if e["kind"] in kinds], dtype=torch.bool))
+
+    def of(kinds):
+        some = {(e["feature"], e["seed"]): e for e in entries if e["kind"] in kinds}
+        out = share(torch.tensor([e["right"] for e in some.values()], dtype=torch.bool))
+        each = np.array([*by_feature(some, "right").values()])
+        if 1 < len(each) < len(some):
+            out["interval"] = [round(v, 3) for v in interval(resampled(each)[0])]
+        return out
+
     return {name: of(some) for name, some in kinds.items()} | {
         "activation": mean(entries, "activation"), "reencoded": mean(entries, "activation_reencoded")}
 

@@ -45,7 +45,9 @@ def test_the_tables_of_the_finish_are_those_of_its_numbers():
     lesson = " ".join((ROOT / "docs/lesson.md").read_text().split())
     assert (f"all 109 features with a known concept it is right in {left:.0%} of the cases, and by chance it would be "
             f"in {toy('activity')['priors']['chance']:.0%}") in lesson
-    assert f"a judge names {named:.0%} of such" in " ".join((ROOT / "README.md").read_text().split())
+    unseen = stored["report"]["half B"]["finish, all seeds"]["all"]["share"]
+    assert (f"whose pictures chose no setting, a judge names {unseen:.0%} of such"
+            in " ".join((ROOT / "README.md").read_text().split()))
 
 
 def test_the_tables_of_quick_and_of_legibility_are_those_of_their_numbers():
@@ -125,6 +127,8 @@ def test_the_toy_is_told_as_it_was_measured():
         "these cover objects, styles": f"{concepts['objects covered']}, {concepts['styles covered']}",
         "concept features when the model sees the captions": str(numbers["concepts"]["captions"]["all"]),
         "steered samples named right, best of five scales": f"{best['share']:.1%} of {best['n']} ({span(best)})",
+        "the same of half the features, by the scale that the other half chose":
+            f"{others['share']:.1%} of {others['n']} ({span(others)})",
         "shift without the hook, t 600, empty prompt": f"{shift['600']:.2f}",
         "the same at t 100, 300, 900": ", ".join(f"{shift[t]:.2f}" for t in ("100", "300", "900")),
         "highest peak found again, to 50 steps, by a second capture": f"{peaks['share']:.1%} of {peaks['n']}",
@@ -135,8 +139,9 @@ def test_the_toy_is_told_as_it_was_measured():
             **peaks_shown["finish, first of five by rule"]["all"]),
         "size of `weights/toy` without its capture": f"{size / 2 ** 20:.0f} MiB"}
     words = " ".join((ROOT / "docs/measured.md").read_text().split())
-    assert (f"With the scale that is best for every other feature ({numbers['steering']['best scale']}), "
-            f"{others['share']:.1%} of the rest are named right ({span(others)})") in words
+    kinds = {kind: f"{numbers['steering'][kind]['share']:.0%}" for kind in ("style", "object")}
+    assert f"the scale that is best for every other feature ({numbers['steering']['best scale']}) does" in words
+    assert "styles are named right in {style} then, objects in {object}.".format(**kinds) in words
 
 
 def test_the_eighteen_by_rule_are_told_as_they_were_named():
