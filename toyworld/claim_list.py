@@ -7,7 +7,6 @@ and then it is chosen by the first seed's pictures and measured on the others'.
 import json
 import math
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from legibility import agreement
 from toyworld import drawings
 from toyworld.drawings import OBJECTS, STYLES
 from toyworld.paired import (
-    SMALL, Part, apart, by_feature, curve, difference, equally_active, mean, pooled, ratio, steps_to)
+    SMALL, Part, agreeing, apart, begun, by_feature, curve, difference, equally_active, line, mean, pooled, ranks,
+    ratio, steps_to, whose)
 from toyworld.trials import BASE, Setting
 
 PAPER = "arXiv 2605.08218"
@@ -53,20 +53,28 @@ NOISE_TIMES = (100, 300, 600, 900)
 
 
 @claim("The UNet must see its noise: without the noise of the time step the ascent finds nothing to recognise.", PAPER,
-       "The ascent with and without fresh noise at every step (--no-noise), at several time steps.",
+       "The ascent with and without fresh noise at every step (--no-noise), at several time steps. From a start that "
+       "is noise, where nothing is there yet to recognise, which decides; and from the weights' own start.",
        "Not whether other noise than that of the time step would do, nor what it costs.",
        "The toy's latents are small, 16 x 16, and the judge knows ten objects. On Stable Diffusion: agreement with the "
        "feature's own dataset examples in CLIP, at t = 0 and the peaks.")
 def noise(lab):
-    times = sorted({*NOISE_TIMES, lab.t})
-    rows = yield {f"{'noise' if on else 'none'}, t {t}": BASE.but(t=t, noise=on) for t in times for on in (True, False)}
-    on, off = ({t: rows[f"{name}, t {t}"] for t in times} for name in ("noise", "none"))
-    parts = [difference("with noise - without, all time steps", pooled(on), pooled(off), least=SMALL, deciding=True)]
-    parts += [difference(f"the same at t = {t}", on[t], off[t], least=SMALL) for t in times]
-    parts += [ratio(f"activation through noise at t = {lab.t}, with / without", on[lab.t], off[lab.t]),
-              ratio("the model's prediction error, without / with", pooled(off), pooled(on), "odd", unit="error ratio"),
-              difference("high frequencies, without - with", pooled(off), pooled(on), "high", unit="power")]
-    return parts, {"kind": "curves", "x": "time step", "series": {"with noise": curve(on), "without": curve(off)}}
+    times, starts = sorted({*NOISE_TIMES, lab.t}), {"from noise, ": BASE.but(prior="noise"), "": BASE}
+    rows = yield {f"{begin}{'noise' if on else 'none'}, t {t}": base.but(t=t, noise=on)
+                  for begin, base in starts.items() for t in times for on in (True, False)}
+    of = lambda begin, name: {t: rows[f"{begin}{name}, t {t}"] for t in times}
+    parts, series = [], {}
+    for begin in starts:
+        on, off = of(begin, "noise"), of(begin, "none")
+        start, all_on, all_off = begin or "own start, ", pooled(on), pooled(off)
+        parts += [difference(f"{start}all time steps: with noise - without", all_on, all_off, least=SMALL,
+                             deciding=bool(begin)),
+                  mean(f"{start}without noise, named right", [*by_feature(all_off, "right").values()], above=None)]
+        parts += [difference(f"{start}at t = {t}", on[t], off[t], least=SMALL) for t in times]
+        parts += [ratio(f"{start}prediction error, without / with", all_off, all_on, "odd", unit="error ratio"),
+                  difference(f"{start}high frequencies, without - with", all_off, all_on, "high", unit="power")]
+        series |= {f"{start}with noise": curve(on), f"{start}without": curve(off)}
+    return parts, {"kind": "curves", "x": "time step", "series": series}
 
 
 FIELDS = {"prior": ("prior",), "total variation": ("total_variation_weight",), "range": ("range_weight",),
@@ -83,12 +91,13 @@ BARE = {field: value for off in OFF.values() for field, value in off.items()}
 @claim("The seven regularizers turn noise into concepts.", PAPER,
        "The weights' own preset against one with all regularizers, weight decay and finish off, from noise.",
        "Not which of them does it: see the next.",
-       "Where the weights' own preset starts from noise, as the toy's, the first regularizer is off in both. On Stable "
-       "Diffusion it is on.")
+       "Where the weights' own preset starts from noise, the first regularizer is off in both. On the toy and on "
+       "Stable Diffusion it is on.")
 def together(lab):
-    rows = yield {"all": BASE, "none": BASE.but(**BARE)}
-    all_, none = rows["all"], rows["none"]
+    rows = yield {"all": BASE, "none": BASE.but(**BARE), "from noise, all others": BASE.but(prior="noise")}
+    all_, none, others = rows.values()
     return [difference("named right, all - none", all_, none, least=SMALL, deciding=True),
+            difference("named right, from noise: all others - none", others, none, least=SMALL),
             difference("lost by re-encoding, none - all", none, all_, "lost"),
             difference("high frequencies, none - all", none, all_, "high", unit="power"),
             ratio("prediction error, none / all", none, all_, "odd", unit="error ratio"),
@@ -109,8 +118,9 @@ def effects(ours, theirs):
        "those of the preset that has it on. Preset sae on features, preset raw on raw channels; weight decay and "
        "finish stand beside.",
        "Not whether two of them help where one does not. What is left out alone may be made up for by another.",
-       "On 16 x 16 latents one latent pixel is four of Stable Diffusion's, so moves and blur are coarse. Total "
-       "variation and blur are off for features in the method itself. On Stable Diffusion the same, told by CLIP.")
+       "On 16 x 16 latents one latent pixel is four of Stable Diffusion's, so moves are coarse, and the blur's sigma "
+       "is so small that it changes nothing: such a one does not decide. Total variation and blur are off for features "
+       "in the method itself. On Stable Diffusion the same, told by CLIP.")
 def regularizers(lab):
     settings, pairs = {}, {}
     for preset, group in (("sae", "concepts"), ("raw", "channels")):
@@ -125,10 +135,12 @@ def regularizers(lab):
     rows = yield settings
     cells = [[cell for preset in ("sae", "raw") for pair in pairs[preset, name]
               for cell in effects(*(rows[label] for label in pair))] for name in FIELDS]
-    parts = [difference(f"{name}, among the others: with - without", *(rows[label] for label in pairs["sae", name][0]),
-                        least=SMALL, deciding=name in SEVEN) for name in FIELDS]
-    parts += [difference(f"{name}, alone: with - none", *(rows[label] for label in pairs["sae", name][1]), least=SMALL)
-              for name in FIELDS]
+    parts = []
+    for way, words in enumerate(("among the others: with - without", "alone: with - none")):
+        for name in FIELDS:
+            both = [rows[label] for label in pairs["sae", name][way]]
+            rule = line(*both, least=SMALL, deciding=not way and name in SEVEN)
+            parts.append(difference(f"{name}, {words}", *both, **rule))
     columns = [(f"{preset}, {way}", measure) for preset in ("sae", "raw") for way in ("among others", "alone")
                for measure in ("named", "activ.", "kept", "calm")]
     return parts, {"kind": "heat", "rows": [*FIELDS], "columns": columns, "cells": cells}
@@ -139,11 +151,11 @@ FACTORS = {"0": 0.0, "half": 0.5, "once": 1.0, "twice": 2.0}
 
 @claim("The strengths that were chosen by eye are good: no other is better by as much as would be seen.", PAPER,
        "Transformation robustness at its four levels; total variation, range, moment and blur at 0, half, once and "
-       "twice their strength, one at a time, against the weights' own preset.",
+       "twice their strength, one at a time, against the weights' own preset. What changes no picture does not decide.",
        "Not whether two strengths changed together would be better, nor anything between or beyond these.",
        "On Stable Diffusion the levels mean what they were chosen for; one sweep of featviz.py (--sweep) a strength.")
 def strengths(lab):
-    levels = {"transformations": dict(zip(FACTORS, ROBUSTNESS))}
+    levels = {"transformations": {f"level {i}": changes for i, changes in enumerate(ROBUSTNESS)}}
     levels |= {name: {factor: {FIELDS[name][0]: k * ON[name][FIELDS[name][0]]} for factor, k in FACTORS.items()}
                for name in ("total variation", "range", "moment", "gradient smoothing")}
     rows = yield {"chosen": BASE} | {f"{name} {level}": BASE.but(**changes)
@@ -152,30 +164,24 @@ def strengths(lab):
     for name, some in levels.items():
         cells.append([])
         for level, changes in some.items():
-            part = difference(f"chosen - {name} {level}", rows["chosen"], rows[f"{name} {level}"], above=-SMALL,
-                              least=0.0, deciding=BASE.but(**changes).config(lab.model.settings) != own)
-            parts += [part] * part.deciding
+            both = rows["chosen"], rows[f"{name} {level}"]
+            part = difference(f"chosen - {name} {level}", *both, **line(*both, above=-SMALL, least=0.0, deciding=True))
+            parts += [part] * (BASE.but(**changes).config(lab.model.settings) != own)
             told = part.told(1)
             inside = not told["interval"] or told["interval"][0] <= 0 <= told["interval"][1]
             cells[-1].append({"value": told["number"] and -told["number"], "clear": not inside})
     columns = [("named right, other - chosen", level) for level in FACTORS]
-    return parts, {"kind": "heat", "rows": [*levels], "columns": columns, "cells": cells}
+    return parts, {"kind": "heat", "rows": ["transformations, 0 to 3", *[*levels][1:]], "columns": columns,
+                   "cells": cells}
 
 
 GRID = range(0, 1000, 100)
 
 
-def ranks(at_peak, grid):
-    """Of each feature the share of time steps at which fewer of its pictures are named right than at its peak, equals
-    count half: [feature's], grid [{feature: share}, ...]."""
-    beats = lambda peak, other: (peak > other) + 0.5 * (peak == other)
-    return [float(np.mean([beats(peak, some[f]) for some in grid])) for f, peak in at_peak.items()]
-
-
 @claim("The time step matters, and the peaks of a feature's activity find a good one.", PAPER,
        "The ascent over a grid of time steps, and at the highest peak of the feature's profile in the capture (t = 0 "
-       "where it has none). The best and the worst of the grid are chosen by the first seed's pictures and compared by "
-       "the others'.",
+       "where it has none). The best and the worst of the grid are chosen on every other feature of the lot and "
+       "compared on the rest.",
        "Not whether a peak is good on a model whose profiles have clearer peaks: where they are flat, as the toy's, "
        "half of them are not found again by another capture (docs/measured.md).",
        "On Stable Diffusion the same; and a second capture, which would show whether its peaks are found again.")
@@ -183,29 +189,20 @@ def timestep(lab):
     grid = sorted({*GRID, lab.t})
     rows = yield {f"t {t}": BASE.but(t=t) for t in grid} | {"peak": BASE.but(t="peak")}
     at, peak = {t: rows[f"t {t}"] for t in grid}, rows["peak"]
-    part = lambda t, first: {k: row for k, row in at[t].items() if (k[1] == lab.seeds[0]) == first}
+    choosing = {c["target"] for c in lab.group("concepts")[::2]}
+    part = lambda t, first: {k: row for k, row in at[t].items() if (k[0] in choosing) == first}
     by_t = {t: np.mean([row["right"] for row in part(t, True).values()]) for t in grid}
     best, worst = max(grid, key=by_t.get), min(grid, key=by_t.get)
-    place = ranks(by_feature(peak, "right"), [by_feature(some, "right") for some in at.values()])
+    mine, grids = by_feature(peak, "right"), [by_feature(some, "right") for some in at.values()]
     parts = [difference(f"best of the grid, t = {best}, - worst, t = {worst}", part(best, False), part(worst, False),
                         least=SMALL, deciding=True),
-             mean("rank of the peak among the grid, 1: best", place, unit="rank", above=0.5, least=0.55, deciding=True),
+             mean("peak - mean of the grid", [v - np.mean([some[f] for some in grids]) for f, v in mine.items()],
+                  least=SMALL, deciding=True),
+             mean("rank of the peak among the grid, 1: best", ranks(mine, grids), unit="rank", above=0.5),
              difference("peak - t = 0", peak, at[0], least=SMALL),
              difference(f"peak - t = {lab.t}", peak, at[lab.t], least=SMALL)]
     level = curve({grid[0]: peak, grid[-1]: peak})
     return parts, {"kind": "curves", "x": "time step", "series": {"at t": curve(at), "at its own peak": level}}
-
-
-def whose(rows, targets):
-    """Of pictures whose start was named as another object than the feature's: {"feature's", "start's": {feature: share
-    of its pictures whose end is named so}}."""
-    wanted, out = {c["target"]: c["object"] for c in targets}, {"feature's": {}, "start's": {}}
-    for (f, seed), row in rows.items():
-        began, ended = (OBJECTS[row[k][0]] for k in ("began", "said"))
-        if wanted[f] and began != wanted[f]:
-            out["feature's"][f, seed] = {"is": ended == wanted[f]}
-            out["start's"][f, seed] = {"is": ended == began}
-    return {name: by_feature(some, "is") for name, some in out.items()}
 
 
 @claim("A start at a sample that is steered towards the feature helps.", PAPER,
@@ -223,22 +220,26 @@ def prior(lab):
              difference("named right, guided - noise", guided, noise, least=SMALL),
              ratio("activation, steered / noise", steered, noise), ratio("activation, guided / noise", guided, noise),
              ratio("prediction error, noise / steered", noise, steered, "odd", unit="error ratio")]
-    for name, some in (("steered", steered), ("guided", guided)):
-        parts += [mean(f"{name} start of another object: the end is {who}", [*found.values()], unit="share of ends")
-                  for who, found in whose(some, lab.group("concepts")).items()]
+    for name, some in rows.items():
+        parts += [mean(f"{name} start alone, named right", [*by_feature(begun(some), "right").values()], above=None),
+                  difference(f"{name}: the end - its start", some, begun(some), least=SMALL)]
+    for name in names[1:]:
+        found, what = whose(rows[name], lab.group("concepts")), f"{name} start of another object: the end is"
+        parts += [mean(f"{what} {who}", [*some.values()], above=None) for who, some in found.items()]
+        parts.append(mean(f"{what} feature's - start's", [a - b for a, b in zip(*map(dict.values, found.values()))]))
     return parts, None
 
 
-CROSSED = {f"{group}, preset {preset}": Setting(preset, group=group)
-           for group in ("concepts", "channels") for preset in ("sae", "raw")}
-
-
 @claim("A raw channel needs other settings than a feature.", PAPER,
-       "Both presets on concept features and on raw channels that have a concept.",
+       "Both presets on concept features and on raw channels that have a concept. Preset raw steers the start by a "
+       "tenth of preset sae's scale, as in the method, also where the weights' own settings give both the same.",
        "Not that these are the best settings for either; and channels without a concept cannot be judged.",
        "The toy has few channels, and not all have a concept. On Stable Diffusion there are 1280 a hook point.")
 def presets(lab):
-    rows = yield CROSSED
+    scale = BASE.config(lab.model.settings).steer_scale * PRESETS["raw"].steer_scale / PRESETS["sae"].steer_scale
+    changes = {"sae": {}, "raw": {"steer_scale": scale}}
+    rows = yield {f"{group}, preset {preset}": Setting(preset, group=group).but(**changes[preset])
+                  for group in ("concepts", "channels") for preset in changes}
     of = lambda group, preset: rows[f"{group}, preset {preset}"]
     return [difference("features: preset sae - raw", of("concepts", "sae"), of("concepts", "raw"), least=SMALL,
                        deciding=True),
@@ -249,10 +250,11 @@ def presets(lab):
 @claim("SAE features are clearer than raw channels.", PAPER,
        "Concept features and concept channels, each by its own preset; how many of all there are, and how many objects "
        "the strongest of unseen drawings mix.",
-       "Not what features or channels without a concept show, nor what the negative side of a channel does.",
+       "Not what features or channels without a concept show, nor what the negative side of a channel does. The toy's "
+       "settings were chosen on features, and channels have the same: see the claim before.",
        "On Stable Diffusion concepts are not known: there, agreement of pictures with dataset examples.")
 def clearer(lab):
-    rows = yield {name: s for name, s in CROSSED.items() if s.preset == ("sae" if s.group == "concepts" else "raw")}
+    rows = yield {"concepts, preset sae": BASE, "channels, preset raw": Setting("raw", group="channels")}
     concepts, channels = ([*by_feature(some, "right").values()] for some in rows.values())
     survey, n = lab.survey, len(lab.survey["channels"])
     all_ = {kind: len(mixed) for kind, mixed in survey["mixed"].items()}
@@ -311,33 +313,26 @@ def examples(lab):
     return [*parts, mean("AUC of one example with the others of its feature", alike, unit="AUC", above=0.5)], None
 
 
-def agreeing(rows):
-    """{target: share of its pairs of seeds in which the judge names the same object}, and what chance gives."""
-    said, names = {}, [row["said"][0] for row in rows.values()]
-    for (f, _), row in rows.items():
-        said.setdefault(f, []).append(row["said"][0])
-    chance = sum((names.count(o) / len(names)) ** 2 for o in {*names})
-    return {f: float(np.mean([a == b for a, b in combinations(some, 2)])) for f, some in said.items()}, chance
-
-
 @claim("The ascent shows something even of a feature that is never among the most active in the capture.", "ours",
        "Features that are never among the most active of any image (silent) or 0 in all (dead), by lot: whether they "
-       "end above 0, and whether the judge sees the same object in two seeds more often than by chance.",
-       "Not what they mean: nobody knows their concept. That the judge has favourites is in the chance that is taken "
-       "away.",
+       "end above 0, and whether the judge sees the same object in two seeds more often than by chance; of those that "
+       "have a concept on other drawings, whether it is named right.",
+       "Not what the others mean: nobody knows their concept. That the judge has favourites is in the chance that is "
+       "taken away.",
        "On Stable Diffusion an SAE of 20,480 features has many that never fire; agreement of seeds in CLIP.")
 def silent(lab):
     rows = yield {"concepts": BASE, "silent": BASE.but(group="silent"), "dead": BASE.but(group="dead")}
     none = {key: row for group in ("silent", "dead") for key, row in rows[group].items()}
-    same = {name: agreeing(some) for name, some in (("none", none), ("concepts", rows["concepts"]))}
-    over = {name: [share - chance for share in found.values()] for name, (found, chance) in same.items()}
-    parts = [mean("two seeds show one object, above chance", over["none"], least=SMALL, deciding=True),
-             apart("the same, less that of concept features", over["none"], over["concepts"])]
+    same, chance = agreeing(none)
+    parts = [mean("two seeds show one object, above chance", [share - chance for share in same.values()], least=SMALL,
+                  deciding=True),
+             mean("named right, of those that have a concept", [*by_feature(none, "right").values()], above=None)]
     for group in ("silent", "dead"):
         awake = by_feature({k: {"awake": row["activation"] > 0} for k, row in rows[group].items()}, "awake")
-        parts.append(mean(f"{group}: ends above 0", [*awake.values()], unit="share awake"))
-    sure = [[*by_feature(some, "sure").values()] for some in (none, rows["concepts"])]
-    return [*parts, apart("how sure the judge is, less that of concept features", *sure, unit="probability")], None
+        parts.append(mean(f"{group}: ends above 0", [*awake.values()], above=None))
+    others = {key: row for key, row in rows["concepts"].items() if key not in none}
+    sure = [[*by_feature(some, "sure").values()] for some in (none, others)]
+    return [*parts, apart("how sure the judge is, less that of other features", *sure, unit="probability")], None
 
 
 CHANCE = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES)}
@@ -345,15 +340,16 @@ CHANCE = {"object": 1 / len(OBJECTS), "style": 1 / len(STYLES)}
 
 @claim("The method needs no dataset: it shows features whose concept no image of the capture shows.", PAPER,
        "Features of objects and styles that the prompts of the capture leave out, the method's own way: steered start "
-       "and peak from that capture. Where the folder's capture lacks none, two objects are drawn by lot, and a capture "
-       "without them is made.",
+       "and peak from that capture. Where the folder's capture lacks none, five objects are drawn by lot, and a "
+       "capture without them is made.",
        "The model itself did learn these concepts; only the images by which time steps and strengths are found lack "
        "them. From noise at a fixed time step nothing depends on a capture.",
        "On Stable Diffusion: a capture without the prompts of Towers, and features of towers.")
 def heldout(lab):
     way = BASE.but(group="held", t="peak", prior="steer")
-    rows = yield {"capture without": way.but(without=True), "capture": way, "noise": BASE.but(group="held")}
-    without, names = rows["capture without"], " and ".join(lab.names_held[:3]) + " ..." * (len(lab.names_held) > 3)
+    rows = yield {"capture without": way.but(without=True), "capture": way,
+                  "noise": BASE.but(group="held", prior="noise")}
+    without, names = rows["capture without"], ", ".join(lab.names_held[:5]) + " ..." * (len(lab.names_held) > 5)
     kinds = {c["target"]: [kind for kind in CHANCE if c[kind]] for c in lab.group("held")}
     over = lambda some: [share - math.prod(CHANCE[kind] for kind in kinds[f])
                          for f, share in by_feature(some, "right").items()]

@@ -49,7 +49,10 @@ def line(x, y, x2, y2, color=GREY, width=1, dash=""):
 
 
 def marker(x, y, verdict):
-    """A filled circle where it holds, an empty one where it is not decided, a square where it does not."""
+    """A filled circle where it holds, an empty one where it is not decided, a square where it does not; a diamond where
+    there is no line."""
+    if verdict is None:
+        return f'<path d="M{x - 6:.1f} {y:.1f} l6 -6 l6 6 l-6 6 z" fill="{GREY}" stroke="black"/>'
     if verdict == "does not":
         return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" fill="{BAD}" stroke="black"/>'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{FILL[verdict]}" stroke="black"/>'
@@ -61,12 +64,12 @@ def draw_parts(row):
     measured = [p for p in row["parts"] if p["number"] is not None]
     for unit in dict.fromkeys(p["unit"] for p in measured):
         some = [p for p in measured if p["unit"] == unit]
-        ends = [v for p in some for v in (*p["interval"], p["above"])]
+        ends = [v for p in some for v in (*p["interval"], p["above"]) if v is not None]
         low, high = min(ends), max(ends)
         at = lambda v: left + width * (v - low) / ((high - low) or 1)
         for p in some:
             shapes += [text(left - 14, y + 4, p["what"], "end", "bold" if p["deciding"] else "normal"),
-                       line(at(p["above"]), y - 12, at(p["above"]), y + 12, dash="4 3"),
+                       *(line(at(v), y - 12, at(v), y + 12, dash="4 3") for v in (p["above"],) if v is not None),
                        line(at(p["interval"][0]), y, at(p["interval"][1]), y, "black", 2),
                        marker(at(p["number"]), y, p["verdict"]),
                        text(left + width + 16, y + 4, number(p["number"], p["interval"]))]
@@ -93,7 +96,7 @@ def draw_curves(row):
     ends = {name: at(low, series[-1][1])[1] for name, series in figure["series"].items()}
     for upper, lower in pairwise(sorted(ends, key=ends.get)):           # names do not cover each other
         ends[lower] = max(ends[lower], ends[upper] + 16)
-    for (name, series), color, dash in zip(figure["series"].items(), (GOOD, BAD, "black"), ("", "7 4", "2 3")):
+    for (name, series), color, dash in zip(figure["series"].items(), (GOOD, BAD) * 2, ("", "7 4", "2 3", "9 3 2 3")):
         band = [at(p[0], p[3]) for p in series] + [at(p[0], p[2]) for p in reversed(series)]
         path = lambda points: " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         shapes += [f'<polygon points="{path(band)}" fill="{color}" fill-opacity="0.15"/>',
@@ -177,7 +180,8 @@ def section(name, row, docs):
     head = ("number", "decides", "value", "line; least that counts", "n", "pictures", "McNemar p", "verdict")
     lines += [table(head, (
         (p["what"], "yes" if p["deciding"] else "", f"{number(p['number'], p['interval'])} ({p['unit']})",
-         f"{p['above']:g}; {p['least']:g}", p["n"] or "-", p["pictures"] or "", p.get("p", ""), p["verdict"])
+         "" if p["above"] is None else f"{p['above']:g}; {p['least']:g}", p["n"] or "-", p["pictures"] or "",
+         p.get("p", ""), p["verdict"] or "")
         for p in row["parts"])), ""] if row["parts"] else []
     measures = {"right": "named right", "activation": "activation", "lost": "lost by re-encoding",
                 "high": "high frequencies", "odd": "prediction error"}
@@ -194,7 +198,7 @@ def write_page(numbers, docs):
     head = (f"`python -m toyworld.claims` made all of this on the weights {numbers['weights']}: {numbers['features']} "
             f"of each group by lot, seeds {' '.join(map(str, numbers['seeds']))}. Brackets are 95% intervals over "
             f"features.\n\n{numbers['rule']}\n\nIn figures a filled circle holds, an empty one is not decided, a "
-            "square does not hold; bold lines decide.\n\n")
+            "square does not hold, a diamond is only told; bold lines decide.\n\n")
     count = lambda row: "; ".join(f"{sum(p['verdict'] == v for p in row['parts'] if p['deciding'])} {v}" for v in FILL)
     several = lambda row: sum(p["deciding"] for p in row["parts"]) > 1
     rows = ((f"[{row['claim']}](#{name})", row["n"],

@@ -7,9 +7,11 @@ Sources
  [2] McNemar, "Note on the sampling error of the difference between correlated proportions", 1947: the exact test
 """
 import math
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
+
+from toyworld.drawings import OBJECTS
 
 DRAWS = 10_000              # of an interval
 SMALL = 0.05                # of a share: what is less would not be seen
@@ -67,7 +69,7 @@ class Part:
 
     what      in words; unit: share, ratio, ...; deciding: whether the claim's verdict depends on it
     n         features; None: a number that is computed, and not of a sample
-    above     the line: the claim says that the number is above it
+    above     the line: the claim says that the number is above it; None: there is none, the number is only told
     least     what would count; where even the interval's upper end is below, the claim does not hold
     """
 
@@ -85,7 +87,9 @@ class Part:
             usual, wider = interval(self.draws), interval(self.draws, 0.05 / max(1, deciding if self.deciding else 1))
             spans = {"interval": [*map(rounded, usual)], "wider": [*map(rounded, wider)]}
             out |= {"number": rounded(self.number), **spans}
-            if self.n is None or self.n >= FEWEST:
+            if self.above is None:
+                out["verdict"] = None
+            elif self.n is None or self.n >= FEWEST:
                 out["verdict"] = decide(*wider, self.above, self.least)
         return out
 
@@ -154,3 +158,47 @@ def equally_active(*sides):
 def steps_to(row, level, steps):
     """After how many steps the mean activation of a part of the course reaches the level; None: never."""
     return next((steps * (i + 1) / len(row["course"]) for i, a in enumerate(row["course"]) if a >= level), None)
+
+
+def begun(rows):
+    """The rows with their start's name in place of the end's, of those whose concept is known."""
+    return {key: row | {"right": row["right_start"]} for key, row in rows.items() if "right_start" in row}
+
+
+def line(ours, theirs, **usual):
+    """The rule for the difference of two settings: the usual one, and none where both made the same of everything, for
+    then there is nothing to tell apart."""
+    alike = all(row["activation"] == theirs[key]["activation"] for key, row in ours.items() if key in theirs)
+    return {"above": None} if alike else usual
+
+
+def ranks(at_peak, grid):
+    """Of each feature the share of time steps at which fewer of its pictures are named right than at its peak, equals
+    count half: [feature's], grid [{feature: share}, ...]."""
+    beats = lambda peak, other: (peak > other) + 0.5 * (peak == other)
+    return [float(np.mean([beats(peak, some[f]) for some in grid])) for f, peak in at_peak.items()]
+
+
+def whose(rows, targets):
+    """Of pictures whose start was named as another object than the feature's: {"feature's", "start's": {feature: share
+    of its pictures whose end is named so}}, the same features in both."""
+    wanted, out = {c["target"]: c["object"] for c in targets}, {"feature's": {}, "start's": {}}
+    for (f, seed), row in rows.items():
+        began, ended = (OBJECTS[row[k][0]] for k in ("began", "said"))
+        if wanted[f] and began != wanted[f]:
+            out["feature's"][f, seed] = {"is": ended == wanted[f]}
+            out["start's"][f, seed] = {"is": ended == began}
+    return {name: by_feature(some, "is") for name, some in out.items()}
+
+
+def agreeing(rows):
+    """{target: share of its pairs of seeds in which the judge names the same object}, and what chance gives: the share
+    of all pairs of two features and two seeds."""
+    said, others = {}, []
+    for (f, _), row in rows.items():
+        said.setdefault(f, []).append(row["said"][0])
+    for (a, one), (b, two) in combinations(rows, 2):
+        if a != b and one != two:
+            others.append(rows[a, one]["said"][0] == rows[b, two]["said"][0])
+    return {f: float(np.mean([a == b for a, b in combinations(some, 2)])) for f, some in said.items()}, (
+        float(np.mean(others)) if others else 0.0)

@@ -8,7 +8,9 @@ very same numbers, and trials that share a setting share its pictures.
     lost          1 - reencoded / activation, where activation > 0
     right         the judge names the feature's object, its style, or both
     high          share of the picture's power above half of the Nyquist frequency
-    odd           error of the model's predicted noise on the result, in units of that on drawings: 1 is as natural
+    right_start   the same of the picture that the ascent started from
+    odd           error of the noise that the model predicts on the picture, encoded again, in units of that on
+                  drawings: 1 is as natural
 """
 import copy
 import dataclasses
@@ -45,9 +47,11 @@ BATCH, FEWEST = 32, 8       # pictures that are computed together, at most and, 
 DRAWINGS = 4_800            # unseen ones, among which the strongest of each channel are looked for
 ODD_TIMES = (100, 300, 500, 700)
 NATURAL = 80                # unseen drawings whose prediction error is the unit of `odd`
+ODD_SEED = 2 ** 31          # of that error's noise: no job's seed, whose noise is in the job's own start
 COURSE = 20                 # parts of the ascent of which the mean activation is kept
-HELD = 2                    # objects whose prompts are left out, by lot, where the capture lacks none
+HELD = 5                    # objects that the prompts leave out, by lot, where the capture lacks none: half of ten
 LOT = 17                    # seed of that lot and of the groups'
+MEASURES = 2                # counted up where a measure of a row changes, so that no older row is taken for one
 
 
 # --- measures ---------------------------------------------------------------------------------------------------------
@@ -62,15 +66,15 @@ def high_frequencies(images):
 
 
 @torch.no_grad()
-def prediction_error(model, z, seeds):
-    """mean over ODD_TIMES of mean (UNet(x_t, t, "") - eps)^2, the noise eps of each row by its seed: (B, 4, H, W) ->
-    (B,)."""
-    eps = torch.stack([torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]).to(z)
+def prediction_error(model, z):
+    """mean over ODD_TIMES of mean (UNet(x_t, t, "") - eps)^2, the noise eps the same for all rows, another for each t:
+    (B, 4, H, W) -> (B,)."""
+    noises = torch.randn(len(ODD_TIMES), *z.shape[1:], generator=torch.Generator().manual_seed(ODD_SEED)).to(z)
     context, error = model.embed([""]).expand(len(z), -1, -1), 0
-    for t in ODD_TIMES:
-        steps = torch.full((len(z),), t, device=z.device)
-        guess = model.unet(model.schedule.add_noise(z, eps, steps).to(model.dtype), steps, context).float()
-        error = error + (guess - eps).square().mean((1, 2, 3)) / len(ODD_TIMES)
+    for t, eps in zip(ODD_TIMES, noises):
+        steps, noise = torch.full((len(z),), t, device=z.device), eps.expand_as(z)
+        guess = model.unet(model.schedule.add_noise(z, noise, steps).to(model.dtype), steps, context).float()
+        error = error + (guess - noise).square().mean((1, 2, 3)) / len(ODD_TIMES)
     return error
 
 
@@ -134,9 +138,9 @@ class Lab:
     def __init__(self, model, judge, stored, features, seeds, home):
         self.model, self.judge, self.t, self.seeds, self.n = model, judge, stored["timestep"], seeds, features
         self.everything = shuffled([c | {"target": c["feature"]} for c in stored["features"]])
-        self.base, self.known = home, {}
+        self.base, self.known, self.natural = home, {}, None
         made = [profile.fingerprints(model), model.fingerprints["activity.safetensors"], self.t, judge_print(model),
-                method_code()]
+                method_code(), MEASURES]
         self.fingerprint = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
         self.home = home / self.fingerprint
 
@@ -158,7 +162,8 @@ class Lab:
         if name in ("silent", "dead"):
             top, share = (self.model.activity[f"{k}_feature"].amax(0) for k in ("max", "share"))
             found = (top <= 0) if name == "dead" else (top > 0) & (share <= 0)
-            return self.lot([{"target": f} for f in found.nonzero().flatten().tolist()])
+            known = {c["target"]: c for c in self.everything}
+            return self.lot([known.get(f, {"target": f}) for f in found.nonzero().flatten().tolist()])
         held = name == "held" and {*self.names_held}
         return [c for c in self.everything if not held or held & {c["object"], c["style"]}][:self.n]
 
@@ -203,7 +208,8 @@ class Lab:
             for seed in self.seeds:
                 job = lab.job(setting, c["target"], seed)
                 row = kept[job.target, job.timestep, job.seed]
-                ok = {"right": bool(right([c], *([x] for x in row["said"])))} if "object" in c else {}
+                named = (("right", "said"), ("right_start", "began"))
+                ok = {k: bool(right([c], *([x] for x in row[of]))) for k, of in named} if "object" in c else {}
                 out[c["target"], seed] = row | ok
         return out
 
@@ -213,10 +219,11 @@ class Lab:
         copies = jobs[-1:] * (filled(len(jobs), BATCH, FEWEST) - len(jobs))
         results = run_batch(model, jobs + copies, config, frames=2)
         last = [r.finished or r for r in results]
-        images, z = (torch.stack([getattr(r, name) for r in last]).to(model.device) for name in ("image", "latent"))
+        images = torch.stack([r.image for r in last]).to(model.device)
         starts = torch.stack([r.frames[0] for r in results]).to(model.device)
         (said, sure), (began, _), rows = judged(self.judge, images), judged(self.judge, starts), []
-        high, odd = high_frequencies(images), prediction_error(model, z, [r.job.seed for r in results]) / self.natural
+        stack = torch.stack([torch.from_numpy(to_uint8(x)).permute(2, 0, 1) for x in images.cpu()])
+        high, odd = high_frequencies(images), self.oddness(stack)
         for i, (job, r) in enumerate(zip(jobs, last)):
             a, again = r.scores["activation"], r.scores["activation_reencoded"]
             whole = np.array_split(results[i].history["activation"], min(COURSE, config.num_steps))
@@ -229,8 +236,7 @@ class Lab:
         name = hashlib.sha256(json.dumps([[job.target, job.timestep, job.seed] for job in jobs]).encode()).hexdigest()
         path = self.folder(setting) / f"{name[:12]}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        stack = torch.stack([torch.from_numpy(to_uint8(x.cpu())).permute(2, 0, 1) for x in images[:len(jobs)]])
-        atomic_save({"images": stack}, path, {"rows": json.dumps(rows)})
+        atomic_save({"images": stack[:len(jobs)].clone()}, path, {"rows": json.dumps(rows)})
         self.read(setting)
         self.keep(path.parent, path)
 
@@ -242,11 +248,13 @@ class Lab:
             files[path] = files[path] if path in files else load_file(path)["images"]
         return torch.stack([files[row["at"][0]][row["at"][1]] for row in rows]).float() / 255
 
-    @cached_property
-    def natural(self):
-        """The prediction error on unseen drawings."""
-        x = torch.from_numpy(np.stack([drawings.drawing(i, UNSEEN) for i in range(NATURAL)])).permute(0, 3, 1, 2)
-        return prediction_error(self.model, encode_all(self.model.vae, x.to(self.model.device)), range(NATURAL)).mean()
+    def oddness(self, images):
+        """`odd` of uint8 images (B, 3, H, W): (B,)."""
+        error = lambda x: prediction_error(self.model, encode_all(self.model.vae, x.to(self.model.device)))
+        if self.natural is None:
+            x = torch.from_numpy(np.stack([drawings.drawing(i, UNSEEN) for i in range(NATURAL)])).permute(0, 3, 1, 2)
+            self.natural = error(x).mean()
+        return error(images) / self.natural
 
     @cached_property
     def survey(self):
@@ -304,16 +312,23 @@ class Lab:
                              "prompts of other objects, too")
         return capture.configure(self.model, prompts=prompts, batch_size=BATCH)
 
+    @property
+    def home_without(self):
+        """Of that capture and what is made with it: other prompts are another place."""
+        prompts = json.dumps(self.capture_without.prompts).encode()
+        return self.home / f"without_{hashlib.sha256(prompts).hexdigest()[:12]}"
+
     @cached_property
     def without(self):
         """The same lab with that capture, which is made where there is none; itself where its own is such a one."""
-        settings, folder = self.capture_without, self.home / "capture"
+        settings = self.capture_without
         if len(settings.prompts) == len(self.prompts):
             return self
+        home = self.home_without
         print(f"a capture without {' and '.join(self.names_held)}", file=sys.stderr)
-        capture.capture(self.model, settings, folder)
+        capture.capture(self.model, settings, home / "capture")
         lab = copy.copy(self)
-        lab.model, lab.home, lab.known = profile.attach(self.model, folder), self.home / "without", {}
+        lab.model, lab.home, lab.known = profile.attach(self.model, home / "capture"), home, {}
         return lab
 
     def seconds(self, settings):
@@ -332,10 +347,10 @@ class Lab:
 
     def unknown(self, setting):
         """Whether what its targets or time steps depend on is not there yet: the survey, or another capture."""
-        there = lambda name: (self.home / name).exists()
         if setting.without:
-            return len(self.capture_without.prompts) < len(self.prompts) and not there("capture/capture.json")
-        return setting.group == "channels" and not there("survey.json")
+            made = (self.home_without / "capture/capture.json").exists()
+            return len(self.capture_without.prompts) < len(self.prompts) and not made
+        return setting.group == "channels" and not (self.home / "survey.json").exists()
 
     def count(self, setting):
         """Pictures of a setting that are missing; all of them where what they depend on is not known yet."""

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import ascent
-from config import PRESETS
+from config import PRESETS, SEEDS
+from schedule import Schedule
 from toyworld import claim_list, claims, claims_page, drawings, paired, trials
 from toyworld.claim_list import CLAIMS
 from toyworld.claims import settings_of, verdict
@@ -101,6 +102,16 @@ def test_two_runs_are_compared():
     assert claims.compare(ours, theirs) == ["1 of 2 numbers lie within each other's intervals", "noise, b: 1.0 and 2.5"]
 
 
+def test_what_cannot_differ_and_what_has_no_line():
+    """Neither decides: settings that made the same of all that both have; a share that is only told."""
+    ours, theirs = rows({1: [2.0, 3.0], 2: [4.0]}, "activation"), rows({1: [2.0, 3.0]}, "activation")
+    assert paired.line(ours, theirs, least=0.05, deciding=True) == {"above": None}
+    other = rows({1: [2.0, 3.5]}, "activation")
+    assert paired.line(ours, other, least=0.05, deciding=True) == {"least": 0.05, "deciding": True}
+    told = mean("", [0.5] * 30, above=None).told(1)
+    assert (told["number"], told["above"], told["least"], told["verdict"]) == (0.5, None, None, None)
+
+
 def test_high_frequencies_by_hand():
     """Along 16 pixels a wave of 2 cycles (1/8 a pixel) lies below a quarter, one of 6 above, their sum of amplitudes 1
     and 3 has 9 of 10 parts above; a flat picture has no power at all."""
@@ -108,6 +119,19 @@ def test_high_frequencies_by_hand():
     found = trials.high_frequencies(torch.stack([wave(2), wave(6), wave(2) + 3 * wave(6), torch.ones(3, 16, 16)]))
     assert found.tolist() == pytest.approx([0, 1, 0.9, 0], abs=1e-5)
     assert trials.high_frequencies(wave(6).transpose(1, 2)[None]).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_prediction_error_by_hand():
+    """Of a model that predicts no noise it is the noise's own power; of one that undoes the schedule on a latent of
+    zeros, nothing; and the noise is none of a job's, in which a start would know the answer."""
+    z, schedule, names = torch.zeros(2, 4, 64, 64), Schedule(), []
+    none = SimpleNamespace(embed=lambda texts: names.append(texts) or torch.zeros(1, 77, 8), schedule=schedule,
+                           dtype=torch.float32, unet=lambda x, t, c: torch.zeros_like(x))
+    assert trials.prediction_error(none, z).tolist() == pytest.approx([1, 1], abs=0.02) and names == [[""]]
+    share = schedule.alphas_cumprod
+    none.unet = lambda x, t, c: x / (1 - share[t][:, None, None, None]).sqrt()
+    assert trials.prediction_error(none, z).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert trials.ODD_SEED not in SEEDS
 
 
 def test_how_many_labels_a_unit_mixes(monkeypatch):
@@ -122,23 +146,25 @@ def test_how_many_labels_a_unit_mixes(monkeypatch):
 def test_the_rank_of_a_peak():
     """Feature 1 is beaten once, equal once and better twice: 2.5 of 4; feature 2 is equal to all."""
     grid = [{1: a, 2: 0.5} for a in (0.0, 0.0, 0.5, 1.0)]
-    assert claim_list.ranks({1: 0.5, 2: 0.5}, grid) == [2.5 / 4, 0.5]
+    assert paired.ranks({1: 0.5, 2: 0.5}, grid) == [2.5 / 4, 0.5]
 
 
 def test_whose_picture_it_is():
     """A tree (1) that began as a tree does not count; one that began as a fish (3) ends as a tree or stays a fish."""
     row = lambda began, ended: {"began": [began, 0], "said": [ended, 0]}
     seen = {(7, 0): row(1, 1), (7, 1): row(3, 1), (8, 0): row(3, 3), (8, 1): row(3, 5), (9, 0): row(2, 2)}
-    found = claim_list.whose(seen, [{"target": 7, "object": "Tree"}, {"target": 8, "object": "Tree"},
+    found = paired.whose(seen, [{"target": 7, "object": "Tree"}, {"target": 8, "object": "Tree"},
                                     {"target": 9, "object": None}])
     assert found == {"feature's": {7: 1, 8: 0}, "start's": {7: 0, 8: 0.5}}
 
 
 def test_two_seeds_agree_above_chance():
-    """Of three seeds two of the three pairs agree or one, or all; of six pictures four say 1: (4/6)^2 + 2 (1/6)^2."""
+    """Feature 7 is a thing in all three seeds, feature 8 another in each; of the six pairs of two features and two
+    seeds the two with feature 8's first picture agree. What two features show by one seed's start is no chance."""
     said = {(7, s): {"said": [o, 0]} for s, o in enumerate((1, 1, 1))}
     said |= {(8, s): {"said": [o, 0]} for s, o in enumerate((1, 2, 3))}
-    assert claim_list.agreeing(said) == ({7: 1, 8: 0}, pytest.approx(18 / 36))
+    assert paired.agreeing(said) == ({7: 1, 8: 0}, pytest.approx(2 / 6))
+    assert paired.agreeing({k: row for k, row in said.items() if k[0] == 7}) == ({7: 1}, 0)
 
 
 def test_pictures_that_are_equally_active():
@@ -350,7 +376,7 @@ def test_what_was_written_between_the_marks_stays(lab, tiny, home, tmp_path):
 
 def test_how_long_is_said_and_nothing_made(small, tiny, tmp_path, capsys):
     assert claims.run(arguments(tiny, tmp_path / "none", tmp_path, "--only", "noise", "--check")) == 0
-    assert "1 claims, 48 pictures to make, about" in capsys.readouterr().out and not (tmp_path / "docs").exists()
+    assert "1 claims, 96 pictures to make, about" in capsys.readouterr().out and not (tmp_path / "docs").exists()
 
 
 @pytest.mark.parametrize("more, message", {
@@ -369,7 +395,8 @@ def test_the_plan_names_every_setting_once(capsys, monkeypatch):
     assert claims.run(args) == 0
     said = capsys.readouterr().out
     commands = [text for text in said.splitlines() if text.startswith("python featviz.py")]
-    plain = next(text for text in commands if "--no-noise" in text and "--timestep 100" in text)
+    plain = next(text for text in commands if "--no-noise" in text and "--timestep 100 --preset sae --no-noise" in text
+                 and "--prior" not in text)
     # 10 features, 2 seeds, 100 steps and 10 for measuring, a prior of 50 sampling steps: 3200 steps of 3.6 s
     assert "--preset sae --no-noise --no-finish --seed $SEEDS" in plain and plain.endswith("none, t 100: 3.20 h")
     named = [text.split("      # ")[0] for text in commands]

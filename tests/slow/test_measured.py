@@ -207,25 +207,49 @@ def test_the_claims_page_is_what_its_numbers_give(tmp_path):
     settings = {name: {s["setting"]: f"{s['right']['number']:.0%}" for s in claim["settings"]
                        if s["right"] and s["right"]["number"] is not None}
                 for name, claim in stored["claims"].items()}
-    own, bare = settings["together"]["all"], settings["together"]["none"]
-    page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/claims.md", "README.md"))
-    assert f"named right in {own}, with all regularizers off and from noise in {bare}" in page
-    assert f"{own} against {settings['clearer']['channels, preset raw']} named right" in page
     part = lambda claim, what: next(p for p in stored["claims"][claim]["parts"] if p["what"] == what)
-    number = lambda *of: f"{part(*of)['number']:.2f}"
-    span = lambda *of: "{:.2f} to {:.2f}".format(*part(*of)["interval"])
+    number = lambda *of: f"{abs(part(*of)['number']):.2f}"
+    share = lambda *of: f"{part(*of)['number']:.0%}"
+    spanned = lambda *of: "{:.2f} to {:.2f}".format(*part(*of)["interval"])
+    page, readme = (" ".join((ROOT / name).read_text().split()) for name in ("docs/claims.md", "README.md"))
+    own, bare = settings["together"]["all"], settings["together"]["none"]
+    clearer, presets, held = settings["clearer"], settings["presets"], settings["heldout"]
     among, alone = ", among the others: with - without", ", alone: with - none"
-    prior, finish, moment, moves = (
-        [("regularizers", name + way) for way in (among, alone)]
-        for name in ("prior", "finish", "moment", "transformations"))
-    assert f"others (by {number(*prior[0])}) and alone (by {number(*prior[1])})" in page
-    assert f"the finish adds {number(*finish[0])} among the others and {number(*finish[1])} alone" in page
-    assert (f"Transformations may help (by {number(*moves[0])}, from {span(*moves[0])}), the moment penalty where it "
-            f"is alone (by {number(*moment[1])}, from 0 to {part(*moment[1])['interval'][1]:.2f})") in page
-    assert f"more often than at t = 0 (by {number('timestep', 'peak - t = 0')})" in page
+    of = lambda name, way: ("regularizers", name + way)
+    end, others = ("prior", "steer: the end - its start"), ("together", "named right, from noise: all others - none")
+    moves, filtered = of("transformations", among), of("spectral filter", among)
     fewer = "cleaner", "named right at equal activation, latent - pixels"
-    assert f"named right less often (by {number(*fewer)}, from {span(*fewer)})" in page
-    ends = part("prior", "steered start of another object: the end is feature's")
-    assert f"{ends['number']:.0%} of eleven features' pictures" in page and ends["n"] == 11
+    elsewhere = "{} start of another object: the end is {}"
+    steered, guided = ({who: share("prior", elsewhere.format(start, who)) for who in ("feature's", "start's")}
+                       for start in ("steer", "guided"))
+    best = next(p for p in stored["claims"]["timestep"]["parts"] if p["what"].startswith("best of the grid"))
+    assert best["what"] == "best of the grid, t = 500, - worst, t = 900"
+    for said in (
+            f"named right in {own}, with all regularizers off and from noise in {bare}",
+            f"start alone is named right in {share('prior', 'steer start alone, named right')}; the ascent adds "
+            f"{number(*end)} ({spanned(*end)})",
+            f"the start adds {number(*of('prior', among))}, alone {number(*of('prior', alone))}",
+            f"do little from noise ({number(*others)}, from {spanned(*others)})",
+            f"transformations help (by {number(*moves)}, from {spanned(*moves)})",
+            f"spectral filter (by {number(*filtered)}, from {spanned(*filtered)})",
+            f"({number(*of('moment', alone))} and {number(*of('weight decay', alone))})",
+            f"adds {number(*of('finish', among))} among the others and {number(*of('finish', alone))} alone",
+            "with {} features, {} of the pictures ended as the feature's and {} as the start's".format(
+                part("prior", elsewhere.format("steer", "start's"))["n"], steered["feature's"], steered["start's"]),
+            "{} of those that looked like another object stayed it".format(guided["start's"]),
+            f"by {number('noise', 'from noise, at t = 100')} at t 100 and by "
+            f"{number('noise', 'from noise, at t = 900')} at t 900",
+            f"something, too: {share('noise', 'from noise, without noise, named right')}",
+            f"transformations cost {number('strengths', 'chosen - transformations level 3')}",
+            f"better than t 900 on the others by {best['number']:.2f}",
+            f"worse than t 500 by {number('timestep', 'peak - t = 500')}",
+            f"{presets['concepts, preset sae'][:-1]} against {presets['concepts, preset raw']} on features, "
+            f"{presets['channels, preset sae'][:-1]} against {presets['channels, preset raw']} on channels",
+            f"preset raw, too, has {clearer['channels, preset raw']} on channels",
+            f"{own} against {clearer['channels, preset raw']}. Yet",
+            f"{held['capture without']} of 37 features' pictures", f"no capture at all, {held['noise']}",
+            f"With the images it is {held['capture']}",
+            f"named right less often (by {number(*fewer)}, from {spanned(*fewer)})"):
+        assert said in page, said
     assert f"{own} of the ascent's pictures are named right, without {bare}" in readme
     assert f"{stored['claims']['cheaper']['number']:.0f}" == "6" and "costs six times as much" in readme
