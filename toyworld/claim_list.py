@@ -349,7 +349,7 @@ def heldout(lab):
     way = BASE.but(group="held", t="peak", prior="steer")
     rows = yield {"capture without": way.but(without=True), "capture": way,
                   "noise": BASE.but(group="held", prior="noise")}
-    without, names = rows["capture without"], ", ".join(lab.names_held[:5]) + " ..." * (len(lab.names_held) > 5)
+    without, names = rows["capture without"], ", ".join(lab.names_held[:2]) + " ..." * (len(lab.names_held) > 2)
     kinds = {c["target"]: [kind for kind in CHANCE if c[kind]] for c in lab.group("held")}
     over = lambda some: [share - math.prod(CHANCE[kind] for kind in kinds[f])
                          for f, share in by_feature(some, "right").items()]
