@@ -58,3 +58,6 @@ def test_halves_and_the_rule_of_the_toys_report():
     row = finishing.row(best)
     assert row["objects"]["share"] == 0.5 and row["objects"]["n"] == 2 == row["all"]["n"] and row["styles"]["n"] == 0
     assert row["activation"] == 6.5 and row["reencoded"] == 4.0
+    assert row["all"]["interval"] == [0.095, 0.905]             # Wilson's
+    five = [e | {"right": e["feature"] == 2} for e in made]     # one feature is always right, the other never
+    assert finishing.row(five)["all"] == {"share": 0.5, "interval": [0.0, 1.0], "n": 6}

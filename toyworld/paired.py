@@ -165,7 +165,7 @@ def begun(rows):
     return {key: row | {"right": row["right_start"]} for key, row in rows.items() if "right_start" in row}
 
 
-def line(ours, theirs, **usual):
+def rule(ours, theirs, **usual):
     """The rule for the difference of two settings: the usual one, and none where both made the same of everything, for
     then there is nothing to tell apart."""
     alike = all(row["activation"] == theirs[key]["activation"] for key, row in ours.items() if key in theirs)

@@ -138,7 +138,7 @@ class Lab:
     def __init__(self, model, judge, stored, features, seeds, home):
         self.model, self.judge, self.t, self.seeds, self.n = model, judge, stored["timestep"], seeds, features
         self.everything = shuffled([c | {"target": c["feature"]} for c in stored["features"]])
-        self.base, self.known, self.natural = home, {}, None
+        self.base, self.known = home, {}
         made = [profile.fingerprints(model), model.fingerprints["activity.safetensors"], self.t, judge_print(model),
                 method_code(), MEASURES]
         self.fingerprint = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
@@ -223,7 +223,7 @@ class Lab:
         starts = torch.stack([r.frames[0] for r in results]).to(model.device)
         (said, sure), (began, _), rows = judged(self.judge, images), judged(self.judge, starts), []
         stack = torch.stack([torch.from_numpy(to_uint8(x)).permute(2, 0, 1) for x in images.cpu()])
-        high, odd = high_frequencies(images), self.oddness(stack)
+        high, odd = high_frequencies(images), self.error(stack) / self.natural
         for i, (job, r) in enumerate(zip(jobs, last)):
             a, again = r.scores["activation"], r.scores["activation_reencoded"]
             whole = np.array_split(results[i].history["activation"], min(COURSE, config.num_steps))
@@ -248,13 +248,15 @@ class Lab:
             files[path] = files[path] if path in files else load_file(path)["images"]
         return torch.stack([files[row["at"][0]][row["at"][1]] for row in rows]).float() / 255
 
-    def oddness(self, images):
-        """`odd` of uint8 images (B, 3, H, W): (B,)."""
-        error = lambda x: prediction_error(self.model, encode_all(self.model.vae, x.to(self.model.device)))
-        if self.natural is None:
-            x = torch.from_numpy(np.stack([drawings.drawing(i, UNSEEN) for i in range(NATURAL)])).permute(0, 3, 1, 2)
-            self.natural = error(x).mean()
-        return error(images) / self.natural
+    def error(self, images):
+        """The prediction error on uint8 images (B, 3, H, W): (B,)."""
+        return prediction_error(self.model, encode_all(self.model.vae, images.to(self.model.device)))
+
+    @cached_property
+    def natural(self):
+        """The prediction error on unseen drawings."""
+        images = np.stack([drawings.drawing(i, UNSEEN) for i in range(NATURAL)])
+        return self.error(torch.from_numpy(images).permute(0, 3, 1, 2)).mean()
 
     @cached_property
     def survey(self):

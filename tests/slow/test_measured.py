@@ -6,7 +6,7 @@ from pathlib import Path
 
 from activity import profile
 from bench import tables
-from toyworld import claims_page, evaluate_legibility, finishing, quick
+from toyworld import claims, claims_page, evaluate_legibility, finishing, quick
 from toyworld.claim_list import CLAIMS
 from toyworld.evaluate_activity import evaluate_details
 from weights.load import load
@@ -252,4 +252,35 @@ def test_the_claims_page_is_what_its_numbers_give(tmp_path):
             f"named right less often (by {number(*fewer)}, from {spanned(*fewer)})"):
         assert said in page, said
     assert f"{own} of the ascent's pictures are named right, without {bare}" in readme
+    verdicts = {name: claim["verdict"] for name, claim in stored["claims"].items()}
+    assert "must see its noise, and a concept need not be in the capture" in readme
+    assert verdicts["noise"] == verdicts["heldout"] == verdicts["strengths"] == verdicts["together"] == "holds"
+    assert part("timestep", "peak - mean of the grid")["number"] <= 0 > part("timestep", "peak - t = 500")["number"]
+    assert "the noise is seen at t 500 and 600 alone" in page
+    assert [p["what"] for p in stored["claims"]["noise"]["parts"] if "own start, at" in p["what"]
+            and p["verdict"] == "holds"] == ["own start, at t = 500", "own start, at t = 600"]
+    ratios = {of: part(*of)["number"] for of in (
+        ("prior", "prediction error, noise / steered"), ("cleaner", "prediction error, pixels / latent"),
+        *(("cheaper", f"{way}, operations at the size of SD") for way in ("a step", "to equal activation")))}
+    assert [f"{v:.1f}" for v in ratios.values()] == ["2.0", "1.5", "3.9", "5.8"]
+    for said in ("it halves the model's error", "less natural, though, by half in the model's error",
+                 "four times a step and nearly six times to equal activation",
+                 "are twelve, too few to decide. Of the eight", "half of the pictures are named right",
+                 f"better pictures to begin with ({share('prior', 'guided start alone, named right')})"):
+        assert said in page, said
+    known = part("silent", "named right, of those that have a concept")
+    assert (stored["claims"]["silent"]["n"], known["n"], known["number"]) == (12, 8, 0.5)
     assert f"{stored['claims']['cheaper']['number']:.0f}" == "6" and "costs six times as much" in readme
+
+
+def test_the_second_run_is_told_as_it_was():
+    """The claims on two threads against the same on one; what is said of it on their page."""
+    again, once = (json.loads((ROOT / f"docs/second_run/{name}.json").read_text()) for name in ("claims", "one_thread"))
+    stored = json.loads((ROOT / "docs/claims.json").read_text())
+    assert again["fingerprint"] == once["fingerprint"] == stored["fingerprint"]
+    assert {name: row["verdict"] for name, row in again["claims"].items()} == {
+        name: row["verdict"] for name, row in once["claims"].items()}
+    lines, page = claims.compare(again, once), " ".join((ROOT / "docs/claims.md").read_text().split())
+    assert f"all {len(again['claims'])} verdicts are the same, and {lines[0]}." in page and len(lines) == 2
+    two, one = (float(v) for v in lines[1].split(": ")[1].split(" and "))
+    assert f"took {one:.1f} times as long, and {two:.1f} times" in page
