@@ -1,19 +1,14 @@
-"""CLIP ViT-L/14: two networks that put pictures and texts into one space, where what belongs together lies close.
-
-Stable Diffusion 1.x reads its prompts with the text half, which is the same network. Here too are the byte-level BPE
-tokenizer, and what a picture goes through before the vision half sees it.
+"""The tokenizer and text encoder of CLIP ViT-L/14, with which Stable Diffusion 1.x reads its prompts.
 
 Sources
  [1] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, and
-     OpenAI's code to it
+     OpenAI's code for it
  [2] the published SD 1.x files `tokenizer/{vocab.json, merges.txt}` and `text_encoder/config.json`
- [3] CLIPModel, CLIPImageProcessor and CLIPTokenizer of transformers, against which tests/oracle/ compares values and
-     gradients, pixels and token ids
- [4] the published `openai/clip-vit-large-patch14`: config.json, preprocessor_config.json and the names in
-     model.safetensors
+ [3] CLIPTextModel and CLIPTokenizer of transformers, against which tests/oracle/ compares values and token ids
 
-Axes: B prompts or pictures, L = 77 tokens, S = 224 pixels an edge, P = 256 patches of 14 x 14 pixels; C width, of text
-768, of vision 1024, in heads of width 64; E = 768 the width of the space in which both meet.
+The vision half of CLIP is in legibility/vision.py, and is built from the same layers.
+
+Axes: B prompts, N tokens (77 of a prompt), C = 768 channels in heads of width 64.
 """
 import gzip
 import json
@@ -22,57 +17,57 @@ import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
-EPS = 1e-5                                                      # LayerNorm [2, 4: layer_norm_eps]
-MERGES = 49152 - 2 * 128 - 2                                # of the 262,145 in OpenAI's file, that many are used [1]
+EPS = 1e-5                                                      # of every LayerNorm [2: layer_norm_eps]
+MERGES = 49152 - 2 * 128 - 2                                    # used of the 262,145 pairs in OpenAI's file [1]
 LENGTH = 77                                                     # tokens of a prompt, start and end included [2]
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)      # of R, G, B in [0, 1] [4]
-LOGIT_SCALE = 2.6592                                            # ln(1 / 0.07), where training began [1, 4]
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")    # tried in this order before character classes [1]
 
 
 @lru_cache
 def byte_symbols():
-    """256 printable characters, one for each byte: itself where printable, else chr(256 + n) for
-    the n-th that is not [1].
+    """Map each of the 256 bytes to a printable character: itself where printable, else chr(256 + n) for the n-th byte
+    that is not [1].
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
-def split_words(text):
-    """Pre-split: English contractions, runs of letters, single digits, runs of anything else; no spaces.
+def character_class(ch):
+    """Return "L" for a letter, "N" for a digit, " " for a space, "other" for the rest.
 
-    The classes are Unicode's general categories L and N, which `re` cannot name. U+001C..1F are spaces to Python alone
-    [3].
+    The classes are Unicode's general categories, which `re` cannot name. Python alone counts U+001C..1F as spaces [3].
     """
-    words, i = [], 0
-    space = lambda ch: ch.isspace() and not "\x1c" <= ch <= "\x1f"
-    major = lambda ch: unicodedata.category(ch)[0]
-    kind = lambda ch: " " if space(ch) else major(ch) if major(ch) in "LN" else "other"
-    while i < len(text):
-        literal = next((s for s in CONTRACTIONS if text.startswith(s, i)), None)
-        end = i + len(literal or " ")
-        if not literal and (k := kind(text[i])) in ("L", "other"):
-            while end < len(text) and kind(text[end]) == k:
+    if ch.isspace() and not "\x1c" <= ch <= "\x1f":
+        return " "
+    major = unicodedata.category(ch)[0]
+    return major if major in "LN" else "other"
+
+
+def split_words(text):
+    """Split text into English contractions, runs of letters, single digits and runs of other characters; spaces go."""
+    words, start = [], 0
+    while start < len(text):
+        literal = next((s for s in CONTRACTIONS if text.startswith(s, start)), "")
+        kind, end = character_class(text[start]), start + max(len(literal), 1)
+        if not literal and kind in ("L", "other"):
+            while end < len(text) and character_class(text[end]) == kind:
                 end += 1
-        if literal or k != " ":
-            words.append(text[i:end])
-        i = end
+        if literal or kind != " ":
+            words.append(text[start:end])
+        start = end
     return words
 
 
 def number(merges):
-    """{token: id}: the bytes, the bytes at a word's end, what the merges make in their order, start, end;
-    SD's vocab.json is this [2].
+    """Return {token: id} in the order of SD's vocab.json [2]: bytes, bytes at the end of a word, merged pairs, start
+    token, end token.
     """
     symbols = list(byte_symbols().values())
     tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
@@ -80,9 +75,10 @@ def number(merges):
 
 
 class Tokenizer:
-    """Lower-cased text -> ids [start, at most 75 tokens, end, end, ...]: padding is the end token [2].
+    """Byte-pair encoding: lower-cased text -> ids [start, at most 75 tokens, end, end, ...], padded with the end token
+    [2].
 
-    A word becomes the symbols of its UTF-8 bytes, `</w>` on the last; then the adjacent pair that comes first in
+    A word becomes the symbols of its UTF-8 bytes, `</w>` on the last. Then the adjacent pair that comes first in
     `merges` is joined, over and over, until no pair is in the list.
     """
 
@@ -100,13 +96,13 @@ class Tokenizer:
 
     @classmethod
     def from_bpe(cls, path):
-        """From OpenAI's own list of merges, a .txt.gz."""
+        """Read OpenAI's own list of merges, a .txt.gz."""
         lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").split("\n")
         merges = [tuple(line.split()) for line in lines[1:MERGES + 1]]
         return cls(number(merges), merges)
 
     def bpe(self, word):
-        """One word of `split_words` -> its tokens."""
+        """Split one word of `split_words` into its tokens."""
         if word not in self.cache:
             symbols = [byte_symbols()[b] for b in word.encode("utf-8")]
             symbols[-1] += "</w>"
@@ -124,48 +120,35 @@ class Tokenizer:
         return self.cache[word]
 
     def ids(self, text):
-        """Token ids without start, end and padding. Start and end, spelt exactly, may stand anywhere in the text [3].
+        """Return the token ids of a text, without start, end and padding.
+
+        START and END, spelt exactly, are tokens wherever they stand in the text; an unknown token becomes END [3].
         """
         tokens = []
         for piece in SPECIAL.split(text):
             if piece in (START, END):
                 tokens.append(piece)
                 continue
-            # Lower case letter by letter [3]: of a whole word, Python turns a final capital sigma into another letter.
+            # letter by letter [3]: in a whole word, Python's lower() turns a final capital sigma into another letter
             lower = "".join(ch.lower() for ch in unicodedata.normalize("NFC", piece))
             tokens += [token for word in split_words(lower) for token in self.bpe(word)]
-        return [self.vocab.get(token, self.vocab[END]) for token in tokens]                     # unknown = end [2]
+        return [self.vocab.get(token, self.vocab[END]) for token in tokens]
 
     def __call__(self, prompts):
         """Prompts (a list of B strings) -> ids (B, 77) int64."""
-        rows = [[self.vocab[START], *self.ids(p)[:LENGTH - 2], self.vocab[END]] for p in prompts]
-        return torch.tensor([row + [self.vocab[END]] * (LENGTH - len(row)) for row in rows], dtype=torch.int64)
-
-
-def preprocess(picture, size=224):
-    """A picture of any size and mode -> pixels (3, S, S): (p / 255 - MEAN) / STD of its middle square, p = 0..255.
-
-    The short edge becomes `size` by Pillow's bicubic filter, the long one in proportion; both the long edge and the
-    corner of the square are rounded down [3]. Transparency is dropped [1].
-    """
-    short = min(picture.size)
-    width, height = (int(size * edge / short) for edge in picture.size)
-    picture = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    pixels = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
-    pixels = (pixels.double() * (1 / 255)).float()              # rounded to float32 here and not before [3]
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))                 # (3, 1, 1)
-    return (pixels - mean) / std
+        start, end = self.vocab[START], self.vocab[END]
+        rows = [[start, *self.ids(prompt)[:LENGTH - 2], end] for prompt in prompts]
+        return torch.tensor([row + [end] * (LENGTH - len(row)) for row in rows], dtype=torch.int64)
 
 
 class Embedding(nn.Embedding):
     def reset_parameters(self):
-        if not self.weight.is_meta:             # there torch would load 820 modules, 0.1 GB, to draw no number
+        if not self.weight.is_meta:             # torch would import 820 modules (2 s) to draw numbers that nobody keeps
             super().reset_parameters()
 
 
 class TextEmbeddings(nn.Module):
-    """x_l = token_embedding[ids_l] + position_embedding[l]."""
+    """x_n = token_embedding[ids_n] + position_embedding[n]."""
 
     def __init__(self, vocab_size, c):
         super().__init__()
@@ -176,28 +159,10 @@ class TextEmbeddings(nn.Module):
         return self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]
 
 
-class VisionEmbeddings(nn.Module):
-    """x_0 = class_embedding + position_embedding[0], x_p = patch_embedding(patch p) + position_embedding[p].
-
-    Patches do not overlap and are counted row by row from 1. The class embedding shows no pixels: what the picture is
-    gathers there.
-    """
-
-    def __init__(self, image_size, patch_size, c):
-        super().__init__()
-        self.class_embedding = nn.Parameter(torch.zeros(c))
-        self.patch_embedding = nn.Conv2d(3, c, patch_size, stride=patch_size, bias=False)
-        self.position_embedding = Embedding(1 + (image_size // patch_size) ** 2, c)
-
-    def forward(self, pixels):                                                                  # (B, 3, S, S)
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)                       # (B, P, C)
-        first = self.class_embedding.expand(len(pixels), 1, -1)                                 # (B, 1, C)
-        return torch.cat([first, patches], dim=1) + self.position_embedding.weight              # (B, 1 + P, C)
-
-
 class SelfAttention(nn.Module):
-    """out_proj(softmax(q k^T / sqrt(64)) v). Causal, as in text: a token sees itself and those before it, padding
-    included [3]. Patches all see one another.
+    """out_proj(softmax(q k^T / sqrt(C / heads)) v).
+
+    causal: a token sees itself and the tokens before it, padding included, as in text [3]. Without it all see all.
     """
 
     def __init__(self, c, heads, causal):
@@ -213,7 +178,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """fc2(quick_gelu(fc1 x)), quick_gelu(x) = x sigmoid(1.702 x) [2, 4: hidden_act]."""
+    """fc2(quick_gelu(fc1 x)), quick_gelu(x) = x sigmoid(1.702 x) [2: hidden_act]."""
 
     def __init__(self, c, c_inner):
         super().__init__()
@@ -238,6 +203,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Layers one after another; checkpoints name them `encoder.layers.0` and so on."""
+
     def __init__(self, c, c_inner, layers, heads, causal):
         super().__init__()
         self.layers = nn.ModuleList(Layer(c, c_inner, heads, causal) for _ in range(layers))
@@ -249,8 +216,9 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Ids (B, 77) -> final_layer_norm(encoder(embeddings)) (B, 77, C). Argument names are the config's, defaults
-    SD 1.x's and CLIP ViT-L/14's [2, 4].
+    """Ids (B, 77) -> final_layer_norm(encoder(embeddings(ids))) (B, 77, C).
+
+    Arguments are named as in config.json; the defaults are SD 1.x's, which are CLIP ViT-L/14's [2].
     """
 
     def __init__(self, vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
@@ -262,53 +230,3 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids):
         return self.final_layer_norm(self.encoder(self.embeddings(ids)))
-
-
-class VisionEncoder(nn.Module):
-    """Pixels (B, 3, S, S) -> post_layernorm(encoder(pre_layrnorm(embeddings))_0) (B, C), 0 the class embedding's place.
-    Argument names are the config's, defaults CLIP ViT-L/14's, the spelling of the first norm the file's [4].
-    """
-
-    def __init__(self, image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
-                 num_attention_heads=16):
-        super().__init__()
-        self.embeddings = VisionEmbeddings(image_size, patch_size, hidden_size)
-        self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=EPS)
-        self.encoder = Encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, causal=False)
-        self.post_layernorm = nn.LayerNorm(hidden_size, eps=EPS)
-
-    def forward(self, pixels):
-        x = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))                            # (B, 1 + P, C)
-        return self.post_layernorm(x[:, 0])                                                     # (B, C)
-
-
-class CLIP(nn.Module):
-    """Pictures and texts as unit vectors of one space; their dot product says how well they fit [1].
-
-        picture  u = visual_projection(vision_model(pixels)),       e = u / |u|             (B, E)
-        text     u = text_projection(text_model(ids)_end),          e = u / |u|             (B, E)
-        logits = exp(logit_scale) e_picture . e_text                                        (pictures, texts)
-
-    end is the place of the first end token. It is the highest id, and OpenAI's code finds it so [1]; transformers does
-    the same where the config says eos_token_id 2, as the published one does, and looks for that id otherwise [3, 4].
-    """
-
-    def __init__(self, text_config=None, vision_config=None, projection_dim=768):
-        super().__init__()
-        self.text_model, self.vision_model = TextEncoder(**text_config or {}), VisionEncoder(**vision_config or {})
-        width = lambda norm: norm.normalized_shape[0]
-        self.visual_projection = nn.Linear(width(self.vision_model.post_layernorm), projection_dim, bias=False)
-        self.text_projection = nn.Linear(width(self.text_model.final_layer_norm), projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
-
-    def embed_images(self, pixels):                                                             # (B, 3, S, S)
-        u = self.visual_projection(self.vision_model(pixels))                                   # (B, E)
-        return u / u.norm(dim=-1, keepdim=True)
-
-    def embed_texts(self, ids):                                                                 # (B, 77)
-        x, end = self.text_model(ids), ids.argmax(dim=-1)                                       # (B, 77, C), (B,)
-        u = self.text_projection(x[torch.arange(len(ids), device=ids.device), end])             # (B, E)
-        return u / u.norm(dim=-1, keepdim=True)
-
-    def forward(self, pixels, ids):                                                             # (pictures, texts)
-        return self.logit_scale.exp() * self.embed_images(pixels) @ self.embed_texts(ids).T

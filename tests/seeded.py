@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from clip import CLIP, TextEncoder, preprocess
+from clip import TextEncoder
+from legibility.vision import CLIP, preprocess
 from tests import clip_vocab
 from unet import UNet
 from vae import VAE

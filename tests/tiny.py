@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clip import CLIP, TextEncoder, number
+from clip import TextEncoder, number
+from legibility.vision import CLIP
 from sae import SAE
 from tests.seeded import shapes, weights
 from unet import UNet

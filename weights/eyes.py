@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from clip import CLIP, Tokenizer, preprocess
+from clip import Tokenizer
+from legibility.vision import CLIP, preprocess
 from weights.configs import read_eyes_config
 from weights.disk import AGAIN, WeightsError
 from weights.fingerprints import sha256, signature

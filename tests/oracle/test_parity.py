@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from clip import preprocess
+from legibility.vision import preprocess
 from tests import clip_vocab, seeded
 from tests.oracle import record
 from tests.seeded import HOOK, TOLERANCE, TOY, TOY_HOOKS, compare, filled, randn, relative_error

@@ -1,0 +1,1 @@
+"""CLIP looks at the pictures: words that fit them, their agreement with the dataset examples, search by word."""

@@ -1,0 +1,108 @@
+"""CLIP ViT-L/14 with both halves: pictures and texts as vectors of one space, close where they belong together.
+
+Sources
+ [1] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, and
+     OpenAI's code for it
+ [2] CLIPModel and CLIPImageProcessor of transformers, against which tests/oracle/ compares values, gradients and pixels
+ [3] the published `openai/clip-vit-large-patch14`: config.json, preprocessor_config.json and the names in
+     model.safetensors
+
+Axes: B pictures or texts, S = 224 pixels an edge, P = 256 patches of 14 x 14 pixels, C = 1024 channels of the vision
+half (768 of the text half), E = 768 numbers of an embedding.
+"""
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from clip import EPS, Embedding, Encoder, TextEncoder
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)      # of R, G, B in [0, 1] [3]
+LOGIT_SCALE = 2.6592                                            # ln(1 / 0.07), where training began [1, 3]
+
+
+def preprocess(picture, size=224):
+    """Crop, scale and normalise a PIL picture of any size and mode: pixels (3, S, S) = (p / 255 - MEAN) / STD.
+
+    The short edge becomes `size` by Pillow's bicubic filter, the long edge in proportion, and the middle square is
+    kept; long edge and corner are rounded down [2]. Transparency is dropped [1].
+    """
+    short = min(picture.size)
+    width, height = (int(size * edge / short) for edge in picture.size)
+    picture = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = torch.from_numpy(np.array(picture.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+    pixels = (pixels.double() * (1 / 255)).float()              # rounded to float32 here and not before [2]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))                 # (3, 1, 1)
+    return (pixels - mean) / std
+
+
+class VisionEmbeddings(nn.Module):
+    """x_0 = class_embedding + position_embedding[0], x_p = patch_embedding(patch p) + position_embedding[p].
+
+    Patches do not overlap and are counted row by row from 1. Position 0 shows no pixels: attention gathers there what
+    the whole picture is.
+    """
+
+    def __init__(self, image_size, patch_size, c):
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.zeros(c))
+        self.patch_embedding = nn.Conv2d(3, c, patch_size, stride=patch_size, bias=False)
+        self.position_embedding = Embedding(1 + (image_size // patch_size) ** 2, c)
+
+    def forward(self, pixels):                                                                  # (B, 3, S, S)
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)                       # (B, P, C)
+        first = self.class_embedding.expand(len(pixels), 1, -1)                                 # (B, 1, C)
+        return torch.cat([first, patches], dim=1) + self.position_embedding.weight              # (B, 1 + P, C)
+
+
+class VisionEncoder(nn.Module):
+    """Pixels (B, 3, S, S) -> post_layernorm(encoder(pre_layrnorm(embeddings))_0) (B, C); position 0 is the picture.
+
+    Arguments are named as in config.json, defaults are ViT-L/14's; "layrnorm" is the published file's spelling [3].
+    """
+
+    def __init__(self, image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+                 num_attention_heads=16):
+        super().__init__()
+        self.embeddings = VisionEmbeddings(image_size, patch_size, hidden_size)
+        self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=EPS)
+        self.encoder = Encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, causal=False)
+        self.post_layernorm = nn.LayerNorm(hidden_size, eps=EPS)
+
+    def forward(self, pixels):
+        x = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))                            # (B, 1 + P, C)
+        return self.post_layernorm(x[:, 0])                                                     # (B, C)
+
+
+class CLIP(nn.Module):
+    """Two encoders, two projections; the dot product of two embeddings says how well picture and text fit [1].
+
+        picture  u = visual_projection(vision_model(pixels)),       e = u / |u|             (B, E)
+        text     u = text_projection(text_model(ids)_end),          e = u / |u|             (B, E)
+        logits = exp(logit_scale) e_picture . e_text                                        (pictures, texts)
+
+    end is the place of the first end token, the highest id [1]; transformers does the same where the config says
+    eos_token_id 2, as the published one does [2, 3].
+    """
+
+    def __init__(self, text_config=None, vision_config=None, projection_dim=768):
+        super().__init__()
+        self.text_model, self.vision_model = TextEncoder(**text_config or {}), VisionEncoder(**vision_config or {})
+        (text_width,) = self.text_model.final_layer_norm.normalized_shape
+        (vision_width,) = self.vision_model.post_layernorm.normalized_shape
+        self.visual_projection = nn.Linear(vision_width, projection_dim, bias=False)
+        self.text_projection = nn.Linear(text_width, projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
+
+    def embed_images(self, pixels):                                                             # (B, 3, S, S)
+        u = self.visual_projection(self.vision_model(pixels))                                   # (B, E)
+        return u / u.norm(dim=-1, keepdim=True)
+
+    def embed_texts(self, ids):                                                                 # (B, 77)
+        x, end = self.text_model(ids), ids.argmax(dim=-1)                                       # (B, 77, C), (B,)
+        u = self.text_projection(x[torch.arange(len(ids), device=ids.device), end])             # (B, E)
+        return u / u.norm(dim=-1, keepdim=True)
+
+    def forward(self, pixels, ids):                                                             # (pictures, texts)
+        return self.logit_scale.exp() * self.embed_images(pixels) @ self.embed_texts(ids).T
