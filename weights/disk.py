@@ -8,12 +8,7 @@ try:
 except ImportError:
     fcntl = None
 
-AGAIN = "fetch or copy this file again"
-
-
-class WeightsError(Exception):
-    """Weights that cannot be used; the text is the one line that a user sees: the file, what was expected, what to do.
-    """
+from weights.load import AGAIN, WeightsError  # noqa: F401
 
 
 def open_regular(path):

@@ -1,418 +1,623 @@
-"""Weights of Stable Diffusion 1.x, in any layout -> `Model`. Strict: what does not fit is named.
+"""Load a folder of weights of Stable Diffusion 1.x into a `Model`. One layout, strictly: what does not fit is named.
 
     folder/unet/{config.json, diffusion_pytorch_model.safetensors}          required
-    folder/vae/{config.json, diffusion_pytorch_model.safetensors}           what needs a missing part says so
+    folder/vae/{config.json, diffusion_pytorch_model.safetensors}           None in the Model where it is missing
     folder/text_encoder/{config.json, model.safetensors}
     folder/tokenizer/{vocab.json, merges.txt}
     folder/scheduler/scheduler_config.json                                  SD 1.x's numbers where it is missing
-    folder/sae/<hook point>/{cfg.json, sae.safetensors}                     SAeUron's layout
+    folder/sae/<hook point>/{cfg.json, sae.safetensors, labels.json}        any number of them
     folder/featviz.json                                                     settings that suit these weights
 
-or one file, `name.safetensors`, of the original layout ("LDM"): UNet, VAE and text encoder of SD 1.x's sizes. The
-tokenizer is then made from weights/clip; `sae/` and `featviz.json` are taken from beside the file. layouts.py lists the
-names of every layout.
+This is diffusers' layout as it was published for SD 1.4 and SD 1.5, so tensors may also have two older spellings: the
+VAE attention's `query, key, value, proj_attn`, and `text_model.` in front of the text encoder's names. Single files,
+pickles, shards and other kinds of SAE are converted once: `python weights/convert.py IN OUT`.
 
-First everything is found and matched by the files' headers (`find`): a file that does not belong is refused before the
-first of four gigabytes. The numbers then lie in the mapped files where type and device allow it, see tensors.py; where
-they do not, a layer is converted when it first runs (`Source.read`). So what an ascent does not run takes no memory.
-Sources: the published SD 1.4 and SD 1.5 folders and files; SAeUron's SAE folder.
+On a CPU, in the file's own precision, tensors stay in the mapped file: loading takes no time, and what is never used
+takes no memory. Otherwise they are converted one by one, and each is checked for NaN and infinity; `check_numbers`
+looks at all.
 """
 import copy
+import hashlib
+import json
+import os
+import re
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
+from threading import Thread
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from clip import END, START, TextEncoder, Tokenizer, number
-from config import HOOK_POINT
+from config import HOOK_POINT, SETTINGS
 from sae import SAE
 from schedule import Schedule
 from unet import UNet
 from vae import VAE
-from weights import layouts
-from weights.configs import read_config, read_latent_size, read_sae_config, read_scheduler, read_settings
-from weights.disk import AGAIN, WeightsError, open_regular, unreadable
-from weights.fingerprints import sha256_beside, signature
-from weights.layouts import modern_name, squeezes
 from weights.quick import quicken
-from weights.tensors import lies_ready, match, read, read_header, read_one
 
-BPE_FILE = Path(__file__).parent / "clip/bpe_simple_vocab_16e6.txt.gz"
-PARTS = ("unet", "vae", "text_encoder")                         # the networks
+ROOT = Path(__file__).resolve().parent
+NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
+FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
+         "text_encoder": "model.safetensors"}
+CONTENTS = {part: f"config.json and {file}" for part, file in FILES.items()} | {
+    "tokenizer": "vocab.json and merges.txt", "sae": "<hook point>/cfg.json and <hook point>/sae.safetensors"}
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+AGAIN = "fetch or copy this file again"
+LARGE = 2 ** 20             # numbers of a tensor, bytes of a file: below, reopening or remembering costs more than it saves
 
-
-@dataclass
-class Source:
-    """Tensors that were found in a file and fit, but were not read yet; `net`, on the meta device, takes them."""
-    path: Path
-    net: nn.Module
-    entries: dict                                               # name -> tensors.Entry
-    then: list                                                  # the file's signature when its header was read
-
-    @cached_property
-    def shapes(self):
-        return {name: tuple(p.shape) for name, p in self.net.state_dict().items()}
-
-    def tensors(self, names, dtype, device):
-        check_unchanged(self.path, self.then)
-        return read(self.path, {name: self.entries[name] for name in names}, self.shapes, dtype, device)
-
-    def read(self, dtype, device, late=False):
-        """The network, frozen. late: where numbers must be converted, each module takes its own when it first runs, the
-        others stay on the meta device; an ascent runs 681 of the UNet's 860 million, and no VAE before its end."""
-        net = copy.deepcopy(self.net).requires_grad_(False).eval()
-        if isinstance(net, UNet):               # the ascent's time is spent there
-            quicken(net)
-        if not late or all(lies_ready(entry, dtype, device) for entry in self.entries.values()):
-            net.load_state_dict(self.tensors(self.entries, dtype, device), assign=True)
-            return net
-
-        def first_run(module, _):
-            at = f"{names[module]}."
-            if missing := [name for name, p in module.named_parameters() if p.is_meta]:
-                found = self.tensors([at + name for name in missing], dtype, device)
-                module.load_state_dict({name: found[at + name] for name in missing}, strict=False, assign=True)
-            hooks.pop(module).remove()
-
-        net = net.to(dtype)
-        names = {module: name for name, module in net.named_modules() if module is not net}
-        hooks = {module: module.register_forward_pre_hook(first_run) for module in names}
-        return net
-
-    def check_numbers(self, dtype):
-        """WeightsError for NaN or infinity in the file, as they are or as `dtype`; a tensor at a time is in memory."""
-        for name, shape in self.shapes.items():
-            read_one(self.path, name, self.entries[name], shape, dtype)
+# Keys of a config whose value changes the mathematics, with the only value for which there is code here.
+FIXED = {
+    "unet": {"layers_per_block": 2, "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0,
+             "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1,
+             "use_linear_projection": False, "only_cross_attention": False, "resnet_time_scale_shift": "default",
+             "class_embed_type": None, "addition_embed_type": None},
+    "vae": {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None},
+    "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
+    "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
+                  "rescale_betas_zero_snr": False},
+}
+SIZES = {   # keys of a config that are handed to the network
+    "unet": ("block_out_channels", "cross_attention_dim", "attention_head_dim", "norm_num_groups", "in_channels",
+             "out_channels"),
+    "vae": ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor"),
+    "text_encoder": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "scheduler": ("beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one"),
+    "sae": ("d_in", "num_latents", "k", "input_unit_norm"),
+}
+FRACTIONS, SWITCHES = ("scaling_factor", "beta_start", "beta_end"), ("input_unit_norm", "set_alpha_to_one")
+LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}   # of the VAE, before 2023
+INSTEAD = {     # what people find where weights should be, by its first bytes
+    b"version https://git-lfs": "a git-lfs pointer; git lfs pull fetches the file itself",
+    b"<": "a web page saved under this name; fetch the file again, signed in where the site asks for it",
+    b"{": "JSON; fetch or copy the weights themselves",
+    b"PK\3\4": "a pickle of torch.save; python weights/convert.py IN OUT makes a folder of it",
+    b"\x80": "a pickle; python weights/convert.py IN OUT makes a folder of it",
+}
 
 
-def check_unchanged(path, then):
-    if signature(path) != then:
-        raise WeightsError(f"{path}: was changed while it was in use; start again")
+class WeightsError(ValueError):
+    """Weights that cannot be used. The text is one line: the file, the cause, what to do."""
 
 
-def skeleton(network, sizes, path):
-    """A network without memory behind it; WeightsError blames `path` for sizes of which none can be built."""
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+def read_json(path):
+    """Read a JSON object; WeightsError names what is wrong with the file."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a JSON file there") from e
+    except (ValueError, RecursionError) as e:
+        raise WeightsError(f"{path}: is not valid JSON in UTF-8 ({e})") from e
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def foreign(config):
+    """Name the model that a UNet's config belongs to, where it is a known one other than SD 1.x; else ""."""
+    if config.get("addition_embed_type") or config.get("cross_attention_dim") == 2048:
+        return "this is Stable Diffusion XL"
+    if config.get("cross_attention_dim") == 1024 or isinstance(config.get("attention_head_dim"), list):
+        return "this is Stable Diffusion 2.x"
+    return {9: "this is an inpainting UNet with 9 channels", 8: "this is an image-editing UNet with 8 channels",
+            5: "this is a depth-guided UNet with 5 channels"}.get(config.get("in_channels"), "")
+
+
+def check_fixed(config, fixed, path):
+    """WeightsError for a value that no code here implements."""
+    for key, value in fixed.items():
+        if config.get(key, value) != value:
+            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; give weights "
+                               "of Stable Diffusion 1.x")
+
+
+def pick_sizes(config, keys, path):
+    """The entries `keys` of a config that are there; WeightsError for a value that is no size."""
+    sizes = {key: config[key] for key in keys if key in config}
+    for key, value in sizes.items():
+        values = value if isinstance(value, list) else [value]
+        if key in SWITCHES:
+            kind, sound = "true or false", isinstance(value, bool)
+        elif key in FRACTIONS:
+            kind, sound = "a number above 0", type(value) in (int, float) and value > 0
+        else:
+            kind, sound = "whole numbers above 0", values and all(type(v) is int and v > 0 for v in values)
+        if not sound:
+            raise WeightsError(f"{path}: {key} is {str(value)[:80]}, expected {kind}")
+    return sizes
+
+
+def read_config(part, path):
+    """Read the sizes of a network, or the numbers of the schedule, from its config."""
+    config = read_json(path)
+    if part == "unet" and (other := foreign(config)):
+        raise WeightsError(f"{path}: {other}; give weights of Stable Diffusion 1.x")
+    check_fixed(config, FIXED[part], path)
+    sizes = pick_sizes(config, SIZES[part], path)
+    widths, heads = (("block_out_channels", "attention_head_dim") if part == "unet" else
+                     ("hidden_size", "num_attention_heads"))
+    if heads in sizes and any(w % sizes[heads] for w in [*pick_widths(sizes.get(widths))]):
+        raise WeightsError(f"{path}: {heads} is {sizes[heads]}, which does not divide {widths} {sizes[widths]}")
+    return sizes
+
+
+def pick_widths(value):
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def read_latent_size(path):
+    """(H, W) that the UNet was trained at, 64 by default. Early SD 1.5 configs say 32; diffusers reads them as 64."""
+    config = read_json(path)
+    size = config.get("sample_size") or 64
+    sizes = size if isinstance(size, list) else [size, size]
+    if len(sizes) != 2 or not all(type(n) is int and n % 8 == 0 and 8 <= n <= 1024 for n in sizes):
+        raise WeightsError(f"{path}: sample_size is {str(size)[:80]}, expected a multiple of 8 up to 1024")
+    version = [int(n) for n in re.findall(r"\d{1,9}", str(config.get("_diffusers_version", "1")))[:2]]
+    return tuple(max(n, 64) for n in sizes) if [] < version < [0, 9] else tuple(sizes)
+
+
+def read_scheduler(path):
+    """(numbers of the Schedule, "pndm" or "ddim") of a scheduler's config of any class: betas and prediction decide."""
+    name, sizes = str(read_json(path).get("_class_name")), read_config("scheduler", path)
+    if name.startswith(("FlowMatch", "EDM", "Karras", "ScoreSde")):
+        raise WeightsError(f"{path}: {name} belongs to another kind of diffusion model; give weights of Stable "
+                           "Diffusion 1.x")
+    ddim = name == "DDIMScheduler"              # only this class ends at abar = 1 unless its file says otherwise
+    return {"set_alpha_to_one": ddim} | sizes, "ddim" if ddim else "pndm"
+
+
+def read_settings(path):
+    """Read featviz.json: {"timestep": 361, "feature": 12, "presets": {name: {setting: value}}, ...}, all optional."""
+    settings = read_json(path)
+    presets = settings.get("presets", {})
+    if not all(type(settings.get(key, 0)) is int for key in ("timestep", "feature")) or not isinstance(presets, dict) \
+            or not all(isinstance(changes, dict) for changes in presets.values()):
+        raise WeightsError(f"{path}: expected whole numbers for timestep and feature, and an object of objects for "
+                           "presets")
+    if unknown := [(preset, name) for preset, changes in presets.items() for name in changes if name not in SETTINGS]:
+        raise WeightsError(f"{path}: preset {unknown[0][0]!r} sets {unknown[0][1]!r}, which is no setting; python "
+                           "featviz.py --help lists them all")
+    return settings
+
+
+def read_sae_config(path):
+    """SAeUron's cfg.json: `num_latents` 0 means expansion_factor * d_in; fields that only training uses are ignored."""
+    config = read_json(path)
+    if not config.get("num_latents"):
+        config["num_latents"] = config.get("expansion_factor", 0) * config.get("d_in", 0)
+    config["num_latents"] = int(config["num_latents"])
+    if missing := [key for key in ("d_in", "num_latents", "k") if not config.get(key)]:
+        raise WeightsError(f"{path}: lacks {missing[0]!r} of SAeUron's format")
+    sizes = pick_sizes(config, SIZES["sae"], path)
+    if sizes["k"] > sizes["num_latents"]:
+        raise WeightsError(f"{path}: k is {sizes['k']}, more than the {sizes['num_latents']} features")
+    return sizes
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+def open_tensors(path):
+    """Open a safetensors file, for a `with`; WeightsError says what the file is instead."""
+    try:
+        return safe_open(path, framework="pt")
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a safetensors file there") from e
+    except (SafetensorError, RuntimeError, ValueError) as e:
+        with open(path, "rb") as file:
+            first = file.read(32)
+        why = next((f"is {what}" for begin, what in INSTEAD.items() if first.startswith(begin)),
+                   f"is not a whole safetensors file ({' '.join(str(e).split())[:160]}); {AGAIN}")
+        raise WeightsError(f"{path}: {why}") from e
+
+
+def modern_name(part, name):
+    """Today's name of a tensor that was published under an older one."""
+    if part == "text_encoder":
+        return name.removeprefix("text_model.")
+    if part == "vae" and ".mid_block.attentions." in name:
+        head, last, kind = name.rsplit(".", 2)
+        return f"{head}.{LEGACY_ATTENTION.get(last, last)}.{kind}"
+    return name
+
+
+def find_tensors(file, path, shapes, part=None):
+    """{name: its name in the open file}; WeightsError names the first tensor that is missing, unexpected or misshapen.
+    """
+    there = {}
+    for key in file.keys():
+        name = modern_name(part, key)
+        if name in there:
+            raise WeightsError(f"{path}: holds {name} twice, as {there[name]} and as {key}; {AGAIN}")
+        if not name.endswith("position_ids"):                   # 0, 1, 2, ..., in old text encoders
+            there[name] = key
+    missing, extra = sorted(shapes.keys() - there.keys()), sorted(there.keys() - shapes.keys())
+    if missing or extra:
+        kind, first = ("lacks", missing) if missing else ("has an unexpected", extra)
+        more = f" and {len(missing) + len(extra) - 1} more mismatches" if len(missing) + len(extra) > 1 else ""
+        raise WeightsError(f"{path}: {kind} tensor {first[0]!r}{more}; the file does not belong to its config, or is of "
+                           "another layout, which python weights/convert.py IN OUT may know")
+    for name, shape in shapes.items():
+        if tuple(found := file.get_slice(there[name]).get_shape()) != tuple(shape):
+            raise WeightsError(f"{path}: {name} has shape {list(found)}, expected {list(shape)}; the file does not belong "
+                               "to its config, fetch or copy both again")
+    return there
+
+
+def read_tensors(path, shapes, dtype=torch.float32, device="cpu", part=None):
+    """{name: tensor} for `shapes` {name: shape}; exactly these names and shapes must be in the file.
+
+    dtype None keeps the file's. A large tensor is converted from a mapping of its own, which ends with it, so that the
+    file and the converted numbers are never in memory together.
+    """
+    with open_tensors(path) as file:
+        found = find_tensors(file, path, shapes, part)
+        return {name: read_tensor(path, key, dtype, device, file, prod(shapes[name]) >= LARGE)
+                for name, key in found.items()}
+
+
+def read_tensor(path, key, dtype, device, file, large):
+    tensor = file.get_tensor(key)
+    if not tensor.is_floating_point():
+        raise WeightsError(f"{path}: {key} holds {tensor.dtype}, expected floating-point numbers; {AGAIN}")
+    if dtype in (None, tensor.dtype) and torch.device(device).type == "cpu":
+        return tensor                                           # stays in the mapped file, and is not looked at here
+    with open_tensors(path) if large else nullcontext(file) as file:
+        tensor = file.get_tensor(key).to(device, dtype)
+    if not tensor.isfinite().all():
+        raise WeightsError(f"{path}: {key} holds NaN or infinite values as {tensor.dtype}; {AGAIN}")
+    return tensor
+
+
+def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu", part=None):
+    """Build `network(**sizes)` and fill it strictly from a file; frozen."""
     try:
         with torch.device("meta"):
-            return network(**sizes)
+            net = network(**sizes)
     except (TypeError, ValueError, RuntimeError) as e:
         why = str(e).splitlines()[0]
-        raise WeightsError(f"{path}: gives sizes of which no network can be built ({why}); {AGAIN}") from e
+        raise WeightsError(f"{config_path}: gives sizes from which no network can be built ({why})") from e
+    shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
+    net.load_state_dict(read_tensors(weights_path, shapes, dtype, device, part), strict=True, assign=True)
+    return net.requires_grad_(False).eval()
 
 
-def fit(net, path, header, part=None, there=lambda name: name, rename=lambda name: name):
-    """Source of a network in the file `path`: there(name) is a tensor's name in the file, before rename()."""
-    wanted = {name: there(name) for name in net.state_dict()}
-    shapes = {wanted[name]: tuple(p.shape) for name, p in net.state_dict().items()}
-    entries = match(path, header, shapes, rename, lambda name: squeezes(part, name))
-    return Source(path, net, {name: entries[key] for name, key in wanted.items()}, signature(path))
+def read_part(folder, part, dtype, device):
+    """One network of a folder; WeightsError with the command that converts it where it is there in another form."""
+    config, path = folder / part / "config.json", folder / part / FILES[part]
+    if not path.exists():
+        others = [p.name for p in sorted((folder / part).iterdir()) if p.name.endswith((*PICKLES, ".safetensors", ".index.json"))]
+        what = f"has {others[0]} instead; python weights/convert.py {folder} {folder}_converted makes a folder that " \
+               "can be used" if others else AGAIN
+        raise WeightsError(f"{path}: is missing; {folder / part} {what}" if others else f"{path}: is missing; {what}")
+    net = build(NETWORKS[part], read_config(part, config), config, path, dtype, device, part)
+    return quicken(net) if part == "unet" and torch.device(device).type == "cpu" else net
 
 
-def find_part(part, network, config_path, path):
-    """Source of one part of a folder in diffusers layout, of any age."""
-    net = skeleton(network, read_config(part, config_path), config_path)
-    return fit(net, path, read_header(path), part, rename=lambda name: modern_name(part, name))
+def read_tokenizer(folder):
+    """Read the tokenizer; WeightsError where vocab.json is not what CLIP's rule makes of merges.txt."""
+    if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+        raise WeightsError(f"{folder}: has tokenizer.json alone; python weights/convert.py {folder.parent} "
+                           f"{folder.parent}_converted makes vocab.json and merges.txt of it")
+    try:
+        tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+    except OSError as e:
+        raise WeightsError(f"{e.filename}: cannot be read ({e.strerror}); expected a text file there") from e
+    except (ValueError, RecursionError) as e:
+        raise WeightsError(f"{folder}: vocab.json or merges.txt cannot be used ({e}); fetch or copy both again") from e
+    if any(len(pair) != 2 for pair in tokenizer.ranks):
+        raise WeightsError(f"{folder / 'merges.txt'}: is no list of pairs; {AGAIN}")
+    made = number(tokenizer.ranks)
+    if tokenizer.vocab != made:
+        odd = sorted(made.items() ^ tokenizer.vocab.items())[0][0] if isinstance(tokenizer.vocab, dict) else START
+        raise WeightsError(f"{folder}: vocab.json and merges.txt disagree about {odd!r}; fetch or copy both again")
+    return tokenizer
 
 
-def build(part, network, config_path, weights_path, dtype, device):
-    """One part of a folder, found and read."""
-    return find_part(part, network, config_path, weights_path).read(dtype, device)
+# --- SAEs -------------------------------------------------------------------------------------------------------------
 
-
-def find_single(path, ema):
-    """(sources of the parts in a single file, which weights are taken); sizes are those of SD 1.x."""
-    parts, taken = layouts.split_ldm(path, read_header(path), ema)
-    sources = {}
-    for part, network in zip(PARTS, (UNet, VAE, TextEncoder)):
-        if part in parts or part == "unet":
-            net, start = skeleton(network, layouts.SIZES[part], path), layouts.PREFIX[part]
-            if part == "text_encoder":
-                names = dict(rename=lambda name: modern_name("text_encoder", name.removeprefix(start)))
-            else:
-                names = dict(there=lambda name: layouts.ldm_name(part, name, ema and part == "unet"))
-            sources[part] = fit(net, path, parts.get(part, {}), part, **names)
-    return sources, taken
-
-
-def choose_sae(folder, unet, wanted):
-    """(hook point, cfg.json, how many there are) of the SAE that is meant; cfg.json None where there is none.
-
-    wanted: its hook point; None is up1.1 if there is an SAE for it, else the only one.
-    """
-    there, last = {}, None
+def find_saes(folder, unet):
+    """{hook point: cfg.json} of every SAE in the folder."""
+    found = {}
     for cfg in sorted(folder.glob("sae/*/cfg.json")):
         try:
-            there[unet.hook_name(cfg.parent.name)] = cfg
+            found[unet.hook_name(cfg.parent.name)] = cfg
         except ValueError as e:
-            last = WeightsError(f"{cfg.parent}: {e}; the folder must be named after the SAE's hook point")
-    if last and not there:
-        raise last
-    try:
-        chosen = unet.hook_name(wanted) if wanted else HOOK_POINT if HOOK_POINT in there or not there else None
-    except ValueError as e:
-        raise WeightsError(f"{folder}: {e}") from e
-    if there and chosen not in there:
-        if wanted or len(there) > 1:
-            problem = f"none for {wanted}" if wanted else "and which one is meant was not said"
-            raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(there)}, {problem}; give one of these as "
-                               "hook point")
-        (chosen,) = there
-    return chosen, there.get(chosen), len(there)
+            raise WeightsError(f"{cfg.parent}: {e}; the folder must be named after the SAE's hook point") from e
+    return found
 
 
-def find_sae(folder, unet, wanted=None):
-    """(hook point, Source of the SAE there or None, one sentence on the choice where there was one)."""
-    hook_point, cfg, count = choose_sae(folder, unet, wanted)
-    if cfg is None:
-        return hook_point, None, ""
+def choose_hook_point(folder, unet, wanted):
+    """The hook point that is asked for; without one that of the only SAE, or the method's."""
+    if wanted:
+        try:
+            return unet.hook_name(wanted)
+        except ValueError as e:
+            raise WeightsError(f"{folder}: {e}") from e
+    there = find_saes(folder, unet)
+    if len(there) > 1 and HOOK_POINT not in there:
+        raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(there)}; give one of these as hook point")
+    return HOOK_POINT if HOOK_POINT in there or not there else next(iter(there))
+
+
+def read_sae(folder, unet, hook_point, device):
+    """(SAE, {name: path} of its files, labels) at a hook point; (None, {}, {}) where the folder has none for it."""
+    if not (cfg := find_saes(folder, unet).get(hook_point)):
+        return None, {}, {}
     sizes, path = read_sae_config(cfg), cfg.with_name("sae.safetensors")
     if sizes["d_in"] != unet.width(hook_point):
         raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of {folder / 'unet'} has "
                            f"{unet.width(hook_point)} channels; give the SAE of this UNet")
-    choice = f"the SAE of {hook_point}, one of {count}" if count > 1 else ""
-    return hook_point, fit(skeleton(SAE, sizes, cfg), path, read_header(path)), choice
+    sae = build(SAE, sizes, cfg, path, torch.float32, device)
+    return sae, {p.relative_to(folder).as_posix(): p for p in (cfg, path)}, read_labels(cfg.with_name("labels.json"))
 
 
-def read_tokenizer(folder):
-    """The tokenizer of `folder`; WeightsError where its vocabulary is not `clip.number` of its merges, as CLIP's is."""
-    try:
-        for path in (folder / "vocab.json", folder / "merges.txt"):
-            open_regular(path).close()
-        tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
-    except OSError as e:
-        raise unreadable(path, e, "text") from e
-    except (ValueError, RecursionError) as e:
-        raise WeightsError(f"{folder}: vocab.json or merges.txt cannot be used ({e}); fetch or copy both again") from e
-    vocab, merges = tokenizer.vocab, tokenizer.ranks
-    if not isinstance(vocab, dict) or not {START, END} <= vocab.keys() \
-            or not all(type(i) is int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
-        raise WeightsError(f"{folder / 'vocab.json'}: is no map from tokens to ids 0, 1, 2, ... with {START} and "
-                           f"{END}; {AGAIN}")
-    if any(len(pair) != 2 for pair in merges):
-        raise WeightsError(f"{folder / 'merges.txt'}: is no list of pairs; {AGAIN}")
-    made = number(merges)
-    if list(merges.values()) != list(range(len(merges))) or len(made) != len(merges) + len(number([])):
-        raise WeightsError(f"{folder / 'merges.txt'}: makes the same token twice; {AGAIN}")
-    if odd := sorted(token for token in made.keys() | vocab.keys() if made.get(token) != vocab.get(token)):
-        raise WeightsError(f"{folder}: vocab.json and merges.txt disagree about {odd[0]!r}, and {len(odd) - 1} tokens "
-                           "more; fetch or copy both again")
-    return tokenizer
+def read_labels(path):
+    """{feature: word} of a labels.json, {"12": "cat"}; empty where there is none."""
+    if not path.exists():
+        return {}
+    labels = read_json(path)
+    if not all(key.isdecimal() and isinstance(word, str) for key, word in labels.items()):
+        raise WeightsError(f'{path}: expected features and words, {{"12": "cat"}}')
+    return {int(key): word for key, word in labels.items()}
 
 
-def check_fit(folder, sources, tokenizer):
-    """WeightsError where two parts that work together differ in a width."""
-    unet, vae, text = (sources[part].net if part in sources else None for part in PARTS)
-    latent = unet.conv_in.in_channels
-    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
-    fits = [("unet", "latent channels out", unet.conv_out.out_channels, latent)]
-    if vae:
-        fits.append(("vae", "latent channels", vae.post_quant_conv.in_channels, latent))
-    if text:
-        fits.append(("text_encoder", "wide text", text.final_layer_norm.normalized_shape[0], context))
-    for part, what, found, expected in fits:
-        if found != expected:
-            raise WeightsError(f"{folder / part}: has {found} {what}, the UNet takes {expected}; give parts of one "
-                               "model")
-    if text and tokenizer and len(tokenizer.vocab) != (known := text.embeddings.token_embedding.num_embeddings):
-        raise WeightsError(f"{folder / 'tokenizer'}: has {len(tokenizer.vocab)} tokens, the text encoder knows "
-                           f"{known}; give parts of one model")
+# --- fingerprints -----------------------------------------------------------------------------------------------------
 
+class Fingerprints:
+    """SHA-256 of files, worked out in a thread from now on; `result()` waits for them.
 
-class Model:
-    """The parts of one set of weights; axes as in unet.py and sae.py.
-
-    unet, vae, sae, text_encoder, tokenizer, schedule; `sampler` is "pndm" or "ddim", whichever the scheduler's file
-    names; `hook_point` is the SAE's, or up1.1; `settings` is featviz.json; `latent_shape` is (4, H, W) of the size that
-    the UNet was trained at; `note` says which of several weights or SAEs were taken. A part that is lacking raises
-    WeightsError when it is used.
+    Large files are remembered as {path: [size, mtime, SHA-256]} in the user's cache folder, where there is one.
     """
 
-    def __init__(self, found, device, dtype):
-        self.folder, self.name, self.note, self.files = found.folder, found.name, found.note, found.files
-        self.device, self.dtype, self.sources = torch.device(device), dtype, found.sources
-        self.check_unchanged()
-        self.parts = {"tokenizer": found.tokenizer} if found.tokenizer else {}
-        for part in self.sources.keys() - {"text_encoder"}:
-            self.parts[part] = self.sources[part].read(precision(part, dtype), device, late=part in PARTS)
-        self.schedule, self.sampler = Schedule(**found.schedule, device=device), found.sampler
-        self.hook_point, self.settings = found.hook_point, found.settings
-        if found.sampler != "pndm":             # what the scheduler's file says, unless featviz.json says otherwise
-            own = {preset: {"prior_sampler": found.sampler} | self.settings.get("presets", {}).get(preset, {})
-                   for preset in ("sae", "raw")}
-            self.settings = self.settings | {"presets": self.settings.get("presets", {}) | own}
-        self.captured = self.activity = None    # a capture's folder and its tables, which activity.profile.attach adds
-        self.fit = None                         # preflight.fit_once
-        self.latent_shape = (self.parts["unet"].conv_in.in_channels, *found.latent)
+    def __init__(self, files):
+        self.files, self.found, self.error = files, {}, None
+        self.thread = Thread(target=self.work, daemon=True)
+        self.thread.start()
 
-    def part(self, name, contents, parts=None):
-        if name not in (parts or self.parts):
-            raise WeightsError(f"{self.folder / name}: not there, and this needs it; expected {contents} "
-                               "(see weights/README.md for where they come from)")
-        return (parts or self.parts)[name]
+    def result(self):
+        self.thread.join()
+        if self.error:
+            raise WeightsError(f"{self.error.filename}: cannot be read any more ({self.error.strerror})")
+        return self.found
 
-    unet = property(lambda self: self.part("unet", "config.json and diffusion_pytorch_model.safetensors"))
-    vae = property(lambda self: self.part("vae", "config.json and diffusion_pytorch_model.safetensors"))
-    sae = property(lambda self: self.part("sae",
-                                          "a folder named after its hook point with cfg.json and sae.safetensors"))
-    tokenizer = property(lambda self: self.part("tokenizer", "vocab.json and merges.txt"))
+    def work(self):
+        cache = cache_file()
+        known, new = recall(cache), {}
+        try:
+            for name, path in sorted(self.files.items()):
+                stat, key = os.stat(path), os.path.abspath(path)
+                entry = [stat.st_size, stat.st_mtime_ns]
+                if stat.st_size >= LARGE and known.get(key, ())[:2] == entry:
+                    self.found[name] = known[key][2]
+                    continue
+                with open(path, "rb") as file:
+                    self.found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                if stat.st_size >= LARGE and time.time() - stat.st_mtime > 2:       # younger files may change unseen
+                    new[key] = [*entry, self.found[name]]
+        except OSError as e:
+            self.error = e
+        if new and cache:
+            remember(cache, new)
+
+
+def cache_file():
+    """Where fingerprints are remembered; None where the user has no home folder."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    except (RuntimeError, KeyError):
+        return None
+    return Path(base) / "featviz" / "fingerprints.json"
+
+
+def recall(cache):
+    """The remembered entries that are well formed."""
+    try:
+        found = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
+        return {key: entry for key, entry in found.items() if len(entry) == 3 and isinstance(entry[2], str)}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def remember(cache, new):
+    """Add entries; a cache that cannot be written costs a minute of hashing at each start, and no error."""
+    partial = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        still_there = {key: entry for key, entry in (recall(cache) | new).items() if os.path.exists(key)}
+        partial.write_text(json.dumps(still_there), encoding="utf-8")
+        os.replace(partial, cache)
+    except OSError:
+        return
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+@dataclass(eq=False)
+class Model:
+    """The parts of one folder of weights; axes as in unet.py and sae.py. A part that is missing is None."""
+    folder: Path
+    name: str                                                   # of the results' folder
+    device: torch.device
+    dtype: torch.dtype                                          # of UNet and text encoder; VAE and SAE stay float32
+    unet: UNet
+    schedule: Schedule
+    sampler: str                                                # "pndm", or "ddim" where the scheduler's file says so
+    hook_point: str
+    latent_shape: tuple                                         # (4, H, W) that the UNet was trained at
+    vae: VAE | None = None
+    text_encoder: TextEncoder | None = None
+    tokenizer: Tokenizer | None = None
+    sae: SAE | None = None
+    labels: dict = field(default_factory=dict)                  # feature -> word, from the SAE's labels.json
+    settings: dict = field(default_factory=dict)                # featviz.json
+    files: dict = field(default_factory=dict)                   # name -> path of every file that was read
+    capture: object = None                                      # activity.profile.Capture, where one is attached
+    fit: tuple | None = None                                    # what weights.check.fit found
+
+    def __post_init__(self):
+        self.hashing = Fingerprints(self.files)
 
     @property
-    def text_encoder(self):
-        """Read anew at each use and not kept: 0.5 GB that an ascent wants once, for the empty prompt."""
-        source = self.part("text_encoder", "config.json and model.safetensors", self.sources)
-        return source.read(precision("text_encoder", self.dtype), self.device)
+    def fingerprints(self):
+        """{name: SHA-256} of every file that was read."""
+        return self.hashing.result()
 
-    def strength(self, kind, target, when="active"):
-        """Largest mean activation at t = 0..1000, (1001,), `when` as in activity.profile.strength.
+    def require(self, *parts):
+        """WeightsError for a part that is missing."""
+        for part in parts:
+            if getattr(self, part) is None:
+                at = f" for {self.hook_point}" if part == "sae" else ""
+                there = ", ".join(find_saes(self.folder, self.unet)) if part == "sae" else ""
+                raise WeightsError(f"{self.folder / part}: is missing{at}, and this needs it; expected {CONTENTS[part]}"
+                                   + (f"; there are SAEs for {there}" if there else "; see weights/README.md"))
 
-        It is known from a capture alone; WeightsError where none is attached.
-        """
-        raise WeightsError(f"{self.folder}: no capture is attached, from which a steered prior takes its strength; see "
-                           "activity.profile.attach, or start from noise (--prior noise)")
-
-    def largest(self, kind, target, t):
-        """Largest mean activation in any dataset image at t; None where no capture is attached
-        (activity.profile.attach).
-        """
+    def at(self, hook_point):
+        """A copy at another hook point; its SAE is the folder's SAE for that hook point, or None."""
+        hook_point = choose_hook_point(self.folder, self.unet, hook_point)
+        if hook_point == self.hook_point:
+            return self
+        other = copy.copy(self)
+        other.hook_point, other.capture, other.fit = hook_point, None, None
+        other.sae, files, other.labels = read_sae(self.folder, self.unet, hook_point, self.device)
+        other.files = {name: path for name, path in self.files.items() if not name.startswith("sae/")} | files
+        other.hashing = Fingerprints(other.files)
+        return other
 
     @torch.no_grad()
     def embed(self, prompts):
-        """Prompts (a list of B strings) -> text (B, 77, Dc) for the UNet's cross-attention."""
-        return self.empty_prompt if prompts == [""] else self.text_encoder(self.tokenizer(prompts).to(self.device))
+        """Embed prompts (a list of B strings) for the UNet's cross-attention: (B, 77, Dc)."""
+        return self.empty_prompt if prompts == [""] else self.encode_text(prompts)
 
     @cached_property
     def empty_prompt(self):
-        """The text (1, 77, Dc) of "", all that an ascent wants of the text encoder."""
-        return self.text_encoder(self.tokenizer([""]).to(self.device))
+        """The text (1, 77, Dc) of "", which every ascent uses."""
+        return self.encode_text([""])
+
+    @torch.no_grad()
+    def encode_text(self, prompts):
+        self.require("text_encoder", "tokenizer")
+        return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
     def encode(self, images):
-        """Images (B, 3, 8H, 8W) in [0, 1] -> scaled latents (B, 4, H, W), float32."""
-        return self.vae.encode(images.float())
+        """Encode images (B, 3, 8H, 8W) in [0, 1] to scaled latents (B, 4, H, W), float32, a row at a time."""
+        self.require("vae")
+        return torch.cat([self.vae.encode(image) for image in images.float().split(1)])
 
     def decode(self, z):
-        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in [0, 1].
+        """Decode scaled latents (B, 4, H, W) to images (B, 3, 8H, 8W) in [0, 1], a row at a time.
 
-        In float32, since half precision overflows in SD's decoder. WeightsError where a file was changed under the
-        numbers, or where NaN in a picture comes from NaN in a file.
+        In float32, since half precision overflows in SD's decoder. WeightsError where NaN comes from the file.
         """
-        images = self.vae.decode(z.float())
-        self.check_unchanged()
+        self.require("vae")
+        images = torch.cat([self.vae.decode(row) for row in z.float().split(1)])
         if z.isfinite().all() and not images.isfinite().all():
             self.check_numbers()
         return images
 
-    @cached_property
-    def hashes(self):
-        """A Future of {path: SHA-256} of every file; they are hashed beside what follows from when this is first asked
-        for.
-        """
-        return sha256_beside([path for path, _ in self.files.values()])
-
-    @cached_property
-    def fingerprints(self):
-        """{name: SHA-256} of every file that was read; WeightsError for one that is no longer what was loaded."""
-        hashes = self.hashes.result()
-        self.check_unchanged()
-        return {name: hashes[path] for name, (path, _) in sorted(self.files.items())}
-
-    def check_unchanged(self):
-        for path, then in self.files.values():
-            check_unchanged(path, then)
-
     def check_numbers(self):
-        """WeightsError for a number that is NaN or infinite in this model's precision; all of them are looked at."""
-        for part, source in self.sources.items():
-            source.check_numbers(precision(part, self.dtype))
+        """WeightsError for the first NaN or infinite number of any part."""
+        for part in (*NETWORKS, "sae"):
+            net = getattr(self, part)
+            for name, tensor in net.state_dict().items() if isinstance(net, nn.Module) else ():
+                if not tensor.isfinite().all():
+                    raise WeightsError(f"{self.folder / part}: {name} holds NaN or infinite values as {tensor.dtype}; "
+                                       f"{AGAIN}")
 
 
-@dataclass
-class Found:
-    """What `find` found: everything checked that can be without reading the numbers."""
-    folder: Path
-    name: str                                                   # of the results' folder
-    note: str = ""                                              # which of several weights or SAEs are taken
-    latent: tuple = field(default_factory=lambda: (layouts.LATENT, layouts.LATENT))
-    sources: dict = field(default_factory=dict)                 # part -> Source
-    tokenizer: Tokenizer | None = None
-    schedule: dict = field(default_factory=dict)                # what Schedule is built with
-    sampler: str = "pndm"                                       # SD 1.x's own
-    hook_point: str = HOOK_POINT
-    settings: dict = field(default_factory=dict)
-    files: dict = field(default_factory=dict)                   # name -> (path, signature) of all that is read
-
-    def note_files(self, *paths, part=None):
-        for path in paths:
-            name = f"{part}/{path.name}" if part else path.relative_to(self.folder).as_posix()
-            self.files[name] = (path, signature(path))
+def check_widths(folder, parts):
+    """WeightsError where two parts that work together differ in a width."""
+    unet, vae, text, tokenizer = (parts.get(part) for part in ("unet", "vae", "text_encoder", "tokenizer"))
+    latent = unet.conv_in.in_channels
+    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    pairs = [("unet", "latent channels out", unet.conv_out.out_channels, "UNet takes", latent)]
+    if vae:
+        pairs.append(("vae", "latent channels", vae.post_quant_conv.in_channels, "UNet takes", latent))
+    if text:
+        pairs.append(("text_encoder", "wide text", text.final_layer_norm.normalized_shape[0], "UNet takes", context))
+    if text and tokenizer:
+        known = text.embeddings.token_embedding.num_embeddings
+        pairs.append(("tokenizer", "tokens", len(tokenizer.vocab), "text encoder knows", known))
+    for part, what, found, other, expected in pairs:
+        if found != expected:
+            raise WeightsError(f"{folder / part}: has {found} {what}, the {other} {expected}; give parts of one model")
 
 
-def find_networks(path, ema):
-    """`Found` with the networks and the tokenizer of a folder or of a single file."""
+def choose_device(name=None):
+    """The device of that name; None takes the GPU where there is one, under torchrun each process its own."""
+    name = str(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device is visible to torch {torch.__version__}; use --device cpu")
+    if name == "cuda" and (rank := os.environ.get("LOCAL_RANK", "")).isdecimal():
+        name = f"cuda:{int(rank) % torch.cuda.device_count()}"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f"--device {name}: {str(e).splitlines()[0]}; use --device cpu") from e
+    return torch.device(name)
+
+
+def choose_dtype(device):
+    """float32 on a CPU; on a GPU bfloat16 where it is native (Ampere and later), else float16."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def check_folder(path):
+    """WeightsError with what to do instead where `path` is no folder of weights."""
     if path.is_file():
-        if path.suffix in layouts.PICKLES:
-            raise layouts.pickled(path, path)
-        if path.suffix != ".safetensors":
-            raise WeightsError(f"{path}: is no model folder and no .safetensors file; give --weights one of the two")
-        found = Found(path.parent, path.stem + ("_ema" if ema else ""))
-        found.sources, found.note = find_single(path, ema)
-        found.note_files(path, part="unet/model_ema" if ema else "unet")
-        if "text_encoder" in found.sources:
-            found.tokenizer = Tokenizer.from_bpe(BPE_FILE)
-            found.note_files(BPE_FILE, part="tokenizer")
-        return found
+        raise WeightsError(f"{path}: is a single file; python weights/convert.py {path} {path.with_suffix('')} makes a "
+                           f"folder of it, then --weights {path.with_suffix('')}")
     if not (path / "unet" / "config.json").exists():
-        raise WeightsError(f"{path}: is no model folder: no unet/config.json in it; give --weights a folder in "
-                           "diffusers layout, such as weights/toy, or a single .safetensors file (weights/README.md "
-                           "says how to get Stable Diffusion's)")
-    if ema:
-        raise WeightsError(f"{path}: --ema chooses between two sets of weights in a single file; a folder has one, "
-                           "leave it out")
-    found = Found(path, path.resolve().name, latent=read_latent_size(path / "unet/config.json"))
-    for part, network in zip(PARTS, (UNet, VAE, TextEncoder)):
-        if (path / part).exists():
-            config, weights = path / part / "config.json", layouts.weights_file(path, part)
-            found.sources[part] = find_part(part, network, config, weights)
-            found.note_files(config, weights)
-    if (path / "tokenizer").exists():
-        found.tokenizer = read_tokenizer(path / "tokenizer")
-        found.note_files(path / "tokenizer/vocab.json", path / "tokenizer/merges.txt")
-    if (scheduler := path / "scheduler/scheduler_config.json").exists():
-        found.schedule, found.sampler = read_scheduler(scheduler)
-        found.note_files(scheduler)
-    return found
+        raise WeightsError(f"{path}: is no folder of weights: it has no unet/config.json; give a folder in diffusers "
+                           "layout, such as weights/toy (weights/README.md says how to get Stable Diffusion's)")
 
 
-def find(path, ema=False, hook_point=None):
-    """All that a Model is made of, matched by names, shapes and types; only headers and JSON are read."""
-    found = find_networks(Path(path), ema)
-    check_fit(found.folder, found.sources, found.tokenizer)
-    found.hook_point, sae, choice = find_sae(found.folder, found.sources["unet"].net, hook_point)
-    if sae:
-        found.sources["sae"] = sae
-        found.note_files(sae.path.with_name("cfg.json"), sae.path)
-    found.note = "; ".join(text for text in (found.note, choice) if text)
-    if (settings := found.folder / "featviz.json").exists():
-        found.settings = read_settings(settings)
-        found.note_files(settings)
-    return found
+def load(path=None, device=None, dtype=None, hook_point=None):
+    """Load a folder of weights; without one, the toy of the project.
 
+    device, dtype   chosen by the machine where they are None, see choose_device and choose_dtype
+    hook_point      with or without `unet.` in front; None is the only SAE's, or up_blocks.1.attentions.1
 
-def precision(part, dtype):
-    """The UNet and the text encoder take the run's dtype; the VAE and the SAE stay float32."""
-    return dtype if part in ("unet", "text_encoder") else torch.float32
-
-
-def load(path, device="cpu", dtype=torch.float32, ema=False, hook_point=None):
-    """Load a weights folder or file (layouts above), or what `find` found of it, in `precision`.
-
-    ema         of a single file that holds two sets of weights for the UNet, take the moving average.
-    hook_point  of several SAEs, take the one of this hook point, written with or without `unet.`; None: up1.1 or the
-                only one.
-
-    Raises WeightsError, whose text is one line: the file, what was expected, what to do. Names, shapes and types are
-    checked here; NaN and infinity are noticed when a number is converted, when a picture is decoded, in the fit check
-    (preflight.py), and by Model.check_numbers, which looks at all.
+    WeightsError, one line, for whatever does not fit. NaN and infinity are noticed where numbers are converted, where
+    a picture is decoded, in the fit check (check.py), and by Model.check_numbers.
     """
-    return Model(path if isinstance(path, Found) else find(path, ema, hook_point), device, dtype)
+    folder = Path(path) if path else ROOT / "toy"
+    check_folder(folder)
+    device = choose_device(device)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or choose_dtype(device)
+    parts, files = {}, {}
+    for part in NETWORKS:
+        if (folder / part).exists():
+            parts[part] = read_part(folder, part, torch.float32 if part == "vae" else dtype, device)
+            files |= {f"{part}/{name}": folder / part / name for name in ("config.json", FILES[part])}
+    if (folder / "tokenizer").exists():
+        parts["tokenizer"] = read_tokenizer(folder / "tokenizer")
+        files |= {f"tokenizer/{name}": folder / "tokenizer" / name for name in ("vocab.json", "merges.txt")}
+    check_widths(folder, parts)
+    numbers, sampler = {}, "pndm"
+    if (scheduler := folder / "scheduler/scheduler_config.json").exists():
+        numbers, sampler = read_scheduler(scheduler)
+        files["scheduler/scheduler_config.json"] = scheduler
+    settings = {}
+    if (path := folder / "featviz.json").exists():
+        settings = read_settings(path)
+        files["featviz.json"] = path
+    if sampler != "pndm":                       # what the scheduler's file says, unless featviz.json says otherwise
+        presets = settings.get("presets", {})
+        presets |= {name: {"prior_sampler": sampler} | presets.get(name, {}) for name in ("sae", "raw")}
+        settings |= {"presets": presets}
+    unet = parts["unet"]
+    hook_point = choose_hook_point(folder, unet, hook_point)
+    sae, sae_files, labels = read_sae(folder, unet, hook_point, device)
+    shape = (unet.conv_in.in_channels, *read_latent_size(folder / "unet/config.json"))
+    return Model(folder, folder.resolve().name, device, dtype, schedule=Schedule(**numbers, device=device),
+                 sampler=sampler, hook_point=hook_point, latent_shape=shape, sae=sae, labels=labels, settings=settings,
+                 files=files | sae_files, **parts)
