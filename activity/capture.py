@@ -1,52 +1,52 @@
-"""Images from prompts, and what every feature did while they were made: the material of profile.py.
+"""Sample images from prompts and record what every feature does meanwhile: the tables that profile.py reads.
 
-Of every image, every sampling step and every feature (and raw channel) the mean activation over positions is looked at,
-that of the ascent's objective: relu(W_enc[f] . (h - b_dec) + b_enc[f]) without top-k, h[:, c] for a channel. Kept of it
-is what `combine` lists. Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its
-implementation; prompts as `grid` says.
+At every sampling step, the mean activation over positions of every feature and raw channel is computed as in the
+ascent's objective: relu(W_enc[f] . (h - b_dec) + b_enc[f]) without top-k, h[:, c] for a channel.
+Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation.
 
-Under guidance the UNet sees every image twice, without and with its prompt. Looked at is the half with the prompt
-(ours). With `halves` "both" the two count as two samples: counts and maxima run over both, the count is divided by the
-number of images, and a share may reach 2, as in the original. Examples are those of the half with the prompt in either
-case.
+Under guidance the UNet sees every image twice, with the empty prompt and with its own. Activity is counted in the half
+with the image's prompt (ours), or with `halves` "both" in both: counts and maxima then run over two samples an image,
+the count is divided by the number of images, and a share may reach 2, as in the original. Examples always come from
+the half with the prompt. The maxima of the empty prompt are kept beside the others: the ascent sees the empty prompt,
+so its activation is compared with these.
 
     out/<weights>/activity/images/00012.jpg     image 12: prompt 12 modulo the number of prompts, noise of seed 12
-    .../activity.safetensors                    timesteps (N,); max_feature, share_feature (N, F); max_, share_channel
-    .../examples.safetensors                    image_, activation_feature (N, F, EXAMPLES), -1: no image; _channel
-    .../capture.json                            settings, prompts, fingerprints; last: without it there is no capture
-    .../shard_0_of_1.safetensors                statistics of a capture under way, rewritten after every batch
+    .../activity.safetensors                    timesteps (N,); max_, max_null_, share_ (N, width) and histogram_
+                                                (width, BINS) for feature and channel; max_gated (N, F)
+    .../examples.safetensors                    image_, activation_ (N, width, EXAMPLES), image -1: none
+    .../prompts.safetensors                     mean_feature (P, F): mean over a prompt's images and the steps
+    .../capture.json                            settings, prompts, fingerprints; written last
+    .../state.safetensors                       the statistics of a capture under way, rewritten after every batch
     out/<weights>/activity_<hook point>/...     the same at another hook point than up1.1
 
-But for the pictures, memory and disk do not grow with the number of images: 88 bytes for each step and feature or
-channel while it runs, 48 or 68 when it is done. SD's 50 steps x (20,480 + 1,280): 96 MB, then 52 MB; all activations of
-5,100 images would be 22 GB.
+Except for the pictures, disk and memory do not grow with the number of images.
 
-Axes: B images of a batch, R = B or, with both halves, 2B rows, N sampling steps in descending order of t, F features,
-D channels, S positions.
+Axes: B images of a batch, R = B rows or, with guidance, 2B (empty prompt first), N sampling steps in descending order
+of t, F features, D channels, width = F or D, P prompts, S positions.
 """
 import dataclasses
 import json
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
+from safetensors.torch import save as serialize
 
-from activity.profile import fingerprints, image_path
-from config import HALVES, TOP
-from weights.disk import WeightsError
-from weights.configs import read_json
-from weights.disk import alone, replacing
-from vae import to_uint8
+from activity.profile import TOP, fingerprints, image_path
+from results import replacing
 from schedule import SAMPLERS
 from steering import sample
+from vae import to_uint8
+from weights.load import WeightsError, read_json
 
 EXAMPLES = 10               # dataset examples kept for each step and feature (ours)
+BINS = 24                   # of the histogram: 0, below 2^-11, then one for each doubling (ours)
+PROMPTS = 2 ** 28           # bytes up to which mean_feature is kept; SD's thesis grid needs 100 MB
 PROBE_PROMPTS, PROBE_STEPS = 80, 20                       # of the small capture that stands in for a missing one (ours)
 KINDS = ("feature", "channel")
+HALVES = ("conditional", "both")
 
 OBJECTS = ("Architectures Bears Birds Butterfly Cats Dogs Fishes Flame Flowers Frogs Horses Human Jellyfish Rabbits "
            "Sandwiches Sea Statues Towers Trees Waterfalls").split()
@@ -58,11 +58,10 @@ STYLES = ("Abstractionism Artist_Sketch Blossom_Season Bricks Byzantine Cartoon 
           "Watercolor Winter").split()
 MORE_STYLES = ("Blue_Blooming Crypto_Punks Dreamweave Foliage_Patchwork Impasto Palette_Knife Pointillism Rainwash "
                "Realistic_Watercolor Techno").split()
-GRIDS = ("thesis", "unlearncanvas")
 
 
 @dataclass(frozen=True)
-class Capture:
+class Settings:
     """Settings of a capture; the defaults are the method's. A model's featviz.json may hold others under "capture"."""
     prompts: tuple
     images_per_prompt: int = 5
@@ -78,149 +77,173 @@ class Capture:
         return len(self.prompts) * self.images_per_prompt
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# --- prompts and settings ---------------------------------------------------------------------------------------------
 
-def grid(name="thesis"):
-    """The prompts of one of GRIDS, every object in every style. [V] was looked up, [I] is inferred.
+def thesis_grid():
+    """List the thesis' 20 x 61 prompts: every object in 60 styles and "photo", "An" before every object.
 
-    thesis         20 x 61: "An" before every object, 60 styles and photo. [V] All four example prompts of the thesis
-                   say "An", and one is in Pointillism style, which of UnlearnCanvas' two lists only that of 60 has. [I]
-                   That the other prompts are like these, and photo is among them: the file that the original reads is
-                   not public any more.
-    unlearncanvas  20 x 51: "An" before Architectures alone, 50 styles and photo. [V] dataset_preparation.py of
-                   UnlearnCanvas.
-
-    [V] Objects and styles: constants/const.py of UnlearnCanvas' code, where the list of 60 is commented out; `photo` is
-    its Seed_Images. Source: Zhang et al., arXiv 2402.11846.
+    All four example prompts of the thesis say "An", and one is in Pointillism style, which only the longer of
+    UnlearnCanvas' two lists of styles has. That the others are like these, and photo is among them, is inferred: the
+    file that the original reads is not public. Objects and styles: constants/const.py of UnlearnCanvas' code, where
+    the list of 60 is commented out (Zhang et al., arXiv 2402.11846).
     """
-    styles = [*sorted(STYLES + MORE_STYLES * (name == "thesis")), "photo"]
-    article = lambda o: "An" if name == "thesis" or o == "Architectures" else "A"
-    return tuple(f"{article(o)} {o} image in {s.replace('_', ' ')} style" for o in OBJECTS for s in styles)
+    styles = [*sorted(STYLES + MORE_STYLES), "photo"]
+    return tuple(f"An {o} image in {s.replace('_', ' ')} style" for o in OBJECTS for s in styles)
+
+
+def saemnesia_grid():
+    """List SAEmnesia's 20 x 51 prompts: every object alone and in 50 styles, spelled as in its code."""
+    endings = [".", *(f" in {s.replace('_', ' ')} style." for s in STYLES)]
+    return tuple(f"An image of {o}{ending}" for o in OBJECTS for ending in endings)
+
+
+GRIDS = {"thesis": thesis_grid, "saemnesia": saemnesia_grid}
 
 
 def read_prompts(path):
-    """One prompt a line, or in a .jsonl file one JSON object with a `text` a line; each once, in their order."""
+    """Read a prompt from every line of a text file, or from `text` in every line of a .jsonl file; doubles are
+    dropped."""
     try:
-        lines, prompts = Path(path).read_text(encoding="utf-8").splitlines(), []
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: cannot be read as a text file of prompts ({e})") from e
+        lines, prompts = Path(path).read_text(encoding="utf-8-sig").splitlines(), []
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: is not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8") from e
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read as a text file of prompts ({e.strerror}); give a text file with a "
+                         f"prompt on each line, or {' or '.join(GRIDS)}") from e
     for number, line in enumerate(lines, 1):
         if line.strip() and Path(path).suffix == ".jsonl":
             try:
-                line = json.loads(line)["text"]
-                if not isinstance(line, str):
-                    raise TypeError("it is no string")
-            except (ValueError, KeyError, TypeError) as e:
-                raise ValueError(f"{path}: line {number} is no JSON object with a text ({e})") from e
+                line = json.loads(line)["text"].strip()
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                raise ValueError(f"{path}: line {number} is not a JSON object with a text ({e})") from e
         prompts.append(line.strip())
     prompts = tuple(dict.fromkeys(p for p in prompts if p))
     if not prompts:
-        raise ValueError(f"{path}: holds no prompt; expected one a line, or in a .jsonl JSON objects with a key text")
+        raise ValueError(f"{path}: holds no prompt; expected one a line, or in a .jsonl file objects with a key text")
     return prompts
 
 
 def configure(model, **given):
-    """The method's settings, then the model's own (featviz.json, "capture"), then what is given. `prompts`: a file, a
-    grid, a list."""
-    path = model.folder / "featviz.json"
-    own, kinds = model.settings.get("capture", {}), {f.name: f.type for f in dataclasses.fields(Capture)}
-    if not isinstance(own, dict) or own.keys() - kinds.keys():
-        raise WeightsError(f"{path}: \"capture\" must be an object with some of {', '.join(kinds)}")
-    if isinstance(own.get("prompts"), str) and own["prompts"] not in GRIDS:
-        own = own | {"prompts": model.folder / own["prompts"]}
-    values = {"prompts": "thesis", "sampler": model.sampler} | own | {k: v for k, v in given.items() if v is not None}
-    if str(values["prompts"]) in GRIDS:
-        values["prompts"] = grid(str(values["prompts"]))
-    elif isinstance(values["prompts"], (str, Path)):
-        values["prompts"] = read_prompts(values["prompts"])
-    prompts = values["prompts"]
-    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise WeightsError(f"{path}: the prompts of \"capture\" must be a list of texts, a grid or a file beside it")
-    choices = {"sampler": [*SAMPLERS], "halves": HALVES}
+    """Combine the method's settings, those of the weights (featviz.json, "capture") and the given ones, the last first.
+
+    `prompts` is one of GRIDS, a file, or a list of texts; a value of None counts as not given.
+    """
+    known, theirs = {f.name: f.type for f in dataclasses.fields(Settings)}, model.settings.get("capture", {})
+    if not isinstance(theirs, dict) or theirs.keys() - known.keys():
+        raise WeightsError(f"{model.folder / 'featviz.json'}: \"capture\" must be an object with some of "
+                           f"{', '.join(known)}")
+    if isinstance(theirs.get("prompts"), str) and theirs["prompts"] not in GRIDS:
+        theirs = theirs | {"prompts": model.folder / theirs["prompts"]}
+    together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1      # small ones leave cores idle
+    values = {"prompts": "thesis", "sampler": model.sampler, "batch_size": together} | theirs
+    values |= {name: value for name, value in given.items() if value is not None}
     for name, value in values.items():
-        sound = {int: type(value) is int and value >= 1, str: value in choices.get(name, ()),
-                 float: type(value) in (int, float) and 0 <= value <= 1000}.get(kinds[name], True)
-        if not sound:
+        choices = {"sampler": [*SAMPLERS], "halves": HALVES}.get(name)
+        if choices and value not in choices or known[name] is int and not (type(value) is int and value >= 1) or \
+                known[name] is float and not (type(value) in (int, float) and 0 <= value <= 1000):
             raise ValueError(f"--{name.replace('_', '-')} of a capture cannot be {value!r}")
-    settings = Capture(**values | {"prompts": tuple(prompts)})
-    model.schedule.timesteps(settings.steps)                    # says so where there cannot be that many
-    return settings
+    prompts = values["prompts"]
+    if str(prompts) in GRIDS:
+        prompts = GRIDS[str(prompts)]()
+    elif isinstance(prompts, (str, Path)):
+        prompts = read_prompts(prompts)
+    model.schedule.timesteps(values.get("steps", Settings.steps))                # raises where there cannot be so many
+    return Settings(**values | {"prompts": tuple(prompts)})
 
 
 def probe_settings(settings):
-    """A small capture: one image each of PROBE_PROMPTS prompts, drawn once and for all, in PROBE_STEPS steps."""
+    """Shrink a capture to one image each of PROBE_PROMPTS prompts, always the same ones, in PROBE_STEPS steps."""
     order = torch.randperm(len(settings.prompts), generator=torch.Generator().manual_seed(0))[:PROBE_PROMPTS]
     prompts = tuple(settings.prompts[i] for i in sorted(order.tolist()))
     return dataclasses.replace(settings, prompts=prompts, images_per_prompt=1, steps=min(PROBE_STEPS, settings.steps))
 
 
+# --- one batch --------------------------------------------------------------------------------------------------------
+
 @torch.no_grad()
 def observe(model, settings, numbers):
     """Sample the images of these numbers: pictures (B, 3, 8H, 8W), and mean activations {"feature": (R, N, F),
-    "channel": (R, N, D)}.
+    "channel": (R, N, D), "gated": (B, N, F)}.
 
-    The B rows that saw the prompts come last; before them, with both halves, those that did not.
-    PNDM comes twice to its second time step; the later call counts, which sees the sample that the step starts from.
+    The B rows that saw the prompts come last; under guidance, those that saw the empty prompt come before them. "gated"
+    is the mean of what the SAE's gate (top-k or threshold) leaves, of the rows with prompts. PNDM calls the UNet twice
+    at its second time step; the later call counts, which sees the sample that the step starts from.
     """
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
     context = model.embed([settings.prompts[i % len(settings.prompts)] for i in numbers])
-    sae, seen = model.parts.get("sae"), {}
+    sae, seen = model.sae, {}
 
     def see(t, h):
-        rows = h if settings.halves == "both" else h[-len(numbers):]
-        h = rows.float().flatten(2).transpose(1, 2)                                             # (R, S, D)
-        feature = sae.pre_acts(h).mean(1) if sae else h.new_zeros(len(h), 0)
-        seen[t] = {"feature": feature, "channel": h.mean(1)}
+        halves = h.float().flatten(2).transpose(1, 2).split(len(numbers))                       # (B, S, D) each
+        none = h.new_zeros(len(numbers), 0, dtype=torch.float32)
+        feature = [sae.pre_acts(half).mean(1) if sae else none for half in halves]              # (B, F) each
+        seen[t] = {"feature": torch.cat(feature), "channel": torch.cat([half.mean(1) for half in halves]),
+                   "gated": sae.encode(halves[-1]).mean(1) if sae else none}
 
     z = sample(model, noise.to(model.device), context, settings.sampler, settings.steps, settings.guidance, see=see)
     times = model.schedule.timesteps(settings.steps)
-    return model.decode(z), {kind: torch.stack([seen[t][kind] for t in times], dim=1) for kind in KINDS}
+    return model.decode(z), {name: torch.stack([seen[t][name] for t in times], dim=1) for name in (*KINDS, "gated")}
+
+
+def strongest(means, kind, top=TOP):
+    """Mark which are among the `top` of their row and step: (R, N, width) -> bool. A silent feature never is; equals
+    are together (ours)."""
+    least = means.topk(min(top, means.shape[-1]), dim=-1).values[..., -1:]
+    return (means >= least) & (means > 0) if kind == "feature" else means >= least
+
+
+def bins(values):
+    """Sort values into the histogram's bins: 0 for 0 and below, then b where 2^(b - 13) <= value < 2^(b - 12)."""
+    return torch.where(values > 0, (values.frexp().exponent + 12).clamp(1, BINS - 1), 0).long()
+
+
+def summarize(means, numbers, top=TOP, halves="conditional"):
+    """Compute the statistics of a batch from what `observe` returned for these image numbers (B,)."""
+    B, stats = len(numbers), {"max_gated": means["gated"].amax(0)}
+    for kind in KINDS:
+        null, prompted = means[kind][:-B], means[kind][-B:]                                     # (0 or B, N, width)
+        counted = means[kind] if halves == "both" else prompted
+        member = strongest(counted, kind, top)
+        no_half = torch.full_like(prompted[:1], -torch.inf)                                     # without guidance
+        stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": counted.amax(0),
+                  f"max_null_{kind}": torch.cat([no_half, null]).amax(0)}
+        found = torch.nn.functional.one_hot(bins(prompted.amax(1)), BINS)                       # (B, width, BINS)
+        stats[f"histogram_{kind}"] = found.sum(0, dtype=torch.int32)
+        member = member[-B:]
+        image = torch.as_tensor(list(numbers), dtype=torch.int32, device=member.device)[:, None, None].expand_as(member)
+        stats |= {f"activation_{kind}": prompted.masked_fill(~member, -torch.inf).permute(1, 2, 0),
+                  f"image_{kind}": image.masked_fill(~member, -1).permute(1, 2, 0)}
+    return stats
 
 
 # --- running statistics -----------------------------------------------------------------------------------------------
 
 def empty(N, F, D, device="cpu"):
-    """The statistics of no image."""
-    stats = {}
+    """Create the statistics of no image."""
+    lowest = lambda *shape: torch.full(shape, -torch.inf, device=device)
+    zeros = lambda *shape: torch.zeros(shape, dtype=torch.int32, device=device)
+    stats = {"max_gated": lowest(N, F)}
     for kind, width in (("feature", F), ("channel", D)):
-        stats |= {f"count_{kind}": torch.zeros(N, width, dtype=torch.int32, device=device),
-                  f"max_{kind}": torch.full((N, width), -torch.inf, device=device),
-                  f"activation_{kind}": torch.full((N, width, EXAMPLES), -torch.inf, device=device),
-                  f"image_{kind}": torch.full((N, width, EXAMPLES), -1, dtype=torch.int32, device=device)}
-    return stats
-
-
-def strongest(means, kind, top=TOP):
-    """Which are among the `top` of their row and step: (R, N, width) -> bool. A silent feature never is; equals are
-    together (ours)."""
-    least = means.topk(min(top, means.shape[-1]), dim=-1).values[..., -1:]
-    return (means >= least) & (means > 0) if kind == "feature" else means >= least
-
-
-def summarize(means, numbers, top=TOP):
-    """The statistics of a batch: {kind: (R, N, width)}, image numbers (B,)."""
-    stats = {}
-    for kind, values in means.items():
-        member = strongest(values, kind, top)
-        stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": values.amax(0)}
-        values, member = values[-len(numbers):], member[-len(numbers):]                     # (B, N, width) with prompts
-        image = torch.as_tensor(list(numbers), dtype=torch.int32, device=values.device)[:, None, None].expand_as(values)
-        stats |= {f"activation_{kind}": values.masked_fill(~member, -torch.inf).permute(1, 2, 0),
-                  f"image_{kind}": image.masked_fill(~member, -1).permute(1, 2, 0)}
+        stats |= {f"count_{kind}": zeros(N, width), f"histogram_{kind}": zeros(width, BINS),
+                  f"max_{kind}": lowest(N, width), f"max_null_{kind}": lowest(N, width),
+                  f"activation_{kind}": lowest(N, width, EXAMPLES), f"image_{kind}": zeros(N, width, EXAMPLES) - 1}
     return stats
 
 
 def combine(a, b):
-    """The statistics of two sets of images together; in whichever order and grouping, the same.
+    """Put the statistics of two sets of images together; in whichever order and grouping, the result is the same.
 
-    count       rows in which the feature is among the `top`: a + b
-    max         largest mean activation: max(a, b)
-    activation  the EXAMPLES largest of those images, equals in the order of their numbers; image: their numbers
+    count, histogram    rows or images: a + b
+    max                 largest mean activations: max(a, b)
+    activation          the EXAMPLES largest, equals in the order of their image numbers; image: these numbers
     """
     out = {}
+    for name in a:
+        if name.startswith(("count", "histogram")):
+            out[name] = a[name] + b[name]
+        elif name.startswith("max"):
+            out[name] = torch.maximum(a[name], b[name])
     for kind in KINDS:
-        out[f"count_{kind}"] = a[f"count_{kind}"] + b[f"count_{kind}"]
-        out[f"max_{kind}"] = torch.maximum(a[f"max_{kind}"], b[f"max_{kind}"])
         activation, image = (torch.cat([side[f"{name}_{kind}"] for side in (a, b)], dim=-1)
                              for name in ("activation", "image"))
         order = image.argsort(dim=-1, stable=True)
@@ -239,130 +262,101 @@ def recipe(model, settings):
             "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
 
 
-def write(path, data):
+def check_recipe(path, stored, made):
+    """Raise a ValueError that names what differs between the recipe in `path` and the wanted one."""
+    flat = lambda r: {k: v for k, v in r.items() if k != "settings"} | r.get("settings", {})
+    if differs := [name for name, value in flat(made).items() if flat(stored).get(name) != value]:
+        raise ValueError(f"{path}: belongs to a capture with another {differs[0]}; give another --out, or delete "
+                         f"{path.parent} to begin again")
+
+
+def save_tensors(path, tensors, **metadata):
+    """Write a safetensors file that appears whole or not at all."""
     with replacing(path) as file:
-        file.write(data)
+        file.write(serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
-def shard_path(folder, rank, shards):
-    return folder / f"shard_{rank}_of_{shards}.safetensors"
-
-
-def read_state(path):
-    """({"done", "batches", "recipe"}, statistics) of a shard."""
+def read_state(path, made):
+    """Read the state of a capture under way: (number of images done, statistics)."""
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["shard"]), {name: file.get_tensor(name) for name in file.keys()}
+            about, stats = json.loads(file.metadata()["state"]), {name: file.get_tensor(name) for name in file.keys()}
+            done = about["done"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path}: is no whole state of a capture ({e}); delete it, and its shard begins again") from e
+        raise ValueError(f"{path}: is not a whole state of a capture ({e}); delete it, and the capture begins again"
+                         ) from e
+    check_recipe(path, about["recipe"], made)
+    return done, stats
 
 
-def check_recipe(path, stored, made):
-    """ValueError that names what differs. A setting that a capture does not name is younger: it was made with the
-    default."""
-    younger = {name: getattr(Capture, name) for name in ("top", "halves")}
-    flat = lambda r: younger | {k: v for k, v in r.items() if k != "settings"} | r["settings"]
-    if flat(stored) == flat(made):
-        return
-    names = [name for name, value in flat(made).items() if flat(stored).get(name) != value]
-    raise ValueError(f"{path}: belongs to a capture with another {names[0] if names else 'recipe'}; give another "
-                     f"--out, or delete {path.parent} to begin again")
+def begin(model, settings, path, made):
+    """Read the state where there is one, or create that of no image: (images done, statistics on the model's device).
 
-
-def begin(model, settings, folder, shard):
-    """(recipe, this shard's batches of image numbers, batches done, statistics so far); ValueError in another capture's
-    folder."""
-    (rank, shards), made, size = shard, recipe(model, settings), settings.batch_size
-    if others := [p for p in folder.glob("shard_*_of_*.safetensors") if not p.stem.endswith(f"_of_{shards}")]:
-        raise ValueError(f"{others[0]}: was begun in another number of shards; go on with that, or delete {folder}")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    batches = [range(i, min(i + size, settings.images)) for i in range(0, settings.images, size)][rank::shards]
-    if (path := shard_path(folder, rank, shards)).exists():
-        about, stats = read_state(path)
-        check_recipe(path, about["recipe"], made)
-        done = about["done"]
-    else:
-        sae = model.parts.get("sae")
-        done, stats = 0, empty(settings.steps, sae.features if sae else 0, model.unet.width(model.hook_point))
-    return made, batches, done, {name: tensor.to(model.device) for name, tensor in stats.items()}
-
-
-def capture(model, settings, folder, shard=(0, 1), on_batch=lambda done, total: None):
-    """Sample all images of `settings`, or every n-th batch for shard (rank, n); whether the whole capture is there.
-
-    Begins where a killed run stopped: after every batch, pictures first, the statistics are written. Batches have a
-    fixed size, the last one is filled up with copies, since kernels of another shape round differently. Shards share
-    nothing but the folder; whichever is the last one merges. on_batch(images done, images of this shard) is called at
-    the start and after each batch.
+    Beside what `combine` knows, the statistics hold sum_feature (P, F): the sum of a prompt's mean activations over its
+    images and the sampling steps, or (0, F) where it would take more than PROMPTS bytes.
     """
-    folder = Path(folder)
-    if (finished := folder / "capture.json").exists():
-        check_recipe(finished, read_json(finished).get("recipe", {"settings": {}}), recipe(model, settings))
-        return merge(folder)                                    # deletes what a kill may have left
-    made, batches, done, stats = begin(model, settings, folder, shard)
-    path, size = shard_path(folder, *shard), settings.batch_size
-    counted = [0, *accumulate(len(b) for b in batches)]
-    on_batch(counted[done], counted[-1])
-    write_shard(path, stats, done, len(batches), made)
-    for numbers in batches[done:]:
-        n = len(numbers)
-        images, means = observe(model, settings, [*numbers, *[numbers[-1]] * (size - n)])
-        means = {kind: v.unflatten(0, (-1, size))[:, :n].flatten(0, 1) for kind, v in means.items()}        # no copies
+    if path.exists():
+        done, stats = read_state(path, made)
+    else:
+        F = len(model.sae.W_dec) if model.sae else 0
+        done, stats = 0, empty(settings.steps, F, model.unet.width(model.hook_point))
+        rows = len(settings.prompts) if 4 * F * len(settings.prompts) <= PROMPTS else 0
+        stats["sum_feature"] = torch.zeros(rows, F)
+    return done, {name: tensor.to(model.device) for name, tensor in stats.items()}
+
+
+def capture(model, settings, folder, on_batch=None):
+    """Sample all images of `settings` and write the capture into `folder`.
+
+    A killed run goes on where it stopped, with the same result: after every batch the pictures are written, then the
+    state, and the batches always hold the same images. on_batch(images done, images) is called at the start and after
+    each batch.
+    """
+    folder, made = Path(folder), recipe(model, settings)
+    state, finished, on_batch = folder / "state.safetensors", folder / "capture.json", on_batch or (lambda *_: None)
+    if finished.exists():
+        check_recipe(finished, read_json(finished).get("recipe", {}), made)
+        return state.unlink(missing_ok=True)                    # a kill may have left it
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    done, stats = begin(model, settings, state, made)
+    sums = stats.pop("sum_feature")
+    on_batch(done, settings.images)
+    while done < settings.images:
+        numbers = range(done, min(done + settings.batch_size, settings.images))
+        images, means = observe(model, settings, numbers)
         if not all(values.isfinite().all() for values in means.values()):
             raise ValueError(f"images {numbers[0]} to {numbers[-1]}: activations are NaN or infinite in {model.dtype}; "
                              "use --dtype float32")
         for number, image in zip(numbers, images.cpu()):
             with replacing(image_path(folder, number)) as file:
                 Image.fromarray(to_uint8(image)).save(file, format="JPEG", quality=90, subsampling=0)
-        stats, done = combine(stats, summarize(means, numbers, settings.top)), done + 1
-        write_shard(path, stats, done, len(batches), made)
-        on_batch(counted[done], counted[-1])
-    return merge(folder)
-
-
-def write_shard(path, stats, done, batches, made):
-    about = {"done": done, "batches": batches, "recipe": made}
-    write(path, save_tensors({k: v.cpu().contiguous() for k, v in stats.items()}, {"shard": json.dumps(about)}))
-
-
-def merge(folder):
-    """Make the capture's files from its shards and delete those; whether the capture is there. Nothing is done while a
-    shard is missing or unfinished.
-
-    Counts add, maxima and the best examples combine exactly, so the files are the ones that a single process writes.
-    """
-    folder = Path(folder)
-    with alone(folder):                                         # two shards may be done at the same moment
-        paths = sorted(folder.glob("shard_*_of_*.safetensors"))
-        stats, made, there = None, None, (folder / "capture.json").exists()
-        for path in paths if not there else ():
-            about, part = read_state(path)
-            if about["done"] < about["batches"] or len(paths) < int(path.stem.split("_")[-1]):
-                break
-            check_recipe(path, about["recipe"], made := made or about["recipe"])
-            stats = combine(stats, part) if stats else part
-        else:
-            if stats:
-                write_capture(folder, stats, made)
-                there = True
-            for path in paths:
-                path.unlink()
-        return there
+        stats, done = combine(stats, summarize(means, numbers, settings.top, settings.halves)), numbers.stop
+        for number, row in zip(numbers, means["feature"][-len(numbers):]) if len(sums) else ():
+            sums[number % len(sums)] += row.sum(0)
+        save_tensors(state, stats | {"sum_feature": sums}, state=json.dumps({"done": done, "recipe": made}))
+        on_batch(done, settings.images)
+    write_capture(folder, stats | {"sum_feature": sums}, made)
+    state.unlink()
 
 
 def write_capture(folder, stats, made):
-    """The three files of a finished capture, capture.json last."""
-    settings = made["settings"]
+    """Write the files of a finished capture, capture.json last."""
+    settings, steps = made["settings"], len(made["timesteps"])
     images = len(settings["prompts"]) * settings["images_per_prompt"]
-    number = torch.int16 if images < 2 ** 15 else torch.int32
-    tables = {"timesteps": torch.tensor(made["timesteps"], dtype=torch.float32)}
+    tables = {"timesteps": torch.tensor(made["timesteps"], dtype=torch.float32), "max_gated": stats["max_gated"]}
     examples = {}
     for kind in KINDS:
-        tables[f"max_{kind}"], tables[f"share_{kind}"] = stats[f"max_{kind}"], stats[f"count_{kind}"].float() / images
-        kept = stats[f"activation_{kind}"].masked_fill(stats[f"image_{kind}"] < 0, 0)
-        examples[f"activation_{kind}"] = kept.clamp(-65504, 65504).half()
-        examples[f"image_{kind}"] = stats[f"image_{kind}"].to(number)
-    write(folder / "activity.safetensors", save_tensors({k: v.contiguous() for k, v in tables.items()}))
-    write(folder / "examples.safetensors", save_tensors({k: v.contiguous() for k, v in examples.items()}))
+        tables |= {f"max_{kind}": stats[f"max_{kind}"], f"share_{kind}": stats[f"count_{kind}"].float() / images,
+                   f"histogram_{kind}": stats[f"histogram_{kind}"]}
+        if settings["guidance"] != 1.0:
+            tables[f"max_null_{kind}"] = stats[f"max_null_{kind}"]
+        image = examples[f"image_{kind}"] = stats[f"image_{kind}"]
+        examples[f"activation_{kind}"] = stats[f"activation_{kind}"].masked_fill(image < 0, 0)
+    save_tensors(folder / "activity.safetensors", tables)
+    save_tensors(folder / "examples.safetensors", examples)
+    if len(stats["sum_feature"]):
+        mean = stats["sum_feature"] / (settings["images_per_prompt"] * steps)
+        save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
     record = json.dumps({"images": images, "recipe": made}, indent=1, sort_keys=True)
-    write(folder / "capture.json", record.encode() + b"\n")
+    with replacing(folder / "capture.json") as file:
+        file.write(record.encode() + b"\n")

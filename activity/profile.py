@@ -1,118 +1,49 @@
 """When and on what a feature fires: from the tables of a capture to profile, peaks and dataset examples.
 
-    profile   at each time step t, the share of images in which the feature is among the TOP by its mean activation
+    profile   at each time step t, the share of images in which the feature is among the `top` by its mean activation
     active    the time steps at which the profile, linear between sampling steps and 0 outside them, is above 0
     peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: there the ascent runs
-    largest   the largest mean activation in any image at t, by which a result is judged (ascent.py)
-    strength  the same where it is active, by which a steered prior is pushed (steering.py)
-    examples  the images in which the feature is among the TOP at t, the strongest first
+    strength  its largest mean activation in any image where it is active, by which a prior is steered (steering.py)
+    largest   the same in the half that saw the empty prompt, with which the ascent's activation is compared
+    examples  the images in which the feature is among the `top` at t, the strongest first
 
     python -m activity capture --weights weights/toy                make the tables (capture.py)
-    python -m activity analyse --feature 12                         profile, peaks, examples: numbers and a picture
+    python -m activity analyse --feature 12                         print profile, peaks and examples
     python -m activity sample "A Tree image in Winter style" --steer 12=300
 
-Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation, which goes
+Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation, which runs
 
     y = scipy.interpolate.interp1d(t, share, bounds_error=False, fill_value=0)(0..1000)
     scipy.signal.find_peaks(y, height=0, distance=100, plateau_size=1), of these the three highest
 
-This file computes the same, to the bit. A feature that is never among the TOP has a profile of 0, no active step and no
-peak.
+This file computes the same, to the bit. A feature that is never among the `top` has a profile of 0, no active step and
+no peak.
 
 Axes: N sampling steps in descending order of t, F features, D channels; curves are (1001,), at t = 0..1000.
 """
-import copy
-import hashlib
-import re
 import sys
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
-from config import DISTANCE, HOOK_POINT, PEAKS, TOP
+from config import HOOK_POINT
+from results import sha256
 from schedule import T
-from weights.disk import AGAIN, WeightsError
-from weights.configs import read_json
-from weights.tensors import read_header, read_tensors
+from weights.load import WeightsError, read_json
 
-SHARED = 0.8                # of the examples that must have a word in common for it to name the feature (ours)
-
-
-def at(model, hook_point):
-    """The model, before a capture is attached, looked at through this hook point. Away from its SAE it has raw channels
-    alone."""
-    name = model.unet.hook_name(hook_point)
-    if name == model.hook_point:
-        return model
-    model = copy.copy(model)
-    model.hook_point, model.parts = name, {part: net for part, net in model.parts.items() if part != "sae"}
-    return model
-
-
-def home(hook_point, name="activity"):
-    """The folder of a capture at this hook point, inside that of the weights or of their results."""
-    return name if hook_point == HOOK_POINT else f"{name}_{hook_point}"
-
-
-def fingerprints(model):
-    """Those of the files that a capture depends on: of networks and SAE, not of settings and tables."""
-    unused = ("featviz.json", "activity.safetensors")
-    return {name: value for name, value in model.fingerprints.items()
-            if not name.endswith(unused) and ("sae" in model.parts or not name.startswith("sae/"))}
-
-
-def fits(model, folder):
-    """Whether a finished capture of these very weights lies in the folder; one of other weights is named on stderr."""
-    if not (folder / "capture.json").exists():
-        return False
-    made = read_json(folder / "capture.json").get("recipe", {})
-    same = (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point)
-    if not same:
-        print(f"{folder}: is left out, it was captured with other weights", file=sys.stderr)
-    return same
-
-
-def find(model, out):
-    """The folder of a finished capture at the model's hook point, or None: the user's own in `out` before the one that
-    it ships with."""
-    name = home(model.hook_point)
-    return next((home for home in (Path(out) / model.name / name, model.folder / name) if fits(model, home)), None)
-
-
-def attach(model, folder):
-    """The model with the tables of a capture: its `captured`, `activity`, `strength` and `largest`; their hash joins
-    its fingerprints."""
-    model = copy.copy(model)
-    sae, path = model.parts.get("sae"), folder / "activity.safetensors"
-    tables = read_tables(path, sae.features if sae else 0, model.unet.width(model.hook_point))
-    model.captured, model.activity = folder, tables
-    model.strength = lambda *which: torch.tensor(strength(tables, *which), dtype=torch.float32)
-    model.largest = lambda kind, target, t: float(largest(tables, kind, target)[t])
-    model.fingerprints = model.fingerprints | {"activity.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return model
-
-
-def read_tables(path, features, width):
-    """{"timesteps": (N,), "max_feature", "share_feature": (N, F), "max_channel", "share_channel": (N, D)} of a capture,
-    float32."""
-    header = read_header(path)
-    n = sum(header["timesteps"].shape[:1]) if "timesteps" in header else 0
-    if n == 0:
-        raise WeightsError(f"{path}: lacks a tensor 'timesteps' with a list of time steps; {AGAIN}")
-    shapes = {f"{name}_{kind}": (n, wide) for kind, wide in (("feature", features), ("channel", width))
-              for name in ("max", "share")}
-    return read_tensors(path, {"timesteps": (n,)} | shapes, dtype=torch.float32)
+TOP = 20                                        # a feature counts as active in an image when it is among so many
+DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peaks kept
 
 
 def interpolate(timesteps, values):
-    """Values (N,) at descending time steps (N,) -> at t = 0..1000, linear between them, 0 before and after: (1001,)
-    float64.
+    """Interpolate values (N,) at descending time steps (N,) to t = 0..1000: linear between them, 0 outside; float64.
 
     The differences of neighbours are taken in float32, in which shares are kept, all else in float64: scipy's rounding.
-    By another one a plateau would end, and have its middle, elsewhere.
+    Other rounding would move the edges, and so the middle, of plateaus.
     """
     x, y, t = np.asarray(timesteps, np.float64)[::-1], np.asarray(values, np.float32)[::-1], np.arange(T + 1.0)
     hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)
@@ -121,38 +52,9 @@ def interpolate(timesteps, values):
     return np.where((x[0] <= t) & (t <= x[-1]), slope * (t - x[lo]) + y[lo], 0)
 
 
-def profile(tables, kind, target):
-    """Share of images in which it is among the `top` of the capture, at t = 0..1000: (1001,)."""
-    return interpolate(tables["timesteps"].cpu(), tables[f"share_{kind}"][:, target].cpu())
-
-
-def largest(tables, kind, target):
-    """Its largest mean activation in any image at t = 0..1000: (1001,).
-
-    Outside the sampled range the end values, so that a result at t = 0 has a measure.
-    """
-    x, y = tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0)
-    return np.interp(np.arange(T + 1), x, y)
-
-
-def strength(tables, kind, target, when="active"):
-    """How strongly a prior is steered at t = 0..1000, in units of activation: (1001,).
-
-        active     its largest mean activation at t where it is active, else 0
-        all        its largest mean activation at t, at every t of the sampled range
-        constant   the largest of `active` at every t (ours)
-
-    A negative largest mean, which raw channels may have, counts as 0.
-    """
-    x, y = tables["timesteps"].cpu().flip(0), tables[f"max_{kind}"][:, target].cpu().flip(0).clamp(min=0)
-    s = np.interp(np.arange(T + 1), x, y, left=0, right=0)
-    if when != "all":
-        s = s * (profile(tables, kind, target) > 0)
-    return np.full_like(s, s.max()) if when == "constant" else s
-
-
 def find_peaks(y, distance=DISTANCE):
-    """Local maxima of y (n,), a plateau once at its middle (rounded down), `distance` apart, ascending: positions.
+    """Find the local maxima of y (n,), a plateau once at its middle (rounded down), `distance` apart: positions,
+    ascending.
 
     A maximum is higher than what comes before and after it, so neither end of y is one. The highest are kept first, and
     rule out all that are nearer than `distance`. Between equals numpy's argsort decides, as it does in scipy.
@@ -168,88 +70,155 @@ def find_peaks(y, distance=DISTANCE):
     return at[keep]
 
 
-def peaks(y, distance=DISTANCE, most=PEAKS):
-    """The `most` highest of a profile's peaks, ascending; of equals the earlier ones."""
+def highest(y, distance=DISTANCE, most=PEAKS):
+    """Find the `most` highest peaks of a profile, the highest first; of equals the earlier ones first."""
     found = find_peaks(y, distance)
-    highest = found[np.argsort(-y[found], kind="stable")[:most]]
-    return sorted(int(t) for t in highest)
+    return found[np.argsort(-y[found], kind="stable")[:most]].tolist()
 
 
-def by_height(y, found):
-    """Peaks of a profile, the highest first; of equals the earlier ones."""
-    return sorted(found, key=lambda t: -y[t])
+@dataclass(frozen=True)
+class Capture:
+    """The tables of a finished capture. `kind` is "feature" or "channel", n the number of one."""
+    folder: Path
+    tables: dict                # timesteps (N,), max_, share_ (N, F or D), ...: float32 on the CPU (capture.py)
+    record: dict                # capture.json
+    sha256: str                 # of activity.safetensors
 
+    images = property(lambda self: self.record["images"])
+    settings = property(lambda self: self.record["recipe"]["settings"])
+    prompts = property(lambda self: self.settings["prompts"])
+    top = property(lambda self: self.settings.get("top", TOP))
 
-def highest_peak(tables, kind, target):
-    """The time step at which it is most often among the most active; None without a peak."""
-    curve = profile(tables, kind, target)
-    return next(iter(by_height(curve, peaks(curve))), None)
+    def count(self, kind):
+        """The number of features or channels."""
+        return self.tables[f"share_{kind}"].shape[1]
 
+    def live(self, kind="feature"):
+        """List all whose mean activation is above 0 in some image at some time step."""
+        return (self.tables[f"max_{kind}"] > 0).any(dim=0).nonzero().flatten().tolist()
 
-def timesteps(tables, kind, target, when="auto"):
-    """Where the ascent runs: t = 0 and the peaks, or with `when` "active" t = 0 and every sampling step at which it is
-    active.
+    def column(self, name, n):
+        """Take one feature's values from a table, at ascending time steps: (time steps (N,), values (N,))."""
+        return self.tables["timesteps"].flip(0), self.tables[name][:, n].flip(0)
 
-    (The original, at all active steps, also takes every t between them.)
-    """
-    if when == "active":
-        return sorted({0, *(int(t) for t in tables["timesteps"][tables[f"share_{kind}"][:, target] > 0])})
-    return sorted({0, *peaks(profile(tables, kind, target))})
+    def profile(self, kind, n):
+        """Share of images in which it is among the `top`: (1001,)."""
+        return interpolate(self.tables["timesteps"], self.tables[f"share_{kind}"][:, n])
 
+    def strength(self, kind, n, when="active"):
+        """Largest mean activation in any image, by which a prior is steered: (1001,), a float32 tensor.
 
-def examples(folder, kind, target, t):
-    """Dataset examples at the sampling step nearest to t: [(image number, activation)], the strongest first, EXAMPLES
-    at most."""
-    image, activation = stored_examples(folder, kind, row_at(folder, t), target)
-    return [(i, a) for i, a in zip(image.tolist(), activation.tolist()) if i >= 0]
+            active   where it is active, else 0
+            all      in all of the sampled range
 
+        A negative largest mean, which raw channels may have, counts as 0.
+        """
+        x, y = self.column(f"max_{kind}", n)
+        s = np.interp(np.arange(T + 1), x, y.clamp(min=0), left=0, right=0)
+        if when != "all":
+            s = s * (self.profile(kind, n) > 0)
+        return torch.tensor(s, dtype=torch.float32)
 
-def own_examples(folder, kind, target, times):
-    """(t, examples) at the first of these time steps at which it has two or more; (None, []) where at none."""
-    return next(((t, found) for t in times if len(found := examples(folder, kind, target, t)) > 1), (None, []))
+    def largest(self, kind, n):
+        """Largest mean activation in any image under the empty prompt: (1001,), or None where the capture lacks it.
 
+        The ascent sees the empty prompt, so its activation is compared with this. Captures without guidance and those
+        of earlier versions lack it. Outside the sampled range the end values count, so that t = 0 has one.
+        """
+        if f"max_null_{kind}" not in self.tables:
+            return None
+        return np.interp(np.arange(T + 1), *self.column(f"max_null_{kind}", n))
 
-def row_at(folder, t):
-    """Of a capture's sampling steps the one nearest to t."""
-    return int(np.abs(np.subtract(read_json(folder / "capture.json")["recipe"]["timesteps"], t)).argmin())
+    def peaks(self, kind, n):
+        """The time steps of the highest peaks of its profile, ascending."""
+        return sorted(highest(self.profile(kind, n)))
 
+    def highest_peak(self, kind, n):
+        """The time step at which it is most often among the `top`; None without a peak."""
+        return next(iter(highest(self.profile(kind, n))), None)
 
-def stored_examples(folder, kind, *where):
-    """[image numbers, activations] of a capture, (N, F, EXAMPLES) each, or the part of them that is asked for; number
-    -1: no image."""
-    path = folder / "examples.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            return [file.get_slice(f"{name}_{kind}")[where or slice(None)] for name in ("image", "activation")]
-    except (OSError, SafetensorError) as e:
-        raise WeightsError(f"{path}: cannot be used ({e}); copy it again, or make the capture again") from e
+    def timesteps(self, kind, n, when="auto"):
+        """The time steps of the ascent: 0 and the peaks, or for "active" 0 and every sampling step at which it is
+        active. (The original, at all active steps, also takes every t between them.)"""
+        if when == "active":
+            active = self.tables["timesteps"][self.tables[f"share_{kind}"][:, n] > 0]
+            return sorted({0, *active.int().tolist()})
+        return sorted({0, *self.peaks(kind, n)})
 
+    def row_at(self, t):
+        """Index of the sampling step nearest to t."""
+        return int((self.tables["timesteps"] - t).abs().argmin())
 
-def shared_words(prompts, everything):
-    """The concept in words: those that SHARED of the examples' prompts hold, and less than half of all prompts; may be
-    none (ours)."""
-    words = lambda prompt: dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
-    held, common = (Counter(w for prompt in group for w in words(prompt)) for group in (prompts, everything))
-    return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]
+    def stored_examples(self, kind, *where):
+        """Read [image numbers, activations], (N, F, EXAMPLES) each, or their part [where]; number -1: no image."""
+        path = self.folder / "examples.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return [file.get_slice(f"{name}_{kind}")[where or slice(None)] for name in ("image", "activation")]
+        except (OSError, SafetensorError) as e:
+            raise WeightsError(f"{path}: cannot be used ({e}); copy it again, or make the capture again") from e
+
+    def examples(self, kind, n, t):
+        """List the dataset examples at the sampling step nearest to t: [(image number, activation)], the strongest
+        first."""
+        image, activation = self.stored_examples(kind, self.row_at(t), n)
+        return [(i, a) for i, a in zip(image.tolist(), activation.tolist()) if i >= 0]
+
+    def prompt(self, image):
+        """The prompt of an image."""
+        return self.prompts[image % len(self.prompts)]
 
 
 def image_path(folder, number):
     return Path(folder) / "images" / f"{number:05d}.jpg"
 
 
-def analysis(model, kind, target, also=(), distance=DISTANCE, most=PEAKS):
-    """What the model's capture knows of a feature, as JSON values: curves at t = 0..1000, peaks, dataset examples at
-    each peak and at the time steps in `also`."""
-    folder, made, tables = model.captured, read_json(model.captured / "capture.json"), model.activity
-    settings, curve = made["recipe"]["settings"], profile(tables, kind, target)
-    prompts, times = settings["prompts"], peaks(curve, distance, most)
-    found = {t: [{"image": i, "activation": a, "prompt": prompts[i % len(prompts)], "file": str(image_path(folder, i))}
-                 for i, a in examples(folder, kind, target, t)] for t in sorted({*times, *also})}
-    strongest = found[max(times, key=lambda t: curve[t])] if times else []
-    concept = shared_words([e["prompt"] for e in strongest], prompts) if strongest else []
-    return {kind: target, "weights": model.name, "images": made["images"], "concept": concept,
-            "top": settings.get("top", TOP), "halves": settings.get("halves", "conditional"),
-            "distance": distance, "most_peaks": most, "ever_among_the_top": bool(curve.any()),
-            "active": int((curve > 0).sum()), "peaks": times, "examples": found,
-            "profile": [round(v, 6) for v in curve.tolist()],
-            "largest": [round(v, 6) for v in largest(tables, kind, target).tolist()]}
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+def folder_name(hook_point, name="activity"):
+    """Name of the folder of a capture at this hook point, inside that of the weights or of their results."""
+    return name if hook_point == HOOK_POINT else f"{name}_{hook_point}"
+
+
+def fingerprints(model):
+    """{name: SHA-256} of the files that a capture depends on: networks, tokenizer, scheduler and SAE."""
+    unused = ("featviz.json", "labels.json", "activity.safetensors")
+    return {name: value for name, value in model.fingerprints.items()
+            if not name.endswith(unused) and (model.sae or not name.startswith("sae/"))}
+
+
+def fits(model, folder):
+    """Check whether the folder holds a finished capture of these very weights; one of others is named on stderr."""
+    if not (folder / "capture.json").exists():
+        return False
+    made = read_json(folder / "capture.json").get("recipe", {})
+    same = (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point)
+    if not same:
+        print(f"{folder}: is left out, it was captured with other weights", file=sys.stderr)
+    return same
+
+
+def find_capture(model, out):
+    """Read the capture of these very weights at the model's hook point: the user's in `out` before the one that came
+    with the weights. None where there is neither."""
+    name = folder_name(model.hook_point)
+    places = Path(out) / model.name / name, model.folder / name
+    return next((read_capture(model, folder) for folder in places if fits(model, folder)), None)
+
+
+def read_capture(model, folder):
+    """Read a finished capture; WeightsError where its tables are damaged or of other sizes than the model's."""
+    path = folder / "activity.safetensors"
+    try:
+        tables = {name: table.float() for name, table in load_file(path).items()}
+    except (OSError, SafetensorError) as e:
+        raise WeightsError(f"{path}: cannot be read ({e}); copy it again, or make the capture again") from e
+    steps = len(tables.get("timesteps", ()))
+    for kind, width in (("feature", len(model.sae.W_dec) if model.sae else 0),
+                        ("channel", model.unet.width(model.hook_point))):
+        for name in (f"max_{kind}", f"share_{kind}"):
+            shape = [*tables[name].shape] if name in tables else "missing"
+            if not steps or shape != [steps, width]:
+                raise WeightsError(f"{path}: {name} is {shape}, expected {[steps, width]}; copy it again, or make the "
+                                   "capture again")
+    return Capture(folder, tables, read_json(folder / "capture.json"), sha256(path.read_bytes()))

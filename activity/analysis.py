@@ -1,0 +1,45 @@
+"""What a capture says of one feature, as a record for its page: activity.json."""
+import json
+import re
+from collections import Counter
+
+from activity.profile import DISTANCE, PEAKS, image_path
+from results import replacing
+
+SHARED = 0.8                # of the examples must have a word in common for it to name the feature (ours)
+
+
+def shared_words(prompts, everything):
+    """List the words that SHARED of the examples' prompts hold and less than half of all prompts; may be none (ours)."""
+    words = lambda prompt: dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
+    held, common = (Counter(w for prompt in group for w in words(prompt)) for group in (prompts, everything))
+    return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]
+
+
+def analysis(model, kind, n, also=()):
+    """Collect what the model's capture says of a feature or channel, as JSON values: curves at t = 0..1000, peaks,
+    dataset examples at each peak and at the time steps in `also`.
+
+    largest    under the empty prompt, with which results are compared; None where the capture lacks it
+    strength   under the images' prompts, in all of the sampled range
+    """
+    capture, rounded = model.capture, lambda curve: [round(v, 6) for v in curve.tolist()]
+    curve, peaks, largest = capture.profile(kind, n), capture.peaks(kind, n), capture.largest(kind, n)
+    examples = {t: [{"image": i, "activation": a, "prompt": capture.prompt(i),
+                     "file": str(image_path(capture.folder, i))} for i, a in capture.examples(kind, n, t)]
+                for t in sorted({*peaks, *also})}
+    strongest = examples[max(peaks, key=lambda t: curve[t])] if peaks else []
+    concept = shared_words([e["prompt"] for e in strongest], capture.prompts) if strongest else []
+    return {kind: n, "weights": model.name, "images": capture.images, "concept": concept, "top": capture.top,
+            "halves": capture.settings.get("halves", "conditional"), "distance": DISTANCE, "most_peaks": PEAKS,
+            "ever_among_the_top": bool(curve.any()), "active": int((curve > 0).sum()), "peaks": peaks,
+            "examples": examples, "profile": rounded(curve), "largest": None if largest is None else rounded(largest),
+            "strength": rounded(capture.strength(kind, n, "all"))}
+
+
+def save_activity(folder, record):
+    """Write the record to activity.json in a feature's folder; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "activity.json") as file:
+        file.write(json.dumps(record, indent=1).encode() + b"\n")
+    return folder / "activity.json"

@@ -1,0 +1,70 @@
+"""At which time steps a feature's ascent runs, and the small capture that stands in for a missing one.
+
+    auto      0 and the peaks
+    active    0 and every sampling step at which it is active
+
+The small capture is made once, with its expected time on stderr, and kept in out/<weights>/probe, or at another hook
+point probe_<hook point>.
+"""
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from activity.capture import capture, configure, probe_settings
+from activity.profile import fits, folder_name, read_capture
+from config import HOOK_POINT
+
+WORDS = ("auto", "active")
+
+
+def timesteps(capture, kind, n, given):
+    """List the time steps that `given` names, ascending: numbers, "auto" and "active". `capture` may be None where all
+    are numbers."""
+    numbers = {t for t in given if t not in WORDS}
+    return sorted(numbers.union(*(capture.timesteps(kind, n, word) for word in given if word in WORDS)))
+
+
+def full_command(model):
+    """The command that makes the whole capture."""
+    where = "" if model.hook_point == HOOK_POINT else f" --hook-point {model.hook_point}"
+    return f"python -m activity capture --weights {model.folder}{where}"
+
+
+@torch.no_grad()
+def expected_seconds(model, settings):
+    """Estimate the time of a capture: one guided step of a batch is timed, on noise and the empty prompt."""
+    rows = settings.batch_size * (1 + (settings.guidance != 1.0))
+    context = model.embed([""]).expand(rows, -1, -1)                                            # (B, 77, Dc)
+    x = torch.randn(rows, *model.latent_shape, device=model.device, dtype=model.dtype)
+    t = torch.full((rows,), model.schedule.timesteps(settings.steps)[0], device=model.device)
+    for _ in range(2):                          # the first one reads weights and pays for allocation
+        began = time.time()
+        model.unet(x, t, context).sum().item()                                                  # waits for a GPU
+    calls = settings.steps + (settings.sampler == "pndm")       # which calls the UNet twice at its second time step
+    return (time.time() - began) * calls * -(-settings.images // settings.batch_size)
+
+
+def small_capture(model, out, batch_size=None, on_batch=None, instead=""):
+    """Return the small capture of these weights, made now where there is none.
+
+    on_batch  as in capture.capture
+    instead   how to do without, printed after the command for the full capture
+    """
+    folder, command = Path(out) / model.name / folder_name(model.hook_point, "probe"), full_command(model)
+    if fits(model, folder):
+        print(f"{model.folder} has no capture: the probe in {folder} stands in for it; for the full one run {command}",
+              file=sys.stderr)
+        return read_capture(model, folder)
+    settings = probe_settings(configure(model, batch_size=batch_size))
+    print(f"{model.folder} has no capture: a probe of {settings.images} prompts in {settings.steps} steps stands in "
+          f"for it, {settings.images * settings.steps} guided steps in about {expected_seconds(model, settings):.0f} s "
+          f"on {model.device}; for the full one run {command}{instead}", file=sys.stderr)
+    if (folder / "capture.json").exists():                      # of other weights
+        shutil.rmtree(folder)
+    began = time.time()
+    capture(model, settings, folder, on_batch)
+    print(f"the probe took {time.time() - began:.0f} s and is kept in {folder}", file=sys.stderr)
+    return read_capture(model, folder)
