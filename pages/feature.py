@@ -1,261 +1,299 @@
-"""The page of a feature: its pictures, when and on what it fires, how each ascent went, and the command for it.
+"""The page of a feature: what it responds to, how strong the evidence is, its pictures; all else is folded.
 
     python -m pages out/toy/feature_00169      writes index.html there; featviz.py does it at the end of a run
 
-One file that opens from disk: pictures are embedded, the only script (feature.js) moves a slider. Without the script,
-and on paper, all that it would open lies open. Every value is read from the files beside the page (read.py).
+One file that opens from disk: pictures are embedded, and there is no script. Every value is read from the files beside
+the page (results.py, evidence.py).
 """
-import io
-import json
-from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
-from config import HOOK_POINT, TOP
-from pages.again import commands
-from pages.files import folder_of
-from pages.read import SCORES, best, gain, read_activity, read_legibility, read_results, rows_of, short
-from pages.web import bars, chart, data_uri, document, escape, figure, img, picture, table
-from pages.words import (
-    MEANS, RULE, VERDICTS, climbed, differences, how_read, reached, reads, seems, terms, told, which)
-from pages.words import settings as typed
-from weights.disk import alone, replacing
+from config import HOOK_POINT
+from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
+from pages.web import bars, chart, document, embed, escape, figure, folded, img, section, sharp, table, term
+from pages.words import RULE, TERMS, VERDICTS, commands, count, label, reason, short, typed
+from results import folder_of, read_results, write
 
-LARGE, EDGE = 100_000, 512          # bytes of a picture that is embedded as it is; pixels an edge of a larger one
-FRAME = 256                         # pixels an edge of a picture in a strip, at most
+EXAMPLES = 6                        # dataset images beside the best picture
+SMALL, LARGE = (128, 128), (384, 320)       # CSS pixels of a picture on a desk and on a phone
 LEVELS = 8                          # of brightness in the map of where a picture excites the feature
-SHOWN = 9                           # dataset examples beside the best picture
-CURVES = {"gradient_norm": "Norm of the gradient", "update_norm": "Norm of the update",
+SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
+          "activation_reencoded": "re-encoded", "rank": "rank"}
+CURVES = {"gradient_norm": "Length of the gradient", "update_norm": "Length of the update",
           "total_variation": "Penalty: total variation", "range": "Penalty: range",
           "moment": "Penalty: mean and deviation"}
-FOOTER = ("<footer><p>Made by <code>python -m pages</code> from the records in this folder. The pictures are those of "
-          "featviz.py on {weights}, torch {torch}; nobody chose them, all results of the folder are here.</p></footer>")
-STARTS = {"steer": "steered", "guided": "guided"}
-WHERE = ('<input type="checkbox" id="where"> <label for="where">Show where the picture excites it, on the grid of the '
-         "hook point</label>")
+PAIR = ("<p>Left, what the model makes of it. Right, the ascent, from the {kind} alone. "
+        "Compare both: the model may add things.</p>")
+HEAT = ('<input type="checkbox" id="where"> <label for="where">Darken each place where the {kind} stays silent'
+        "</label>")
 
 
 def write_page(folder, others=()):
-    """folder/index.html; returns its path. `others`: names of the folders beside it that will have a page, too."""
+    """Write folder/index.html and return its path.
+
+    others  names of the folders beside it that will have a page; with several of them there will be an atlas
+    """
     folder = Path(folder)
-    with alone(folder):
-        found = read_results(folder)
-        if not found:
-            raise ValueError(f"{folder}: holds no finished result; make one with python featviz.py")
-        html = page(folder, found, read_activity(folder), others)
-        with replacing(folder / "index.html") as file:
-            file.write(html.encode("utf-8"))
+    found = read_results(folder)
+    if not found:
+        raise ValueError(f"{folder}: holds no finished result; make one with python featviz.py")
+    write(folder / "index.html", page(folder, found, others).encode("utf-8"))
     return folder / "index.html"
 
 
-def page(folder, found, activity, others):
-    """The whole page; the viewers, which a button opens, come last."""
-    first = best(found, activity)
+def page(folder, found, others):
+    """Build the whole page from the results of a folder."""
+    first, activity, seen = best(found), read_activity(folder), read_legibility(folder)
+    shown, *rest = groups(found)
     name = f"{first.kind.capitalize()} {first.target}"
-    times = sorted({r.t for r in found} | set(activity["peaks"] if activity else ()))
-    seen = read_legibility(folder, found)
-    body = [top(name, first, activity, seen.get(first.folder, {})), how(first), unlike(found),
-            when(activity, times) if activity else "",
-            '<h2 id="steps">At each time step</h2>', WHERE if any(r.heat for r in found) else "",
-            *(time_step(t, [r for r in found if r.t == t], activity, seen) for t in times),
-            priors(found), scores(found, activity), beside(folder, first, others), raw(folder, first, name, others),
-            f'<h2 id="again">Make it again</h2><pre><code>{escape(chr(10).join(commands(found)))}</code></pre>',
-            settings(first), *map(viewer, found), FOOTER.format(weights=escape(first.recipe["weights"]),
-                                                                torch=escape(first.recipe.get("torch", "?")))]
-    return document(f"{name} of {first.recipe['weights']}", "\n".join(body), "feature")
+    body = [header(folder, name, first, len(others) > 1), warning(found),
+            headline(name, weigh(shown, activity, seen.get(first.folder, {}))), hero(first, activity),
+            section("seeds", "Other seeds: what changes, it does not care about", seeds(shown[1:])),
+            folded("when", "When it is active", when(activity, found) if activity else ""),
+            folded("more", "Other time steps and settings", *(group(results) for results in rest)),
+            folded("examples", "All dataset images that excite it", *examples(activity)),
+            folded("how", "How each picture came about", HEAT.format(kind=first.kind),
+                   *(course(r) for results in (shown, *rest) for r in results)),
+            folded("scores", "All scores", scores([r for results in (shown, *rest) for r in results])),
+            folded("beside", "What else its picture excites", beside(folder, first.last, others)),
+            folded("raw", "The nearest raw channel", raw(folder, first, others)),
+            folded("again", "Make it again", f"<pre><code>{escape(chr(10).join(commands(found)))}</code></pre>"),
+            folded("settings", "All settings and fingerprints", settings(first)),
+            folded("terms", "What the words mean", glossary(first.kind)), footer(first)]
+    return document(f"{name} of {first.recipe['weights']}", "\n".join(filter(None, body)), "feature")
 
 
 def key(r):
-    """What the ids of a result end in."""
+    """The end of a result's ids on the page."""
     return f"{r.folder}-s{r.seed}"
 
 
-def embed(image, edge=EDGE):
-    """The address of a picture (a file or an image), made smaller where it is large."""
-    if isinstance(image, Path):
-        with Image.open(image) as opened:
-            if max(opened.size) <= edge and image.stat().st_size <= LARGE:
-                return picture(image)
-            image = opened.convert("RGB")
-    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    image.save(data, format="JPEG", quality=90, subsampling=0)
-    return data_uri(data.getvalue(), "jpeg")
+def word(name, kind, text=None):
+    """Show a term with its meaning on hover and tap."""
+    return term(text or name, TERMS[name].format(kind=kind))
 
 
-def opener(r, name, heated=False):
-    """The picture as a button that opens its viewer."""
-    content = img(embed(r.path), f"What excites {told(r)}; open its course") + (heat(r) if heated else "")
-    return f'<button class="open" id="{name}-{key(r)}" data-view="view-{key(r)}">{content}</button>'
+# --- what is seen at once ---------------------------------------------------------------------------------------------
+
+def header(folder, name, first, atlas):
+    """The way back to the atlas, and which model this is."""
+    back = f'<a href="../index.html#sort=number">← All of {escape(first.recipe["weights"])}</a> ' \
+        if atlas or (folder.parent / "index.html").exists() else ""
+    return (f'<nav>{back}<span class="soft">{escape(name)} at {word("hook point", first.kind)} '
+            f'{escape(first.recipe["hook_point"])}</span></nav>')
 
 
-def pair(r, activity, name, heated=False):
-    """The finished picture, and beside it the ascent's, each with its numbers; the latter alone where no other is."""
-    says = f"seed {r.seed}: {r.verdict}", reached(r, activity)
-    if not r.finished:
-        return figure(opener(r, name, heated), *says)
-    last = figure(opener(r.finished, name, heated), f"seed {r.seed}, finished: {r.finished.verdict}",
-                  reached(r.finished, activity))
-    first = figure(opener(r, f"{name}-ascent", heated), f"the ascent: {r.verdict}", says[1])
-    return f'<div class="pair">{last}{first}</div>'
+def warning(found):
+    """The warning of the fit check that was saved with the results."""
+    said = dict.fromkeys(r.fit for r in found if r.fit)
+    return "".join(f'<p class="warning" role="alert">{escape(text)}</p>' for text in said)
 
 
-def heat(r):
-    """The hook's grid over the picture, dark where the feature is not excited: a path for each level of darkness."""
-    most = max((v for row in r.heat for v in row if v is not None), default=0)
+def headline(name, evidence):
+    """One sentence: what the feature responds to, and how strong the evidence is; below it the checks."""
+    if evidence.words:
+        verb = "may respond" if evidence.strength in ("weak", "missing") else "responds"
+        says = f"{escape(name)} {verb} to <b>{escape(evidence.words)}</b>; the evidence is {evidence.strength}."
+        source = f"<p>The words come from {escape(evidence.source)}.</p>"
+    else:
+        says, source = f"No word is known for {escape(name[0].lower() + name[1:])}.", ""
+    checks = "".join(f'<li class="{"holds" if holds else "fails"}"><b>{"Yes" if holds else "No"}</b> {escape(text)}</li>'
+                     for text, holds in evidence.checks)
+    return f'<header><h1>{says}</h1><ul class="checks">{checks}</ul>{source}</header>'
+
+
+def hero(first, activity):
+    """The best result's pictures, and beside them the dataset images that excite the feature most."""
+    known = activity.shown(first.t)[:EXAMPLES] if activity else []
+    made = (f'<div><h2>Made to excite it</h2>{pair(first)}{PAIR.format(kind=first.kind) if first.finished else ""}'
+            f"<p>{word('seed', first.kind, 'Seed')} {first.seed}, {word('time step', first.kind)} {first.t}. "
+            f'{term("How it was chosen", RULE)}</p></div>')
+    if not known:
+        return f'<section id="best">{made}</section>'
+    title = f"{word('dataset image', first.kind, 'Dataset images')} that excite it most"
+    tiles = "".join(example(e, first.kind) for e in known)
+    return f'<section id="best">{made}<div><h2>{title}</h2><div class="tiles">{tiles}</div></div></section>'
+
+
+def pair(r, *sizes):
+    """The finished picture and the ascent's beside it, each with its own link, verdict and numbers."""
+    both = [("finished", r.finished)] * bool(r.finished) + [("ascent", r)]
+    return '<div class="pair">' + "".join(tile(name, p, key(r), *sizes) for name, p in both) + "</div>"
+
+
+def tile(name, picture, ending, *sizes):
+    """One picture as a link to how it came about, and its verdict."""
+    what = "Finished picture" if name == "finished" else "Ascent's picture"
+    image = sharp(picture.path, f"{what} of {label(picture)}: {picture.verdict}", *sizes)
+    numbers = [f'{word("activation", picture.kind)} {short(picture.scores.get("activation_start"))} to '
+               f'{short(picture.scores.get("activation"))}',
+               f'{word("rank", picture.kind)} {short(picture.scores.get("rank"))}']
+    if times := gain(picture):
+        numbers.append(f"{short(times)} times the strongest dataset image")
+    verdict = term(picture.verdict, VERDICTS.get(picture.verdict.partition(" ")[0], ""))
+    return figure(f'<a href="#{name}-{ending}">{image}</a>',
+                  f"<b>{word(name, picture.kind, name.capitalize())}: {verdict}</b>", ", ".join(numbers),
+                  escape(reason(picture)))
+
+
+def example(e, kind):
+    """A dataset image with its prompt."""
+    return figure(sharp(e.file, f"Dataset image: {e.prompt}", *SMALL), escape(e.prompt),
+                  f'{word("activation", kind)} {short(e.activation)}')
+
+
+def seeds(results):
+    """Results of one time step side by side, small."""
+    tiles = "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, *SMALL)}</div>' for r in results)
+    return f'<div class="seeds">{tiles}</div>' if tiles else ""
+
+
+# --- folded -----------------------------------------------------------------------------------------------------------
+
+def when(activity, found):
+    """Two curves over the time steps; peaks are marked, and lead to results made there."""
+    share = f"Share of {activity.images} images with it among the {activity.top} strongest"
+    ends = {r.t: f"#{anchor(r)}" for r in reversed(found)}
+    links = [ends.get(t, "#examples") for t in activity.peaks]
+    charts = ""
+    strongest = "Largest activation in any of them"
+    for title, curve, marks in ((share, activity.profile, activity.peaks), (strongest, activity.strength, ())):
+        where = f"; peaks at {', '.join(map(str, marks))}" if marks else ""
+        drawn = chart(curve, f"{title}, by time step{where}", len(curve) - 1, 480, 160, marks, links if marks else ())
+        charts += figure(drawn, f"<b>{title}</b>", "Across: the time step. Noise grows to the right.")
+    never = "" if activity.active else f"<p>It is never among the {activity.top} strongest.</p>"
+    return f'{never}<div class="charts">{charts}</div>'
+
+
+def anchor(r):
+    return f"finished-{key(r)}" if r.finished else f"ascent-{key(r)}"
+
+
+def group(results):
+    """Results of another time step or other settings."""
+    head = f"Time step {results[0].t}" + (f", {typed(results[0])}" if typed(results[0]) else "")
+    return f"<h3>{escape(head)}</h3>{seeds(results)}"
+
+
+def examples(activity):
+    """The dataset images at each time step that has some."""
+    for t, known in sorted(activity.examples.items()) if activity else ():
+        peak = ", a peak of its activity" if t in activity.peaks else ""
+        tiles = "".join(example(e, "feature") for e in known)
+        if tiles:
+            yield f'<h3>Time step {t}{peak}</h3><div class="tiles">{tiles}</div>'
+
+
+def course(r):
+    """How one result came about: both pictures large, the film of the ascent, every curve."""
+    curves, made = r.curves(), ""
+    total = len(curves["history"].get("activation", []))
+    values = [r.scores.get("activation_start"), *curves["history"].get("activation", [])[1:],
+              r.scores.get("activation")]
+    charts = plot(values, "Activation after each step", r, total, [n for n in r.steps if n <= total])
+    charts += "".join(plot([*curves["history"][name], None], title, r, total) for name, title in CURVES.items()
+                      if any(curves["history"].get(name, [])))
+    made += large("ascent", r, curves["heat"])
+    if r.finished:
+        last = r.finished.curves()
+        pulled = last["history"].get("activation", [])
+        made += large("finished", r.finished, last["heat"])
+        charts += plot(pulled, "Activation at each step of the finish", r, len(pulled)) if pulled else ""
+    return (f'<article><h3>{escape(label(r).capitalize())}</h3><div class="pair">{made}</div>{film(r, values)}'
+            f'{trace(r)}<div class="charts">{charts}</div></article>')
+
+
+def plot(values, title, r, most, marks=()):
+    return figure(chart(values, f"{title}, {label(r)}", most, 360, 120, marks), f"<b>{title}</b>")
+
+
+def large(name, picture, heat):
+    """A picture at full size, and where it excites the feature."""
+    image = sharp(picture.path, f"{name.capitalize()} picture of {label(picture)}, large", *LARGE)
+    return (f'<figure id="{name}-{key(picture)}"><div class="lit">{image}{darkness(heat)}</div>'
+            f"<figcaption><b>{word(name, picture.kind, name.capitalize())}: {escape(picture.verdict)}</b><br>"
+            f"{escape(reason(picture))}</figcaption></figure>")
+
+
+def darkness(heat):
+    """The hook's grid over a picture as SVG, dark where the feature is silent: a path for each level."""
+    most = max((v for row in heat for v in row if v is not None), default=0)
     if most <= 0:
         return ""
-    h, w, cells = len(r.heat), len(r.heat[0]), [""] * (LEVELS + 1)
-    for row, there in zip(r.heat, squares(h, w)):
-        for v, square in zip(row, there):
-            cells[round(LEVELS * (1 - v / most)) if v and v > 0 else LEVELS] += square
-    lines = "".join(f"M{x} 0v{h}" for x in range(1, w)) + "".join(f"M0 {y}h{w}" for y in range(1, h))
+    cells = [""] * (LEVELS + 1)
+    for y, row in enumerate(heat):
+        for x, v in enumerate(row):
+            cells[round(LEVELS * (1 - max(v or 0, 0) / most))] += f"M{x} {y}h1v1h-1z"
     dark = "".join(f'<path d="{path}" opacity="{0.8 * level / LEVELS:.2f}"/>' for level, path in enumerate(cells)
-                   if path)
-    return (f'<svg class="heat" aria-hidden="true" viewBox="0 0 {w} {h}" preserveAspectRatio="none">{dark}'
-            f'<path class="grid" d="{lines}"/></svg>')
+                   if path and level)
+    return (f'<svg class="heat" aria-hidden="true" viewBox="0 0 {len(heat[0])} {len(heat)}" '
+            f'preserveAspectRatio="none">{dark}</svg>')
 
 
-@cache
-def squares(h, w):
-    """The outline of each cell of a grid, in rows."""
-    return [[f"M{x} {y}h1v1h-1z" for x in range(w)] for y in range(h)]
+def film(r, values):
+    """The kept pictures of the ascent in a row, each with its step and activation."""
+    if not r.strip:
+        return "<p>Pictures of its course were not kept (--frames 0).</p>"
+    with Image.open(r.strip) as strip:
+        edge = strip.width // len(r.steps)
+    wide = edge * max(1, SMALL[0] // edge) if edge <= SMALL[0] else SMALL[0]
+    source = embed(r.strip, SMALL[0] * 2 * len(r.steps) if edge > SMALL[0] else strip.width)[0]
+    said = "".join(f"<li>step {n}<br>{short(values[n]) if n < len(values) else '-'}</li>" for n in r.steps)
+    return (f'<div class="scroll film" tabindex="0" role="group" aria-label="Pictures of the ascent" '
+            f'style="--width:{wide * len(r.steps)}px">'
+            f'{img(source, "The ascent after steps " + ", ".join(map(str, r.steps)))}<ol>{said}</ol></div>'
+            f'<p>Under each step stands its {word("activation", r.kind)}.</p>')
 
 
-def example(e):
-    """A dataset image; one that is not there leaves nothing."""
-    return img(embed(e["file"], FRAME), f"Dataset image: {e['prompt']}") if e["file"] else ""
+def trace(r):
+    """A link to the trace of this very result, if there is one."""
+    page = r.path.with_name(f"seed_{r.seed}_trace") / "trace.html"
+    return f'<p><a href="{r.folder}/{page.parent.name}/{page.name}">Its trace: every stage of a step</a></p>' \
+        if page.exists() else ""
 
 
-def top(name, first, activity, seen):
-    """The one thing that matters: what was made, beside what excites the feature in a dataset, and in words."""
-    words, shown = " ".join(activity["concept"]) if activity else "", []
-    for t in [first.t, *sorted(activity["peaks"], key=lambda t: -activity["profile"][t])] if activity else ():
-        shown = shown or [e for e in activity["examples"].get(t, []) if e["file"]][:SHOWN]
-    nine = f'<div class="nine">{"".join(map(example, shown))}</div>'
-    right = figure(nine, f"The {len(shown)} of {activity['images']} images that excite it most") if shown else ""
-    rule = RULE.format(kind=first.kind)
-    made = pair(first, activity, "best")
-    return (f'<header><p class="over soft">{escape(first.recipe["weights"])}, '
-            f'{escape(first.recipe.get("hook_point", ""))}</p>'
-            f'<h1>{escape(name)}{": <b>" + escape(words) + "</b>" if words else ""}</h1>{read_as(seen)}'
-            f'<p class="lead">{escape(seems(activity))} {escape(climbed(first, activity))}</p>'
-            f'<div class="hero">{made}{right}</div>'
-            f"{f'<p>{escape(MEANS)}</p>' if first.finished else ''}<p>{escape(rule)}</p></header>")
+def scores(found):
+    """The numbers of every picture."""
+    finished, unusual = any(r.finished for r in found), any(map(typed, found))
+    rows = []
+    for r in found:
+        for name, p in (("finished", r.finished), ("ascent", r)):
+            if p:
+                rows.append((r.t, *[typed(r) or "usual"] * unusual, r.seed, *[name] * finished, p.verdict,
+                             *(short(p.scores.get(score)) for score in SCORES)))
+    head = ("time step", *["settings"] * unusual, "seed", *["picture"] * finished, "verdict", *SCORES.values())
+    return table(head, rows, "Scores")
 
 
-def read_as(seen):
-    """What eyes say of the pictures, and what that means."""
-    return (f'<p class="reads"><b>{escape(reads(seen).capitalize())}</b><br>{escape(how_read(seen))}</p>'
-            if reads(seen) else "")
-
-
-def how(first):
-    """How to read the page: the terms of every caption, and the rule of the verdicts."""
-    says = lambda named: "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in named.items())
-    return f'<aside id="how"><h2>How to read this</h2><dl>{says(terms(first))}</dl><dl>{says(VERDICTS)}</dl></aside>'
-
-
-def unlike(found):
-    """What the results of this page differ in beside time step, seed and settings: code, weights, torch."""
-    names, groups = differences(found)
-    if not names:
+def beside(folder, r, others):
+    """What else a picture excites, as bars; a feature that has a page is a link."""
+    if not r.others:
         return ""
-    rows = [[which(results), *(str(v)[:20] for v in values)] for results, values in groups]
-    code = "<p>Their code differs: not all come from the same version of the method.</p>" if "code" in names else ""
-    return ('<aside id="unlike"><h2>Not all of these results were made in the same way</h2>'
-            f'{code}{table(["results", *names], rows, "Differences")}</aside>')
-
-
-def when(activity, times):
-    """Two curves over the time steps, peaks marked; the marks lead to the pictures made there."""
-    peaks, most = activity["peaks"], len(activity["profile"]) - 1
-    share = f"Share of images with it among the {activity.get('top', TOP)} strongest"
-    curves = {share if activity["ever_among_the_top"] else "Largest activation, where above 0": activity["profile"],
-              "Largest mean activation in any image": activity["largest"]}
-    charts = "".join(
-        figure(chart(curve, f"{title} at time steps 0 to {most}; peaks at {peaks}", most, 480, 160, peaks,
-                     links=[f"#t{t:04d}" for t in peaks]),
-               title, "time step: 0 is the clean picture, to the right the noise grows")
-        for title, curve in curves.items())
-    go = ", ".join(f'<a href="#t{t:04d}">{t}{" (a peak)" if t in peaks else ""}</a>' for t in times)
-    return f'<h2 id="when">When it is active</h2><div class="charts">{charts}</div><p>Go to time step {go}.</p>'
-
-
-def time_step(t, found, activity, seen):
-    """All that was made and all that is known at one time step: a row for each settings, the best seed first."""
-    peak = " <span class=soft>a peak of its activity</span>" if activity and t in activity["peaks"] else ""
-    made, rows = "", rows_of(found)
-    for results in rows:
-        head = f"With {typed(results[0])}" if typed(results[0]) else "With usual settings" if len(rows) > 1 else ""
-        tiles = "".join(pair(r, activity, "open", True) for r in results)
-        wide = " both" if any(r.finished for r in results) else ""
-        says = reads(seen.get(results[0].folder, {})).capitalize() if len(seen) > 1 else ""
-        made += f'{f"<h4>{escape(head)}</h4>" if head else ""}<div class="tiles{wide}">{tiles}</div>'
-        made += f'<p class="reads">{escape(says)}</p>' if says else ""
-    made = made or "<p>No picture was made at this time step.</p>"
-    known = "".join(figure(example(e), short(e["activation"]), e["prompt"])
-                    for e in (activity["examples"].get(t, []) if activity else ()))
-    seen = f'<h4>Dataset images that excite it most here</h4><div class="small">{known}</div>' if known else ""
-    return f'<section id="t{t:04d}"><h3>Time step {t}{peak}</h3>{made}{seen}</section>'
-
-
-def priors(found):
-    """The samples from which ascents started, one a seed and kind: they do not depend on the ascent's time step."""
-    kinds = {(r.recipe["config"]["prior"], r.seed): r for r in reversed(found) if r.sampled}
-    tiles = "".join(figure(img(embed(r.frame(0), FRAME), f"Start of {r.kind} {r.target}, {kind}, seed {seed}"),
-                           f"{STARTS[kind]}, seed {seed}") for (kind, seed), r in sorted(kinds.items()))
-    return ('<section id="priors"><h3>Where they started: samples that were pulled towards it</h3>'
-            f'<div class="small">{tiles}</div><p>What differs from seed to seed, it does not care about.</p></section>'
-            ) if tiles else ""
-
-
-def scores(found, activity):
-    """The numbers of every picture; columns that say which one it is only where there are several kinds."""
-    finished, unusual = (any(map(has, found)) for has in (lambda r: r.finished, typed))
-    rows = [(r.t, *[typed(r) or "usual"] * unusual, r.seed, *[name] * finished, p.verdict,
-             *(short(p.scores[name]) for name in SCORES), short(gain(p, activity)))
-            for r in found for name, p in (("finished", r.finished), ("ascent", r)) if p]
-    head = ("time step", *["settings"] * unusual, "seed", *["picture"] * finished, "verdict", *SCORES.values(),
-            "times the strongest image")
-    return f'<h2 id="scores">Scores</h2>{table(head, rows, "Scores")}'
-
-
-def beside(folder, first, others):
-    """What else the best picture excites, as bars; a feature that has a page is a link."""
-    first = first.last
-    if not first.others:
-        return ""
-    order = sorted([*first.others, (first.target, first.scores["activation"])], key=lambda entry: -(entry[1] or 0))
-    rows = bars([(linked(folder, first, first.kind, i, others), short(a), a or 0, i == first.target) for i, a in order])
-    return (f'<h2 id="beside">What the picture excites beside it</h2>{rows}<p>The {first.kind} itself and the '
-            f"{len(first.others)} others with the largest mean activation, in the picture of time step {first.t}, "
-            f"seed {first.seed}.</p>")
+    order = sorted([*r.others, (r.target, r.scores["activation"])], key=lambda entry: -(entry[1] or 0))
+    rows = [(linked(folder, r, r.kind, n, others), short(a), a or 0, n == r.target) for n, a in order]
+    return f"{bars(rows)}<p>Measured in the picture of time step {r.t}, seed {r.seed}.</p>"
 
 
 def linked(folder, r, kind, number, others):
     """A feature's or channel's number, as a link where it has a page."""
-    name = folder_of("", "", r.recipe.get("hook_point", HOOK_POINT), kind, number).name
-    there = name != folder.name and (name in others or folder.with_name(name).joinpath("index.html").exists())
+    name = folder_of("", r.recipe["weights"], r.recipe["hook_point"], kind, number).name
+    there = name != folder.name and (name in others or (folder.parent / name / "index.html").exists())
     return f'<a href="../{escape(name)}/index.html">{kind} {number}</a>' if there else f"{kind} {number}"
 
 
-def raw(folder, first, name, others):
-    """The raw channel that the feature raises most, beside the feature: what the sparse autoencoder is for."""
+def raw(folder, first, others):
+    """The raw channel that the feature raises most: what the sparse autoencoder is for."""
     number = first.nearest_channel
     if number is None:
         return ""
-    hook = first.recipe.get("hook_point", HOOK_POINT)
-    channel = folder.with_name(folder_of("", "", hook, "channel", number).name)
-    head, there = '<h2 id="raw">Beside a raw channel</h2>', read_results(channel)
-    if not there:
-        return (f"{head}<p>Of the raw channels it raises number {number} most. <code>python featviz.py --channel "
-                f"{number}</code> makes its pictures; then they are shown here.</p>")
-    two = "".join(figure(img(embed(r.path), "What excites " + told(r)), title, f"{reached(r, None)}: {r.verdict}")
-                  for r, title in ((first.last, name), (best(there, read_activity(channel)).last, f"Channel {number}")))
-    return (f'{head}<div class="tiles">{two}</div><p>Of the raw channels, the feature raises '
-            f"{linked(folder, first, 'channel', number, others)} most.</p>")
+    hook = first.recipe["hook_point"]
+    there = read_results(folder.parent / folder_of("", first.recipe["weights"], hook, "channel", number).name)
+    link = f"<p>It raises {linked(folder, first, 'channel', number, others)} most.</p>"
+    if there:
+        return f'{link}{pair(best(there), *SMALL)}'
+    more = f" --hook-point {hook}" if hook != HOOK_POINT else ""
+    return f"{link}<p>Make its pictures: <code>python featviz.py --channel {number}{escape(more)}</code></p>"
 
 
 def settings(first):
@@ -263,58 +301,16 @@ def settings(first):
     recipe = first.recipe
     plain = sorted((name, value) for name, value in recipe.items() if not isinstance(value, dict))
     prints = [(name, f"sha256 {value}") for name, value in sorted(recipe["fingerprints"].items())]
-    rows = table((), [*plain, *sorted(recipe["config"].items()), *prints], "Settings")
-    return (f'<details id="settings"><summary>All settings of time step {first.t}, seed {first.seed}, and the '
-            f"fingerprints of its weights</summary>{rows}</details>")
+    return table((), [*plain, *sorted(recipe["config"].items()), *prints], "Settings")
 
 
-def course(r):
-    """The activation after 0, 1, ... steps: at both ends the score, in between that of the one noise the step saw."""
-    return [r.scores["activation_start"], *r.history.get("activation", [])[1:], r.scores["activation"]]
+def glossary(kind):
+    """Every term of the page, and the verdicts in the order in which they are tried."""
+    said = [*((name, text.format(kind=kind)) for name, text in TERMS.items()), *VERDICTS.items()]
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in said) + "</dl>"
 
 
-def curves(r):
-    """Every curve of the ascent that is not 0 throughout, the activation with the kept pictures marked."""
-    values, total = course(r), len(course(r)) - 1
-    marks = [n for n in r.steps if n <= total]
-    big = figure(chart(values, f"Activation after each step, {told(r)}", total, 460, 150, marks),
-                 "Activation after each step")
-    small = [figure(chart([*r.history[name], None], f"{title}, {told(r)}", total, 240, 110), title)
-             for name, title in CURVES.items() if any(r.history.get(name, []))]
-    if r.finished and r.finished.history.get("activation"):
-        pulled = r.finished.history["activation"]
-        small.append(figure(chart(pulled, f"Activation at each step of the finish, {told(r)}", len(pulled), 240, 110),
-                            "Activation at each step of the finish"))
-    return big.replace("<figure>", '<figure class="course">', 1) + "".join(small)
-
-
-def film(r):
-    """The kept pictures behind one another, and the slider that moves through them."""
-    values, last = course(r), len(r.steps) - 1
-    total = len(values) - 1
-    says = [f"after {n} of {total} steps: activation {short(values[n] if n <= total else None)}" for n in r.steps]
-    with Image.open(r.strip) as strip:
-        width, height = strip.width // len(r.steps), strip.height
-    source = embed(r.strip, FRAME * len(r.steps)) if width > FRAME else picture(r.strip)
-    return (f'<img class="strip" src="{source}" alt="The picture {escape(says[-1])}" '
-            f'style="aspect-ratio:{width}/{height};--k:{last};--last:{last or 1}">'
-            f'<label for="slide-{key(r)}">Steps of the ascent</label><input type="range" id="slide-{key(r)}" min="0" '
-            f'max="{last}" value="{last}" data-says="{escape(json.dumps(says))}">'
-            f'<output for="slide-{key(r)}">{escape(says[-1])}</output>'
-            f'<p class="all">From left to right: after {", ".join(map(str, r.steps))} of {total} steps.</p>')
-
-
-def viewer(r):
-    """How one result came about: its pictures on a slider, its curves, and its trace if there is one."""
-    trace = r.trace()
-    link = trace and f"{r.folder}/{trace.parent.name}/{trace.name}"
-    opened = f'<p><a href="{escape(link)}">Its trace: steps of it, opened up</a></p>' if trace else ""
-    shown = film(r) if r.steps else (img(embed(r.path), f"What excites {told(r)}")
-                                     + "<p>The pictures of its course were not kept (--frames 0).</p>")
-    last = r.finished and figure(img(embed(r.finished.path), f"Finished: what excites {told(r)}"), "Then finished",
-                                 f"activation {short(r.finished.scores['activation'])}: {r.finished.verdict}")
-    return (f'<dialog id="view-{key(r)}" aria-labelledby="name-{key(r)}">'
-            f'<form method="dialog"><button>Close</button></form>'
-            f'<h3 id="name-{key(r)}">{escape(told(r).capitalize())}: {escape(r.verdict)}</h3>'
-            f'<div class="viewer"><div>{shown}{last or ""}{opened}</div>'
-            f'<div class="charts">{curves(r)}</div></div></dialog>')
+def footer(first):
+    weights = escape(first.recipe["weights"])
+    return (f"<footer><p>Made by <code>python -m pages</code> from the files beside it. "
+            f"Model: {weights}. Nobody chose the pictures; all results are here.</p></footer>")

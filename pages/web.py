@@ -1,15 +1,19 @@
-"""What all HTML pages share: one self-contained document, one style, one kind of figure, table, bars and chart.
+"""Building blocks of every HTML page: one self-contained document, pictures, tables, bars, charts, terms.
 
-Pages open from disk, with no server, no network and no framework. Style sheets and scripts are the files beside this
-one, put into a page when it is written. Text that comes from elsewhere goes through `escape`; the policy in the head
-lets the browser run the page's own script and nothing that a prompt could smuggle in.
+A page opens from disk, with no server, no network and no framework. Style sheets and scripts are the files beside this
+one, copied into the page when it is written. Text from elsewhere goes through `escape`. The policy in the head lets the
+browser run the page's own script and nothing that a prompt could smuggle in.
 """
 import base64
 import hashlib
 import html
-from functools import cache
+import io
 from pathlib import Path
 
+from PIL import Image
+
+LARGE, EDGE = 100_000, 512          # bytes of a picture that is embedded as it is; pixels an edge of a larger one
+WIDE, NARROW = 256, 160             # CSS pixels that a picture may take on a desk and on a phone
 DOCUMENT = """<!doctype html>
 <html lang="en">
 <head>
@@ -22,107 +26,159 @@ DOCUMENT = """<!doctype html>
 </head>
 <body>
 {body}
-<script>{script}</script>
-</body>
+{script}</body>
 </html>
 """
 
 
 def escape(value):
-    """Any value as text that is safe between tags and inside a quoted attribute."""
+    """Turn any value into text that is safe between tags and inside a quoted attribute."""
     return html.escape(str(value), quote=True)
 
 
 def data_uri(data, kind):
-    """Bytes -> an address that holds them; kind: png, jpeg."""
+    """Turn bytes into an address that holds them; kind: png, jpeg."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def picture(path):
-    """The address of a picture file, embedded."""
-    return data_uri(path.read_bytes(), "jpeg" if path.suffix in (".jpg", ".jpeg") else "png")
-
-
 def asset(name):
-    """The text of a style sheet or script that lies beside this file."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    """Read a style sheet or script beside this file; "" where there is none."""
+    path = Path(__file__).with_name(name)
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def document(title, body, name):
-    """A whole page; `body` is HTML already, `title` is text. It looks as style.css and <name>.css say; only <name>.js
-    may run."""
-    script = asset(f"{name}.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = ("default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; "
-              f"script-src 'sha256-{digest}'")
+    """Build a whole page; `body` is HTML, `title` is text. Style: style.css and <name>.css; script: <name>.js alone."""
+    code = asset(f"{name}.js")
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'" if code else "script-src 'none'"
+    policy = f"default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; {allowed}"
     return DOCUMENT.format(policy=policy, title=escape(title), style=asset("style.css") + asset(f"{name}.css"),
-                           body=body, script=script)
+                           body=body, script=f"<script>{code}</script>\n" if code else "")
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+def embed(path, edge=EDGE):
+    """Read a picture file -> (address that holds it, width, height); a large one is made smaller."""
+    with Image.open(path) as opened:
+        if max(opened.size) <= edge and path.stat().st_size <= LARGE:
+            kind = "jpeg" if opened.format == "JPEG" else "png"
+            opened.load()
+            return data_uri(path.read_bytes(), kind), *opened.size
+        image = opened.convert("RGB")
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=90, subsampling=0)
+    return data_uri(file.getvalue(), "jpeg"), *image.size
 
 
 def img(source, alt):
     return f'<img src="{source}" alt="{escape(alt)}">'
 
 
-def figure(content, *captions):
-    """The first caption stands out; captions are text."""
-    first, *rest = captions
-    more = "".join("<br>" + escape(c) for c in rest)
-    return f"<figure>{content}<figcaption><b>{escape(first)}</b>{more}</figcaption></figure>"
+def sharp(path, alt, wide=WIDE, narrow=NARROW):
+    """Show a picture file at a whole multiple of its own size, or at most `wide` (on a phone `narrow`) CSS pixels."""
+    source, width, height = embed(path)
+    sizes = [width * max(1, room // width) if width <= room else room for room in (wide, narrow)]
+    small = ' class="small"' if width <= NARROW else ""
+    return (f'<img{small} src="{source}" alt="{escape(alt)}" width="{width}" height="{height}" '
+            f'style="--wide:{sizes[0]}px;--narrow:{sizes[1]}px">')
+
+
+def figure(content, *lines):
+    """Show content over caption lines; these are HTML."""
+    return f'<figure>{content}<figcaption>{"<br>".join(filter(None, lines))}</figcaption></figure>'
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+def term(word, meaning):
+    """Show a word whose meaning appears on hover, on tap and on keyboard focus, without a script."""
+    return f'<abbr tabindex="0" aria-description="{escape(meaning)}">{escape(word)}</abbr>'
+
+
+def section(name, title, *parts):
+    """Build a section with a heading; "" where all parts are empty. `title` is HTML."""
+    inside = "".join(filter(None, parts))
+    return f'<section id="{name}"><h2>{title}</h2>{inside}</section>' if inside else ""
+
+
+def folded(name, title, *parts):
+    """Build a section that opens on a click; "" where all parts are empty."""
+    inside = "".join(filter(None, parts))
+    return f'<details id="{name}"><summary><h2>{escape(title)}</h2></summary>{inside}</details>' if inside else ""
 
 
 def table(head, rows, label):
-    """Rows of texts under a head of texts; without a head each row's first cell names it."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    cells = lambda row: "".join(f'<th scope="row">{escape(v)}</th>' if not head and i == 0 else f"<td>{escape(v)}</td>"
-                                for i, v in enumerate(row))
-    body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
+    """Build a table of texts; without a head each row's first cell names it."""
+    first = "td" if head else 'th scope="row"'
+    top = "<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in head) + "</tr>" if head else ""
+    body = ""
+    for name, *cells in rows:
+        rest = "".join(f"<td>{escape(value)}</td>" for value in cells)
+        body += f"<tr><{first}>{escape(name)}</{first[:2]}>{rest}</tr>"
     return (f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(label)}">'
-            f'<table>{f"<tr>{top}</tr>" if head else ""}{body}</table></div>')
+            f"<table>{top}{body}</table></div>")
 
 
 def bars(rows):
-    """[(name as HTML, number as text, number, whether it is the target's)] as bars to one scale."""
-    most = max(value for _, _, value, _ in rows) or 1
-    return '<table class="bars">' + "".join(
-        f'<tr{" class=target" * target}><th scope="row">{name}</th><td>{text}</td>'
-        f'<td><span class="bar" style="width:{100 * max(value, 0) / most:.1f}%"></span></td></tr>'
-        for name, text, value, target in rows) + "</table>"
+    """Draw [(name as HTML, number as text, number, whether it is the target)] as bars to one scale, 0 at the left."""
+    most = max((abs(value) for _, _, value, _ in rows), default=0) or 1
+    lines = ""
+    for name, text, value, target in rows:
+        kinds = " ".join(word for word, holds in (("target", target), ("below", value < 0)) if holds)
+        width = f"{100 * abs(value) / most:.1f}%"
+        lines += (f'<tr class="{kinds}"><th scope="row">{name}</th><td>{escape(text)}</td>'
+                  f'<td><span class="bar" style="width:{width}"></span></td></tr>')
+    return f'<table class="bars">{lines}</table>'
 
 
-@cache
-def across(count, left, width):
-    """Where so many points of a curve lie, as they are written: a page has a hundred curves of a few lengths."""
-    return [f"{left + i * width / max(count - 1, 1):.1f}," for i in range(count)]
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+def ticks(most, count=6):
+    """Choose at most `count` round numbers from 0 to `most`: 0, 20, 40, 60, 80 for 99."""
+    size = 1
+    while most // size >= count:
+        size = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10 ** 9) if n > size)
+    return range(0, int(most) + 1, size)
 
 
 def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
-    """One curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None leaves a gap.
+    """Draw one curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None leaves a gap.
 
-    marks  x positions drawn as vertical lines in the accent colour
+    marks  x positions drawn as vertical lines; a flat curve gets none
     links  where each of the marks leads, if anywhere
-    label  what a screen reader says
+    label  read aloud by a screen reader
     """
     known = [v for v in values if v is not None] or [0.0]
     low, high = min(0.0, *known), max(0.0, *known)
     left, top, w, h = 64, 12, width - 84, height - 36
-    at_x = lambda x: left + x * w / x_most
-    at_y = lambda v: top + h * (1 - (v - low) / ((high - low) or 1.0))
-    tall, runs = h / ((high - low) or 1.0), [[]]
-    for x, v in zip(across(len(values), left, w), values):
+
+    def at_x(x):
+        return round(left + x * w / (x_most or 1), 1)
+
+    def at_y(v):
+        return round(top + h * (1 - (v - low) / ((high - low) or 1.0)), 1)
+
+    runs, step = [[]], x_most / max(len(values) - 1, 1)
+    for i, v in enumerate(values):
         if v is None:
             runs.append([])
         else:
-            runs[-1].append(f"{x}{top + h - (v - low) * tall:.1f}")
-    lines = "".join(f'<polyline class="curve" points="{" ".join(run)}"/>' for run in runs if run)
-    for i, x in enumerate(marks):
-        line = f'<line class="peak" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{top}" y2="{top + h}"/>'
-        lines += (f'<a href="{escape(links[i])}" aria-label="{x:g}"><rect x="{at_x(x) - 10:.1f}" y="{top}" width="20" '
-                  f'height="{h}" fill="transparent"/>{line}</a>') if links else line      # a line is too thin to be hit
-    ticks = "".join(f'<text x="{at_x(x):.1f}" y="{top + h + 16}" text-anchor="middle">{x:g}</text>'
-                    for x in (0, x_most / 4, x_most / 2, 3 * x_most / 4, x_most))
-    ticks += "".join(f'<text x="{left - 6}" y="{at_y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>'
-                     for v in sorted({low, high}))
-    return (f'<svg role="{"group" if links else "img"}" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" style="max-width:100%;height:auto">'
-            f'<line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0):.1f}" y2="{at_y(0):.1f}"/>'
-            f"{lines}{ticks}</svg>")
+            runs[-1].append(f"{at_x(i * step)},{at_y(v)}")
+    drawn = "".join(f'<polyline class="curve" points="{" ".join(run)}"/>' for run in runs if run)
+    for i, x in enumerate(marks if min(known) < max(known) else ()):
+        line = f'<line class="peak" x1="{at_x(x)}" x2="{at_x(x)}" y1="{top}" y2="{top + h}"/>'
+        if links:                               # a line is too thin to be hit
+            area = f'<rect x="{at_x(x) - 10}" y="{top}" width="20" height="{h}" fill="transparent"/>'
+            line = f'<a href="{escape(links[i])}" aria-label="time step {x:g}">{area}{line}</a>'
+        drawn += line
+    for x in ticks(x_most):
+        drawn += f'<text x="{at_x(x)}" y="{top + h + 16}" text-anchor="middle">{x:g}</text>'
+    for v in sorted({low, high}):
+        drawn += f'<text x="{left - 6}" y="{at_y(v) + 4}" text-anchor="end">{v:.3g}</text>'
+    role = "group" if links else "img"
+    return (f'<svg class="chart" role="{role}" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
+            f'width="{width}" height="{height}">'
+            f'<line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0)}" y2="{at_y(0)}"/>{drawn}</svg>')

@@ -1,1 +1,0 @@
-// No script: all of this page lies open.
