@@ -1,45 +1,219 @@
-"""Turn pickled weights into safetensors: `python weights/convert.py IN OUT`, a file or a folder in diffusers layout.
+"""Convert what people hold of Stable Diffusion 1.x into the folder that load.py reads: `python weights/convert.py IN OUT`.
 
-    python weights/convert.py sd-v1-4.ckpt weights/sd14.safetensors     then --weights weights/sd14.safetensors
-    python weights/convert.py style50 weights/style50                   .bin in unet, vae, text_encoder; the rest copied
+    python weights/convert.py v1-5-pruned.ckpt weights/sd15     single file ("LDM"): .safetensors, .ckpt, .pt, .bin
+    python weights/convert.py style50 weights/style50           folder with .bin, .fp16., shards, tokenizer.json, ...
 
-A pickle can run any code when it is read, so nothing else here reads one. `torch.load(weights_only=True)` runs none: it
-knows tensors and plain containers alone. Checkpoints of the training framework also hold objects of its classes; each
-is replaced by an empty stand-in, and dropped. Tensors keep their names and types, layouts.py knows them all; each is
-compared after writing.
+OUT is written beside its final place and renamed at the end, so that a conversion that fails leaves nothing. Tensors
+keep their numbers and their precision and are copied one by one: it takes no more memory than IN. What no network reads
+is left out and counted; what would change the mathematics is refused by name.
+
+A pickle can run any code when it is read. `torch.load(weights_only=True)` runs none: it knows tensors and plain
+containers alone. Checkpoints of a training framework also hold objects of its classes; each is replaced by an empty
+stand-in.
+
+Sources
+ [1] the published folders of SD 1.4 and SD 1.5: file names, variants, the VAE attention's names before 2023
+ [2] CompVis/latent-diffusion and stable-diffusion: the single file, its EMA copies, its schedule buffers
+ [3] diffusers' converters and what tools for pictures write into single files: more spellings of the same names
 """
 import argparse
 import json
+import os
 import pickle
 import re
 import shutil
 import sys
+import tempfile
 import zipfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-if __name__ == "__main__":                      # as a script: this folder is `weights` to Python, nothing else
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from weights.disk import WeightsError, replacing  # noqa: E402
-from weights.layouts import PICKLES, STEM, VARIANTS  # noqa: E402
-from weights.tensors import FLOATS, read_header, read_one  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
+    sys.path[:] = [str(ROOT), *(p for p in sys.path if p != str(ROOT / "weights"))]
+from clip import Tokenizer  # noqa: E402
+from schedule import Schedule  # noqa: E402
+from weights.load import (AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, foreign,  # noqa: E402
+                          on_meta, open_tensors, read_json, read_part, read_scheduler, read_tokenizer)
 
-NAMES = {dtype: name for name, dtype in FLOATS.items()} | {
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
-PICKLE_STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "pytorch_model"}
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
-          MemoryError, pickle.UnpicklingError, zipfile.BadZipFile)      # what a damaged pickle makes torch.load raise
+          pickle.UnpicklingError, zipfile.BadZipFile)           # what a damaged pickle makes torch.load raise
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")   # of a network's file in a folder [1]
+VARIANTS = ("", "fp16", "bf16", "non_ema")                      # between stem and suffix, in the order of choice
+CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params", "unet")    # where a pickle keeps tensors
+SIZES = {   # of SD 1.x; a single file has no configs [1]
+    "unet": dict(block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768, attention_head_dim=8,
+                 norm_num_groups=32, in_channels=4, out_channels=4, sample_size=64),
+    "vae": dict(block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, norm_num_groups=32,
+                scaling_factor=0.18215),
+    "text_encoder": dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                         num_attention_heads=12),
+}
+SCHEDULER = dict(_class_name="PNDMScheduler", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                 num_train_timesteps=1000, prediction_type="epsilon", set_alpha_to_one=False, skip_prk_steps=True,
+                 steps_offset=1, clip_sample=False)
+PREFIXES = {    # what may stand in front of a network's names; the empty one last [2, 3]
+    "unet": ("model.diffusion_model.", "diffusion_model.", "module.unet.", "unet.", "module.", "_orig_mod.", ""),
+    "vae": ("first_stage_model.", "module.vae.", "vae.", "module.", "_orig_mod.", ""),
+    "text_encoder": tuple(start + middle for start in ("cond_stage_model.transformer.", "cond_stage_model.",
+                                                       "text_encoder.", "module.", "_orig_mod.", "")
+                          for middle in ("transformer.text_model.", "text_model.", "")),
+}
+EMA = "model_ema."                              # its names have no dots behind this one [2]
+UNREAD = re.compile(r"(^|\.)(position_ids|logit_scale|text_projection(\.weight)?|logvar|loss\..*|model_ema\..*|"
+                    r"num_batches_tracked|vision_model\..*|visual_projection\..*|safety_checker\..*)$")
+OTHERS = {      # names of tensors -> what such a file is
+    r"lora|\.hada_|\.lokr_": "a LoRA, which changes a model and is none: merge it into a model first",
+    r"^conditioner\.embedders\.|^first_stage_model.*XL": "Stable Diffusion XL",
+    r"^cond_stage_model\.model\.": "Stable Diffusion 2.x",
+    r"double_blocks\.|joint_blocks\.|single_transformer_blocks\.": "a transformer such as FLUX or SD 3",
+    r"^(control_model|input_hint_block|controlnet_\w+)\.": "a ControlNet, which steers a model and is none",
+    r"string_to_param|^emb_params$|^<.*>$": "a textual inversion, which adds a word to a model and is none",
+    r"motion_modules?\.": "a motion module of AnimateDiff, which adds time to a model and is none",
+}
+ATTENTION = re.compile(r"(encoder|decoder)\.(?:mid\.attn_1|mid_block\.attentions\.0)\.(\w+?)(\.0)?\.(weight|bias)")
+ATTENTION_NAMES = {"norm": "group_norm", "group_norm": "group_norm"} | {
+    old: new for new, olds in {"to_q": ("q", "query", "to_q"), "to_k": ("k", "key", "to_k"),
+                               "to_v": ("v", "value", "to_v"), "to_out.0": ("proj_out", "proj_attn", "to_out")}.items()
+    for old in olds}
 
+# A name here -> the name in the single file: the first rule that fits the beginning, then every rule inside [2].
+BEGINNINGS = {
+    "unet": {
+        r"conv_in": lambda: "input_blocks.0.0",
+        r"time_embedding\.linear_(\d)": lambda n: f"time_embed.{2 * n - 2}",
+        r"down_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"input_blocks.{3 * i + j + 1}.0",
+        r"down_blocks\.(\d)\.attentions\.(\d)": lambda i, j: f"input_blocks.{3 * i + j + 1}.1",
+        r"down_blocks\.(\d)\.downsamplers\.0\.conv": lambda i: f"input_blocks.{3 * i + 3}.0.op",
+        r"mid_block\.resnets\.(\d)": lambda j: f"middle_block.{2 * j}",
+        r"mid_block\.attentions\.0": lambda: "middle_block.1",
+        r"up_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"output_blocks.{3 * i + j}.0",
+        r"up_blocks\.(\d)\.attentions\.(\d)": lambda i, j: f"output_blocks.{3 * i + j}.1",
+        r"up_blocks\.(\d)\.upsamplers\.0\.conv": lambda i: f"output_blocks.{3 * i + 2}.{1 if i == 0 else 2}.conv",
+        r"conv_norm_out": lambda: "out.0",
+        r"conv_out": lambda: "out.2",
+    },
+    "vae": {    # the decoder's levels are counted from the other end
+        r"encoder\.down_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"encoder.down.{i}.block.{j}",
+        r"encoder\.down_blocks\.(\d)\.downsamplers\.0\.conv": lambda i: f"encoder.down.{i}.downsample.conv",
+        r"decoder\.up_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"decoder.up.{3 - i}.block.{j}",
+        r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.conv": lambda i: f"decoder.up.{3 - i}.upsample.conv",
+        r"(en|de)coder\.mid_block\.resnets\.(\d)": lambda side, j: f"{side}coder.mid.block_{j + 1}",
+    },
+}
+INSIDE = {
+    "unet": {r"\.norm1": ".in_layers.0", r"\.conv1": ".in_layers.2", r"\.time_emb_proj": ".emb_layers.1",
+             r"\.norm2": ".out_layers.0", r"\.conv2": ".out_layers.3", r"\.conv_shortcut": ".skip_connection"},
+    "vae": {r"\.conv_shortcut": ".nin_shortcut", r"\.conv_norm_out": ".norm_out"},
+}
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+def ldm_name(part, name):
+    """The name of a UNet's or VAE's tensor in the single file, without the part's prefix; the VAE attention keeps ours.
+    """
+    for pattern, there in BEGINNINGS[part].items():
+        if found := re.match(pattern + r"(?=\.)", name):
+            name = there(*(int(n) if n.isdecimal() else n for n in found.groups())) + name[found.end():]
+            break
+    if "transformer_blocks" not in name:                        # a transformer's norms keep their names
+        for pattern, there in INSIDE[part].items():
+            name = re.sub(pattern + r"(?=\.)", there, name, count=1)
+    return name
+
+
+def our_attention(name):
+    """The VAE attention's tensors under today's names, whichever of four spellings they have."""
+    found = ATTENTION.fullmatch(name)
+    if not found or found[2] not in ATTENTION_NAMES:
+        return name
+    return f"{found[1]}.mid_block.attentions.0.{ATTENTION_NAMES[found[2]]}.{found[4]}"
+
+
+def spellings(part, names):
+    """{what a tensor may be called: our name}, without prefixes."""
+    ldm = {} if part == "text_encoder" else {ldm_name(part, name): name for name in names}
+    return {name: name for name in names} | ldm
+
+
+def find_part(part, tensors, shapes, path, ema=False):
+    """({our name: its key in `tensors`}, the prefixes that were met) of the tensors that are this part's."""
+    table, prefixes = spellings(part, shapes), PREFIXES[part]
+    if ema:                                                     # "model_ema.diffusion_modelinput_blocks00weight"
+        table = {f"diffusion_model.{name}".replace(".", ""): ours for name, ours in table.items()}
+        prefixes = (EMA,)
+    found, met = {}, set()
+    for key in tensors:
+        for prefix in prefixes:
+            rest = key.removeprefix(prefix)
+            if key.startswith(prefix) and (name := table.get(our_attention(rest) if part == "vae" else rest)):
+                if name in found:
+                    raise WeightsError(f"{path}: holds {name} twice, as {found[name]} and as {key}; {AGAIN}")
+                found[name] = key
+                met.add(prefix)
+                break
+    return found, met
+
+
+def cause(tensors):
+    """What a file is that is no SD 1.x, judged by its names and shapes; "" where that is not known."""
+    for pattern, what in OTHERS.items():
+        if any(re.search(pattern, name) for name in tensors):
+            return what
+    widths = {}
+    for name, tensor in tensors.items():
+        if name.endswith(("input_blocks.0.0.weight", "conv_in.weight")) and "coder" not in name and tensor.ndim == 4:
+            widths["in_channels"] = tensor.shape[1]
+        if name.endswith("attn2.to_k.weight"):
+            widths["cross_attention_dim"] = tensor.shape[1]
+    return foreign(widths).removeprefix("this is ")
+
+
+def same_numbers(shape, wanted):
+    """Whether shapes differ by axes of length 1 alone, as a matrix and a 1x1 convolution do."""
+    return [n for n in shape if n != 1] == [n for n in wanted if n != 1]
+
+
+def pick_part(part, tensors, sizes, path, ema=False):
+    """{our name: tensor} of one part, complete and of the right shapes, and the keys that were taken; empty where the
+    file has no tensor of this part.
+    """
+    shapes = {name: tuple(p.shape) for name, p in on_meta(NETWORKS[part], sizes, path).state_dict().items()}
+    found, met = find_part(part, tensors, shapes, path, ema)
+    if not found:
+        return {}, set()
+    what = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}[part]
+    why = f"this is {other}" if (other := cause(tensors)) else AGAIN
+    wrong = [name for name in sorted(found) if not same_numbers(tensors[found[name]].shape, shapes[name])]
+    inside = lambda key: any(key.startswith(prefix) for prefix in met)
+    extra = sorted(key for key in tensors.keys() - {*found.values()} if inside(key) and not UNREAD.search(key)
+                   and not any(key.startswith(p) for other in PREFIXES if other != part for p in PREFIXES[other] if p))
+    if missing := sorted(shapes.keys() - found.keys()):
+        raise WeightsError(f"{path}: lacks {missing[0]!r} of the {what}, and {len(missing) - 1} more; {why}")
+    if wrong:
+        shape = list(tensors[found[wrong[0]]].shape)
+        raise WeightsError(f"{path}: {found[wrong[0]]} has shape {shape}, the {what} of Stable Diffusion 1.x has "
+                           f"{list(shapes[wrong[0]])}; {why}")
+    if extra:
+        raise WeightsError(f"{path}: has {extra[0]!r}, and {len(extra) - 1} more, which the {what} of Stable Diffusion "
+                           f"1.x has not; {why}")
+    return {name: tensors[key].reshape(shapes[name]) for name, key in found.items()}, {*found.values()}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 class StandIn:
-    """Takes the place of an object whose class is not loaded; keeps nothing."""
+    """Takes the place of an object whose class is not loaded; keeps nothing but what a dataclass's state is."""
 
     def __init__(self, *args, **kwargs):
         pass
 
     def __setstate__(self, state):
-        pass
+        self.state = state
 
     def __setitem__(self, key, value):
         pass
@@ -49,110 +223,314 @@ class StandIn:
 
 
 def unpickle(path):
-    """Whatever the pickle holds, without running any of its code; WeightsError for a file that is none."""
+    """Read a pickle without running any of its code; WeightsError for a file that is none."""
     try:
         with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\3\4"                  # torch.save since 2020; only this kind can be mapped
+            first = file.read(8)
+        zipped = first.startswith(b"PK\3\4")                    # torch.save since 2020; only this kind can be mapped
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
         with torch.serialization.safe_globals([(type("StandIn", (StandIn,), {}), name) for name in classes]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a file of torch.save there") from e
+        raise WeightsError(f"{path}: cannot be read ({e.strerror or e})") from e
     except BROKEN as e:
         if code := re.search(r"GLOBAL (\S+) whose module", str(e)):
             raise WeightsError(f"{path}: would call {code[1]} when it is read as a pickle; that is no file of weights, "
                                "do not use it") from e
-        why = (str(e) or type(e).__name__).splitlines()[0]
-        why = "torch.load does not accept it" if isinstance(e, pickle.UnpicklingError) else why
-        raise WeightsError(f"{path}: is no whole file of torch.save ({why}); fetch or copy this file again") from e
+        if not first.startswith((b"PK", b"\x80")):
+            open_tensors(path)                                  # says what it is instead
+        raise WeightsError(f"{path}: is no whole file of torch.save ({(str(e) or type(e).__name__).splitlines()[0]}); "
+                           f"{AGAIN}") from e
 
 
-def tensors_of(path):
-    """{name: tensor} of a pickle: its own entries, or those of its `state_dict`; all else is left out."""
-    found = unpickle(path)
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    entries = found.items() if isinstance(found, dict) else ()
-    tensors = {k: v for k, v in entries if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    if not tensors:
+def tensors_in(value):
+    """{name: tensor} in a pickle's value, which may keep them in an entry; {} where there are none."""
+    if not isinstance(value, dict):
+        return {}
+    for key in CONTAINERS:
+        if isinstance(value.get(key), dict) and (inside := tensors_in(value[key])):
+            return inside
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+
+
+def read_tensors(path):
+    """{name: tensor} of a file of either format, not yet in memory where it can be mapped."""
+    if not path.exists():
+        raise WeightsError(f"{path}: is missing")
+    if path.suffix in (".gguf", ".onnx", ".msgpack", ".h5"):
+        raise WeightsError(f"{path}: files of this kind cannot be converted; give the .safetensors or .ckpt of the model")
+    if path.suffix not in PICKLES:
+        with open_tensors(path) as file:
+            if (file.metadata() or {}).get("modelspec.prediction_type") in ("v", "v_prediction"):
+                raise WeightsError(f"{path}: predicts v (v-prediction); only models that predict the noise can be used")
+            return {name: file.get_tensor(name) for name in file.keys()}
+    if not (tensors := tensors_in(unpickle(path))):
         raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
-    for name, tensor in tensors.items():
-        if tensor.dtype not in NAMES or tensor.layout != torch.strided or tensor.is_quantized:
-            raise WeightsError(f"{path}: {name} holds {tensor.dtype}, which has no place in a safetensors file of "
-                               "weights")
     return tensors
 
 
-def write(path, tensors):
-    """A safetensors file, tensor by tensor, so that no second copy of all is in memory."""
+def choose_files(folder):
+    """The files of one network in a folder: of several, full precision before half, safetensors before pickles."""
+    sets = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", *PICKLES):
+            sets.setdefault(re.sub(r"-\d+-of-\d+", "", path.name), []).append(path)
+    for index in folder.glob("*.index.json"):
+        files = {*read_json(index).get("weight_map", {}).values()}
+        sets[index.name.removesuffix(".index.json")] = [folder / name for name in sorted(files)]
+
+    def rank(name):
+        stem, *variant, suffix = name.split(".")
+        variant = ".".join(variant)
+        return (stem not in STEMS, VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS),
+                suffix != "safetensors", name)
+    if not sets:
+        raise WeightsError(f"{folder}: holds no weights (.safetensors or .bin)")
+    name = min(sets, key=rank)
+    if rank(name)[0] and len(sets) > 1:
+        raise WeightsError(f"{folder}: which of {', '.join(sorted(sets))} is meant? Leave one")
+    paths = sets[name]
+    if (count := re.search(r"-of-(\d+)", paths[0].name)) and len(paths) != int(count[1]):
+        raise WeightsError(f"{folder}: has {len(paths)} of the {int(count[1])} pieces of {name}; fetch the others")
+    return paths
+
+
+def read_folder(folder):
+    """({name: tensor}, text for the user) of a network's folder."""
+    paths, out = choose_files(folder), {}
+    for path in paths:
+        out |= read_tensors(path)
+    return out, paths[0] if len(paths) == 1 else folder
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def building(target):
+    """A temporary folder beside `target` that takes its place when all went well, and is gone when not."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise WeightsError(f"{target}: exists already; remove it or give another OUT")
+    new = [path for path in target.absolute().parents if not path.exists()]
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    try:
+        yield folder
+        with suppress(OSError):
+            target.rmdir()
+        folder.chmod(0o777 & ~umask())
+        os.rename(folder, target)
+    except WeightsError as e:
+        raise WeightsError(str(e).replace(str(folder), str(target))) from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in new:
+            with suppress(OSError):                             # not empty: all went well
+                path.rmdir()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_tensors(path, tensors):
+    """Write a safetensors file tensor by tensor, so that no second copy of all is in memory."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
-    for name in sorted(tensors):
-        size = tensors[name].numel() * tensors[name].element_size()
-        header[name] = {"dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape),
-                        "data_offsets": [at, at + size]}
+    for name, tensor in sorted(tensors.items()):
+        if tensor.dtype not in NAMES:
+            raise WeightsError(f"{path}: {name} holds {tensor.dtype}, expected 16-, 32- or 64-bit floats")
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in sorted(tensors):
-            file.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for name, tensor in sorted(tensors.items()):
+            if not tensor.isfinite().all():
+                raise WeightsError(f"{path}: {name} holds NaN or infinite values; {AGAIN}")
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
-        check(Path(file.name), tensors)
+        os.fsync(file.fileno())
 
 
-def check(path, tensors):
-    """WeightsError unless the file holds these very tensors; NaN and infinity among them are refused here already."""
-    header = read_header(path)
-    for name, entry in header.items():
-        if entry.dtype in FLOATS and not torch.equal(read_one(path, name, entry, entry.shape), tensors[name]):
-            raise WeightsError(f"{path}: {name} is not what was written; is the disk sound?")
-    assert header.keys() == tensors.keys()
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def convert_file(source, target):
-    tensors = tensors_of(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write(target, tensors)
-    print(f"{target}: {len(tensors)} tensors, {target.stat().st_size} bytes")
+def write_part(folder, part, tensors, config):
+    write_tensors(folder / part / FILES[part], tensors)
+    write_json(folder / part / "config.json", config)
 
 
-def convert_folder(source, target):
-    """Every network's pickles become safetensors; JSON, text and safetensors files are copied."""
-    jobs = {}
-    for part, stem in PICKLE_STEM.items():
-        for variant in VARIANTS:
-            for suffix in PICKLES:
-                goal = Path(part) / f"{STEM[part]}{variant}.safetensors"
-                if (path := source / part / f"{stem}{variant}{suffix}").exists() and not (source / goal).exists():
-                    jobs[path] = target / goal
-    if not jobs:
-        raise WeightsError(f"{source}: holds no pickled network (unet/diffusion_pytorch_model.bin and the like); "
-                           "nothing to convert")
-    for path in sorted(source.rglob("*")):
-        if path.suffix in (".json", ".txt", ".safetensors") and path.is_file():
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-    for path, goal in jobs.items():
-        convert_file(path, goal)
+def write_tokenizer(folder, vocab, merges):
+    """vocab.json and merges.txt as published for SD 1.x [1]."""
+    folder.mkdir(parents=True)
+    text = json.dumps(vocab, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / "vocab.json").write_bytes(text.encode("utf-8"))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_bytes(("\n".join(lines) + "\n").encode("utf-8"))
+
+
+def write_clip_tokenizer(folder):
+    """CLIP's tokenizer, which every SD 1.x has, from OpenAI's list."""
+    tokenizer = Tokenizer.from_bpe(ROOT / "weights/clip/bpe_simple_vocab_16e6.txt.gz")
+    write_tokenizer(folder, tokenizer.vocab, tokenizer.ranks)
+
+
+# --- a single file ----------------------------------------------------------------------------------------------------
+
+def check_marks(path, tensors):
+    """WeightsError where a single file says that its noise schedule or its prediction is not SD 1.x's."""
+    if "v_pred" in tensors:
+        raise WeightsError(f"{path}: predicts v (v-prediction); only models that predict the noise can be used")
+    abar = tensors.get("alphas_cumprod")
+    if "ztsnr" in tensors or abar is not None and abar[-1] < 1e-4 and abar.any():
+        raise WeightsError(f"{path}: was trained with zero terminal SNR; only SD 1.x's own noise schedule can be used")
+    usual = Schedule().alphas_cumprod
+    if abar is not None and abar.any() and (len(abar) != len(usual) or (abar.float() - usual).abs().max() > 1e-2):
+        raise WeightsError(f"{path}: has another noise schedule than Stable Diffusion 1.x (alphas_cumprod)")
+    for yaml in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
+        if yaml.exists() and re.search(r"parameterization:\s*[\"']?v", yaml.read_text(errors="replace")):
+            raise WeightsError(f"{yaml}: says that {path.name} predicts v (v-prediction); only models that predict the "
+                               "noise can be used")
+
+
+def convert_tensors(path, tensors, folder, ema, configs=None):
+    """Write every network that is in one set of tensors; returns the keys that no network reads."""
+    check_marks(path, tensors)
+    taken, parts = set(), []
+    for part in NETWORKS:
+        config = (configs or {}).get(part, SIZES[part])
+        sizes = check_config(part, config, path)
+        found, keys = pick_part(part, tensors, sizes, path, ema and part == "unet")
+        if found:
+            write_part(folder, part, found, config)
+            parts.append(f"{part} {len(found)}")
+            taken |= keys
+    if ema and not (folder / "unet").exists():
+        raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; an `emaonly` file holds the moving "
+                           "average under the plain names, leave --ema out")
+    if not parts:
+        why = f"this is {other}" if (other := cause(tensors)) else f"its first tensor is {min(tensors)!r}"
+        raise WeightsError(f"{path}: holds no network of Stable Diffusion 1.x; {why}")
+    averages = sum(key.startswith(EMA) for key in tensors) > 2
+    note = f"; the UNet is {'the moving average' if ema else 'the plain one, --ema takes the moving average'}" * averages
+    return f"{', '.join(parts)} tensors{note}", tensors.keys() - taken
+
+
+def convert_file(path, folder, ema, configs=None, tensors=None):
+    said, left = convert_tensors(path, tensors or read_tensors(path), folder, ema, configs)
+    if (folder / "text_encoder").exists():
+        write_clip_tokenizer(folder / "tokenizer")
+    write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
+    return said + left_out(left)
+
+
+def left_out(keys):
+    """The line about tensors that no network reads: how many, and of what kinds."""
+    kinds = sorted({key.split(".")[0] for key in keys})
+    some = ", ".join(kinds[:6]) + ", ..." * (len(kinds) > 6)
+    return f"; {len(keys)} tensors that no network reads are left out ({some})" if keys else ""
+
+
+# --- a folder ---------------------------------------------------------------------------------------------------------
+
+def convert_folder(source, folder, ema):
+    """Write the networks, tokenizer, scheduler and settings of a folder in diffusers layout of any age."""
+    said, left = [], set()
+    for part in NETWORKS:
+        home = source / ("unet_ema" if ema and part == "unet" else part)
+        if not home.exists():
+            if part == "unet":
+                raise WeightsError(f"{home}: is missing" + ("; leave --ema out" if ema else ""))
+            continue
+        tensors, path = read_folder(home)
+        config = read_json(home / "config.json") if (home / "config.json").exists() else dict(SIZES[part])
+        config.pop("use_linear_projection", None)               # the same numbers as a matrix or a 1x1 convolution
+        sizes = check_config(part, config, home / "config.json")
+        found, keys = pick_part(part, tensors, sizes, path)
+        if not found:
+            raise WeightsError(f"{path}: holds no tensor of the {part} of Stable Diffusion 1.x; "
+                               + (f"this is {other}" if (other := cause(tensors)) else AGAIN))
+        write_part(folder, part, found, config)
+        said.append(f"{part} {len(found)}" + f" (from {path.name})" * (path.name != FILES[part]))
+        left |= tensors.keys() - keys
+    convert_tokenizer(source / "tokenizer", folder)
+    for name in ("scheduler/scheduler_config.json", "featviz.json"):
+        if (source / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+    return ", ".join(said) + " tensors" + left_out(left)
+
+
+def convert_tokenizer(source, folder):
+    """vocab.json and merges.txt: copied, taken out of tokenizer.json, or CLIP's where the folder has none."""
+    target = folder / "tokenizer"
+    if (source / "vocab.json").exists() and (source / "merges.txt").exists():
+        target.mkdir()
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(source / name, target / name)
+    elif (path := source / "tokenizer.json").exists():
+        value = read_json(path)
+        model = value.get("model") or {}
+        if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
+            raise WeightsError(f"{path}: is no byte-pair tokenizer as CLIP's is")
+        vocab = model["vocab"] | {token["content"]: token["id"] for token in value.get("added_tokens", ())}
+        write_tokenizer(target, vocab, [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]])
+    elif (folder / "text_encoder").exists():
+        write_clip_tokenizer(target)
+
+
+def snapshot(source):
+    """The snapshot in a folder of the hub's cache; else the folder itself."""
+    found = sorted((source / "snapshots").glob("*")) if source.name.startswith("models--") else []
+    return max(found, key=lambda path: path.stat().st_mtime) if found else source
+
+
+def verify(folder):
+    """WeightsError unless load.py takes the folder."""
+    parts = {part: read_part(folder, part, None, "cpu") for part in NETWORKS if (folder / part).exists()}
+    if (folder / "tokenizer").exists():
+        parts["tokenizer"] = read_tokenizer(folder / "tokenizer")
+    if "unet" in parts:
+        check_widths(folder, parts)
+    if (path := folder / "scheduler/scheduler_config.json").exists():
+        read_scheduler(path)
+
+
+def convert(source, target, ema=False):
+    """Convert IN to OUT; returns the line that says what was written."""
+    source, target = snapshot(Path(source)), Path(target)
+    if target.suffix in (".safetensors", *PICKLES):
+        raise WeightsError(f"{target}: OUT is a folder; give {target.with_suffix('')}")
+    if not source.exists():
+        raise WeightsError(f"{source}: there is no such file or folder")
+    with building(target) as folder:
+        if source.is_file():
+            said = convert_file(source, folder, ema)
+        elif (source / "unet").exists():
+            said = convert_folder(source, folder, ema)
+        else:
+            tensors, path = read_folder(source)
+            config = source / "config.json"
+            configs = dict.fromkeys(NETWORKS, read_json(config)) if config.exists() else None
+            said = convert_file(path, folder, ema, configs, tensors)
+        verify(folder)
+    return f"{target}: {said}"
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Turn pickled weights (.ckpt, .bin, .pt) into safetensors.")
-    parser.add_argument("source", type=Path, metavar="IN",
-                        help="a pickle, or a folder in diffusers layout with .bin files")
-    parser.add_argument("target", type=Path, metavar="OUT", help="a .safetensors file, or a folder")
+    parser = argparse.ArgumentParser(description="Convert weights of Stable Diffusion 1.x into a folder for --weights.")
+    parser.add_argument("source", metavar="IN", help="a single file or a folder")
+    parser.add_argument("target", metavar="OUT", help="the folder to make")
+    parser.add_argument("--ema", action="store_true", help="of two sets of weights for the UNet, the moving average")
     args = parser.parse_args(argv)
     try:
-        if args.target.exists():
-            raise WeightsError(f"{args.target}: exists already; remove it or give another OUT")
-        if args.source.is_dir():
-            convert_folder(args.source, args.target)
-        elif args.target.suffix != ".safetensors":
-            raise WeightsError(f"{args.target}: give OUT the suffix .safetensors")
-        else:
-            convert_file(args.source, args.target)
+        print(convert(args.source, args.target, args.ema))
     except (WeightsError, OSError) as e:
         print("convert: " + " ".join(str(e).split()), file=sys.stderr)
         return 2

@@ -110,14 +110,6 @@ def foreign(config):
             5: "this is a depth-guided UNet with 5 channels"}.get(config.get("in_channels"), "")
 
 
-def check_fixed(config, fixed, path):
-    """WeightsError for a value that no code here implements."""
-    for key, value in fixed.items():
-        if config.get(key, value) != value:
-            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; give weights "
-                               "of Stable Diffusion 1.x")
-
-
 def pick_sizes(config, keys, path):
     """The entries `keys` of a config that are there; WeightsError for a value that is no size."""
     sizes = {key: config[key] for key in keys if key in config}
@@ -134,22 +126,20 @@ def pick_sizes(config, keys, path):
     return sizes
 
 
-def read_config(part, path):
-    """Read the sizes of a network, or the numbers of the schedule, from its config."""
-    config = read_json(path)
+def check_config(part, config, path):
+    """The sizes of a network, or the numbers of the schedule, in a config; WeightsError for what no code implements."""
     if part == "unet" and (other := foreign(config)):
         raise WeightsError(f"{path}: {other}; give weights of Stable Diffusion 1.x")
-    check_fixed(config, FIXED[part], path)
+    for key, value in FIXED[part].items():
+        if config.get(key, value) != value:
+            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; give weights "
+                               "of Stable Diffusion 1.x")
     sizes = pick_sizes(config, SIZES[part], path)
-    widths, heads = (("block_out_channels", "attention_head_dim") if part == "unet" else
-                     ("hidden_size", "num_attention_heads"))
-    if heads in sizes and any(w % sizes[heads] for w in [*pick_widths(sizes.get(widths))]):
-        raise WeightsError(f"{path}: {heads} is {sizes[heads]}, which does not divide {widths} {sizes[widths]}")
+    for heads, widths in (("attention_head_dim", "block_out_channels"), ("num_attention_heads", "hidden_size")):
+        values = sizes.get(widths, [])
+        if any(w % sizes.get(heads, 1) for w in (values if isinstance(values, list) else [values])):
+            raise WeightsError(f"{path}: {heads} is {sizes[heads]}, which does not divide {widths} {values}")
     return sizes
-
-
-def pick_widths(value):
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def read_latent_size(path):
@@ -165,7 +155,8 @@ def read_latent_size(path):
 
 def read_scheduler(path):
     """(numbers of the Schedule, "pndm" or "ddim") of a scheduler's config of any class: betas and prediction decide."""
-    name, sizes = str(read_json(path).get("_class_name")), read_config("scheduler", path)
+    config = read_json(path)
+    name, sizes = str(config.get("_class_name")), check_config("scheduler", config, path)
     if name.startswith(("FlowMatch", "EDM", "Karras", "ScoreSde")):
         raise WeightsError(f"{path}: {name} belongs to another kind of diffusion model; give weights of Stable "
                            "Diffusion 1.x")
@@ -275,14 +266,19 @@ def read_tensor(path, key, dtype, device, file, large):
     return tensor
 
 
-def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu", part=None):
-    """Build `network(**sizes)` and fill it strictly from a file; frozen."""
+def on_meta(network, sizes, path):
+    """Build `network(**sizes)` without memory; WeightsError blames `path` for impossible sizes."""
     try:
         with torch.device("meta"):
-            net = network(**sizes)
+            return network(**sizes)
     except (TypeError, ValueError, RuntimeError) as e:
         why = str(e).splitlines()[0]
-        raise WeightsError(f"{config_path}: gives sizes from which no network can be built ({why})") from e
+        raise WeightsError(f"{path}: gives sizes from which no network can be built ({why})") from e
+
+
+def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu", part=None):
+    """Build `network(**sizes)` and fill it strictly from a file; frozen."""
+    net = on_meta(network, sizes, config_path)
     shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
     net.load_state_dict(read_tensors(weights_path, shapes, dtype, device, part), strict=True, assign=True)
     return net.requires_grad_(False).eval()
@@ -292,11 +288,11 @@ def read_part(folder, part, dtype, device):
     """One network of a folder; WeightsError with the command that converts it where it is there in another form."""
     config, path = folder / part / "config.json", folder / part / FILES[part]
     if not path.exists():
-        others = [p.name for p in sorted((folder / part).iterdir()) if p.name.endswith((*PICKLES, ".safetensors", ".index.json"))]
-        what = f"has {others[0]} instead; python weights/convert.py {folder} {folder}_converted makes a folder that " \
-               "can be used" if others else AGAIN
-        raise WeightsError(f"{path}: is missing; {folder / part} {what}" if others else f"{path}: is missing; {what}")
-    net = build(NETWORKS[part], read_config(part, config), config, path, dtype, device, part)
+        others = [p.name for p in sorted((folder / part).iterdir()) if p.name.endswith((*PICKLES, ".safetensors"))]
+        raise WeightsError(f"{path}: is missing; " + (f"the folder has {others[0]}, which python weights/convert.py "
+                                                      f"{folder} {folder}_converted can use" if others else AGAIN))
+    sizes = check_config(part, read_json(config), config)
+    net = build(NETWORKS[part], sizes, config, path, dtype, device, part)
     return quicken(net) if part == "unet" and torch.device(device).type == "cpu" else net
 
 
@@ -459,6 +455,7 @@ class Model:
     settings: dict = field(default_factory=dict)                # featviz.json
     files: dict = field(default_factory=dict)                   # name -> path of every file that was read
     capture: object = None                                      # activity.profile.Capture, where one is attached
+    directions: dict = field(default_factory=dict)              # name -> vector (D,) that was asked for
     fit: tuple | None = None                                    # what weights.check.fit found
 
     def __post_init__(self):
