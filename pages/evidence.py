@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from results import BROKEN
+from results import BROKEN, read_results
 
 PROJECT = Path(__file__).resolve().parent.parent
 AGREES = 0.9                # agreement from which pictures count as resembling the dataset images
@@ -124,11 +124,33 @@ class Evidence:
     checks: list                # [(sentence, whether it holds)]
 
     @property
+    def held(self):
+        return sum(holds for _, holds in self.checks)
+
+    @property
     def strength(self):
-        held = sum(holds for _, holds in self.checks)
-        if not self.words or held == 0:
+        if not self.words or self.held == 0:
             return "missing"
-        return "strong" if held == len(self.checks) else "fair" if 2 * held > len(self.checks) else "weak"
+        return "strong" if self.held == len(self.checks) else "fair" if 2 * self.held > len(self.checks) else "weak"
+
+    @property
+    def count(self):
+        return f"{self.held} of {len(self.checks)} checks hold"
+
+    def sentence(self, name, words="{}"):
+        """Say what the feature responds to and how strong the evidence is, without a full stop."""
+        if not self.words:
+            return f"No word is known for {name[0].lower() + name[1:]}"
+        verb = "may respond" if self.strength in ("weak", "missing") else "responds"
+        return f"{name} {verb} to {words.format(self.words)}; the evidence is {self.strength}"
+
+
+def conclusion(folder):
+    """Say in one line what a feature's results and capture suggest, and how surely."""
+    found = read_results(folder)
+    first = best(found)
+    evidence = weigh(groups(found)[0], read_activity(folder), read_legibility(folder).get(first.folder, {}))
+    return f"{evidence.sentence(f'{first.kind.capitalize()} {first.target}')}: {evidence.count}"
 
 
 def weigh(group, activity, seen):

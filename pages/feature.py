@@ -92,15 +92,11 @@ def warning(found):
 
 def headline(name, evidence):
     """One sentence: what the feature responds to, and how strong the evidence is; below it the checks."""
-    if evidence.words:
-        verb = "may respond" if evidence.strength in ("weak", "missing") else "responds"
-        says = f"{escape(name)} {verb} to <b>{escape(evidence.words)}</b>; the evidence is {evidence.strength}."
-        source = f"<p>The words come from {escape(evidence.source)}.</p>"
-    else:
-        says, source = f"No word is known for {escape(name[0].lower() + name[1:])}.", ""
+    says = escape(evidence.sentence(name, "\0{}\1")).replace("\0", "<b>").replace("\1", "</b>")
+    source = f"<p>The words come from {escape(evidence.source)}.</p>" if evidence.words else ""
     checks = "".join(f'<li class="{"holds" if holds else "fails"}"><b>{"Yes" if holds else "No"}</b> {escape(text)}</li>'
                      for text, holds in evidence.checks)
-    return f'<header><h1>{says}</h1><ul class="checks">{checks}</ul>{source}</header>'
+    return f'<header><h1>{says}.</h1><ul class="checks">{checks}</ul>{source}</header>'
 
 
 def hero(first, activity):
