@@ -1,4 +1,4 @@
-"""Capture, profile, peaks, examples, probe and shards, on the tiny model: the path from prompts to files and back."""
+"""Capture, profile, peaks, examples and the small capture, on the tiny model: from prompts to files and back."""
 import dataclasses
 import json
 import shutil
@@ -7,23 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-import featviz
-from activity import __main__ as activity_command
-from activity import capture, profile
-from activity import run as activity_run
-from ascent import start
-from command import flags as shared
-from config import Job, configure
+from activity import __main__ as command
+from activity import analysis, capture, profile, thesis, timesteps
 from schedule import SAMPLERS, guided
-from steering import sample
-from tests.tiny import ACTIVITY, HOOK, TIMES, edit_json, edit_tensors, write_model
-from weights.disk import WeightsError
-from weights.load import load
+from tests.tiny import HOOK, edit_json, edit_tensors, write_model
+from weights.load import WeightsError, load
 
 PROMPTS = ("A Tree", "A Cat", "A Sun")
 ELSEWHERE = "mid_block.attentions.0"                            # a hook point without an SAE
+TABLES = ("activity.safetensors", "capture.json", "examples.safetensors", "prompts.safetensors")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +29,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(weights):
-    return load(weights)
+    return load(weights, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,100 +41,120 @@ def settings(model):
 def whole(model, settings, tmp_path_factory):
     """A finished capture's folder, made in one go: 9 images in 5 batches."""
     folder = tmp_path_factory.mktemp("out") / "tiny/activity"
-    assert capture.capture(model, settings, folder)
+    capture.capture(model, settings, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def batches(model, settings):
+    """What `observe` returns for each batch of the capture."""
+    return [capture.observe(model, settings, range(i, min(i + 2, 9)))[1] for i in range(0, 9, 2)]
+
+
+def joined(batches, name, half=1):
+    """All 9 images of one half (0: empty prompt, 1: with prompt): (9, N, width)."""
+    halves = [means[name].unflatten(0, (2, -1))[half] if name != "gated" else means[name] for means in batches]
+    return torch.cat(halves).numpy()
 
 
 def files(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def run(main, *argv):
+def run(out, *argv):
+    """python -m activity with these flags: the exit code."""
     try:
-        return main([str(a) for a in argv])
+        return command.main([str(a) for a in (*argv, "--out", out, "--device", "cpu")])
     except SystemExit as e:
         return e.code
-
-
-def command_of(weights, out):
-    """python -m activity on these weights: a function of subcommand and flags."""
-    return lambda *argv: run(activity_command.main, *argv, "--weights", weights, "--out", out)
 
 
 def refused(capsys, code, *fragments):
     """Exit code 2 and one line on stderr."""
     error = capsys.readouterr().err
-    assert code == 2 and error.count("\n") == 1 and error.startswith(("activity: ", "featviz: ")), error
+    assert code == 2 and error.count("\n") == 1 and error.startswith("activity: "), error
     for fragment in fragments:
         assert fragment in error, error
+
+
+def linked(whole, out):
+    """An output folder that holds this capture."""
+    (out / "tiny").mkdir(parents=True)
+    (out / "tiny/activity").symlink_to(whole)
+    return out
 
 
 # --- prompts and settings ---------------------------------------------------------------------------------------------
 
 def test_the_grid_of_the_thesis():
-    """Its four example prompts are all there."""
-    prompts = capture.grid()
-    assert len(prompts) == len(set(prompts)) == 20 * 61
-    assert {
-        "An Butterfly image in Pointillism style",
-        "An Flowers image in Winter style",
-        "An Towers image in Surrealism style",
-        "An Waterfalls image in French style",
-        "An Sea image in photo style",
-    } <= set(prompts)
+    """Its example prompts are all there, and its five features are those of its table."""
+    prompts = capture.thesis_grid()
+    assert len(prompts) == len(set(prompts)) == 20 * 61 and "An Sea image in photo style" in prompts
+    assert [(row["feature"], row["word"]) for row in thesis.FEATURES] == [
+        (14, "cables"), (10204, "roses"), (10272, "inward perspective"), (10331, "human"), (10538, "foam")]
+    known = {row["prompt"] for row in thesis.FEATURES if row["prompt"]}
+    assert len(known) == 4 and known <= set(prompts)
 
 
-def test_the_grid_of_unlearn_canvas():
-    prompts = capture.grid("unlearncanvas")
+def test_the_grid_of_saemnesia():
+    prompts = capture.saemnesia_grid()
     assert len(prompts) == len(set(prompts)) == 20 * 51 and not any("Pointillism" in p for p in prompts)
-    assert {"An Architectures image in Van Gogh style", "A Trees image in Winter style", "A Sea image in photo style"} \
-        <= set(prompts)
+    assert {"An image of Cats.", "An image of Cats in Van Gogh style."} <= set(prompts)
 
 
 def test_prompt_files(tmp_path):
     (tmp_path / "p.txt").write_text("a dog\n\n  a cat \na dog\n{x}\n", encoding="utf-8")
-    (tmp_path / "p.jsonl").write_text('{"file_name": "1.jpg", "text": "a dog"}\n\n{"text": "é"}\n', encoding="utf-8")
-    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"texts": "b"}\n')
-    (tmp_path / "none.txt").write_text("\n")
+    (tmp_path / "bom.txt").write_text("\ufeffa dog\r\na cat", encoding="utf-8", newline="")
+    (tmp_path / "one.txt").write_text("a dog")
+    (tmp_path / "p.jsonl").write_text('\ufeff{"file_name": "1.jpg", "text": "a dog"}\n\n{"text": "é"}\n', encoding="utf-8")
     assert capture.read_prompts(tmp_path / "p.txt") == ("a dog", "a cat", "{x}")
+    assert capture.read_prompts(tmp_path / "bom.txt") == ("a dog", "a cat")
+    assert capture.read_prompts(tmp_path / "one.txt") == ("a dog",)
     assert capture.read_prompts(tmp_path / "p.jsonl") == ("a dog", "é")
-    for name, says in (("bad.jsonl", "line 2"), ("none.txt", "holds no prompt"), ("absent.txt", "cannot be read")):
-        with pytest.raises(ValueError, match=says):
-            capture.read_prompts(tmp_path / name)
 
 
-def test_settings_are_the_method_s_then_the_model_s_then_the_user_s(tmp_path):
+@pytest.mark.parametrize("name, data, says", [
+    ("bad.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "line 2 is not a JSON object with a text"),
+    ("number.jsonl", b'{"text": 7}\n', "line 1 is not a JSON object with a text"),
+    ("none.txt", b"\n", "holds no prompt"),
+    ("utf16.txt", "a dog".encode("utf-16"), "is not UTF-8 text"),
+    ("absent.txt", None, "cannot be read as a text file of prompts"),
+])
+def test_prompt_files_that_are_none(name, data, says, tmp_path):
+    if data:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=says) as error:
+        capture.read_prompts(tmp_path / name)
+    assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path):
     folder = write_model(tmp_path / "m")
     plain = capture.configure(load(folder))
     assert (plain.steps, plain.sampler, plain.guidance, plain.images) == (50, "pndm", 7.5, 6100)
-    assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", capture.grid())
-    assert capture.configure(load(folder), prompts="unlearncanvas").prompts == capture.grid("unlearncanvas")
-    edit_json(folder / "featviz.json", capture={"prompts": "unlearncanvas"})
-    assert capture.configure(load(folder)).images == 5100
+    assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", capture.thesis_grid())
+    assert capture.configure(load(folder), prompts="saemnesia").prompts == capture.saemnesia_grid()
+    assert capture.configure(load(folder), prompts=["A", "B"]).prompts == ("A", "B")
     (folder / "p.txt").write_text("a dog\n")
     edit_json(folder / "featviz.json", capture={"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"})
     own = capture.configure(load(folder), sampler="pndm", steps=None)
     assert (own.guidance, own.sampler, own.prompts, own.steps) == (3.0, "pndm", ("a dog",), 50)
-    for wrong, says in (
-        ({"scale": 3.0}, "must be an object with some of"),
-        ({"prompts": []}, "must be a list of texts"),
-        ({"prompts": [1]}, "must be a list of texts"),
-        ({"steps": "5"}, "--steps of a capture cannot be '5'"),
-        ({"halves": "pndm"}, "--halves of a capture cannot be 'pndm'"),
-        ({"top": 0}, "--top of a capture"),
-    ):
+    for wrong, says in (({"scale": 3.0}, "must be an object with some of"),
+                        ({"steps": "5"}, "--steps of a capture cannot be '5'"),
+                        ({"halves": "pndm"}, "--halves of a capture cannot be 'pndm'"),
+                        ({"top": 0}, "--top of a capture cannot be 0"),
+                        ({"steps": 1000}, "sampling steps must be between 1 and 999")):
         edit_json(folder / "featviz.json", capture=wrong)
-        with pytest.raises((WeightsError, ValueError), match=says):
+        with pytest.raises(ValueError, match=says):
             capture.configure(load(folder))
 
 
 # --- what is captured -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("halves", ("conditional", "both"))
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_is_looked_at_at_every_step_the_later_call_counting(model, settings, sampler, halves):
+def test_both_halves_are_seen_at_every_step_and_the_later_call_counts(model, settings, sampler):
     """Against a trajectory whose noise predictions and hook outputs are each computed on their own."""
-    settings = dataclasses.replace(settings, sampler=sampler, halves=halves)
+    settings = dataclasses.replace(settings, sampler=sampler)
     images, means = capture.observe(model, settings, [4, 5])
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in (4, 5)])
     context, null, seen = model.embed([PROMPTS[1], PROMPTS[2]]), model.embed([""]), {}
@@ -148,7 +162,7 @@ def test_what_is_looked_at_at_every_step_the_later_call_counting(model, settings
 
     @torch.no_grad()
     def predict(x, t):
-        texts = [context] if halves == "conditional" else [null.expand(2, -1, -1), context]
+        texts = [null.expand(2, -1, -1), context]
         seen[t] = torch.cat([model.unet(x, torch.full((2,), t), text, until=HOOK) for text in texts])
         return plain(x, t)
 
@@ -156,91 +170,94 @@ def test_what_is_looked_at_at_every_step_the_later_call_counting(model, settings
         for _, x in SAMPLERS[sampler](model.schedule, predict, noise, settings.steps):
             pass
     assert list(seen) == model.schedule.timesteps(5)
-    h = torch.stack(list(seen.values()), dim=1)                                                 # (R, N, D, h, w)
+    h = torch.stack(list(seen.values()), dim=1)                                                 # (4, N, D, h, w)
+    position = h.flatten(3).transpose(2, 3)                                                     # (4, N, S, D)
     assert torch.allclose(means["channel"], h.mean((3, 4)), atol=1e-4)
-    assert torch.allclose(means["feature"], model.sae.pre_acts(h.flatten(3).transpose(2, 3)).mean(2), atol=1e-4)
+    assert torch.allclose(means["feature"], model.sae.pre_acts(position).mean(2), atol=1e-4)
+    assert torch.allclose(means["gated"], model.sae.encode(position[2:]).mean(2), atol=1e-3)
+    assert (means["gated"] <= means["feature"][2:]).all() and (means["gated"] < means["feature"][2:]).any()
     assert torch.allclose(images, model.decode(x), atol=1e-3)
 
 
-def test_the_files_are_what_all_activations_say(model, settings, whole):
-    """Shares, maxima and examples from the whole table of 9 images, worked out one feature at a time."""
-    everything = {kind: [] for kind in capture.KINDS}
-    for i in range(0, 9, 2):
-        _, means = capture.observe(model, settings, [i, min(i + 1, 8)])
-        for kind, values in means.items():
-            everything[kind].append(values[:9 - i])
+def test_the_files_are_what_all_activations_say(model, settings, whole, batches):
+    """Shares, maxima, histograms and examples from the whole table of 9 images, worked out one feature at a time."""
     tables, examples = load_file(whole / "activity.safetensors"), load_file(whole / "examples.safetensors")
     assert tables["timesteps"].tolist() == model.schedule.timesteps(5)
+    assert np.array_equal(tables["max_gated"], joined(batches, "gated").max(0))
     for kind, width in (("feature", 64), ("channel", 32)):
-        values = torch.cat(everything[kind]).numpy()                                            # (9, N, width)
+        values = joined(batches, kind)
         assert values.shape == (9, 5, width)
         assert np.array_equal(tables[f"max_{kind}"], values.max(0))
+        assert np.array_equal(tables[f"max_null_{kind}"], joined(batches, kind, 0).max(0))
         for n in range(5):
-            member = np.array(
-                [[v > 0 or kind == "channel" for v in row] & (row >= np.sort(row)[-20]) for row in values[:, n]]
-            )
+            member = np.array([[v > 0 or kind == "channel" for v in row] & (row >= np.sort(row)[-20])
+                               for row in values[:, n]])
             assert member.sum(1).max() == 20
             assert np.allclose(tables[f"share_{kind}"][n], member.mean(0))
             for f in range(width):
                 expected = sorted(np.flatnonzero(member[:, f]), key=lambda i: (-values[i, n, f], i))
                 image, value = examples[f"image_{kind}"][n, f], examples[f"activation_{kind}"][n, f]
                 assert image.tolist() == [*expected, *[-1] * (10 - len(expected))]
-                assert np.allclose(value[:len(expected)].float(), values[expected, n, f], rtol=1e-3)
+                assert np.array_equal(value[:len(expected)], values[expected, n, f])
+        for f in range(width):
+            most = values[:, :, f].max(1)
+            bins = [0 if v <= 0 else int(np.clip(np.floor(np.log2(v)) + 13, 1, 23)) for v in most]
+            assert tables[f"histogram_{kind}"][f].tolist() == np.bincount(bins, minlength=24).tolist()
+    mean = load_file(whole / "prompts.safetensors")["mean_feature"]
+    assert np.allclose(mean, joined(batches, "feature").reshape(3, 3, 5, 64).mean((0, 2)), atol=1e-5)
 
 
-def test_both_halves_count_and_the_examples_are_those_of_the_prompts(model, settings, tmp_path):
+def test_a_large_table_of_prompts_is_not_kept(model, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(capture, "PROMPTS", 4 * 64 * 3 - 1)
+    capture.capture(model, dataclasses.replace(settings, images_per_prompt=1, steps=1), tmp_path)
+    assert not (tmp_path / "prompts.safetensors").exists() and (tmp_path / "capture.json").exists()
+
+
+def test_both_halves_count_and_the_examples_are_those_of_the_prompts(model, settings, batches, tmp_path):
     """The original's way: two samples an image, divided by the number of images."""
-    settings = dataclasses.replace(settings, halves="both", top=7)
-    assert capture.capture(model, settings, tmp_path)
-    everything = [capture.observe(model, settings, [i, min(i + 1, 8)])[1] for i in range(0, 9, 2)]
+    capture.capture(model, dataclasses.replace(settings, halves="both", top=7), tmp_path)
     tables, examples = load_file(tmp_path / "activity.safetensors"), load_file(tmp_path / "examples.safetensors")
     for kind in capture.KINDS:
-        halves = [means[kind].unflatten(0, (2, 2)) for means in everything]
-        null, text = torch.cat(halves, dim=1)[:, :9]                                            # (9, N, width)
+        null, text = (torch.tensor(joined(batches, kind, half)) for half in (0, 1))             # (9, N, width)
         assert torch.equal(tables[f"max_{kind}"], torch.maximum(null.amax(0), text.amax(0)))
+        assert torch.equal(tables[f"max_null_{kind}"], null.amax(0))
         member = torch.stack([half >= half.topk(7).values[..., -1:] for half in (null, text)])
         assert torch.allclose(tables[f"share_{kind}"], member.sum((0, 1)) / 9) and tables[f"share_{kind}"].max() > 1
         n, f = divmod(int(member[1].sum(0).flatten().argmax()), null.shape[-1])
         found = [i for i in examples[f"image_{kind}"][n, f].tolist() if i >= 0]
         assert sorted(found) == member[1][:, n, f].nonzero().flatten().tolist()
-        assert torch.allclose(examples[f"activation_{kind}"][n, f][:len(found)].float(), text[found, n, f], rtol=1e-3)
-    made = json.loads((tmp_path / "capture.json").read_text())["recipe"]["settings"]
-    assert (made["halves"], made["top"]) == ("both", 7)
-    record = profile.analysis(profile.attach(model, tmp_path), "feature", 3)
+        assert torch.equal(examples[f"activation_{kind}"][n, f][:len(found)], text[found, n, f])
+    here = dataclasses.replace(model, capture=profile.read_capture(model, tmp_path))
+    record = analysis.analysis(here, "feature", 3)
     assert (record["halves"], record["top"], record["distance"], record["most_peaks"]) == ("both", 7, 100, 3)
 
 
-def test_without_guidance_there_is_one_half(model, settings):
+def test_without_guidance_there_is_one_half_and_no_empty_prompt(model, settings, tmp_path):
     settings = dataclasses.replace(settings, guidance=1.0)
-    _, one = capture.observe(model, settings, [4, 5])
-    _, both = capture.observe(model, dataclasses.replace(settings, halves="both"), [4, 5])
-    assert all(torch.equal(one[kind], both[kind]) for kind in capture.KINDS)
+    _, means = capture.observe(model, settings, [4, 5])
+    assert len(means["feature"]) == len(means["channel"]) == 2
+    capture.capture(model, settings, tmp_path)
+    made = profile.read_capture(model, tmp_path)
+    assert made.largest("feature", 3) is None and made.strength("feature", 3, "all").any()
 
 
 def test_pictures_and_record(model, settings, whole):
     made = json.loads((whole / "capture.json").read_text())
-    assert sorted(files(whole)) == [
-        "activity.safetensors",
-        "capture.json",
-        "examples.safetensors",
-        *(f"images/{i:05d}.jpg" for i in range(9)),
-    ]
+    assert sorted(files(whole)) == [*TABLES[:3], *(f"images/{i:05d}.jpg" for i in range(9)), TABLES[3]]
     assert made["images"] == 9 and made["recipe"]["hook_point"] == HOOK
     assert made["recipe"]["settings"]["prompts"] == list(PROMPTS)
     assert not any("activity" in name or "featviz" in name for name in made["recipe"]["fingerprints"])
     images, _ = capture.observe(model, settings, [2, 3])
-    with Image.open(capture.image_path(whole, 2)) as picture:
+    with Image.open(profile.image_path(whole, 2)) as picture:
         assert np.abs(np.asarray(picture, np.float32) / 255 - images[0].permute(1, 2, 0).numpy()).mean() < 0.05
 
 
 def random_stats(numbers, seed):
-    """Statistics of images whose activations take few values, so that many are equal."""
+    """Statistics of images whose activations take few values, so that many are equal; two halves."""
     g = torch.Generator().manual_seed(seed)
-    values = torch.randint(0, 6, (60, 3, 50), generator=g).float()
-    means = {"feature": values, "channel": values[..., :30] - 2}
-    return capture.combine(
-        capture.empty(3, 50, 30), capture.summarize({k: v[numbers] for k, v in means.items()}, numbers)
-    )
+    values = torch.randint(0, 6, (2, 60, 3, 50), generator=g).float()[:, numbers]
+    means = {"feature": values.flatten(0, 1), "channel": values[..., :30].flatten(0, 1) - 2, "gated": values[1] / 2}
+    return capture.combine(capture.empty(3, 50, 30), capture.summarize(means, numbers))
 
 
 def test_statistics_combine_in_any_order_and_grouping():
@@ -249,9 +266,10 @@ def test_statistics_combine_in_any_order_and_grouping():
         order = torch.randperm(60, generator=torch.Generator().manual_seed(seed)).tolist()
         cuts = [0, 7, 8, 30, 60]
         parts = [random_stats(sorted(order[a:b]), 0) for a, b in zip(cuts, cuts[1:])]
-        for group in (capture.combine(capture.combine(parts[2], parts[0]), capture.combine(parts[3], parts[1])),):
-            assert all(torch.equal(group[name], whole[name]) for name in whole)
+        group = capture.combine(capture.combine(parts[2], parts[0]), capture.combine(parts[3], parts[1]))
+        assert group.keys() == whole.keys() and all(torch.equal(group[name], whole[name]) for name in whole)
     assert whole["image_feature"].max() < 60 and (whole["activation_feature"].diff(dim=-1).nan_to_num(-1) <= 0).all()
+    assert (whole["histogram_feature"].sum(-1) == 60).all() and (whole["max_gated"] == 2.5).all()
 
 
 def test_silent_features_are_never_among_the_strongest():
@@ -260,92 +278,62 @@ def test_silent_features_are_never_among_the_strongest():
     assert capture.strongest(means, "feature").nonzero()[:, 2].tolist() == [3]
 
 
-def test_memory_and_disk_do_not_grow_with_the_images_but_for_the_pictures():
-    sd = lambda images: activity_run.costs(50, 20480, 1280, images, 512, 8)
-    assert sd(5100)["memory"] == sd(100)["memory"] < 2 ** 30 and sd(5100)["running"] == 50 * 21760 * 88
-    assert sd(10)["disk"] - 10 * 512 ** 2 * activity_run.JPEG_BYTES == pytest.approx(50 * 21760 * 48, abs=1)
+def test_the_histogram_s_bins_double():
+    values = torch.tensor([-1.0, 0.0, 1e-9, 2**-11 * 0.99, 2**-11, 0.5, 0.999, 1.0, 1.5, 2.0, 1023.0, 1024.0, 1e9])
+    assert capture.bins(values).tolist() == [0, 0, 1, 1, 2, 12, 12, 13, 13, 14, 22, 23, 23]
 
 
-# --- kill, resume, shards ---------------------------------------------------------------------------------------------
+# --- kill and resume --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_an_interrupted_capture_goes_on_at_the_same_image(after, model, settings, whole, tmp_path, monkeypatch):
     calls = []
 
     def stop(done, total):
-        calls.append(done)
+        calls.append((done, total))
         if len(calls) == after + 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        capture.capture(model, settings, tmp_path, on_batch=stop)
-    assert not (tmp_path / "capture.json").exists()
+        capture.capture(model, settings, tmp_path, stop)
+    assert calls == [(done, 9) for done in (0, 2, 4, 6)[:after + 1]] and not (tmp_path / "capture.json").exists()
     seen, observe = [], capture.observe
     monkeypatch.setattr(capture, "observe", lambda m, s, numbers: seen.append(numbers[0]) or observe(m, s, numbers))
-    assert capture.capture(model, settings, tmp_path)
+    capture.capture(model, settings, tmp_path)
     assert seen == [0, 2, 4, 6, 8][after:] and files(tmp_path) == files(whole)
-    assert capture.capture(model, settings, tmp_path) and len(seen) == 5 - after  # finished: nothing is computed again
-
-
-def command(weights, out, *flags):
-    (out.parent / "p.txt").write_text("\n".join(PROMPTS))
-    return ["-m", "activity", "capture", "--weights", str(weights), "--out", str(out), "--prompts",
-            str(out.parent / "p.txt"), "--images-per-prompt", "3", "--steps", "5", "--batch-size", "2", "--device",
-            "cpu", *flags]
-
-
-def test_a_slurm_array_with_more_tasks_than_batches(model, settings, whole, tmp_path, monkeypatch):
-    for task in range(7):
-        for name, value in (("ID", 3 + task), ("COUNT", 7), ("MIN", 3)):
-            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-        assert shared.find_shard(None) == (task, 7)
-        assert capture.capture(model, settings, tmp_path, shared.find_shard(None)) == (task == 6)
-    assert files(tmp_path) == files(whole)
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "10")
-    with pytest.raises(ValueError, match="expected consecutive numbers"):
-        shared.find_shard(None)
+    (tmp_path / "state.safetensors").write_bytes(b"a kill came before it was deleted")
+    capture.capture(model, settings, tmp_path)
+    assert len(seen) == 5 - after and files(tmp_path) == files(whole)                           # nothing is done again
 
 
 def test_a_folder_of_another_capture_is_refused(model, settings, whole, tmp_path):
-    with pytest.raises(ValueError, match="another guidance; give another --out"):
-        capture.capture(model, dataclasses.replace(settings, guidance=2.0), whole)
-    capture.capture(model, settings, tmp_path, (0, 2))
-    with pytest.raises(ValueError, match="another number of shards"):
+    for changes in (dict(guidance=2.0), dict(top=19)):
+        with pytest.raises(ValueError, match=f"another {[*changes][0]}; give another --out"):
+            capture.capture(model, dataclasses.replace(settings, **changes), whole)
+
+    def stop(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture.capture(model, settings, tmp_path, stop)
+    for changes in (dict(sampler="ddim"), dict(halves="both")):
+        with pytest.raises(ValueError, match=f"another {[*changes][0]}"):
+            capture.capture(model, dataclasses.replace(settings, **changes), tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"?")
+    with pytest.raises(ValueError, match="is not a whole state of a capture"):
         capture.capture(model, settings, tmp_path)
-    with pytest.raises(ValueError, match="another sampler"):
-        capture.capture(model, dataclasses.replace(settings, sampler="ddim"), tmp_path, (0, 2))
-    with pytest.raises(ValueError, match="another top"):
-        capture.capture(model, dataclasses.replace(settings, top=19), whole)
-    with pytest.raises(ValueError, match="another halves"):
-        capture.capture(model, dataclasses.replace(settings, halves="both"), tmp_path, (0, 2))
-    (tmp_path / "shard_0_of_2.safetensors").write_bytes(b"?")
-    with pytest.raises(ValueError, match="no whole state of a capture"):
-        capture.capture(model, settings, tmp_path, (0, 2))
-
-
-def test_a_capture_from_before_these_settings_was_made_with_their_defaults(model, settings, whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "old")
-    made = json.loads((whole / "capture.json").read_text())
-    del made["recipe"]["settings"]["top"], made["recipe"]["settings"]["halves"]
-    (tmp_path / "old/capture.json").write_text(json.dumps(made))
-    assert capture.capture(model, settings, tmp_path / "old")
-    record = profile.analysis(profile.attach(model, tmp_path / "old"), "feature", 3)
-    assert (record["halves"], record["top"]) == ("conditional", 20)
-    with pytest.raises(ValueError, match="another halves"):
-        capture.capture(model, dataclasses.replace(settings, halves="both"), tmp_path / "old")
 
 
 def test_activations_that_are_no_numbers_are_refused(model, settings, tmp_path, monkeypatch):
-    broken = lambda m, s, numbers: (
-        torch.zeros(2, 3, 8, 8),
-        {"feature": torch.full((2, 5, 64), float("nan")), "channel": torch.zeros(2, 5, 32)},
-    )
-    monkeypatch.setattr(capture, "observe", broken)
+    means = {"feature": torch.full((4, 5, 64), float("nan")), "channel": torch.zeros(4, 5, 32),
+             "gated": torch.zeros(2, 5, 64)}
+    monkeypatch.setattr(capture, "observe", lambda m, s, numbers: (torch.zeros(2, 3, 8, 8), means))
     with pytest.raises(ValueError, match="images 0 to 1: activations are NaN or infinite in torch.float32"):
         capture.capture(model, settings, tmp_path)
 
 
-# --- analysis ---------------------------------------------------------------------------------------------------------
+# --- profile and peaks ------------------------------------------------------------------------------------------------
 
 def test_interpolation_is_linear_between_steps_and_0_outside():
     y = profile.interpolate([21.0, 11.0, 1.0], [4.0, 2.0, 0.5])
@@ -373,16 +361,16 @@ def test_local_maxima(y, expected):
 
 def test_the_three_highest_peaks_and_other_numbers():
     y = curve((0, 0), (100, 1), (200, 0), (300, 2), (400, 0), (500, 3), (600, 0), (700, 4), (1000, 0))
-    assert profile.peaks(y) == [300, 500, 700]
-    assert profile.peaks(y, most=1) == [700] and profile.peaks(y, most=9) == [100, 300, 500, 700]
-    assert profile.peaks(y, distance=201) == [300, 700] and profile.peaks(y, distance=201, most=1) == [700]
-    assert profile.peaks(np.zeros(1001)) == []
+    assert profile.highest(y) == [700, 500, 300]
+    assert profile.highest(y, most=1) == [700] and profile.highest(y, most=9) == [700, 500, 300, 100]
+    assert profile.highest(y, distance=201) == [700, 300] and profile.highest(np.zeros(1001)) == []
 
 
-def small_tables(share, most, kind="feature"):
-    """Tables of one feature (or channel) at four sampling steps."""
-    return {"timesteps": torch.tensor([981.0, 641.0, 301.0, 1.0]), f"share_{kind}": torch.tensor(share)[:, None],
-            f"max_{kind}": torch.tensor(most)[:, None]}
+def small(share, most, kind="feature", null=None):
+    """A capture of one feature (or channel) at four sampling steps."""
+    tables = {"timesteps": torch.tensor([981.0, 641.0, 301.0, 1.0]), f"share_{kind}": torch.tensor(share)[:, None],
+              f"max_{kind}": torch.tensor(most)[:, None]}
+    return profile.Capture(None, tables | ({f"max_null_{kind}": torch.tensor(null)[:, None]} if null else {}), {}, "")
 
 
 @pytest.mark.parametrize("share, expected", [
@@ -394,305 +382,204 @@ def small_tables(share, most, kind="feature"):
     ([0.0, 0.0, 0.0, 0.0], []),
 ])
 def test_the_first_and_the_last_sampled_step_can_be_peaks(share, expected):
-    tables = small_tables(share, [1.0, 1.0, 1.0, 1.0])
-    assert profile.peaks(profile.profile(tables, "feature", 0)) == expected
-    assert profile.timesteps(tables, "feature", 0) == sorted({0, *expected})
+    made = small(share, [1.0, 1.0, 1.0, 1.0])
+    assert made.peaks("feature", 0) == expected and made.timesteps("feature", 0) == sorted({0, *expected})
+    assert made.highest_peak("feature", 0) == (max(expected, key=lambda t: made.profile("feature", 0)[t], default=None))
 
 
 def test_active_steps_strengths_and_time_steps():
-    tables = small_tables([0.0, 0.5, 0.0, 0.0], [4.0, 3, 2, 1])
-    strength = lambda when: profile.strength(tables, "feature", 0, when)
-    active, everywhere, constant = (strength(when) for when in ("active", "all", "constant"))
-    assert active.tolist() == profile.strength(tables, "feature", 0).tolist()
+    made = small([0.0, 0.5, 0.0, 0.0], [4.0, 3, 2, 1])
+    active, everywhere = made.strength("feature", 0, "active"), made.strength("feature", 0, "all")
+    assert active.dtype == torch.float32 and torch.equal(active, made.strength("feature", 0))
     assert (active[302:981] > 0).all() and not active[:302].any() and not active[981:].any()
-    assert active[641] == 3 and active[471] == pytest.approx(2.5)
+    assert active[641] == 3 and active[471] == 2.5
     assert everywhere[[981, 641, 471, 301, 1]].tolist() == pytest.approx([4, 3, 2.5, 2, 1])
     assert not everywhere[[0, 982, 1000]].any()
-    assert constant.tolist() == [active.max()] * 1001
-    assert profile.timesteps(tables, "feature", 0) == profile.timesteps(tables, "feature", 0, "active") == [0, 641]
-    wide = small_tables([0.1, 0.5, 0.2, 0.0], [4.0, 3, 2, 1])
-    assert profile.timesteps(wide, "feature", 0) == [0, 641]
-    assert profile.timesteps(wide, "feature", 0, "active") == [0, 301, 641, 981]
+    assert made.timesteps("feature", 0) == made.timesteps("feature", 0, "active") == [0, 641]
+    wide = small([0.1, 0.5, 0.2, 0.0], [4.0, 3, 2, 1])
+    assert wide.timesteps("feature", 0) == [0, 641]
+    assert wide.timesteps("feature", 0, "active") == [0, 301, 641, 981]
+    assert timesteps.timesteps(wide, "feature", 0, [7, "active", 301]) == [0, 7, 301, 641, 981]
+    assert timesteps.timesteps(None, "feature", 0, [500, 7]) == [7, 500]
 
 
 def test_a_feature_that_is_never_among_the_strongest_has_no_peaks_and_is_not_steered():
-    tables = small_tables([0.0, 0.0, 0.0, 0.0], [1.0, 2, 3, 4])
-    assert not profile.profile(tables, "feature", 0).any() and not profile.strength(tables, "feature", 0).any()
-    assert not profile.strength(tables, "feature", 0, "constant").any()
-    assert profile.strength(tables, "feature", 0, "all")[1] == 4
-    assert profile.timesteps(tables, "feature", 0) == profile.timesteps(tables, "feature", 0, "active") == [0]
+    made = small([0.0, 0.0, 0.0, 0.0], [1.0, 2, 3, 4])
+    assert not made.profile("feature", 0).any() and not made.strength("feature", 0).any()
+    assert made.strength("feature", 0, "all")[1] == 4
+    assert made.timesteps("feature", 0) == made.timesteps("feature", 0, "active") == [0]
 
 
 def test_a_negative_largest_mean_is_no_strength():
-    tables = small_tables([0.5, 0.5, 0.5, 0.5], [-1.0, 2.0, -3.0, -4.0], "channel")
-    s = profile.strength(tables, "channel", 0, "all")
+    s = small([0.5, 0.5, 0.5, 0.5], [-1.0, 2.0, -3.0, -4.0], "channel").strength("channel", 0, "all")
     assert s[641] == 2 and s[471] == 1 and not s[:302].any() and s[981] == 0 and s.min() == 0
 
 
-@pytest.mark.parametrize("when, expected", [
-    ("active", {601: 2, 401: 3}),
-    ("all", {801: 1, 601: 2, 401: 3, 201: 4, 1: 5}),
-    ("constant", dict.fromkeys((801, 601, 401, 201, 1), 3.995)),    # it is active until t = 202
-])
-def test_when_the_prior_is_steered(model, tmp_path, when, expected):
-    """By hand: a run of the sampler to which the direction is added, five times the largest mean activation, where it
-    should be."""
-    share, maxima = torch.zeros(5, 64), torch.arange(1.0, 6.0)[:, None]
-    share[1:3, 3] = 0.5
-    save_file(
-        {
-            "timesteps": torch.tensor([801.0, 601, 401, 201, 1]),
-            "max_feature": maxima.repeat(1, 64),
-            "share_feature": share,
-            "max_channel": maxima.repeat(1, 32),
-            "share_channel": torch.zeros(5, 32),
-        },
-        tmp_path / "activity.safetensors",
-    )
-    model = profile.attach(model, tmp_path)
-    config = configure({}, steer_scale=5.0, steer_steps=when, prior_sampler="ddim", prior_steps=5)
-    _, ours = start(model, [Job(feature=3, seed=5)], config)
-    noise, context = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(5)), model.embed([""])
-    push = lambda t: {HOOK: 5 * expected.get(t, 0) * model.sae.W_dec[3][None]}
-    assert torch.allclose(ours, sample(model, noise, context, "ddim", 5, add=push), atol=1e-5)
-    assert (ours - sample(model, noise, context, "ddim", 5)).abs().max() > 0.01
+def test_results_are_compared_with_the_empty_prompt_and_steered_by_the_images_own():
+    made = small([0.5, 0.5, 0.5, 0.5], [4.0, 3, 2, 1], null=[2.0, 1.0, 0.5, 0.25])
+    largest = made.largest("feature", 0)
+    assert largest[[1000, 981, 811, 641, 301, 1, 0]].tolist() == [2, 2, 1.5, 1, 0.5, 0.25, 0.25]
+    assert made.strength("feature", 0)[641] == 3
+    assert small([0.5, 0.5, 0.5, 0.5], [4.0, 3, 2, 1]).largest("feature", 0) is None
 
 
-def test_examples_are_read_back(model, whole):
-    model = profile.attach(model, whole)
-    share = model.activity["share_feature"]
+# --- which capture is used --------------------------------------------------------------------------------------------
+
+def test_a_capture_is_read_back(model, whole):
+    made = profile.find_capture(model, whole.parents[1])
+    assert (made.folder, made.images, made.top, made.prompts) == (whole, 9, 20, list(PROMPTS))
+    share = made.tables["share_feature"]
     n, f = divmod(int(share.argmax()), 64)
-    t = int(model.activity["timesteps"][n])
-    found = profile.examples(whole, "feature", f, t)
+    t = int(made.tables["timesteps"][n])
+    found = made.examples("feature", f, t)
     values = [a for _, a in found]
     assert len(found) == round(9 * share[n, f].item()) and values == sorted(values, reverse=True)
-    assert found[0][1] == pytest.approx(model.activity["max_feature"][n, f].item(), rel=1e-3)
-    assert profile.examples(whole, "feature", f, t + 3) == found  # the nearest sampling step
+    assert found[0][1] == made.tables["max_feature"][n, f].item()
+    assert made.examples("feature", f, t + 3) == found          # the nearest sampling step
+    assert made.live() == (made.tables["max_feature"].amax(0) > 0).nonzero().flatten().tolist()
+    assert made.prompt(7) == "A Cat" and made.count("channel") == 32
 
 
-# --- which capture is used, and the command lines ---------------------------------------------------------------------
+def test_the_user_s_capture_comes_before_the_one_that_came_with_the_weights(whole, tmp_path, capsys):
+    out, folder = whole.parents[1], write_model(tmp_path / "tiny")
+    model = load(folder)
+    assert profile.find_capture(model, out).folder == whole
+    assert profile.find_capture(model, tmp_path / "none").folder == folder / "activity"
+    other = load(write_model(tmp_path / "other/tiny", seed=1, activity=None))
+    assert profile.find_capture(other, out) is None and "captured with other weights" in capsys.readouterr().err
 
-def test_a_capture_of_other_weights_is_left_out(model, weights, whole, tmp_path, capsys):
-    out = whole.parents[1]
-    assert profile.find(model, out) == whole and profile.find(model, tmp_path) is None
+
+def test_a_capture_of_an_earlier_version_is_read(tmp_path):
+    """Half-precision activations, 16-bit numbers, no empty prompt: as in weights/toy when it was made."""
+    made = profile.find_capture(load(write_model(tmp_path / "tiny")), tmp_path)
+    assert made.examples("feature", 3, 300) == [(0, 1.0)] and made.largest("feature", 3) is None
+    assert made.top == 20 and made.timesteps("feature", 3) == [0, 281]
+
+
+def test_a_damaged_table_says_so(model, whole, tmp_path):
+    edited = shutil.copytree(whole, tmp_path / "edited")
+    edit_tensors(edited / "activity.safetensors", lambda t: t | {"share_feature": t["share_feature"][:, :5]})
+    with pytest.raises(WeightsError, match=r"share_feature is \[5, 5\], expected \[5, 64\]"):
+        profile.read_capture(model, edited)
+    edit_tensors(edited / "activity.safetensors", lambda t: {"timesteps": t["timesteps"]})
+    with pytest.raises(WeightsError, match="max_feature is missing"):
+        profile.read_capture(model, edited)
+    (edited / "activity.safetensors").write_bytes(b"<html>")
+    with pytest.raises(WeightsError, match="activity.safetensors: cannot be read"):
+        profile.read_capture(model, edited)
+    cut = shutil.copytree(whole, tmp_path / "cut")
+    (cut / "examples.safetensors").write_bytes((whole / "examples.safetensors").read_bytes()[:-9])
+    with pytest.raises(WeightsError, match="examples.safetensors: cannot be used"):
+        profile.read_capture(model, cut).examples("feature", 3, 1)
+
+
+@pytest.fixture
+def small_probe(monkeypatch):
+    monkeypatch.setattr(capture, "PROBE_PROMPTS", 4)
+    monkeypatch.setattr(capture, "PROBE_STEPS", 3)
+
+
+def test_a_small_capture_stands_in_for_a_missing_one(model, tmp_path, capsys, small_probe):
+    made = timesteps.small_capture(model, tmp_path, instead=", or do without")
+    said = capsys.readouterr().err
+    assert "a probe of 4 prompts in 3 steps stands in" in said and "the probe took" in said
+    assert f"run python -m activity capture --weights {model.folder}, or do without" in said
+    assert made.folder == tmp_path / "tiny/probe" and made.images == 4 and made.largest("feature", 3) is not None
+    again = timesteps.small_capture(model, tmp_path)
+    assert again.sha256 == made.sha256 and "the probe took" not in capsys.readouterr().err      # kept for the next run
+
+
+def test_a_small_capture_of_other_weights_is_made_again(model, tmp_path, small_probe):
+    first = timesteps.small_capture(model, tmp_path / "out")
     other = load(write_model(tmp_path / "tiny", seed=1, activity=None))
-    assert profile.find(other, out) is None and "captured with other weights" in capsys.readouterr().err
+    assert timesteps.small_capture(other, tmp_path / "out").sha256 != first.sha256
 
 
-SHORT = ["--num-steps", 1, "--prior-steps", 2, "--batch-size", 2, "--device", "cpu", "--seed", 1]
+def test_without_an_sae_channels_are_captured(tmp_path, small_probe):
+    made = timesteps.small_capture(load(write_model(tmp_path / "tiny", sae=None)), tmp_path)
+    assert made.tables["max_feature"].shape == (3, 0) and 0 in made.timesteps("channel", 3)
 
 
-def times(out, target="feature_00003"):
-    return sorted(int(p.name[1:5]) for p in (out / "tiny" / target).glob("t*"))
+# --- the command line -------------------------------------------------------------------------------------------------
 
-
-def test_auto_is_the_default_where_the_weights_name_no_time_step(model, weights, whole, tmp_path):
-    out, weights = tmp_path / "out", shutil.copytree(weights, tmp_path / "tiny")
-    edit_json(weights / "featviz.json", timestep=None)
-    (out / "tiny").mkdir(parents=True)
-    (out / "tiny/activity").symlink_to(whole)
-    assert run(featviz.main, "--weights", weights, "--out", out, *SHORT) == 0
-    tables = profile.attach(model, whole).activity
-    assert times(out) == profile.timesteps(tables, "feature", 3) and 0 in times(out)
-    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, "--timestep", 7, "auto", *SHORT) == 0
-    assert times(out, "channel_0004") == sorted({7, *profile.timesteps(tables, "channel", 4)})
-    record = json.loads(next((out / "tiny/feature_00003").rglob("seed_1.json")).read_text())
-    assert record["recipe"]["fingerprints"]["activity.safetensors"] and record["recipe"]["config"]["prior"] == "steer"
-
-
-def test_every_active_sampling_step(weights, whole, model, tmp_path):
-    out = tmp_path / "out"
-    (out / "tiny").mkdir(parents=True)
-    (out / "tiny/activity").symlink_to(whole)
-    tables = profile.attach(model, whole).activity
-    assert run(featviz.main, "--weights", weights, "--out", out, "--feature", 7, "--timestep", 7, "active", *SHORT) == 0
-    active = tables["timesteps"][tables["share_feature"][:, 7] > 0].int().tolist()
-    assert times(out, "feature_00007") == sorted({0, 7, *active}) and active
+def flags(weights, out):
+    """The flags that make the capture `whole`."""
+    (out.parent / "p.txt").write_text("\n".join(PROMPTS))
+    return ["capture", "--weights", weights, "--prompts", out.parent / "p.txt", "--images-per-prompt", "3", "--steps",
+            "5", "--batch-size", "2"]
 
 
 def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, capsys):
-    """Recorded, found, analysed and steered there; the SAE's own capture is left alone."""
-    out, here = tmp_path / "out", ("--hook-point", f"unet.{ELSEWHERE}")
-    activity = command_of(weights, out)
-    (out / "tiny").mkdir(parents=True)
-    (out / "tiny/activity").symlink_to(whole)
-    assert run(activity_command.main, *command(weights, out)[2:], *here) == 0
-    folder, model = out / "tiny" / f"activity_{ELSEWHERE}", profile.at(load(weights), ELSEWHERE)
+    """Recorded, found and analysed there; the SAE's capture is left alone."""
+    out, here = linked(whole, tmp_path / "out"), ("--hook-point", f"unet.{ELSEWHERE}")
+    assert run(out, *flags(weights, out), *here) == 0
+    folder, model = out / "tiny" / f"activity_{ELSEWHERE}", load(weights).at(ELSEWHERE)
     tables = load_file(folder / "activity.safetensors")
     assert tables["max_feature"].shape == (5, 0) and tables["max_channel"].shape == (5, 32)
-    assert profile.find(model, out) == folder and profile.find(load(weights), out) == out / "tiny/activity"
-    settings = capture.configure(model, prompts=PROMPTS, images_per_prompt=3, steps=5, batch_size=2)
-    _, means = capture.observe(model, settings, [0, 1])
-    assert (means["channel"].amax(0) <= tables["max_channel"]).all()
+    assert profile.find_capture(model, out).folder == folder
+    assert profile.find_capture(load(weights), out).folder == out / "tiny/activity"
     assert not torch.allclose(tables["max_channel"], load_file(whole / "activity.safetensors")["max_channel"])
     made = json.loads((folder / "capture.json").read_text())["recipe"]
     assert made["hook_point"] == ELSEWHERE and not any(name.startswith("sae/") for name in made["fingerprints"])
-    assert activity("analyse", "--channel", 4, *here) == 0
+    assert run(out, "analyse", "--weights", weights, "--channel", 4, *here) == 0
     assert (out / "tiny" / f"{ELSEWHERE}_channel_0004/activity.json").exists()
-    assert run(featviz.main, "--weights", weights, "--out", out, "--channel", 4, "--timestep", "auto", *here,
-               *SHORT) == 0                                     # steered
-    expected = profile.timesteps(profile.attach(model, folder).activity, "channel", 4)
-    assert times(out, f"{ELSEWHERE}_channel_0004") == expected and not (out / "tiny/probe").exists()
-    record = json.loads(next((out / "tiny" / f"{ELSEWHERE}_channel_0004").rglob("seed_1.json")).read_text())
-    assert record["recipe"]["config"]["prior"] == "steer" and record["recipe"]["hook_point"] == ELSEWHERE
     capsys.readouterr()
-    refused(capsys, activity("analyse", "--feature", 4, *here), "sae")
-    code = command_of(weights, tmp_path / "none")("analyse", "--channel", 4, *here)
+    refused(capsys, run(out, "analyse", "--weights", weights, "--feature", 4, *here), "sae: is missing")
+    code = run(tmp_path / "none", "analyse", "--weights", weights, "--channel", 4, *here)
     refused(capsys, code, f"run python -m activity capture --weights {weights} --hook-point {ELSEWHERE}")
-    refused(capsys, activity("capture", "--hook-point", "mid"), "hook point 'mid'")
+    refused(capsys, run(out, "capture", "--weights", weights, "--hook-point", "mid"), "mid")
 
 
-def test_a_probe_of_another_hook_point_lies_apart(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(capture, "PROBE_PROMPTS", 3)
-    monkeypatch.setattr(capture, "PROBE_STEPS", 3)
-    flags = ["--weights", weights, "--out", tmp_path, "--channel", 3, "--hook-point", ELSEWHERE, *SHORT]
-    assert run(featviz.main, *flags) == 0
-    assert (tmp_path / "tiny" / f"probe_{ELSEWHERE}/capture.json").exists() and not (tmp_path / "tiny/probe").exists()
+def test_the_capture_s_numbers_are_flags(weights, tmp_path):
+    assert run(tmp_path / "out", *flags(weights, tmp_path / "out"), "--top", 5, "--halves", "both") == 0
+    shares = load_file(tmp_path / "out/tiny/activity/activity.safetensors")["share_feature"]
+    assert shares.sum(1).tolist() == pytest.approx([10] * 5)
 
 
-def test_a_probe_stands_in_for_a_missing_capture(weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(capture, "PROBE_PROMPTS", 4)
-    monkeypatch.setattr(capture, "PROBE_STEPS", 4)
-    flags = ["--weights", weights, "--out", tmp_path, "--timestep", "auto", *SHORT]
-    assert run(featviz.main, *flags, "--check") == 0 and not any(tmp_path.iterdir())
-    assert "a probe would come first" in capsys.readouterr().out
-    assert run(featviz.main, *flags, "--shard", "0/2") == 2
-    refused(capsys, 2, "has no capture, which several processes need: run python -m activity capture --weights")
-    assert run(featviz.main, *flags) == 0
-    said = capsys.readouterr().err
-    assert "a probe of 4 prompts in 4 steps stands in" in said and "the probe took" in said
-    assert "python -m activity capture --weights" in said
-    assert (tmp_path / "tiny/probe/capture.json").exists() and 0 in times(tmp_path)
-    assert run(featviz.main, *flags) == 0 and "the probe took" not in capsys.readouterr().err  # kept for the next run
-
-
-def test_nothing_is_probed_where_the_time_steps_are_given(weights, tmp_path):
-    assert run(featviz.main, "--weights", weights, "--out", tmp_path, "--prior", "noise", *SHORT) == 0
-    assert times(tmp_path) == [300] and not (tmp_path / "tiny/probe").exists()                  # featviz.json's own
-
-
-def test_without_an_sae_channels_are_captured(tmp_path, monkeypatch):
-    monkeypatch.setattr(capture, "PROBE_PROMPTS", 3)
-    monkeypatch.setattr(capture, "PROBE_STEPS", 3)
-    bare = write_model(tmp_path / "tiny", sae=None)
-    flags = ["--weights", bare, "--out", tmp_path / "out", "--channel", 3, "--timestep", "auto", *SHORT]
-    assert run(featviz.main, *flags) == 0
-    assert load_file(tmp_path / "out/tiny/probe/activity.safetensors")["max_feature"].shape == (3, 0)
-    assert 0 in times(tmp_path / "out", "channel_0003")
-
-
-def test_analyse_and_sample(weights, whole, tmp_path, capsys):
-    out = tmp_path / "out"
-    (out / "tiny").mkdir(parents=True)
-    (out / "tiny/activity").symlink_to(whole)
-    activity = command_of(weights, out)
-    assert activity("analyse", "--feature", 3, 5) == 0
+def test_analyse(weights, whole, tmp_path, capsys):
+    out = linked(whole, tmp_path / "out")
+    assert run(out, "analyse", "--weights", weights, "--feature", 3, 5) == 0
     record = json.loads((out / "tiny/feature_00003/activity.json").read_text())
-    assert len(record["profile"]) == 1001 and record["feature"] == 3 and record["peaks"]
-    assert "peaks at" in capsys.readouterr().out
+    assert record["feature"] == 3 and record["peaks"] and (record["top"], record["images"]) == (20, 9)
+    assert len(record["profile"]) == len(record["largest"]) == len(record["strength"]) == 1001
+    assert "peaks at" in capsys.readouterr().out and (out / "tiny/feature_00005/activity.json").exists()
     known = [e for found in record["examples"].values() for e in found]
     assert all((out.parent / e["file"]).exists() and e["prompt"] in PROMPTS for e in known)
-    with Image.open(out / "tiny/feature_00005/activity.png") as figure:
-        assert figure.width > 500
-    assert activity("sample", "A Tree", "--steps", 2, "--steer", "3=2", "5=1") == 0
+
+
+def test_sample(weights, whole, tmp_path):
+    out = linked(whole, tmp_path / "out")
+    assert run(out, "sample", "--weights", weights, "A Tree", "--steps", 2, "--steer", "3=2", "5=1") == 0
     with Image.open(out / "tiny/samples/a-tree_f3=2_f5=1_seed_1024.png") as picture:
         a, b = np.asarray(picture)[:, :32].astype(int), np.asarray(picture)[:, 32:].astype(int)
         assert picture.size == (64, 32) and np.abs(a - b).max() > 0
         assert json.loads(picture.text["featviz"])["prompt"] == "A Tree"
 
 
-def test_the_numbers_of_the_analysis_are_flags(tmp_path, weights):
-    """Four peaks, 280 apart; of equals the earlier."""
-    folder, made = write_model(tmp_path / "tiny"), tmp_path / "out/tiny/feature_00003/activity.json"
-    shares = torch.tensor([[4, 0, 3, 0, 2, 0, 1, 0.0]]).T.repeat(1, 64) / 8
-    edit_tensors(folder / ACTIVITY, lambda t: t | {"share_feature": shares})
-    analyse = ["analyse", "--weights", folder, "--out", tmp_path / "out", "--feature", 3]
-    for flags, expected in (
-        ((), [421, 701, 981]),
-        (("--most-peaks", 9), [141, 421, 701, 981]),
-        (("--most-peaks", 1), [981]),
-        (("--distance", 281), [421, 981]),
-    ):
-        assert run(activity_command.main, *analyse, *flags) == 0
-        assert json.loads(made.read_text())["peaks"] == expected
-    assert int(TIMES[0]) == 981
-    flags = command(weights, tmp_path / "five", "--top", "5", "--halves", "both")[2:]
-    assert run(activity_command.main, *flags) == 0
-    shares = load_file(tmp_path / "five/tiny/activity/activity.safetensors")["share_feature"]
-    assert shares.sum(1).tolist() == pytest.approx([10] * 5)
-
-
-def test_check_predicts_and_writes_nothing(weights, tmp_path, capsys):
-    assert command_of(weights, tmp_path)("capture", "--batch-size", 2, "--check", "--shard", "0/4") == 0
+def test_check_says_what_it_takes_and_writes_nothing(weights, tmp_path, capsys):
+    assert run(tmp_path, "capture", "--weights", weights, "--batch-size", 2, "--check") == 0
     said = capsys.readouterr().out
-    assert "6100 images of 1220 prompts" in said and "each of 4 processes" in said and not any(tmp_path.iterdir())
+    assert "6100 images of 1220 prompts" in said and "610,000 rows through the UNet, 2 images together" in said
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("argv, says", [
     (["capture", "--prompts", "absent.txt"], "absent.txt: cannot be read"),
     (["capture", "--steps", "0"], "--steps of a capture cannot be 0"),
     (["capture", "--guidance", "nan"], "--guidance of a capture cannot be nan"),
-    (["capture", "--shard", "2/2"], "argument --shard: invalid shard value: '2/2'"),
-    (["capture", "--steps", "1000"], "sampling steps must be between 1 and 999"),
     (["capture", "--top", "0"], "--top of a capture cannot be 0"),
     (["capture", "--halves", "first"], "argument --halves: invalid choice: 'first'"),
     (["analyse", "--feature", "64"], "--feature 64 is out of range"),
-    (["analyse", "--distance", "0"], "--distance and --most-peaks must be at least 1"),
-    (["analyse", "--most-peaks", "0"], "--distance and --most-peaks must be at least 1"),
     (["analyse"], "has no capture; run python -m activity capture --weights"),
     (["sample", "A Tree", "--steer", "12"], "argument --steer: invalid steering value: '12'"),
     (["sample", "A Tree", "--steer-channel", "99=1"], "--channel 99 is out of range"),
 ])
 def test_bad_calls(argv, says, weights, tmp_path, capsys):
-    refused(capsys, run(activity_command.main, *argv, "--weights", weights, "--out", tmp_path), says)
+    refused(capsys, run(tmp_path, *argv, "--weights", weights), says)
     assert not any(tmp_path.iterdir())
 
 
-def test_merge_by_hand(model, settings, whole, tmp_path, capsys):
-    """Shards that were computed on machines without a common disk, copied into one folder."""
-    for rank in (0, 1):
-        capture.capture(model, settings, tmp_path / str(rank), (rank, 2))
-    code = run(activity_command.main, "merge", tmp_path / "0")
-    refused(capsys, code, "shards are missing or unfinished: ['shard_0_of_2.safetensors']")
-    for name, data in files(tmp_path / "1").items():
-        (tmp_path / "0" / name).write_bytes(data)
-    assert run(activity_command.main, "merge", tmp_path / "0") == 0 and files(tmp_path / "0") == files(whole)
-    refused(capsys, run(activity_command.main, "merge", tmp_path / "absent"), "is no folder")
-
-
-def test_a_damaged_table_says_so(model, whole, tmp_path):
-    tables = load_file(whole / "activity.safetensors")
-    tables["share_feature"] = tables["share_feature"][:, :5].contiguous()
-    save_file(tables, tmp_path / "activity.safetensors")
-    with pytest.raises(WeightsError, match="share_feature has shape"):
-        profile.attach(model, tmp_path)
-    (tmp_path / "capture.json").write_bytes((whole / "capture.json").read_bytes())
-    (tmp_path / "examples.safetensors").write_bytes((whole / "examples.safetensors").read_bytes()[:-9])
-    with pytest.raises(WeightsError, match="examples.safetensors: cannot be used"):
-        profile.examples(tmp_path, "feature", 3, 1)
-
-
-def test_the_gain_of_the_evaluation_is_a_ratio_of_means_with_its_interval():
-    from toyworld.evaluate_activity import PAIR, gain
-    ours = np.array([2.0, 4.0, 6.0, 8.0])
-    same = gain(2 * ours, ours)
-    assert same["ratio"] == 2 and same["interval"] == [2, 2] and same["higher"]["share"] == 1
-    mixed = gain(np.array([1.0, 3.0]), np.array([2.0, 1.0]))
-    assert mixed["ratio"] == pytest.approx(1.333) and mixed["interval"] == [0.5, 3.0]
-    assert mixed["higher"]["share"] == 0.5
-    assert len(PAIR) == 80 and PAIR["A Tree image in Winter style"] == (1, 3)
-
-
-def test_features_without_a_profile_are_left_out_of_the_agreement_and_those_without_peaks_catch_nothing():
-    from toyworld.evaluate_activity import agreement, by_chance
-    some, none = [0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]
-    times = torch.tensor([981.0, 641.0, 301.0, 1.0])
-    tables = lambda *shares: {"timesteps": times, "share_feature": torch.tensor(shares).T}
-    concepts = [{"feature": f} for f in range(3)]
-    found = agreement(tables(some, some, none), tables(some, none, some), concepts)
-    assert found["highest_peak_found"]["share"] == found["catch"] == 0.5 and found["highest_peak_found"]["n"] == 2
-    assert by_chance(tables(some, none, none), concepts) == by_chance(tables(some), concepts[:1]) > 0.3
-
+# --- concepts and the thesis' images ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("held,expected", [
     ([0, 1, 2, 3], ["Tree"]),                                   # all twelve hold "image", which therefore says nothing
@@ -702,11 +589,33 @@ def test_features_without_a_profile_are_left_out_of_the_agreement_and_those_with
     ([0, 5], []),
 ])
 def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, expected):
-    prompts = [
-        f"A {o} image in {s} style" for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")
-    ]
-    assert profile.shared_words([prompts[i] for i in held], prompts) == expected
+    prompts = [f"A {o} image in {s} style"
+               for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")]
+    assert analysis.shared_words([prompts[i] for i in held], prompts) == expected
 
 
-def test_prompts_may_be_a_list(model):
-    assert capture.configure(model, prompts=["A", "B"]).prompts == ("A", "B")
+def test_the_image_of_a_thesis_prompt_and_its_activity(model, monkeypatch):
+    monkeypatch.setitem(model.settings, "capture", {"steps": 3, "sampler": "ddim"})
+    image, found = thesis.draw(model, {"feature": 7, "word": "knot", "prompt": "A Tree image in Winter style"})
+    settings = capture.configure(model, prompts=["A Tree image in Winter style"], batch_size=1)
+    images, means = capture.observe(model, settings, [1024])
+    acts = means["feature"][-1]                                                                 # (N, F)
+    assert torch.equal(image, images[0]) and [t for t, _ in found["curve"]] == model.schedule.timesteps(3)
+    assert [a for _, a in found["curve"]] == pytest.approx(acts[:, 7].tolist(), abs=1e-5)
+    n = acts[:, 7].argmax()
+    assert found["timestep"] == model.schedule.timesteps(3)[n] and found["features"] == 64
+    assert found["rank"] == 1 + (acts[n] > acts[n, 7]).sum()
+
+
+def test_which_five_the_thesis_page_shows(model, tmp_path, monkeypatch):
+    with pytest.raises(WeightsError, match="has 64 features, the thesis' are those of Style50"):
+        thesis.features(model)
+    for wrong in ([], "five", [7], [{"feature": 7}], [{"feature": "7", "word": "a", "prompt": "b"}]):
+        monkeypatch.setitem(model.settings, "thesis", wrong)
+        with pytest.raises(WeightsError, match='"thesis" must be a list of objects'):
+            thesis.features(model)
+    monkeypatch.delitem(model.settings, "thesis")
+    large = load(write_model(tmp_path / "large", activity=None, sae=dict(num_latents=10539)))
+    assert thesis.features(large) is thesis.FEATURES and "mean something else" in thesis.elsewhere(large)
+    large.name = "style50"
+    assert thesis.elsewhere(large) == ""

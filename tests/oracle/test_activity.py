@@ -52,10 +52,10 @@ def test_profile_and_peaks_are_scipy_s_on_ten_thousand_tables_of_shares():
             "timesteps": torch.tensor(times[::-1].copy()).float(),
             "share_feature": torch.tensor(shares[::-1].copy())[:, None],
         }
-        ours = profile.profile(tables, "feature", 0)
-        assert np.array_equal(ours, y), i                       # to the bit, so the active steps are the same too
-        assert profile.peaks(ours) == expected, i
-        assert profile.timesteps(tables, "feature", 0) == sorted({0, *expected}), i
+        made = profile.Capture(None, tables, {}, "")
+        assert np.array_equal(made.profile("feature", 0), y), i         # to the bit: the active steps are the same too
+        assert made.peaks("feature", 0) == expected, i
+        assert made.timesteps("feature", 0) == sorted({0, *expected}), i
         found, ends = found + len(expected), ends + sum(t in (times[0], times[-1]) for t in expected)
     print(f"{found} peaks, {ends} of them at the first or the last sampled step")
     assert found > 20_000 and ends > 2_000
@@ -68,7 +68,7 @@ def test_other_numbers_of_peaks_and_distances_are_scipy_s(most, distance):
         y, _ = by_scipy(*random_shares(rng))
         at, about = find_peaks(y, height=0, distance=distance, plateau_size=1)
         expected = sorted(int(t) for _, t in sorted(zip(-about["peak_heights"], at))[:most])
-        assert profile.peaks(y, distance, most) == expected
+        assert sorted(profile.highest(y, distance, most)) == expected
 
 
 @pytest.mark.parametrize("halves", ("conditional", "both"))
@@ -87,13 +87,13 @@ def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp
 
     stats = capture.empty(N, *widths.values())
     for some in (range(0, 5), range(5, 6), range(6, 24)):
-        means = {
-            kind: torch.tensor(values[-rows:, some].reshape(-1, *values.shape[2:])) for kind, values in raw.items()
-        }
-        stats = capture.combine(stats, capture.summarize(means, some, top))
-    settings = {"prompts": ["a"] * images, "images_per_prompt": 1, "halves": halves, "top": top}
+        means = {kind: torch.tensor(values[:, some].reshape(-1, *values.shape[2:])) for kind, values in raw.items()}
+        means["gated"] = means["feature"][-len(some):]
+        stats = capture.combine(stats, capture.summarize(means, some, top, halves))
+    settings = {"prompts": ["a"] * images, "images_per_prompt": 1, "halves": halves, "top": top, "guidance": 7.5}
+    stats["sum_feature"] = torch.zeros(0, 90)
     capture.write_capture(tmp_path, stats, {"settings": settings, "timesteps": times})
-    tables = load_file(tmp_path / "activity.safetensors")
+    made = profile.Capture(tmp_path, load_file(tmp_path / "activity.safetensors"), {}, "")
 
     never = 0
     for kind, width in widths.items():
@@ -107,16 +107,18 @@ def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp
         for target in range(width):
             share = (counts[:, target] / images).astype(np.float32)
             y, expected = by_scipy(np.array(times[::-1]), share[::-1])
-            ours, active = profile.profile(tables, kind, target), np.flatnonzero(y > 0)
-            assert np.array_equal(ours, y) and profile.peaks(ours) == expected
+            ours, active = made.profile(kind, target), np.flatnonzero(y > 0)
+            assert np.array_equal(ours, y) and made.peaks(kind, target) == expected
             never += len(expected) == 0
-            all_active = profile.timesteps(tables, kind, target, "active")
+            all_active = made.timesteps(kind, target, "active")
             assert all_active == sorted({0, *(t for t, s in zip(times, share) if s > 0)})
             assert set(all_active) <= {0, *active}
             by_time = dict(zip(times, most[:, target]))
             for when, steered in (("active", {t for t in times if t in active}), ("all", set(times))):
-                strengths = profile.strength(tables, kind, target, when)
+                strengths = made.strength(kind, target, when)
                 assert np.allclose(strengths[times], [by_time[t] * (t in steered) for t in times], rtol=1e-6)
+            largest, null = made.largest(kind, target), raw[kind][0, :, :, target].max(0)
+            assert np.allclose(largest[times], null, rtol=1e-6)
     assert 0 < never < 30
 
 
@@ -135,11 +137,9 @@ def model():
         "share_channel": (randn(50, D, seed=43) - 0.5).relu(),
     }
     return SimpleNamespace(
-        unet=filled("unet", TOY["unet"]), sae=sae.requires_grad_(False), whole_sae=sae, parts={"sae": sae},
-        hook_point=HOOK, let_go=lambda *parts: None, schedule=Schedule(), device=torch.device("cpu"),
-        dtype=torch.float32, latent_shape=(4, 16, 16), decode=lambda z: z,
-        embed=lambda prompts: torch.cat([TEXTS[p] for p in prompts]),
-        activity=tables)
+        unet=filled("unet", TOY["unet"]), sae=sae.requires_grad_(False), hook_point=HOOK, schedule=Schedule(),
+        device=torch.device("cpu"), dtype=torch.float32, latent_shape=(4, 16, 16), decode=lambda z: z,
+        embed=lambda prompts: torch.cat([TEXTS[p] for p in prompts]), capture=profile.Capture(None, tables, {}, ""))
 
 
 @torch.no_grad()
@@ -166,39 +166,38 @@ def official_run(kind, noise, context, guidance, push=None):
     return x, seen
 
 
-@pytest.mark.parametrize(
-    "guidance, halves", [(1.0, "conditional"), (3.0, "conditional"), (7.5, "conditional"), (7.5, "both")]
-)
+@pytest.mark.parametrize("guidance", (1.0, 3.0, 7.5))
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_a_capture_sees_what_the_official_pipeline_computes(model, kind, guidance, halves):
-    settings = capture.Capture(("a", "b"), 2, STEPS, kind, guidance, 2, halves=halves)
+def test_a_capture_sees_what_the_official_pipeline_computes(model, kind, guidance):
+    settings = capture.Settings(("a", "b"), 2, STEPS, kind, guidance, 2)
     z, means = capture.observe(model, settings, [2, 3])
     noise = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (2, 3)])
     expected, seen = official_run(kind, noise, torch.cat([TEXTS["a"], TEXTS["b"]]), guidance)
     assert list(seen) == model.schedule.timesteps(STEPS)
     h = torch.stack(list(seen.values()), dim=1).flatten(3).transpose(2, 3)                      # (B or 2B, N, S, D)
-    h = h if halves == "both" else h[-2:]
-    assert len(means["channel"]) == len(h) == (4 if halves == "both" else 2)
+    assert len(means["channel"]) == len(h) == (2 if guidance == 1.0 else 4)
     W, b, b_dec = model.sae.encoder.weight, model.sae.encoder.bias, model.sae.b_dec
+    pre = ((h - b_dec) @ W.T + b).clamp(min=0)
+    gated = pre[-2:] * (pre[-2:] >= pre[-2:].topk(8).values[..., -1:])
     errors = {"latent": relative_error(z, expected), "channel": relative_error(means["channel"], h.mean(2)),
-              "feature": relative_error(means["feature"], ((h - b_dec) @ W.T + b).clamp(min=0).mean(2))}
+              "feature": relative_error(means["feature"], pre.mean(2)),
+              "gated": relative_error(means["gated"], gated.mean(2))}
     print(kind, guidance, {k: f"{v:.1e}" for k, v in errors.items()})
     assert max(errors.values()) < 1e-4
 
 
-@pytest.mark.parametrize("when", ("active", "all", "constant"))
+@pytest.mark.parametrize("when", ("active", "all"))
 @pytest.mark.parametrize("target", ("feature", "channel"))
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_steered_prior_is_the_official_run_with_the_direction_added(model, kind, target, when):
     """s_t W_dec[f] (or s_t on channel c) with s_t = 60 * the largest mean activation at t: at sampling steps with a
-    share above 0, or at all; or the largest s_t of the former at all."""
-    jobs, noise = [Job(**{target: 5}), Job(**{target: 17})], randn(2, 4, 16, 16, seed=50)
-    share, most = model.activity[f"share_{target}"].numpy(), model.activity[f"max_{target}"].numpy()
+    share above 0, or at all."""
+    jobs, noise = [Job(target, 5, 0, 0), Job(target, 17, 0, 0)], randn(2, 4, 16, 16, seed=50)
+    tables = model.capture.tables
+    share, most = tables[f"share_{target}"].numpy(), tables[f"max_{target}"].numpy()
     grid = lambda values, t: np.interp(t, np.arange(1.0, 982, 20), values[::-1])
 
     def strength(n, t):
-        if when == "constant":
-            return max(grid(most[:, n], t) for t in range(1, 982) if grid(share[:, n], t) > 0)
         return grid(most[:, n], t) * (when == "all" or grid(share[:, n], t) > 0)
 
     def push(t):
@@ -206,8 +205,8 @@ def test_a_steered_prior_is_the_official_run_with_the_direction_added(model, kin
         return torch.stack([60 * strength(n, t) * d for n, d in zip((5, 17), directions)]).float()
 
     expected, _ = official_run(kind, noise, TEXTS[""].expand(2, -1, -1), 1.0, push)
-    s = np.stack([60 * profile.strength(model.activity, target, job.target, when) for job in jobs])
-    ours = steered_prior(model, noise, directions(model, jobs), torch.tensor(s).float(), kind, STEPS)
+    s = torch.stack([60 * model.capture.strength(target, job.target, when) for job in jobs])
+    ours = steered_prior(model, noise, directions(model, jobs), s, kind, STEPS)
     plain = sample(model, noise, TEXTS[""], kind, STEPS)
     active = [t for t in model.schedule.timesteps(STEPS) if push(t)[0].any()]
     print(kind, target, when, f"{relative_error(ours, expected):.1e}, pushed at {len(active)} of {STEPS}")
