@@ -1,14 +1,12 @@
-"""For all tests: threads; what the program remembers between runs (fingerprints.py) stays out of
-the user's own cache folder.
-"""
+"""For all tests: threads; the fingerprints that are remembered stay out of the user's cache folder."""
 import functools
 import shutil
 
 import pytest
 import torch
 
-from command import device
 from tests.tiny import write_model
+from weights import load as loading
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,7 +31,7 @@ def one_thread():
 def loaded_once():
     """Where nothing changes a folder that was loaded: loading is most of what a run of two steps costs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "load", functools.cache(device.load))
+        patch.setattr(loading, "load", functools.cache(loading.load))
         yield
 
 

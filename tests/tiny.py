@@ -44,14 +44,14 @@ PATHS = {   # part -> (its JSON file, its tensors)
     "sae": (f"sae/unet.{HOOK}/cfg.json", f"sae/unet.{HOOK}/sae.safetensors"),
     "featviz": ("featviz.json", None),
 }
-EYES = dict(text_config=CONFIGS["text_encoder"], projection_dim=8,
-            vision_config=dict(image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                               num_attention_heads=2))
+CLIP_CONFIG = dict(text_config=CONFIGS["text_encoder"], projection_dim=8,
+                   vision_config=dict(image_size=32, patch_size=8, hidden_size=16, intermediate_size=32,
+                                      num_hidden_layers=1, num_attention_heads=2))
 ACTIVITY = "activity/activity.safetensors"
 BUILD = {   # the same config keys that weights/load.py hands on
     "unet": lambda c: UNet(**{k: v for k, v in c.items() if k != "sample_size"}),
     "vae": lambda c: VAE(**c), "text_encoder": lambda c: TextEncoder(**c), "sae": lambda c: SAE(**c),
-    "eyes": lambda c: CLIP(**c),
+    "clip": lambda c: CLIP(**c),
 }
 
 
@@ -75,7 +75,9 @@ def activity(features, width, seed=0):
     table = lambda n: 0.5 + torch.rand(len(TIMES), n, generator=g)
     share = 1 - (TIMES - 281).abs() / 1000
     shares = {f"share_{kind}": share[:, None].repeat(1, n) for kind, n in (("feature", features), ("channel", width))}
-    return {"timesteps": TIMES.clone(), "max_feature": table(features), "max_channel": table(width)} | shares
+    largest = {"max_feature": table(features), "max_channel": table(width)}
+    null = {name.replace("max", "max_null"): 0.8 * values for name, values in largest.items()}
+    return {"timesteps": TIMES.clone()} | largest | null | shares
 
 
 def write_capture(folder, features, width, seed=0):
@@ -141,12 +143,12 @@ def write_tokenizer(folder):
     (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
 
 
-def write_eyes(folder, seed=0):
-    """A CLIP with random weights and its tokenizer, as weights/eyes.py reads it; returns the folder."""
+def write_clip(folder, seed=0):
+    """A CLIP with random weights and its tokenizer, as legibility/image_text.py reads it; returns the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(EYES))
-    save_file(tensors("eyes", EYES, seed), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CLIP_CONFIG))
+    save_file(tensors("clip", CLIP_CONFIG, seed), folder / "model.safetensors")
     write_tokenizer(folder)
     return folder
 
