@@ -80,16 +80,15 @@ def spectral_filter(g):
 
 
 def roll(z, shift):
-    """Each row moved by its own shift (B, 2) = (down, right) in pixels, wrapping; a fraction
-    mixes the two nearest shifts.
+    """Move each row by its own shift (B, 2) = (down, right) in pixels, wrapping; a fraction mixes the two nearest.
+
+    `shift` stays on the CPU, where it was drawn: reading it from a card would wait for the card once a step.
     """
-    for dim, amount in ((2, shift[:, 0]), (3, shift[:, 1])):
-        whole = amount.floor()
-        share = (amount - whole)[:, None, None, None]
-        at = torch.arange(z.shape[dim], device=z.device)[None] - whole.long()[:, None]      # (B, size): where to read
-        read = lambda index: z.gather(dim, (index % z.shape[dim]).reshape(
-            len(z), 1, *((-1, 1) if dim == 2 else (1, -1))).expand(z.shape))
-        z = (1 - share) * read(at) + share * read(at - 1)
+    for dim, amount in zip((-2, -1), shift.T):
+        whole = amount.floor()                                                                  # (B,)
+        share = (amount - whole).to(z)[:, None, None, None]
+        moved = lambda by: torch.stack([row.roll(int(n), dim) for row, n in zip(z, by)])
+        z = (1 - share) * moved(whole) + share * moved(whole + 1)
     return z
 
 
@@ -97,7 +96,7 @@ def transform(z, shift, angle, zoom):
     """Roll by `shift` (B, 2) pixels, then turn by `angle` (B,) degrees and magnify by `zoom` (B,) about the centre.
 
     Positive angles turn clockwise as seen (y points down), like torchvision's affine. Bilinear, zeros outside; an angle
-    of 0 with a zoom of 1 is the identity. (B, C, H, W) -> the same, differentiable in z.
+    of 0 with a zoom of 1 is the identity. (B, C, H, W) -> the same, differentiable in z; the numbers are on the CPU.
     """
     z = roll(z, shift)
     if (angle == 0).all() and (zoom == 1).all():                # exactly, without the resampling's rounding
@@ -107,5 +106,5 @@ def transform(z, shift, angle, zoom):
     # rows of the inverse map, output position -> input position, in a square of [-1, 1]
     ratio = z.shape[-2] / z.shape[-1]
     theta = torch.stack([torch.stack([cos, sin * ratio, zero], -1), torch.stack([-sin / ratio, cos, zero], -1)], -2)
-    grid = F.affine_grid(theta, list(z.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(z), list(z.shape), align_corners=False)
     return F.grid_sample(z, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

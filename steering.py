@@ -1,15 +1,19 @@
-"""Steered priors: sample from noise with the empty prompt while a feature's direction is added at the hook point.
+"""Steer samples: add a target's direction at the hook point while the model draws from noise.
 
-Regularizer 1 of the method: an ascent that starts at such a sample starts at a picture, and one in which the feature is
-already wanted. Sources: the method's section 6, from Szokalski & Modrzejewski, arXiv 2605.08218; steering by a decoder
-row as in Cywinski & Deja, arXiv 2501.18052.
+Regularizer 1 of the method: an ascent that starts at such a sample starts at a picture, and one in which the target is
+already wanted.
 
     at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation seen at t)
 
-d is W_dec[f] for a feature and the unit vector of c for a raw channel. The largest activations come as a curve over t,
-from a capture of the model's images: activity.profile.strength, which also says what steer_steps "all" and "constant"
-(ours) make of them. Many features wake only in the last steps, when the picture is settled; steering them when they are
-active comes too late to shape it.
+d is W_dec[f] for a feature, the unit vector of c for a raw channel, the vector itself for a direction from a file. The
+largest activations come as a curve over t from a capture of the model's images (activity/profile.py, `strength`). Many
+features are active only in the last steps, when the picture is settled; steering them there comes too late to shape it.
+
+Sources
+ [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218: the steered prior
+ [2] Cywinski & Deja, "SAeUron", arXiv 2501.18052: steering by a decoder row
+
+Axes: B jobs, D hook width, h x w positions at the hook point, 4 x H x W latents.
 """
 import torch
 
@@ -17,44 +21,56 @@ from schedule import SAMPLERS, guided
 
 
 def directions(model, jobs):
-    """The direction d of each job, all of one kind: (B, D)."""
-    if jobs[0].kind == "feature":
-        return model.sae.W_dec[[job.feature for job in jobs]]
-    return torch.eye(model.unet.width(model.hook_point), device=model.device)[[job.channel for job in jobs]]
+    """Return the direction d that each job is pushed along, all jobs of one kind: (B, D)."""
+    kind, targets = jobs[0].kind, [job.target for job in jobs]
+    if kind == "feature":
+        return model.sae.W_dec[targets]
+    if kind == "channel":
+        return torch.eye(model.unet.width(model.hook_point), device=model.device)[targets]
+    return torch.stack([model.directions[name] for name in targets])
+
+
+def predict(model, x, t, context, push=None, see=None):
+    """Predict the noise (B, 4, H, W) of x (B, 4, H, W) at time steps t (B,), float32.
+
+    push  {hook point: (B or 1, D)}: added to every position of that hook's output before the net goes on
+    see   is handed the output of the model's hook point, (B, D, h, w), before anything is added
+    """
+    passes = model.unet.run(x.to(model.dtype), t, context)
+    name, h = next(passes)
+    while name != "conv_out":
+        if see and name == model.hook_point:
+            see(h)
+        if push and name in push:
+            h = h + push[name].reshape(-1, h.shape[1], 1, 1)
+        name, h = passes.send(h)
+    return h.float()
 
 
 @torch.no_grad()
-def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, see=None):
+def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, see=None, on_step=None):
     """Sample images' latents: noise (B, 4, H, W), context (B or 1, 77, Dc) -> (B, 4, H, W).
 
     add(t) -> {hook point: (B or 1, D)}: added at the hook at time step t, with guidance (1, D) to both halves.
     see(t, h): is handed the hook's output before anything is added, (B, D, h, w); with guidance (2B, D, h, w), first
     the rows that saw the empty prompt, then those that saw `context`.
+    on_step("sampling"): is called after each step.
     """
-    caught = []
-
     def net(x, t, c):
-        eps = model.unet(x.to(model.dtype), t, c, add=add and add(int(t[0]))).float()
-        if see:
-            see(int(t[0]), caught.pop())
-        return eps
+        now = int(t[0])
+        return predict(model, x, t, c, add and add(now), see and (lambda h: see(now, h)))
 
-    hook = model.unet.get_submodule(model.hook_point)
-    handle = see and hook.register_forward_hook(lambda module, args, h: caught.append(h))
-    try:
-        x, null = noise, model.embed([""]) if guidance != 1.0 else None
-        for _, x in SAMPLERS[sampler](model.schedule, guided(net, context, null, guidance), x, steps):
-            pass
-    finally:
-        if handle:
-            handle.remove()
+    x, null = noise, model.embed([""]) if guidance != 1.0 else None
+    for _, x in SAMPLERS[sampler](model.schedule, guided(net, context, null, guidance), x, steps):
+        if on_step:
+            on_step("sampling")
     return x
 
 
-def steered_prior(model, noise, d, s, sampler="pndm", steps=50):
-    """Latents (B, 4, H, W) sampled from `noise` with the empty prompt, while s[:, t] d is added at every time step t.
+def steered_prior(model, noise, d, s, sampler="pndm", steps=50, on_step=None):
+    """Sample latents (B, 4, H, W) from `noise` with the empty prompt, while s[:, t] d is added at every time step t.
 
     d (B, D) directions; s (B, 1001) strengths at t = 0..1000.
     """
     push = lambda t: {model.hook_point: s[:, t, None].to(model.dtype) * d.to(model.dtype)}                  # (B, D)
-    return sample(model, noise, model.embed([""]), sampler, steps, add=push)
+    return sample(model, noise, model.embed([""]), sampler, steps, add=push, on_step=on_step)

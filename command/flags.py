@@ -1,16 +1,14 @@
-"""Flags that several commands share, and their errors. Nothing here needs torch: help and wrong
-flags are answered at once.
+"""Flags that several commands share, and their errors. Nothing here needs torch: help and wrong flags are answered at
+once.
 """
 import argparse
+import difflib
 import os
-import signal
 import sys
 from pathlib import Path
 
-from config import PRESETS, ROBUSTNESS, SETTINGS, flag
-from weights.disk import WeightsError
-
-PROJECT = Path(__file__).resolve().parent.parent
+from command.progress import warn
+from config import PRESETS, SETTINGS, StepOrAuto, flag
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,45 +28,78 @@ class Parser(argparse.ArgumentParser):
         return self.prog if self.prog.endswith(".py") else f"-m {self.prog}"
 
 
+def numbers(text):
+    """Read a flag's value: "12" -> [12], "0-199" -> [0, ..., 199]."""
+    first, dash, last = text.partition("-")
+    try:
+        found = range(int(first), int(last if dash else first) + 1)
+    except ValueError:
+        found = ()
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number and no range such as 0-199")
+    return list(found)
+
+
+def numbers_or_words(text):
+    """Read a flag's value: numbers as `numbers` reads them, or a word, such as live or a label: ["cat"]."""
+    return numbers(text) if text[:1].isdigit() else [text]
+
+
+def step_or_auto(text):
+    """Read a setting's value: a whole number, or auto."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or auto, got {text!r}") from None
+
+
 def shard(text):
-    """"1/4" -> (1, 4): the second of four."""
-    rank, shards = (int(part) for part in text.split("/"))
-    if not 0 <= rank < shards:
-        raise ValueError
-    return rank, shards
+    """Read "1/4" -> (1, 4): the second of four shares, counted from 0."""
+    rank, _, shards = text.partition("/")
+    if not (rank.isdigit() and shards.isdigit() and int(rank) < int(shards)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share of a whole, such as 0/4, the first of four")
+    return int(rank), int(shards)
 
 
 def find_shard(given):
-    """Which share of the work is this process's: --shard, else torchrun's, else a SLURM array's; (0, 1) when alone."""
-    env = os.environ
+    """Return (rank, shards) of this process: --shard, else torchrun's, else a SLURM array's, said aloud; (0, 1) when
+    alone. Variables that are left over, empty or no numbers are not followed, and a line says so."""
     if given:
         return given
     for rank, shards, first in (("RANK", "WORLD_SIZE", ""),
                                 ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")):
-        if rank in env and shards in env:
-            try:
-                return shard(f"{int(env[rank]) - int(env.get(first, 0))}/{env[shards]}")
-            except ValueError as e:
-                raise ValueError(f"{rank} is {env[rank]} and {shards} {env[shards]}: expected consecutive numbers; "
-                                 "give --shard I/N") from e
+        if rank not in os.environ and shards not in os.environ:
+            continue
+        own, whole = os.environ.get(rank, ""), os.environ.get(shards, "")
+        offset = os.environ.get(first, "0")
+        if not (own.isdigit() and whole.isdigit() and offset.isdigit() and 0 <= int(own) - int(offset) < int(whole)):
+            warn(f"{rank}={own!r} and {shards}={whole!r} in the environment are no share of a whole: all jobs are done "
+                 "here (--shard I/N divides them)")
+        elif int(whole) > 1:
+            share = int(own) - int(offset), int(whole)
+            warn(f"share {share[0]} of {share[1]}, as {rank} and {shards} in the environment say (--shard 0/1 does all "
+                 "jobs here)")
+            return share
     return 0, 1
 
 
 def folder(text):
-    """A flag's type: a path that is not empty."""
+    """Read a flag's value: a path that is not empty."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a folder, such as out")
     return Path(text)
 
 
 def add_model(group):
-    """Which model, on what: for every command that runs one."""
-    group.add_argument("--weights", type=folder, metavar="PATH", help="model folder or single .safetensors file "
-                       "(default: Stable Diffusion's folder where it is, else weights/toy)")
-    group.add_argument("--ema", action="store_true", help="of a single file with two sets of weights, the averaged one")
+    """Add the flags that say which model runs, on what."""
+    group.add_argument("--weights", type=folder, metavar="PATH", help="model folder (default: Stable Diffusion's where "
+                       "it is, else weights/toy); anything else goes through python weights/convert.py once")
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), metavar="TYPE",
-                       help="float32, float16, bfloat16 (default: float32, on cuda bfloat16)")
+                       help="float32, float16, bfloat16 (default: float32; on a card bfloat16 where it has that, else "
+                       "float16)")
 
 
 def add_out(group):
@@ -81,14 +112,12 @@ def add_shard(group):
 
 
 def add_settings(group):
-    """A flag for every setting of config.Config."""
+    """Add a flag for every setting of config.Config."""
     group.add_argument("--preset", choices=(*PRESETS, "quick"), help="all of them at once; quick: fewer, larger steps "
                        "(default: sae, or raw with --channel)")
-    group.add_argument("--robustness", type=int, choices=range(len(ROBUSTNESS)), help="--jitter-max, --rotate-max and "
-                       "--scale-max by level, 0 to 3 [1]")
     for name, field in SETTINGS.items():
         sae, raw = (getattr(PRESETS[preset], name) for preset in ("sae", "raw"))
-        kind = {"type": field.type, "metavar": "X"}
+        kind = {"type": step_or_auto if field.type == StepOrAuto else field.type, "metavar": "X"}
         if field.type is bool:
             kind, sae = {"action": argparse.BooleanOptionalAction}, "on" if sae else "off"
         elif field.metadata["choices"]:
@@ -98,49 +127,35 @@ def add_settings(group):
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=says, **kind)
 
 
-def check_numbers(args):
-    """ValueError for a flag that is out of range whatever the model."""
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    if args.frames != 0 and not 2 <= args.frames <= 50:
-        raise ValueError(f"--frames must be 0 or between 2 and 50, got {args.frames}")
-
-
-def check_steps(steps, num_steps):
-    """ValueError for a step of --trace that the ascent does not have."""
-    for k in steps:
-        if not 0 <= k < num_steps:
-            raise ValueError(f"--trace {k} is out of range: the ascent has {num_steps} steps, "
-                             f"0..{num_steps - 1} (--num-steps sets how many)")
-
-
-def load_torch():
-    """Import torch, most of the start. Ctrl-C meanwhile counts when it is there: an import that is broken off leaves
-    half of numpy behind, and torch hides that."""
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        import torch                                            # noqa: F401
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came and callable(before):                               # else the shell wants it to be ignored
-        raise KeyboardInterrupt
+def nearest(word, words):
+    """Spell out the words that are most like this one."""
+    return ", ".join(difflib.get_close_matches(word, words, n=3, cutoff=0.0))
 
 
 def guarded(name, work, *args):
-    """The exit code of work(*args): what cannot be ends in one line on stderr and 2."""
+    """Return the exit code of work(*args): what cannot be ends in one line on stderr and exit code 2."""
+    hint = ""
     try:
         return work(*args)
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; finished results stay, the same command goes on from there", file=sys.stderr)
+        warn(f"\n{name}: interrupted; finished results stay, the same command goes on from there")
         return 130
-    except (WeightsError, ValueError, OSError) as e:
-        error, hint = e, "; make room or give another --out, finished results stay" if isinstance(e, OSError) else ""
+    except OSError as e:
+        error, hint = e, "; finished results stay: make room or give another folder, and the same command goes on"
+    except ValueError as e:
+        error = e
     except ModuleNotFoundError as e:
-        error, hint = f"{e.name} is not installed; pip install -r requirements.txt", ""
+        error = f"{e.name} is not installed; pip install -r requirements.txt"
     except RuntimeError as e:
-        if type(e).__name__ != "OutOfMemoryError":              # torch's, without importing torch
+        if type(e).__name__ != "OutOfMemoryError" and "not enough memory" not in str(e):        # of a card, of a CPU
             raise
-        error, hint = e, ""
-    print(f"{name}: " + " ".join(str(error).split()) + hint, file=sys.stderr)
+        error = "memory ran out; give a smaller --batch-size, or --dtype float16 on a card"
+    warn(f"{name}: " + " ".join(str(error).split()) + hint)
     return 2
+
+
+def forgiving_console():
+    """Let text that a console cannot show be replaced instead of ending the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

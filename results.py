@@ -1,0 +1,315 @@
+"""Results on disk: where they are, what a record holds, when a result counts as finished.
+
+    out/<weights>/feature_00012/t0361/seed_1024.png           the ascent's picture; its chunk "featviz" is the recipe
+    out/<weights>/feature_00012/t0361/seed_1024.finished.png  what the model made of it (finish.py), likewise
+    out/<weights>/feature_00012/t0361/seed_1024.safetensors   their latents (4, H, W) float32: latent, finished
+    out/<weights>/feature_00012/t0361/seed_1024.steps.jpg     pictures of the course, side by side; none with --frames 0
+    out/<weights>/feature_00012/t0361/seed_1024.curves.json   a number a step, and the activation at each position
+    out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdicts, scores, sizes; written last
+    out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same with other settings: settings.txt says which
+
+Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
+fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A result counts
+as finished when its record names this very recipe and the other files have the sizes that were written with it. The
+pictures of the course change no result and are no part of the recipe: a run that asks for steps which were not kept
+computes the result again.
+"""
+import ast
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save as save_tensors
+
+from config import HOOK_POINT
+from vae import to_uint8
+
+PROJECT = Path(__file__).resolve().parent
+METHOD = ("config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae",
+          "clip", "weights/load", "weights/quick", "activity/profile")      # files whose change can change a latent
+USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
+DIGITS = {"feature": 5, "channel": 4}
+BROKEN = (OSError, ValueError, KeyError)        # what reading a record that is none may raise
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def replacing(path):
+    """Open a binary file under the name `<name>.partial`, and rename it to `path` when all was written."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write(path, data):
+    """Write bytes by way of a temporary file; make the folder where it is missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(data)
+
+
+def sha256(data):
+    """Return the SHA-256 of bytes in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def prepare(out):
+    """Make the results' folder, or raise OSError before any work is done."""
+    write(Path(out) / ".writable", b"")
+    (Path(out) / ".writable").unlink()
+
+
+# --- recipes and places -----------------------------------------------------------------------------------------------
+
+@cache
+def method_code():
+    """Return the SHA-256 of what the method's files do: of their parsed code, so that comments change nothing."""
+    digest = hashlib.sha256()
+    for name in METHOD:
+        tree = ast.parse((PROJECT / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+    return digest.hexdigest()
+
+
+def recipe(model, job, config, usual):
+    """Return everything that decides a job's result, as JSON values. `usual`: the config of a run without flags."""
+    settings, standard = dataclasses.asdict(config), dataclasses.asdict(usual)
+    dtype = str(model.dtype).removeprefix("torch.")
+    differs = {name: value for name, value in settings.items() if value != standard[name]}
+    if dtype not in USUAL_DTYPES.get(model.device.type, (dtype,)):
+        differs["dtype"] = dtype
+    fingerprints = dict(model.fingerprints)
+    if model.capture is not None:
+        fingerprints["activity.safetensors"] = model.capture.sha256
+    if job.kind == "direction":
+        fingerprints["direction"] = sha256(model.directions[job.target].cpu().numpy().tobytes())
+    return {"job": dataclasses.asdict(job), "config": settings, "differs": differs, "hook_point": model.hook_point,
+            "weights": model.name, "fingerprints": fingerprints, "code": method_code(), "device": model.device.type,
+            "dtype": dtype, "torch": torch.__version__}
+
+
+def folder_of(out, weights, hook_point, kind, target):
+    """Return the folder of all that is known of one feature, channel or direction."""
+    name = f"{kind}_{target:0{DIGITS[kind]}d}" if kind in DIGITS else f"{kind}_{target}"
+    return Path(out) / weights / (name if hook_point == HOOK_POINT else f"{hook_point}_{name}")
+
+
+def path_of(out, recipe):
+    """Return a result's path without suffix."""
+    job = recipe["job"]
+    folder = folder_of(out, recipe["weights"], recipe["hook_point"], job["kind"], job["target"])
+    other = "-" + sha256(json.dumps(recipe["differs"], sort_keys=True).encode())[:8] if recipe["differs"] else ""
+    return folder / f"t{job['timestep']:04d}{other}" / f"seed_{job['seed']}"
+
+
+def with_suffix(path, suffix):
+    """Add a suffix to a result's path, whose name may hold dots."""
+    return path.with_name(path.name + suffix)
+
+
+def times_in(folder):
+    """Return the time steps for which results are in a feature's folder."""
+    return {int(path.name[1:5]) for path in Path(folder).glob("t[0-9][0-9][0-9][0-9]*") if path.is_dir()}
+
+
+def feature_folders(folder):
+    """List the folder itself if results are in it, else all in it that have some; ValueError where there is none."""
+    folder = Path(folder)
+    if any(folder.glob("t*/seed_*.json")):
+        return [folder]
+    inside = sorted({path.parent.parent for path in folder.glob("*/t*/seed_*.json")})
+    if not inside:
+        raise ValueError(f"{folder}: holds no results; give a folder that featviz.py wrote, such as out/toy or "
+                         "out/toy/feature_00004")
+    return inside
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+def save(out, result, recipe, fit=""):
+    """Write the files of a result, the record last; return the picture's path. `fit`: the fit check's warning."""
+    path, last = path_of(out, recipe), result.finished
+    for suffix in (".json", ".steps.jpg", ".finished.png"):     # from here on an older result is no longer finished
+        with_suffix(path, suffix).unlink(missing_ok=True)
+    latents = {"latent": result.latent.numpy()} | ({"finished": last.latent.numpy()} if last else {})
+    curves = {"ascent": curves_of(result), "finished": curves_of(last) if last else None}
+    files = {".png": picture(result.image, recipe), ".safetensors": save_tensors(latents),
+             ".curves.json": json.dumps(curves, allow_nan=False).encode() + b"\n"}
+    if last:
+        files[".finished.png"] = picture(last.image, recipe)
+    if result.frames:
+        files[".steps.jpg"] = strip(result.frames)
+    record = {"recipe": recipe, **numbers(result), "nearest_channel": result.nearest_channel,
+              "stored_steps": result.stored_steps, "finished": numbers(last) if last else None, "fit": fit,
+              "sha256": {suffix: sha256(data) for suffix, data in files.items()},
+              "bytes": {suffix: len(data) for suffix, data in files.items()}}
+    files[".json"] = json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    if recipe["differs"]:
+        write(path.parent / "settings.txt", "".join(f"{k}: {v}\n" for k, v in recipe["differs"].items()).encode())
+    for suffix, data in files.items():
+        write(with_suffix(path, suffix), data)
+    return with_suffix(path, ".png")
+
+
+def finite(value):
+    """Return a number, or None for one that JSON does not have."""
+    return value if value is None or math.isfinite(value) else None
+
+
+def numbers(result):
+    """Return what a record says of a picture."""
+    return {"verdict": result.verdict, "scores": {k: finite(v) for k, v in result.scores.items()},
+            "others": [[index, finite(a)] for index, a in result.others]}
+
+
+def curves_of(result):
+    """Return a number a step, and the activation of the target at each position."""
+    return {"history": {name: [finite(v) for v in values] for name, values in result.history.items()},
+            "heat": [[finite(v) for v in row] for row in result.heat.tolist()]}
+
+
+def picture(image, recipe):
+    """Encode (3, H, W) in [0, 1] as PNG bytes that carry the recipe."""
+    text, file = PngInfo(), io.BytesIO()
+    text.add_text("featviz", json.dumps(recipe, sort_keys=True))
+    Image.fromarray(to_uint8(image)).save(file, format="PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def strip(frames):
+    """Encode pictures of equal size, side by side, as JPEG bytes."""
+    file = io.BytesIO()
+    side_by_side = np.concatenate([to_uint8(frame) for frame in frames], axis=1)
+    Image.fromarray(side_by_side).save(file, format="JPEG", quality=90, subsampling=0)
+    return file.getvalue()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+def why_to_compute(out, recipe, steps=()):
+    """Return why a result is still to be computed: "" where this very recipe's result is there, "new" where none is,
+    else the entry that differs ("code", "fingerprints", ...), or "broken".
+
+    steps  those of the course whose pictures it must have
+    """
+    path = path_of(out, recipe)
+    try:
+        record = json.loads(with_suffix(path, ".json").read_text(encoding="utf-8"))
+        if different := [name for name in recipe if record["recipe"].get(name) != recipe[name]]:
+            return different[0]
+        whole = all(os.stat(with_suffix(path, suffix)).st_size == n for suffix, n in record["bytes"].items())
+        return "" if whole and set(steps) <= set(record["stored_steps"]) else "broken"
+    except FileNotFoundError:
+        return "broken" if with_suffix(path, ".json").exists() else "new"
+    except (*BROKEN, TypeError, AttributeError):                # JSON of another shape
+        return "broken"
+
+
+@dataclass
+class StoredResult:
+    """A result on disk, of the ascent; `finished` is what the model made of it."""
+    path: Path                          # of the picture
+    recipe: dict
+    verdict: str
+    scores: dict                        # name -> number, None where it was not finite
+    others: list                        # [[index, activation]] of what the picture excites most beside the target
+    steps: list = field(default_factory=list)       # after how many steps a picture was kept
+    strip: Path | None = None           # of these pictures, side by side
+    nearest_channel: int | None = None
+    fit: str = ""                       # the fit check's warning
+    sha256: str = ""                    # of the picture
+    finished: "StoredResult | None" = None
+
+    @property
+    def last(self):
+        """The finished picture and its numbers, or the ascent's where there is none."""
+        return self.finished or self
+
+    @property
+    def t(self):
+        return self.recipe["job"]["timestep"]
+
+    @property
+    def seed(self):
+        return self.recipe["job"]["seed"]
+
+    @property
+    def kind(self):
+        return self.recipe["job"]["kind"]
+
+    @property
+    def target(self):
+        return self.recipe["job"]["target"]
+
+    @property
+    def folder(self):
+        """The name of its time step and settings: t0600, or t0600-1a2b3c4d."""
+        return self.path.parent.name
+
+    def curves(self):
+        """Read {"history": {name: one number a step}, "heat": h x w activations}; of a finished picture its own."""
+        part = "finished" if self.path.name.endswith(".finished.png") else "ascent"
+        path = self.path.with_name(f"seed_{self.seed}.curves.json")
+        return json.loads(path.read_text(encoding="utf-8"))[part]
+
+    def frame(self, k):
+        """Return the k-th of the kept pictures."""
+        with Image.open(self.strip) as strip:
+            width = strip.width // len(self.steps)
+            return strip.crop((k * width, 0, (k + 1) * width, strip.height)).convert("RGB")
+
+
+def read_result(path):
+    """Read a record, seed_1024.json; raises one of BROKEN for what is none."""
+    path = Path(path)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    recipe, hashes = record["recipe"], record["sha256"]
+    if path.stem != f"seed_{recipe['job']['seed']}" or not isinstance(recipe["job"].get("kind"), str):
+        raise ValueError(f"{path}: is no record of this version")
+    result = StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"],
+                          record["stored_steps"], None, record["nearest_channel"], record["fit"], hashes[".png"])
+    if ".steps.jpg" in hashes:
+        result.strip = path.with_suffix(".steps.jpg")
+    if said := record["finished"]:
+        result.finished = StoredResult(path.with_suffix(".finished.png"), recipe, said["verdict"], said["scores"],
+                                       said["others"], sha256=hashes[".finished.png"], fit=record["fit"])
+    for stored in filter(None, (result, result.finished)):
+        if not stored.path.is_file():
+            raise FileNotFoundError(f"{stored.path}: is missing; the same command computes it again")
+    return result
+
+
+def read_results(folder, broken=None):
+    """List the results in a feature's folder by time step, settings (the usual ones first) and seed.
+
+    broken  a list to which the paths of records that cannot be read are added
+    """
+    found = []
+    for path in Path(folder).glob("t*/seed_*.json"):
+        if path.name.endswith(".curves.json"):
+            continue
+        try:
+            found.append(read_result(path))
+        except (*BROKEN, TypeError, AttributeError):            # JSON of another shape
+            if broken is not None:
+                broken.append(path)
+    return sorted(found, key=lambda r: (r.t, r.folder, r.seed))

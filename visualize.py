@@ -1,0 +1,431 @@
+"""One batch from start to verdict, and the door for notebooks: `visualize(model, features=[4])`.
+
+    start -> ascend (ascent.py) -> score -> redraw (finish.py) -> score
+
+Read `run` first. Scores are measured under fresh noises that depend on the job's seed alone, so two latents of a job
+compare. A job gives the same result alone and among others but for rounding (1e-5): kernels of another shape round
+differently. The same list of jobs is always cut into the same batches, so the same command gives the same bytes, even
+where an earlier run was stopped half-way.
+
+Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218; scores and verdicts are ours.
+Axes: B jobs, 4 x H x W latents, h x w = S positions at the hook point, D its width, F features.
+"""
+import dataclasses
+import difflib
+import io
+import math
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+
+from ascent import activation, ascend, readout
+from config import SEEDS, SETTINGS, Job, check_config, configure
+from finish import finish, guide, tries
+from steering import directions, steered_prior
+from vae import to_uint8
+
+try:
+    import resource                             # peak memory; not on Windows
+except ImportError:
+    resource = None
+
+SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over
+SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own
+OTHERS = 10                                     # features named beside the target
+TOP_RANKS = 10                                  # an excited target is among so many of the most active
+MOST_ROWS = 16                                  # of a batch on a card; more rows make a step no cheaper per row
+ROOM = 0.8                                      # of a card's memory that a batch may fill
+
+
+@dataclass
+class Result:
+    """What one job gave; a notebook shows its picture."""
+    job: Job
+    latent: torch.Tensor            # (4, H, W) float32, scaled
+    image: torch.Tensor             # (3, 8H, 8W) in [0, 1]
+    activation: float               # at the end, mean over SCORE_DRAWS fresh noises
+    verdict: str                    # see `judge_result`
+    scores: dict                    # name -> number or None
+    history: dict                   # name -> one number a step
+    others: list                    # [[index, activation], ...]: the OTHERS that it excites most beside its target
+    heat: torch.Tensor              # (h, w) activation of the target at each hook position, under the same noises
+    nearest_channel: int | None     # the raw channel that the feature's decoder row raises most
+    stored_steps: list = field(default_factory=list)    # after how many steps a picture was kept; 0 is the start
+    frames: list = field(default_factory=list)          # these pictures, as `image`
+    finished: "Result | None" = None                    # what the model made of it
+
+    def _repr_png_(self):
+        """Return the finished picture, or the ascent's where there is none, as a notebook shows it."""
+        file = io.BytesIO()
+        Image.fromarray(to_uint8((self.finished or self).image)).save(file, format="PNG")
+        return file.getvalue()
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+def timesteps_of(model, kind, target, given=None):
+    """List the time steps at which a target is visualised, ascending where a capture says them.
+
+    given  numbers and "auto" (0 and the peaks of its activity) or "active" (0 and all sampling steps at which it is
+           active); None: the weights' own, or auto. ValueError where a capture is needed and there is none.
+    """
+    if given is None:
+        given = [model.settings["timestep"]] if "timestep" in model.settings else ["auto"]
+    words = [when for when in given if isinstance(when, str)]
+    if words and model.capture is None:
+        raise ValueError(f"--timestep {words[0]}: {model.folder} has no capture, which says when a feature is active; "
+                         f"give a number, or run python -m activity capture --weights {model.folder}")
+    active = [t for when in words for t in model.capture.timesteps(kind, target, when)]
+    return list(dict.fromkeys([*(t for t in given if not isinstance(t, str)), *sorted(active)]))
+
+
+def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
+    """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have."""
+    targets, seeds = list(dict.fromkeys(targets)), list(dict.fromkeys(seeds))
+    check_jobs(model, [Job(kind, target, 0, seed) for target in targets for seed in seeds])
+    jobs = [Job(kind, target, t, seed) for target in targets for t in timesteps_of(model, kind, target, timesteps)
+            for seed in seeds]
+    check_jobs(model, jobs)
+    return jobs
+
+
+def check_jobs(model, jobs):
+    """Raise ValueError for a feature, channel, direction, time step or seed that the model does not have."""
+    if len({job.kind for job in jobs}) != 1:
+        raise ValueError("jobs must be all features, all channels or all directions, and at least one")
+    kind, count = jobs[0].kind, 0
+    if kind == "feature":
+        model.require("sae")
+        count = len(model.sae.W_dec)
+    elif kind == "channel":
+        count = model.unet.width(model.hook_point)
+    for job in jobs:
+        if kind == "direction":
+            if job.target not in model.directions:
+                raise ValueError(f"--direction has no vector {job.target!r}; there are {', '.join(model.directions)}")
+        elif type(job.target) is not int or not 0 <= job.target < count:
+            raise ValueError(f"--{kind} {job.target} is out of range: {model.folder} has {count} {kind}s, "
+                             f"0..{count - 1}")
+        if type(job.timestep) is not int or not 0 <= job.timestep < len(model.schedule):
+            raise ValueError(f"--timestep {job.timestep} is out of range: time steps are 0..{len(model.schedule) - 1}")
+        if type(job.seed) is not int or not 0 <= job.seed < 2 ** 62:
+            raise ValueError(f"--seed {job.seed} is out of range: seeds are 0..2^62 - 1")
+
+
+# --- start ------------------------------------------------------------------------------------------------------------
+
+def start(model, jobs, config, on_step=None):
+    """Return (a generator for each job, their starting latents (B, 4, H, W)), by --prior: noise from the job's seed,
+    or the sample that is steered towards the target, or guided by it, from that noise."""
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
+    if config.prior == "steer":
+        z = steer(model, jobs, z, config, on_step)
+    elif config.prior == "guided":
+        z = guide(model, jobs, z, config, on_step)
+    return generators, z
+
+
+def steer(model, jobs, noise, config, on_step=None):
+    """Sample from noise (B, 4, H, W) while each job's target is pushed up: latents (B, 4, H, W)."""
+    if model.capture is None:
+        raise ValueError(f"{model.folder} has no capture, from which a steered start takes its strength: start from "
+                         f"noise (--prior noise), or run python -m activity capture --weights {model.folder}")
+    curves = [model.capture.strength(job.kind, job.target, config.steer_steps) for job in jobs]
+    curves = config.steer_scale * torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in curves]).to(noise)
+    d = directions(model, jobs)                                                                 # (B, D)
+    return steered_prior(model, noise, d, curves, config.prior_sampler, config.prior_steps, on_step)
+
+
+class Starts:
+    """The starts of a list of jobs. A steered or guided sample depends on target and seed alone, so it is made once for
+    all time steps, in batches that follow from the list."""
+
+    def __init__(self, model, jobs, config, size, on_step=None):
+        self.model, self.config, self.on_step = model, config, on_step
+        first = {(job.target, job.seed): job for job in reversed(jobs)}
+        keys = list(dict.fromkeys((job.target, job.seed) for job in jobs))
+        self.groups = [[first[key] for key in keys[i:i + size]] for i in range(0, len(keys), size)]
+        self.group_of = {key: i // size for i, key in enumerate(keys)}
+        self.made = {}                          # number of a group -> {(target, seed): (4, H, W)}, of the last batch
+
+    def __call__(self, jobs):
+        """Return `start` of these jobs."""
+        keys = [(job.target, job.seed) for job in jobs]
+        if self.config.prior == "noise":
+            return start(self.model, jobs, self.config)
+        self.made = {i: self.made.get(i) or self.sample(i) for i in sorted({self.group_of[key] for key in keys})}
+        generators, _ = start(self.model, jobs, dataclasses.replace(self.config, prior="noise"))
+        return generators, torch.stack([self.made[self.group_of[key]][key] for key in keys])
+
+    def sample(self, i):
+        jobs = self.groups[i]
+        _, z = start(self.model, jobs, self.config, self.on_step)
+        return {(job.target, job.seed): latent for job, latent in zip(jobs, z)}
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def measure(model, z, jobs, config, noise=True):
+    """Measure activations at latents z (B, 4, H, W): of the jobs' targets the mean (B,), of all features or channels
+    (B, F or D), and the targets' at each position (B, h, w).
+
+    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone.
+    """
+    context = model.embed([config.prompt]).expand(len(jobs), -1, -1)
+    t = torch.tensor([job.timestep for job in jobs], device=model.device)
+    generators = [torch.Generator().manual_seed(SCORE_SEED ^ job.seed) for job in jobs]
+    kind, draws, own, everything, heat = jobs[0].kind, SCORE_DRAWS if noise else 1, 0, 0, 0
+    for _ in range(draws):
+        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
+        x = model.schedule.add_noise(z, eps, t) if noise else z
+        hook = model.unet(x.to(model.dtype), t, context, until=model.hook_point).float()        # (B, D, h, w)
+        values = readout(model, hook, jobs)                                                     # (B, S)
+        own = own + activation(values, kind) / draws
+        values = values.relu() if kind == "feature" else values
+        heat = heat + values.unflatten(1, hook.shape[2:]) / draws
+        h = hook.flatten(2).transpose(1, 2)                                                     # (B, S, D)
+        everything = everything + (model.sae.pre_acts(h) if kind == "feature" else h).mean(dim=1) / draws
+    return own, everything, heat
+
+
+@dataclass
+class Assessed:
+    """The scores of one latent, the others that it excites most, and where its target is active."""
+    scores: dict
+    others: list
+    heat: torch.Tensor
+
+
+@torch.no_grad()
+def assess(model, z, jobs, images, first, config):
+    """Score latents z (B, 4, H, W) that show `images` and whose starts had the activations `first` (B,): [Assessed]."""
+    own, everything, heat = measure(model, z, jobs, config)
+    clean = measure(model, z, jobs, config, noise=False)[0]
+    again = measure(model, model.encode(images), jobs, config)[0]
+    out = []
+    for i, job in enumerate(jobs):
+        scores = {"activation_start": first[i], "activation": own[i], "activation_no_noise": clean[i],
+                  "activation_reencoded": again[i], "latent_mean": z[i].mean(), "latent_std": z[i].std(),
+                  "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
+        scores = {k: v.item() for k, v in scores.items()}
+        others = everything[i].tolist()
+        scores["rank"] = None if job.kind == "direction" else 1 + sum(v > others[job.target] for v in others)
+        scores["dataset_largest"] = dataset_largest(model, job)
+        out.append(Assessed(scores, strongest(others, job.target), heat[i].cpu()))
+    return out
+
+
+def dataset_largest(model, job):
+    """Return the largest activation of the target in any dataset image at the job's time step, seen with the empty
+    prompt as the ascent sees its own; None where no capture says it."""
+    if model.capture is None or job.kind == "direction":
+        return None
+    curve = model.capture.largest(job.kind, job.target)
+    return None if curve is None else float(curve[job.timestep])
+
+
+def strongest(values, target):
+    """List [index, activation] of the OTHERS largest values (a list), `target` left out."""
+    order = sorted((i for i in range(len(values)) if i != target), key=lambda i: -values[i])
+    return [[i, values[i]] for i in order[:OTHERS]]
+
+
+def judge_result(scores, alive, stopped):
+    """Return one word for a result, with the step where it stopped.
+
+    non-finite  the loss, the gradient, the latent or its score was NaN or infinite; the latent is the last finite one
+    silent      at the end the feature is 0 under every fresh noise
+    weak        it ended no higher than it started
+    fragile     it loses more than half of its activation when the picture is decoded and encoded again
+    raised      it rose, but it is not among the TOP_RANKS most active at the end, or has less than half of the
+                activation of the strongest dataset image at this time step, where that is known
+    excited     none of these
+    """
+    a, largest, rank = scores["activation"], scores.get("dataset_largest"), scores.get("rank")
+    if not alive or not math.isfinite(a):
+        return f"non-finite at step {stopped}"
+    if a == 0:
+        return "silent"
+    if a <= scores["activation_start"]:
+        return "weak"
+    if scores["activation_reencoded"] < 0.5 * a:
+        return "fragile"
+    if rank is not None and rank > TOP_RANKS or largest is not None and a < 0.5 * max(largest, 0):
+        return "raised"
+    return "excited"
+
+
+# --- one batch --------------------------------------------------------------------------------------------------------
+
+def kept_steps(num_steps, frames):
+    """List after how many steps a picture is kept: evenly, `frames` of them at most, start and end included."""
+    return sorted({round(i * num_steps / (frames - 1)) for i in range(frames)}) if frames > 1 else []
+
+
+def row(step):
+    """Keep of a step what a result's history holds: name -> (B,)."""
+    kept = {"activation": step.activation, "gradient_norm": step.gradient.flatten(1).norm(dim=1),
+            "update_norm": (step.after - step.before).flatten(1).norm(dim=1), "repeats": step.repeats,
+            "alive": step.alive}
+    return kept | getattr(step, "penalties", {})
+
+
+def summarize(model, jobs, z, images, assessed, history):
+    """Return a Result for each job. history: {name: (steps, B)}, as `row` keeps it."""
+    results = []
+    for i, (job, said) in enumerate(zip(jobs, assessed)):
+        curves = {name: values[:, i].tolist() for name, values in history.items()}
+        alive, repeats = curves.pop("alive"), curves.pop("repeats")
+        if model.dtype == torch.float16:
+            said.scores["repeated_steps"] = int(sum(repeats))
+        verdict = judge_result(said.scores, all(alive), sum(alive))
+        nearest = model.sae.W_dec[job.target].argmax().item() if job.kind == "feature" else None
+        results.append(Result(job, z[i].cpu(), images[i].cpu(), said.scores["activation"], verdict, said.scores, curves,
+                              said.others, said.heat, nearest))
+    return results
+
+
+def stacked(rows):
+    """[{name: (B,)}, ...] of steps -> {name: (steps, B)} on the CPU."""
+    return {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+
+
+def run(model, jobs, config, begin=None, frames=0, on_step=None):
+    """Run the course of jobs that are computed together: start, ascent, scores, finish, scores. -> [Result]
+
+    begin    what `start` gave
+    frames   how many pictures of the ascent to keep, see `kept_steps`
+    on_step  is called after each step as on_step(phase, step), phase "sampling", "ascent" or "finish"
+    """
+    begin = begin or start(model, jobs, config, on_step)
+    first = measure(model, begin[1], jobs, config)[0]
+    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])     # steps done -> latents
+    for step in ascend(model, jobs, config, begin):
+        history.append(row(step))
+        if on_step:
+            on_step("ascent", step)
+        if step.index + 1 in stored:
+            stored[step.index + 1] = step.after
+    z = step.after
+    del step                                    # its tensors are of no more use, and the decoder needs room
+    with torch.no_grad():
+        images = model.decode(z)
+        course = [(images if at is z else model.decode(at)).cpu() for at in stored.values()]
+    results = summarize(model, jobs, z, images, assess(model, z, jobs, images, first, config), stacked(history))
+    for i, result in enumerate(results):
+        result.stored_steps, result.frames = list(stored), [pictures[i] for pictures in course]
+    if config.finish:
+        for result, last in zip(results, finish_batch(model, jobs, z, first, config, on_step)):
+            result.finished = last
+    return results
+
+
+def finish_batch(model, jobs, z, first, config, on_step=None):
+    """Let the model redraw z (B, 4, H, W); of several tries keep for each job the one whose picture, decoded and
+    encoded again, excites its target most. -> [Result]"""
+    made = finish(model, jobs, z, config, row, on_step)
+    with torch.no_grad():
+        again = [measure(model, model.encode(model.decode(x)), jobs, config)[0] for _, x, _ in made]
+        again = torch.stack(again).nan_to_num(nan=-torch.inf)                                   # (tries, B)
+        pick = again.argmax(dim=0).tolist()                                                     # (B,)
+        x = torch.stack([made[k][1][i] for i, k in enumerate(pick)])                            # (B, 4, H, W)
+        images = model.decode(x)
+    histories = [stacked(history) for _, _, history in made]
+    history = {name: torch.stack([histories[k][name][:, i] for i, k in enumerate(pick)], dim=1) for name in histories[0]}
+    results = summarize(model, jobs, x, images, assess(model, x, jobs, images, first, config), history)
+    for i, result in enumerate(results):
+        result.scores |= {"finish_from": made[pick[i]][0], "finish_scale": config.finish_scale}
+        result.scores |= {f"reencoded_from_{t0}": again[k, i].item() for k, (t0, _, _) in enumerate(made)}
+    return results
+
+
+def course_lengths(config):
+    """Return the steps of one batch by phase, at most."""
+    return {"sampling": config.prior_steps if config.prior != "noise" else 0, "ascent": config.num_steps,
+            "finish": config.finish * len(tries(config)) * config.finish_steps}
+
+
+# --- many batches -----------------------------------------------------------------------------------------------------
+
+def batch_rows(model, jobs, config):
+    """Return how many jobs go together where nobody says it.
+
+    On a CPU small latents (the toy's are 16 wide) leave cores idle unless several go together; SD's fill them alone. On
+    a card what fits: measured on one step of one job, against the whole card, so that the same card gives the same.
+    """
+    if model.device.type != "cuda":
+        return 8 if model.latent_shape[-1] <= 16 else 1
+    held = torch.cuda.memory_allocated(model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    one = dataclasses.replace(config, prior="noise")
+    next(ascend(model, jobs[:1], one, start(model, jobs[:1], one)))
+    each = torch.cuda.max_memory_allocated(model.device) - held
+    whole = torch.cuda.get_device_properties(model.device).total_memory
+    return max(1, min(MOST_ROWS, int(ROOM * (whole - held) / max(each, 1))))
+
+
+def peak_memory(device):
+    """Return the bytes that the card, or the process, held at most; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024              # the same field counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else 0
+
+
+def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=None):
+    """Yield the Results of one batch after another, in order.
+
+    batch_size  jobs that are computed together, at most; None: see `batch_rows`
+    wanted      jobs whose results are needed: batches without one are skipped; None: all
+    Where memory runs out the batch is halved and computed again, with the same random numbers, and one line says so.
+    """
+    check_jobs(model, jobs)
+    size, done = batch_size or batch_rows(model, jobs, config), 0
+    starts = Starts(model, jobs, config, size, on_step)
+    while done < len(jobs):
+        batch, results = jobs[done:done + size], None
+        if wanted is None or not wanted.isdisjoint(batch):
+            try:
+                results = run(model, batch, config, starts(batch), frames, on_step)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            if results is None:                 # outside of `except`, which would hold on to the memory
+                size = size // 2
+                torch.cuda.empty_cache()
+                print(f"memory ran out: {size} jobs at a time (--batch-size)", file=sys.stderr)
+                starts = Starts(model, jobs, config, size, on_step)
+                continue
+            yield results
+        done += len(batch)
+
+
+def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS, timesteps=None, preset=None,
+              batch_size=None, frames=0, on_step=None, **settings):
+    """Visualise features, channels or directions of a model: [Result], by target, time step and seed.
+
+    features, channels  lists of numbers; directions  {name: vector (D,)}; one of the three
+    timesteps           numbers, "auto", "active"; None: the weights' own, or 0 and the peaks of the target's activity
+    preset              sae, raw, none or quick; settings  any field of config.Config by its name
+    Raises ValueError for what the model does not have, and for a setting that does not exist or is out of range.
+    """
+    given = {"feature": features, "channel": channels, "direction": directions}
+    kinds = [kind for kind, targets in given.items() if targets is not None]
+    if len(kinds) != 1:
+        raise ValueError("give features=, channels= or directions=, one of the three")
+    for name in settings:
+        if name not in SETTINGS:
+            near = ", ".join(difflib.get_close_matches(name, SETTINGS, n=3, cutoff=0.0))
+            raise ValueError(f"{name} is no setting; nearest: {near}")
+    (kind,) = kinds
+    if kind == "direction":
+        model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
+                            for name, w in directions.items()}
+    config = configure(model.settings, preset, kind, **settings)
+    check_config(config, min(model.latent_shape[1:]), len(model.schedule))
+    jobs = list_jobs(model, kind, given[kind], seeds, timesteps)
+    return [result for batch in stream(model, jobs, config, batch_size, None, frames, on_step) for result in batch]
