@@ -1,100 +1,139 @@
-"""How well a feature's pictures can be read, where nobody knows what they should show: three measures on embeddings.
+"""legibility.json: how well a feature's pictures can be read, where nobody knows what they should show.
 
-    agreement   do the pictures look like the feature's own dataset examples rather than like other features'?
-    sameness    do the images that excite the feature, or its pictures from several seeds, show one thing?
-    name        which words fit the pictures best, and by how much better than the next?
+    agreement   do the pictures look like the feature's own dataset examples, or like those of other features?
+    words       which words fit the pictures best?
 
-An embedding is what a model that compares images and texts makes of either: a vector of length 1. Such a model, the
-eyes, is not known here (weights/eyes.py loads it). What each measure is worth was tested where the truth is known, on
-the toy: `python -m toyworld.evaluate_legibility`, and docs/measured.md, "Legibility".
+The pictures are those that the page shows: of each seed the finished one, or the ascent's where there is none. Both
+measures compare embeddings (image_text.py), and are suggestions: the nearest of bad words is a word, too.
 
-Sources
- [1] Pach et al., "Sparse Autoencoders Learn Monosemantic Features in Vision-Language Models", arXiv 2504.02821: the
-     monosemanticity score, compared with what people say in a large study
- [2] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020: words
-     for pictures by cosine similarity (CLIP)
- [3] Mann & Whitney, "On a Test of Whether one of Two Random Variables is Stochastically Larger than the Other", 1947
-Agreement, the mean picture that is taken away and the margin are ours.
+Sources: words for pictures by cosine similarity are from Radford et al., arXiv 2103.00020 (CLIP), the auc is Mann &
+Whitney's (1947). Agreement and the mean that is subtracted are ours.
 
 Axes: n pictures, m examples, E numbers of an embedding, W words.
 """
+import json
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-WORDS = Path(__file__).parent / "weights/clip/words.txt"
+from legibility.image_text import CLIPScorer, embed_examples, find_clip, read_picture
+from results import read_results, replacing
+
+WORDS = Path(__file__).with_name("words.txt")
+OTHERS = 100                # random features whose examples the pictures are compared with
 
 
 def auc(above, below):
-    """P(a > b) + P(a = b) / 2 for a drawn from `above` (n,) and b from `below` (m,): 0.5 is chance, 1 is perfect [3].
-    """
-    order = torch.as_tensor(below, dtype=torch.float64).sort().values
-    values = torch.as_tensor(above, dtype=torch.float64)
-    if not len(order) or not len(values):
-        raise ValueError("auc: expected at least one number on each side")
+    """Estimate P(a > b) + P(a = b) / 2 for a from `above` (n,), b from `below` (m,): 0.5 is chance, 1 the best."""
+    order, values = below.double().sort().values, above.double()
     smaller, not_larger = (torch.searchsorted(order, values, right=right) for right in (False, True))
     return ((smaller + not_larger).double().mean() / (2 * len(order))).item()
 
 
 def agreement(pictures, own, others):
-    """Pictures (n, E), the feature's own examples (m, E), those of other features [(m_i, E), ...] -> auc, rank, of.
+    """Compare pictures (n, E) with the feature's examples (m, E) and other features' [(m_i, E), ...].
 
         s(x) = mean over pictures p of p . x            how much example x looks like the pictures
         auc  = P(s(own example) > s(another feature's example)), equals count half
-        rank = 1 + the number of others whose mean s is above the own mean s; `of` counts the own among them
+        rank = 1 + the number of other features with a larger mean s, `of` so many
 
-    Chance is an auc of 0.5 and a rank in the middle. Several features may show one thing: then neither can be perfect.
+    Several features may show one thing: then none can be perfect.
     """
     mean = pictures.mean(0)                                                                     # (E,)
-    mine, theirs = own @ mean, [examples @ mean for examples in others]
-    rank = 1 + sum(bool(s.mean() > mine.mean()) for s in theirs)
-    return {"auc": auc(mine, torch.cat(theirs)), "rank": rank, "of": 1 + len(others)}
+    own, others = own @ mean, [examples @ mean for examples in others]
+    rank = 1 + sum(bool(s.mean() > own.mean()) for s in others)
+    return {"auc": auc(own, torch.cat(others)), "rank": rank, "of": 1 + len(others)}
 
 
-def sameness(embeddings, weights=None):
-    """Monosemanticity score [1]: mean similarity of pairs of images (n, E), weighted by the activations `weights` (n,).
+def best_words(pictures, mean, words, embeddings, top=3):
+    """Find the `top` words for pictures (n, E), the best first: [(word, score)].
 
-        sum over i != j of a_i a_j e_i . e_j            |sum of a_i e_i|^2 - sum of a_i^2
-        ------------------------------------     =      ---------------------------------         as |e_i| = 1
-        sum over i != j of a_i a_j                      (sum of a_i)^2     - sum of a_i^2
-
-    1: all alike. What differing images have depends on the eyes, so compare within one model and its eyes. [1] maps
-    the activations of a whole data set to [0, 1] first; where the smallest is 0, as a feature's is, nothing changes:
-    a factor cancels. Without weights all count alike. [1] takes all images; with a feature's strongest alone the score
-    is higher than over all.
-    """
-    e = torch.as_tensor(embeddings).double()                                                    # (n, E)
-    a = torch.ones(len(e), dtype=torch.float64) if weights is None else torch.as_tensor(weights).double()
-    if (a < 0).any() or (a > 0).sum() < 2:
-        raise ValueError("sameness: expected at least two images with a weight above 0, and none below")
-    squares = a.square().sum()
-    return (((a @ e).square().sum() - squares) / (a.sum().square() - squares)).item()
-
-
-def name(pictures, mean, words, embeddings, top=3):
-    """The `top` words for pictures (n, E): ([(word, score), ...], margin), the best first.
-
-        d = mean of the pictures - `mean`               what sets them apart from the mean picture (E,) of many features
+        d = mean over the pictures - `mean`             what sets them apart from the mean example (E,) of many features
         score(w) = d . e_w / |d|                        e_w: the embedding of word w, a row of `embeddings` (W, E)
-        margin = score of the first - score of the second
 
-    What all pictures have in common, "a picture", would otherwise be the nearest word of all. What all words have in
-    common adds the same to every score, and changes neither their order nor the margin. A suggestion, not the truth:
-    the nearest of bad words is a word, too.
+    Without the subtraction, what all pictures have in common ("a picture") would be nearest to all of them.
     """
     d = pictures.mean(0) - mean
     scores = embeddings @ (d / d.norm().clamp(min=1e-12))                                       # (W,)
-    best = scores.topk(min(max(top, 2), len(words)))
-    found = [(words[i], score) for i, score in zip(best.indices.tolist(), best.values.tolist())]
-    return found[:top], found[0][1] - found[1][1]
+    best = scores.topk(min(top, len(words)))
+    return [(words[i], score) for i, score in zip(best.indices.tolist(), best.values.tolist())]
 
 
-def vocabulary(path=WORDS):
-    """{word: the text that stands for it} of a list of words: one a line, below headings `# group: text with {}`."""
+def read_words(path=WORDS):
+    """Read {word: the text that CLIP sees} from a file with a word a line below headings `# group: text with {}`."""
     found, template = {}, "{}"
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         if line.startswith("#"):
             template = line.partition(": ")[2] or "{}"
         elif line.strip():
             found[line.strip()] = template.format(line.strip())
     return found
+
+
+class Legibility:
+    """CLIP and the images of a model's capture, embedded once for many features."""
+
+    def __init__(self, model, out):
+        self.scorer, self.capture = CLIPScorer(find_clip(model.folder), model.device), model.capture
+        path = Path(out) / model.name / f"{self.capture.folder.name}_clip.safetensors"
+        self.images = embed_examples(self.scorer, self.capture, path)                           # (images, E)
+
+    @cached_property
+    def words(self):
+        """The words to choose from and their embeddings (W, E)."""
+        given = self.scorer.folder / "words.txt"
+        words = read_words(given if given.exists() else WORDS)
+        return [*words], self.scorer.texts([*words.values()])
+
+    def write(self, folder):
+        """Write legibility.json into a feature's folder: {"groups": {"t0600": {"words": ..., "agreement": ...}}}."""
+        groups = {}
+        for result in read_results(folder):
+            groups.setdefault(result.folder, []).append(result)
+        found = {"groups": {name: self.measure(results) for name, results in groups.items()}}
+        with replacing(folder / "legibility.json") as file:
+            file.write(json.dumps(found, indent=1).encode() + b"\n")
+
+    def measure(self, results):
+        """Measure the pictures of one time step and settings, one a seed. A direction has no examples of its own."""
+        kind, target, t = results[0].kind, results[0].target, results[0].t
+        pictures = self.scorer.images([read_picture(r.last.path) for r in results])             # (n, E)
+        numbers = self.numbers("channel" if kind == "direction" else kind, t)                   # (F, m)
+        order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))
+        order = order[((numbers >= 0).sum(1) > 1)[order]].tolist()                              # two examples or more
+        others = [self.examples(numbers[n]) for n in [n for n in order if n != target][:OTHERS]]
+        if not others:
+            return {}
+        found = {"words": best_words(pictures, torch.cat(others).mean(0), *self.words)}
+        if kind != "direction":
+            own, peak = self.examples(numbers[target]), self.capture.highest_peak(kind, target)
+            if len(own) < 2 and peak is not None:
+                own = self.examples(self.numbers(kind, peak)[target])
+            if len(own) > 1:
+                found["agreement"] = agreement(pictures, own, others)
+        return found
+
+    def numbers(self, kind, t):
+        """Image numbers of the dataset examples of all features at t: (F, m), -1 where there is none."""
+        return self.capture.stored_examples(kind, self.capture.row_at(t))[0]
+
+    def examples(self, numbers):
+        """Embeddings of the images of these numbers (m,): (m, E), without those that are -1."""
+        return self.images[numbers[numbers >= 0].long()]
+
+    def search(self, kind, query, most=10):
+        """Find the features or channels whose examples fit the query (E,) best: [(number, score, peak)].
+
+            s(f) = mean over the dataset examples x of feature f, at its highest peak, of x . query
+            score(f) = s(f) - mean over features of s
+
+        A feature without a peak, or without an example there, has no score.
+        """
+        peaks = {n: t for n in range(self.capture.count(kind)) if (t := self.capture.highest_peak(kind, n)) is not None}
+        numbers = {t: self.numbers(kind, t) for t in set(peaks.values())}
+        fits = {n: (self.examples(numbers[t][n]) @ query).mean().item() for n, t in peaks.items()
+                if (numbers[t][n] >= 0).any()}
+        mean = sum(fits.values()) / max(len(fits), 1)
+        best = sorted(fits, key=lambda n: -fits[n])[:most]
+        return [(n, fits[n] - mean, peaks[n]) for n in best]

@@ -1,14 +1,12 @@
 """CLIP ViT-L/14 with both halves: pictures and texts as vectors of one space, close where they belong together.
 
 Sources
- [1] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, and
-     OpenAI's code for it
+ [1] Radford et al., arXiv 2103.00020, and OpenAI's code for it
  [2] CLIPModel and CLIPImageProcessor of transformers, against which tests/oracle/ compares values, gradients and pixels
- [3] the published `openai/clip-vit-large-patch14`: config.json, preprocessor_config.json and the names in
-     model.safetensors
+ [3] the published `openai/clip-vit-large-patch14`: both configs and the names in model.safetensors
 
-Axes: B pictures or texts, S = 224 pixels an edge, P = 256 patches of 14 x 14 pixels, C = 1024 channels of the vision
-half (768 of the text half), E = 768 numbers of an embedding.
+Axes: B pictures or texts, S = 224 pixels an edge, P = 256 patches, C = 1024 channels (768 of text), E = 768 numbers of
+an embedding.
 """
 import numpy as np
 import torch
@@ -22,10 +20,9 @@ LOGIT_SCALE = 2.6592                                            # ln(1 / 0.07), 
 
 
 def preprocess(picture, size=224):
-    """Crop, scale and normalise a PIL picture of any size and mode: pixels (3, S, S) = (p / 255 - MEAN) / STD.
+    """Scale a PIL picture's short edge to S, crop the middle and normalise: pixels (3, S, S) = (p / 255 - MEAN) / STD.
 
-    The short edge becomes `size` by Pillow's bicubic filter, the long edge in proportion, and the middle square is
-    kept; long edge and corner are rounded down [2]. Transparency is dropped [1].
+    Bicubic; the long edge and the corner are rounded down [2]. Transparency is dropped [1].
     """
     short = min(picture.size)
     width, height = (int(size * edge / short) for edge in picture.size)
@@ -40,8 +37,7 @@ def preprocess(picture, size=224):
 class VisionEmbeddings(nn.Module):
     """x_0 = class_embedding + position_embedding[0], x_p = patch_embedding(patch p) + position_embedding[p].
 
-    Patches do not overlap and are counted row by row from 1. Position 0 shows no pixels: attention gathers there what
-    the whole picture is.
+    Patches do not overlap and are counted row by row from 1. Position 0 shows no pixels: it gathers the whole picture.
     """
 
     def __init__(self, image_size, patch_size, c):
@@ -82,8 +78,7 @@ class CLIP(nn.Module):
         text     u = text_projection(text_model(ids)_end),          e = u / |u|             (B, E)
         logits = exp(logit_scale) e_picture . e_text                                        (pictures, texts)
 
-    end is the place of the first end token, the highest id [1]; transformers does the same where the config says
-    eos_token_id 2, as the published one does [2, 3].
+    end is the place of the first end token, which has the highest id [1].
     """
 
     def __init__(self, text_config=None, vision_config=None, projection_dim=768):

@@ -1,13 +1,143 @@
-"""The three measures by hand, on embeddings that are unit vectors in the plane; and the words that ship."""
+"""CLIP looks at pictures: recorded outputs, pictures as people have them, measures by hand, search, both commands."""
+import json
 import math
-from itertools import permutations
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from activity.capture import OBJECTS, STYLES
-from legibility import WORDS, agreement, auc, name, sameness, vocabulary
+from clip import END
+from legibility import __main__ as command
+from legibility import image_text, measures
+from legibility.image_text import BATCH, CLIPScorer, find_clip, read_picture
+from legibility.measures import WORDS, Legibility, agreement, auc, best_words, read_words
+from legibility.vision import MEAN, STD, preprocess
+from results import StoredResult
+from tests.seeded import compare, fingerprint, on_meta, pictures, shapes, stored, toy_outputs
+from tests.tiny import CLIP_CONFIG, TIMES, edit_json, edit_tensors, write_clip, write_examples, write_model
+from weights.load import WeightsError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+TABLE = "text_model.embeddings.token_embedding.weight"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The tiny model with a CLIP of its own, labels, and a capture of twelve images of four prompts."""
+    folder = write_model(tmp_path_factory.mktemp("weights") / "tiny")
+    write_clip(folder / "clip")
+    write_examples(folder / "activity", 64)
+    recipe = json.loads((folder / "activity/capture.json").read_text())["recipe"]
+    prompts = ["A Tree in Winter", "A Tree in Neon", "A Cat in Winter", "A Cat in Neon"]
+    edit_json(folder / "activity/capture.json", images=12, recipe=recipe | {"settings": {"prompts": prompts}})
+    next(folder.glob("sae/*")).joinpath("labels.json").write_text('{"7": "an old rose", "9": "fish"}')
+    return folder
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+def test_toy_outputs_are_the_official_ones():
+    """From pictures of five sizes and five texts: pixels to the bit, embeddings, logits, gradients of the pixels."""
+    tensors, _ = stored("clip")
+    assert torch.allclose(tensors.pop("fingerprint"), fingerprint("clip"), rtol=1e-6), "not the seeded weights recorded"
+    ours = toy_outputs("clip")
+    assert torch.equal(ours["pixels"], tensors["pixels"])
+    compare(ours, tensors, "toy clip")
+
+
+def test_numbers_of_the_published_network():
+    """427,616,513 numbers in 590 tensors; heads, and which half is causal; patches do not overlap."""
+    net = on_meta("clip")
+    assert len(shapes(net)) == 590 and sum(map(math.prod, shapes(net).values())) == 427_616_513
+    for tower, heads, causal, layers in ((net.text_model, 12, True, 12), (net.vision_model, 16, False, 24)):
+        attention = [layer.self_attn for layer in tower.encoder.layers]
+        assert [(a.heads, a.causal) for a in attention] == [(heads, causal)] * layers
+    assert net.vision_model.embeddings.patch_embedding.stride == (14, 14)
+
+
+def test_preprocess_by_hand():
+    """The middle square is seen, enlarged, each colour by its own mean and deviation; an odd margin is rounded down."""
+    picture = Image.new("RGB", (200, 100), (255, 0, 0))
+    picture.paste((51, 102, 204), (50, 0, 150, 100))
+    inner = preprocess(picture, 50)[:, :, 5:-5]
+    expected = torch.tensor([(p / 255 - m) / s for p, m, s in zip((51, 102, 204), MEAN, STD)])
+    assert inner.shape == (3, 50, 40) and torch.allclose(inner, expected[:, None, None].expand(3, 50, 40), atol=1e-6)
+    wide = pictures()[2].resize((35, 32))
+    assert torch.equal(preprocess(wide, 32), preprocess(wide.crop((1, 0, 33, 32)), 32))
+
+
+# --- CLIPScorer -------------------------------------------------------------------------------------------------------
+
+def test_unit_vectors_whatever_the_batch(whole):
+    scorer, images, texts = CLIPScorer(whole), pictures() * 4, [f"tree {i}" for i in range(20)]
+    assert len(images) > BATCH
+    for embed, items in ((scorer.images, images), (scorer.texts, texts)):
+        vectors = embed(items)
+        assert vectors.shape == (20, 8) and torch.allclose(vectors.norm(dim=1), torch.ones(20))
+        assert torch.allclose(vectors, torch.cat([embed([item]) for item in items]), atol=1e-6)
+        assert not vectors.requires_grad
+
+
+def test_the_models_clip_comes_first_and_the_published_tokenizer_last(folder, tmp_path, monkeypatch):
+    shutil.rmtree(folder / "tokenizer")
+    edit_json(folder / "config.json", text_config=CLIP_CONFIG["text_config"] | {"vocab_size": 49408})
+    edit_tensors(folder / "model.safetensors", lambda t: t | {TABLE: torch.randn(49408, 16)})
+    assert CLIPScorer(folder).tokenizer.vocab[END] == 49407
+    monkeypatch.setattr(image_text, "PUBLISHED", tmp_path / "published")
+    assert find_clip(tmp_path) == folder and find_clip(tmp_path / "model") is None
+    shutil.copytree(folder, tmp_path / "published")
+    assert find_clip(tmp_path / "model") == tmp_path / "published"
+    with pytest.raises(WeightsError, match="python weights/fetch.py clip"):
+        CLIPScorer(None)
+
+
+NAN = {"visual_projection.weight": torch.full((8, 16), math.nan)}
+BAD = {     # name: (what is changed in the folder, a part of the message)
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
+    "a text encoder's config": (lambda f: edit_json(f / "config.json", vision_config=None), "vision_config lacks"),
+    "another activation": (lambda f: edit_json(f / "config.json", vision_config=CLIP_CONFIG["vision_config"] |
+                                               {"hidden_act": "gelu"}), "hidden_act is gelu, only 'quick_gelu'"),
+    "another tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "49408 tokens, but"),
+    "NaN": (lambda f: edit_tensors(f / "model.safetensors", lambda t: t | NAN), "NaN"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_fit_ends_in_one_line(folder, name):
+    damage, says = BAD[name]
+    damage(folder)
+    with pytest.raises(WeightsError) as e:
+        CLIPScorer(folder).images(pictures()[:1])
+    assert says in str(e.value) and "\n" not in str(e.value) and str(folder) in str(e.value)
+
+
+def test_pictures_as_people_have_them(tmp_path, recwarn):
+    """16 bits, a phone's photo on its side, 100 million pixels; what is too large or no picture ends in one line."""
+    picture = pictures()[3].convert("L")
+    Image.fromarray(np.asarray(picture).astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    assert np.array_equal(read_picture(tmp_path / "sixteen.png"), picture.convert("RGB"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.rotate(90, expand=True).save(tmp_path / "phone.png", exif=exif)
+    assert np.array_equal(read_picture(tmp_path / "phone.png"), picture.convert("RGB"))
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    assert read_picture(tmp_path / "large.png").size == (10_000, 10_000) and not recwarn.list
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "scan.png")
+    for path in (tmp_path / "scan.png", WORDS):
+        with pytest.raises(ValueError, match="cannot be read as a picture"):
+            read_picture(path)
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
 
 def turned(*degrees):
     """Unit vectors at these angles: (n, 2); two of them have the similarity cos(difference)."""
@@ -15,88 +145,112 @@ def turned(*degrees):
     return torch.stack([a.cos(), a.sin()], dim=1)
 
 
-def test_auc_by_hand():
-    """Of the six pairs of {1, 2} and {0, 1, 3} the first is larger in 3 and equal in 1."""
-    assert auc([1, 2], [3, 0, 1]) == pytest.approx(3.5 / 6)
-    assert auc([2, 3], [0, 1]) == 1.0 and auc([0, 1], [2, 3]) == 0.0 and auc([5, 5], [5]) == 0.5
-    with pytest.raises(ValueError, match="each side"):
-        auc([], [1])
-
-
 def test_agreement_by_hand():
-    """Pictures at 0 degrees: an example's score is the cosine of its angle. 10 and 50 against 30, 40 | 80, 90: of the
-    eight pairs 10 wins 4 and 50 wins 2. The mean 0.81 of 10 and 50 is below that of 30 and 40, 0.82."""
+    """Of the six pairs of {1, 2} and {0, 1, 3} the first is larger in 3 and equal in 1. Pictures at 0 degrees: an
+    example's score is the cosine of its angle. 10 and 50 against 30, 40 | 80, 90: of the eight pairs 10 wins 4 and 50
+    wins 2. The mean 0.81 of 10 and 50 is below that of 30 and 40, 0.82."""
+    assert auc(torch.tensor([1, 2]), torch.tensor([3, 0, 1])) == pytest.approx(3.5 / 6)
     found = agreement(turned(0, 0), turned(10, 50), [turned(30, 40), turned(80, 90)])
     assert found == {"auc": pytest.approx(6 / 8), "rank": 2, "of": 3}
-    assert agreement(turned(-20, 20), turned(0), [turned(90), turned(180)]) == {"auc": 1.0, "rank": 1, "of": 3}
-    assert agreement(turned(0), turned(5), [turned(5), turned(90)]) == {"auc": 0.75, "rank": 1, "of": 3}
-    assert agreement(turned(180), turned(0), [turned(90), turned(170)]) == {"auc": 0.0, "rank": 3, "of": 3}
+    assert agreement(turned(0, 90), turned(45), [turned(0), turned(90)]) == {"auc": 1.0, "rank": 1, "of": 3}
 
 
-def test_agreement_is_of_the_mean_over_all_pictures():
-    """Pictures at 0 and 90 look like 45, though neither example is near to one of them alone."""
-    found = agreement(turned(0, 90), turned(45), [turned(0), turned(90)])
-    assert found["auc"] == 1.0 and found["rank"] == 1
-    assert agreement(turned(0), turned(45), [turned(0), turned(90)])["auc"] == 0.5
-
-
-def test_sameness_by_hand():
-    """At 0, 60 and 180 degrees the pairs have the similarities 1/2, -1 and -1/2; weights 1, 2, 3 make their products 2,
-    3 and 6: (2 / 2 - 3 - 6 / 2) / 11."""
-    e = turned(0, 60, 180)
-    assert sameness(e) == pytest.approx(-1 / 3)
-    assert sameness(e, torch.tensor([1.0, 2, 3])) == pytest.approx(-5 / 11)
-    assert sameness(e, torch.tensor([10.0, 20, 30])) == pytest.approx(-5 / 11)              # a factor cancels
-    assert sameness(e, torch.tensor([1.0, 5, 0])) == pytest.approx(1 / 2)                   # what is silent has no say
-    assert sameness(turned(7, 7, 7)) == pytest.approx(1)
-    for bad in ([0.0, 0, 3], [1.0, 2, -1]):
-        with pytest.raises(ValueError, match="at least two"):
-            sameness(e, torch.tensor(bad))
-    with pytest.raises(ValueError, match="at least two"):
-        sameness(e[:1])
-
-
-def test_sameness_is_the_papers_mean_over_pairs():
-    g = torch.Generator().manual_seed(0)
-    e = torch.nn.functional.normalize(torch.randn(6, 5, generator=g).double(), dim=1)
-    a = torch.rand(6, generator=g).double()
-    pairs = list(permutations(range(6), 2))
-    expected = sum(a[i] * a[j] * (e[i] @ e[j]) for i, j in pairs) / sum(a[i] * a[j] for i, j in pairs)
-    assert sameness(e, a) == pytest.approx(expected.item(), abs=1e-12)
-
-
-def test_name_by_hand():
-    """Pictures around 0 degrees, the mean picture at (0, 1/2) or nowhere: words at 0, 60, -60 and 180 degrees."""
+def test_words_by_hand():
+    """Words at 0, 60, -60 and 180 degrees; without the mean picture at (1, 1/2) what is left points to -90 degrees."""
     words, embeddings = ["rose", "tree", "fish", "cat"], turned(0, 60, -60, 180)
-    found, margin = name(turned(10, -10), torch.zeros(2).double(), words, embeddings)
-    assert [w for w, _ in found] == ["rose", "tree", "fish"] or [w for w, _ in found] == ["rose", "fish", "tree"]
-    assert [s for _, s in found] == pytest.approx([1, 0.5, 0.5]) and margin == pytest.approx(0.5)
-    mean = torch.tensor([1.0, 0.5]).double()                        # what is left points to -90 degrees
-    found, margin = name(turned(0), mean, words, embeddings, top=1)
-    assert found == [("fish", pytest.approx(math.cos(math.pi / 6)))] and margin == pytest.approx(math.cos(math.pi / 6))
+    found = best_words(turned(10, -10), torch.zeros(2).double(), words, embeddings)
+    assert found[0] == ("rose", pytest.approx(1)) and {w for w, _ in found[1:]} == {"tree", "fish"}
+    found = best_words(turned(0), torch.tensor([1.0, 0.5]).double(), words, embeddings, top=1)
+    assert found == [("fish", pytest.approx(math.cos(math.pi / 6)))]
 
 
-def test_what_all_words_share_has_no_say():
-    g = torch.Generator().manual_seed(1)
-    pictures, mean, embeddings, shared = (torch.randn(*shape, generator=g) for shape in ((3, 4), (4,), (5, 4), (4,)))
-    words = [*"abcde"]
-    (a, margin), (b, other) = (name(pictures, mean, words, e) for e in (embeddings, embeddings + 7 * shared))
-    assert [w for w, _ in a] == [w for w, _ in b] and margin == pytest.approx(other, abs=1e-5)
-
-
-def test_the_vocabulary():
-    """Each word once, in lower case, sorted in its group; UnlearnCanvas' objects and styles are among them."""
-    words = vocabulary()
-    groups = [group.splitlines() for group in WORDS.read_text(encoding="utf-8").split("\n\n")]
-    lines = [line for group in groups for line in group[1:]]
-    assert all(group[0].startswith("# ") and "{}" in group[0] and group[1:] == sorted(group[1:]) for group in groups)
-    assert len(set(lines)) == len(lines) == len(words) and 2000 <= len(lines) <= 2600
-    assert all(line == line.lower().strip() and line[0].isalpha() for line in lines)
-    assert all(words[o.lower()] == f"a picture of {o.lower()}" for o in OBJECTS)
-    assert all(words[s] == f"a picture in {s} style" for s in (t.replace("_", " ").lower() for t in [*STYLES, "photo"]))
-    assert words["rose"] == "a picture of rose" and not words.keys() & {"", "#"}
-
-
-def test_a_vocabulary_without_headings(tmp_path):
+def test_the_words_that_ship(tmp_path):
+    words = read_words()
+    assert 2000 <= len(words) <= 2600 and words["rose"] == "a picture of rose" and "waterfalls" in words
     (tmp_path / "words.txt").write_text("rose\n\n# styles: drawn in {}\nink \n# others\nfoam\n", encoding="utf-8")
-    assert vocabulary(tmp_path / "words.txt") == {"rose": "rose", "ink": "drawn in ink", "foam": "foam"}
+    assert read_words(tmp_path / "words.txt") == {"rose": "rose", "ink": "drawn in ink", "foam": "foam"}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+def attached(model):
+    opened = command.open_model(model, "cpu", None, None)
+    command.attach(opened, model.parent)
+    return opened
+
+
+def run(capsys, work, model, given, *flags):
+    out = model.parent / "out"
+    try:
+        code = command.main([work, str(given), "--weights", str(model), "--out", str(out), "--device", "cpu", *flags])
+    except SystemExit as e:
+        code = e.code
+    captured = capsys.readouterr()
+    return code, captured.out.splitlines(), captured.err
+
+
+def test_match_prints_ten_features_by_score(model, capsys):
+    """Each score is recomputed from the examples, which are all from the only peak, 281."""
+    code, (head, *rows, last), _ = run(capsys, "match", model, "a photo of a tree")
+    assert code == 0 and head.split()[:3] == ["feature", "score", "activation"] and len(rows) == 10
+    opened = attached(model)
+    scorer, capture = CLIPScorer(model / "clip"), opened.capture
+    query, means = scorer.texts(["a photo of a tree"])[0], {}
+    for n in range(64):
+        if found := capture.examples("feature", n, int(TIMES[5])):
+            images = [Image.open(capture.folder / f"images/{i:05d}.jpg") for i, _ in found]
+            means[n] = (scorer.images(images) @ query).mean().item()
+    middle = sum(means.values()) / len(means)
+    for row, n in zip(rows, sorted(means, key=means.get, reverse=True)):
+        assert int(row.split()[0]) == n and float(row.split()[1]) == pytest.approx(means[n] - middle, abs=6e-4)
+    assert last == f"see the first: python featviz.py --weights {model} --feature {rows[0].split()[0]}"
+
+
+def test_match_searches_labels_and_pictures(model, tmp_path, monkeypatch, capsys):
+    code, lines, _ = run(capsys, "match", model, "rose")
+    assert code == 0 and lines[0] == 'feature 7 has the label "an old rose"' and lines[-1].endswith("--feature 7")
+    code, lines, _ = run(capsys, "match", model, model / "activity/images/00007.jpg")
+    assert code == 0 and len(lines) == 12
+    monkeypatch.setattr(command, "find_clip", lambda folder: None)
+    code, lines, _ = run(capsys, "match", model, "ROSE")                # a label needs no CLIP
+    assert code == 0 and len(lines) == 2
+
+
+@pytest.mark.parametrize("query, says", [("none.gif", "there is no such picture"), ("a.heic", "no such picture"),
+                                         (str(WORDS.parent), "no such picture"), (" \n", "the text is empty"),
+                                         (__file__, "cannot be read as a picture")])
+def test_a_query_that_is_none(query, says, model, capsys):
+    code, lines, error = run(capsys, "match", model, query)
+    assert code == 2 and lines == [] and says in error and error.count("\n") == 1
+
+
+def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys):
+    """Of the pictures of two seeds, against the examples at the time step nearest to 300."""
+    job = {"kind": "feature", "target": 3, "timestep": 300, "seed": 1}
+    paths = [tmp_path / f"t0300/seed_{seed}.png" for seed in (1, 2)]
+    paths[0].parent.mkdir()
+    for path, picture in zip(paths, pictures()):
+        picture.save(path)
+    stored = [StoredResult(path, {"job": job}, "excited", {}, []) for path in paths]
+    monkeypatch.setattr(measures, "read_results", lambda folder: stored)
+    code, lines, _ = run(capsys, "measure", model, tmp_path)
+    assert code == 0 and lines == [f"look at {tmp_path / 'legibility.json'}"]
+    found = json.loads((tmp_path / "legibility.json").read_text())["groups"]["t0300"]
+    opened = attached(model)
+    seen, numbers = Legibility(opened, tmp_path), opened.capture.stored_examples("feature", 5)[0]
+    embedded = [seen.images[[i for i in row if i >= 0]] for row in numbers.tolist()]
+    others = [e for n, e in enumerate(embedded) if n != 3 and len(e) > 1]
+    expected = agreement(seen.scorer.images(pictures()[:2]), embedded[3], others)
+    assert found["agreement"] == pytest.approx(expected) and expected["of"] == 1 + len(others) > 20
+    assert len(found["words"]) == 3 and found["words"][0][0] in read_words()
+
+
+def test_embeddings_are_kept_until_clip_or_the_capture_changes(model, tmp_path):
+    opened = attached(model)
+    first = Legibility(opened, tmp_path).images
+    path = tmp_path / "tiny/activity_clip.safetensors"
+    edited = {"embeddings": first + 1}
+    for made_with, expected in (({"clip": "?"}, first), (None, first + 1)):
+        with safe_open(path, framework="pt") as file:
+            save_file(edited, path, made_with or file.metadata())
+        assert torch.equal(Legibility(opened, tmp_path).images, expected)

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from legibility.image_text import CLIPScorer
 from legibility.vision import preprocess
 from tests import clip_vocab, seeded
 from tests.oracle import record
 from tests.seeded import HOOK, TOLERANCE, TOY, TOY_HOOKS, compare, filled, randn, relative_error
-from weights.eyes import load_eyes
 
 PARTS = list(TOY)
 COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480, "clip": 427_616_513}
@@ -90,7 +90,7 @@ def test_pixels_of_pictures_in_other_modes(mode):
 
 
 @pytest.mark.parametrize("positions", (False, True))
-def test_eyes_of_a_folder_that_the_library_saved(tmp_path, positions):
+def test_a_folder_that_the_library_saved(tmp_path, positions):
     """Config and names are the library's own of today, or hold position_ids as the published file does."""
     theirs = record.official("clip", TOY["clip"])
     theirs.save_pretrained(tmp_path)
@@ -101,11 +101,11 @@ def test_eyes_of_a_folder_that_the_library_saved(tmp_path, positions):
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
         save_file(tensors | ids, path.with_name("new"))
         path.with_name("new").replace(path)
-    images, texts, eyes = seeded.pictures(), list(seeded.TEXTS), load_eyes(tmp_path)
+    images, texts, scorer = seeded.pictures(), list(seeded.TEXTS), CLIPScorer(tmp_path)
     with torch.no_grad():
         out = theirs(**dict(zip(("pixel_values", "input_ids"), record.clip_inputs(images, texts, 32))))
-    compare({"image": eyes.images(images), "text": eyes.texts(texts)},
-            {"image": out.image_embeds, "text": out.text_embeds}, "eyes")
+    compare({"image": scorer.images(images), "text": scorer.texts(texts)},
+            {"image": out.image_embeds, "text": out.text_embeds}, "clip")
 
 
 @pytest.mark.parametrize("part", PARTS)

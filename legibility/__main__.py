@@ -1,0 +1,90 @@
+"""Search features by word or picture, and measure how well pictures can be read.
+
+    python -m legibility match "a photo of a tree"          on the dataset examples of a capture; no picture is made
+    python -m legibility match tree.png
+    python -m legibility measure out/toy/feature_00004      words and agreement, into legibility.json
+"""
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from activity.analysis import shared_words
+from activity.run import attach, open_model
+from command.flags import Parser, add_model, add_out, folder, guarded
+from command.progress import say
+from config import HOOK_POINT
+from legibility.image_text import find_clip, read_picture
+from legibility.measures import Legibility
+
+OTHER_PICTURES = (".heic", ".heif", ".svg", ".raw")             # suffixes of pictures that Pillow does not know
+
+
+def embed_query(scorer, query):
+    """Embed a text, or the picture at a path: (E,)."""
+    path = Path(query)
+    if path.is_file():
+        return scorer.images([read_picture(path)])[0]
+    if path.is_dir() or path.suffix.lower() in (*Image.registered_extensions(), *OTHER_PICTURES):
+        raise ValueError(f"{query}: there is no such picture; give the path of one, or a text")
+    if not query.strip():
+        raise ValueError('the text is empty; give a few words, such as "a photo of a tree", or the path of a picture')
+    return scorer.texts([query])[0]
+
+
+def match(model, out, query):
+    """Print the features whose label holds the query, then those whose dataset examples fit it best."""
+    kind, capture = "feature" if model.sae else "channel", model.capture
+    best = [n for n, label in model.labels.items() if query.strip() and query.lower() in label.lower()]
+    for n in best:
+        say(f'feature {n} has the label "{model.labels[n]}"')
+    if find_clip(model.folder) or not best:
+        measures = Legibility(model, out)
+        found = measures.search(kind, embed_query(measures.scorer, query))
+        say(f"{kind:>8} {'score':>7} {'activation':>11}  words of its examples")
+        for n, score, peak in found:
+            examples = capture.examples(kind, n, peak)
+            words = shared_words([capture.prompt(image) for image, _ in examples], capture.prompts)
+            say(f"{n:8d} {score:+7.3f} {examples[0][1]:11.4g}  {' '.join(words) or '-'}")
+        best += [n for n, _, _ in found]
+    hook = "" if model.hook_point == HOOK_POINT else f" --hook-point {model.hook_point}"
+    if best:
+        say(f"see the first: python featviz.py --weights {model.folder} --{kind} {best[0]}{hook}")
+
+
+def measure(model, out, folders):
+    """Write legibility.json into the folders of features."""
+    measures = Legibility(model, out)
+    for home in folders:
+        measures.write(home)
+        say(f"look at {home / 'legibility.json'}")
+
+
+def run(args):
+    model = open_model(args.weights, args.device, args.dtype, args.hook_point)
+    attach(model, args.out)
+    args.work(model, args.out, args.given)
+    return 0
+
+
+def parse(argv):
+    parser = Parser(prog="legibility", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    matching = commands.add_parser("match", help="which features fit a text or a picture")
+    matching.add_argument("given", metavar="QUERY")
+    measuring = commands.add_parser("measure", help="write legibility.json: words and agreement of the pictures")
+    measuring.add_argument("given", metavar="FOLDER", type=folder, nargs="+")
+    for command, work in ((matching, match), (measuring, measure)):
+        command.set_defaults(work=work)
+        command.add_argument("--hook-point", metavar="NAME", help="look through this hook point")
+        add_model(command)
+        add_out(command)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    return guarded("legibility", run, parse(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""CLIPScorer: embeddings of pictures and texts, whose dot products say how well they fit.
+
+    folder/config.json              sizes: text_config, vision_config, projection_dim, as the hub's
+    folder/model.safetensors        both networks
+    folder/tokenizer/               vocab.json, merges.txt; OpenAI's own vocabulary where the folder is missing
+
+The folder is the model's own `clip/`, else weights/clip, where `python weights/fetch.py clip` puts CLIP ViT-L/14.
+"""
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.torch import save
+
+from activity.profile import image_path
+from clip import Tokenizer
+from command.progress import Line
+from legibility.vision import CLIP, preprocess
+from results import replacing
+from weights.load import Fingerprints, WeightsError, build, check_config, pick_sizes, read_json, read_tokenizer
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "weights/clip"     # where fetch.py puts CLIP
+BATCH = 16                                                      # pictures or texts at a time
+LAYERS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIZES = {"text_config": ("vocab_size", *LAYERS), "vision_config": ("image_size", "patch_size", *LAYERS)}
+
+
+class CLIPScorer:
+    """CLIP, frozen, in float32. `images` and `texts` return unit vectors (n, E) on the CPU."""
+
+    def __init__(self, folder, device="cpu"):
+        """Load it from `folder` (of find_clip); WeightsError, one line, for what is missing or does not fit."""
+        if folder is None:
+            raise WeightsError(f"{PUBLISHED}/model.safetensors: is missing; python weights/fetch.py clip fetches CLIP "
+                               "(1.7 GB)")
+        self.folder, self.device = folder, device
+        path, tokens = folder / "config.json", folder / "tokenizer"
+        config, sizes = read_json(path), {}
+        for part, keys in SIZES.items():
+            if missing := [key for key in keys if key not in config.get(part, {})]:
+                raise WeightsError(f"{path}: {part} lacks {missing[0]!r}; fetch or copy this file again")
+            check_config("text_encoder", config[part], f"{path}: {part}")       # both halves have the same layers
+            sizes[part] = pick_sizes(config[part], keys, f"{path}: {part}")
+        self.size = sizes["vision_config"]["image_size"]        # pixels an edge
+        sizes |= pick_sizes(config, ("projection_dim",), path)
+        self.net = build(CLIP, sizes, path, folder / "model.safetensors", device=device)
+        published = PUBLISHED / "bpe_simple_vocab_16e6.txt.gz"
+        self.tokenizer = read_tokenizer(tokens) if tokens.exists() else Tokenizer.from_bpe(published)
+        if len(self.tokenizer.vocab) != (known := sizes["text_config"]["vocab_size"]):
+            raise WeightsError(f"{tokens}: {len(self.tokenizer.vocab)} tokens, but {path} has {known}; give the "
+                               "tokenizer of these weights")
+
+    @torch.no_grad()
+    def images(self, pictures):
+        """Embed n PIL pictures of any size: (n, E)."""
+        pixels = (torch.stack([preprocess(picture, self.size) for picture in some]) for some in batches(pictures))
+        return self.finite([self.net.embed_images(some.to(self.device)) for some in pixels])    # (B, 3, S, S) each
+
+    @torch.no_grad()
+    def texts(self, strings):
+        """Embed n strings: (n, E)."""
+        return self.finite([self.net.embed_texts(self.tokenizer(some).to(self.device)) for some in batches(strings)])
+
+    def finite(self, vectors):
+        vectors = torch.cat(vectors).cpu()
+        if not vectors.isfinite().all():
+            raise WeightsError(f"{self.folder / 'model.safetensors'}: gives NaN; fetch or copy this file again")
+        return vectors
+
+
+def batches(items):
+    return [items[i:i + BATCH] for i in range(0, len(items), BATCH)]
+
+
+def find_clip(model_folder):
+    """Return the folder of the CLIP to use with a model, or None where there is none."""
+    folders = (Path(model_folder) / "clip", PUBLISHED)
+    return next((folder for folder in folders if (folder / "model.safetensors").exists()), None)
+
+
+def read_picture(path):
+    """Read a picture upright, as RGB with 8 bits a colour; ValueError, one line, where it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # large, but not yet refused
+            with Image.open(path) as image:
+                image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):                          # grey with 16 bits, 65535 is white
+            image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:       # SyntaxError is Pillow's
+        raise ValueError(f"{path}: cannot be read as a picture ({e}); give a PNG or JPEG of ordinary size") from e
+
+
+def embed_examples(scorer, capture, path):
+    """Embed all images of a capture (n, E) and keep them in `path`: CLIP ViT-L/14 on a CPU needs a second an image."""
+    made_with = Fingerprints({"clip": scorer.folder / "model.safetensors"}).result() | {"capture": capture.sha256}
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() == made_with:
+                return file.get_tensor("embeddings")
+    line, vectors = Line(), []
+    for numbers in batches(range(capture.images)):
+        vectors.append(scorer.images([read_picture(image_path(capture.folder, n)) for n in numbers]))
+        line.show(f"CLIP looks at image {numbers[-1] + 1} of {capture.images}", numbers[-1] + 1 == capture.images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(save({"embeddings": torch.cat(vectors)}, made_with))
+    return torch.cat(vectors)
