@@ -215,8 +215,8 @@ def choose_targets(model, kind, given, out):
 
 def attach_capture(model, out, needed, check, batch_size):
     """Attach the capture of these weights; where one is needed and missing, a small one is made first."""
+    from activity.probe import small_capture
     from activity.profile import find_capture
-    from activity.timesteps import small_capture
     model.capture = find_capture(model, out)
     if needed and model.capture is None and not check:
         model.capture = small_capture(model, out, batch_size, CaptureProgress(),

@@ -1,5 +1,6 @@
-"""The command line of the activity: capture, analyse, sample. run.py does the work."""
+"""The command line of the activity: capture, analyse, show, label, sample. run.py does the work."""
 import sys
+from itertools import chain
 from pathlib import Path
 
 from activity import run
@@ -52,6 +53,15 @@ def parse(argv):
     what.add_argument("--feature", type=numbers, nargs="+", metavar="F")
     what.add_argument("--channel", type=numbers, nargs="+", metavar="C")
 
+    sub = commands.add_parser("show", help="cards of features: how often and how strongly active, and their neighbours")
+    add_common(sub)
+    sub.add_argument("numbers", type=numbers, nargs="+", metavar="N")
+    sub.add_argument("--channel", action="store_true", help="raw channels in place of features")
+
+    sub = commands.add_parser("label", help="find the feature of each of some words, and write the SAE's labels.json")
+    add_common(sub)
+    sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts")
+
     sub = commands.add_parser("sample", help="generate an image, and the same one steered by features")
     add_common(sub)
     add_sampling(sub)
@@ -66,10 +76,10 @@ def parse(argv):
 
 def start(command, weights, device, dtype, hook_point, out, **values):
     model = run.open_model(weights, device, dtype, hook_point)
-    if command == "analyse":
-        feature, channel = values["feature"], values["channel"]
-        given = [n for some in channel or feature or [[model.settings.get("feature", 0)]] for n in some]
-        values = {"kind": "channel" if channel else "feature", "numbers": given}
+    if command in ("analyse", "show"):
+        kind = "channel" if values["channel"] else "feature"
+        given = values["numbers"] if command == "show" else values[kind] or [[model.settings.get("feature", 0)]]
+        values = {"kind": kind, "numbers": list(chain(*given))}
     getattr(run, command)(model, out, **values)
     return 0
 

@@ -10,7 +10,7 @@ SHARED = 0.8                # of the examples must have a word in common for it 
 
 
 def shared_words(prompts, everything):
-    """List the words that SHARED of the examples' prompts hold and less than half of all prompts; may be none (ours)."""
+    """List the words that SHARED of the examples' prompts hold and fewer than half of all; may be none (ours)."""
     words = lambda prompt: dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
     held, common = (Counter(w for prompt in group for w in words(prompt)) for group in (prompts, everything))
     return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]

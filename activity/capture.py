@@ -101,15 +101,14 @@ GRIDS = {"thesis": thesis_grid, "saemnesia": saemnesia_grid}
 
 
 def read_prompts(path):
-    """Read a prompt from every line of a text file, or from `text` in every line of a .jsonl file; doubles are
-    dropped."""
+    """Read a prompt (or word) from every line of a text file, or from `text` in every line of a .jsonl file; doubles
+    are dropped."""
     try:
         lines, prompts = Path(path).read_text(encoding="utf-8-sig").splitlines(), []
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: is not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8") from e
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read as a text file of prompts ({e.strerror}); give a text file with a "
-                         f"prompt on each line, or {' or '.join(GRIDS)}") from e
+        raise ValueError(f"{path}: cannot be read ({e.strerror}); give a text file with one entry a line") from e
     for number, line in enumerate(lines, 1):
         if line.strip() and Path(path).suffix == ".jsonl":
             try:
@@ -119,7 +118,7 @@ def read_prompts(path):
         prompts.append(line.strip())
     prompts = tuple(dict.fromkeys(p for p in prompts if p))
     if not prompts:
-        raise ValueError(f"{path}: holds no prompt; expected one a line, or in a .jsonl file objects with a key text")
+        raise ValueError(f"{path}: holds no text; give a file with one entry a line, or a .jsonl with objects")
     return prompts
 
 
@@ -134,7 +133,7 @@ def configure(model, **given):
                            f"{', '.join(known)}")
     if isinstance(theirs.get("prompts"), str) and theirs["prompts"] not in GRIDS:
         theirs = theirs | {"prompts": model.folder / theirs["prompts"]}
-    together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1      # small ones leave cores idle
+    together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1  # small ones leave cores idle
     values = {"prompts": "thesis", "sampler": model.sampler, "batch_size": together} | theirs
     values |= {name: value for name, value in given.items() if value is not None}
     for name, value in values.items():
@@ -298,7 +297,7 @@ def begin(model, settings, path, made):
     if path.exists():
         done, stats = read_state(path, made)
     else:
-        F = len(model.sae.W_dec) if model.sae else 0
+        F = model.sae.features if model.sae else 0
         done, stats = 0, empty(settings.steps, F, model.unet.width(model.hook_point))
         rows = len(settings.prompts) if 4 * F * len(settings.prompts) <= PROMPTS else 0
         stats["sum_feature"] = torch.zeros(rows, F)

@@ -214,7 +214,7 @@ def read_capture(model, folder):
     except (OSError, SafetensorError) as e:
         raise WeightsError(f"{path}: cannot be read ({e}); copy it again, or make the capture again") from e
     steps = len(tables.get("timesteps", ()))
-    for kind, width in (("feature", len(model.sae.W_dec) if model.sae else 0),
+    for kind, width in (("feature", model.sae.features if model.sae else 0),
                         ("channel", model.unet.width(model.hook_point))):
         for name in (f"max_{kind}", f"share_{kind}"):
             shape = [*tables[name].shape] if name in tables else "missing"

@@ -8,10 +8,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from activity.analysis import analysis, save_activity
-from activity.capture import EXAMPLES, configure
+from activity.capture import EXAMPLES, configure, read_prompts
 from activity.capture import capture as record
+from activity.card import card, lines
+from activity.label import find_labels, save_labels
+from activity.probe import full_command, small_capture
 from activity.profile import find_capture, folder_name
-from activity.timesteps import full_command, small_capture
 from command.progress import CaptureProgress, say, warn
 from config import Job
 from results import folder_of, replacing, times_in
@@ -41,7 +43,7 @@ def check_target(model, kind, n):
     """Raise ValueError for a feature or channel that the model does not have."""
     if kind == "feature":
         model.require("sae")
-    count = len(model.sae.W_dec) if kind == "feature" else model.unet.width(model.hook_point)
+    count = model.sae.features if kind == "feature" else model.unet.width(model.hook_point)
     if not 0 <= n < count:
         raise ValueError(f"--{kind} {n} is out of range: {model.folder} has {count} {kind}s, 0..{count - 1}")
 
@@ -61,7 +63,7 @@ def capture(model, out, check, **settings):
 
 def costs(model, settings):
     """Say how many UNet passes and how much disk a capture takes, from the sizes of its tables."""
-    F, D = len(model.sae.W_dec) if model.sae else 0, model.unet.width(model.hook_point)
+    F, D = model.sae.features if model.sae else 0, model.unet.width(model.hook_point)
     edge = model.latent_shape[-1] * 2 ** (len(model.vae.encoder.down_blocks) - 1)
     tables = settings.steps * (F + D) * (12 + 8 * EXAMPLES) + 4 * F * len(settings.prompts)
     rows = settings.images * settings.steps * (1 if settings.guidance == 1.0 else 2)
@@ -82,6 +84,31 @@ def analyse(model, out, kind, numbers):
             for e in examples[:3]:
                 say(f"  t {t}: activation {e['activation']:.4f}, image {e['image']}: {e['prompt']}")
         say(f"look at {save_activity(folder, found)}")
+
+
+def show(model, out, kind, numbers):
+    """Print the cards of features."""
+    for n in numbers:
+        check_target(model, kind, n)
+    attach(model, out)
+    for n in numbers:
+        for line in lines(card(model, kind, n)):
+            say(line)
+
+
+def label(model, out, words):
+    """Find the feature of each word in a file, print them, and write the SAE's labels.json."""
+    model.require("sae")
+    attach(model, out)
+    found = find_labels(model.capture, [word.replace("_", " ") for word in read_prompts(words)])
+    say(f"{'word':<24} {'feature':>7} {'score':>8} {'runner-up':>9} {'score':>8} {'prompts':>7}")
+    for label in found:
+        say(f"{label.word:<24} {label.feature:7d} {label.score:8.4f} {label.runner_up:9d} {label.runner_up_score:8.4f} "
+            f"{label.prompts:7d}")
+    path = next(path for name, path in model.files.items() if name.endswith("cfg.json")).with_name("labels.json")
+    for label in save_labels(path, found):
+        warn(f"{label.word}: its feature {label.feature} is kept for a word with a higher score")
+    say(f"look at {path}")
 
 
 def sample(model, out, prompt, steer, steer_channel, seeds, **settings):

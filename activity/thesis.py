@@ -26,8 +26,8 @@ def features(model):
         and isinstance(row["word"], str) and isinstance(row["prompt"], (str, type(None))) for row in rows)
     if not sound:
         raise WeightsError(f"{path}: \"thesis\" must be a list of objects with feature, word and prompt")
-    if max(row["feature"] for row in rows) >= len(model.sae.W_dec):
-        raise WeightsError(f"{model.folder}: has {len(model.sae.W_dec)} features, the thesis' are those of Style50 "
+    if max(row["feature"] for row in rows) >= model.sae.features:
+        raise WeightsError(f"{model.folder}: has {model.sae.features} features, the thesis' are those of Style50 "
                            f"(--weights weights/style50); others may list their own as \"thesis\" in {path.name}")
     return rows
 

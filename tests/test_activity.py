@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from activity import __main__ as command
-from activity import analysis, capture, profile, thesis, timesteps
+from activity import analysis, capture, card, label, probe, profile, thesis
 from schedule import SAMPLERS, guided
-from tests.tiny import HOOK, edit_json, edit_tensors, write_model
+from tests.tiny import ACTIVITY, HOOK, edit_json, edit_tensors, write_model
 from weights.load import WeightsError, load
 
 PROMPTS = ("A Tree", "A Cat", "A Sun")
@@ -106,7 +106,8 @@ def test_prompt_files(tmp_path):
     (tmp_path / "p.txt").write_text("a dog\n\n  a cat \na dog\n{x}\n", encoding="utf-8")
     (tmp_path / "bom.txt").write_text("\ufeffa dog\r\na cat", encoding="utf-8", newline="")
     (tmp_path / "one.txt").write_text("a dog")
-    (tmp_path / "p.jsonl").write_text('\ufeff{"file_name": "1.jpg", "text": "a dog"}\n\n{"text": "é"}\n', encoding="utf-8")
+    (tmp_path / "p.jsonl").write_text('\ufeff{"file_name": "1.jpg", "text": "a dog"}\n\n{"text": "é"}\n',
+                                      encoding="utf-8")
     assert capture.read_prompts(tmp_path / "p.txt") == ("a dog", "a cat", "{x}")
     assert capture.read_prompts(tmp_path / "bom.txt") == ("a dog", "a cat")
     assert capture.read_prompts(tmp_path / "one.txt") == ("a dog",)
@@ -116,9 +117,9 @@ def test_prompt_files(tmp_path):
 @pytest.mark.parametrize("name, data, says", [
     ("bad.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "line 2 is not a JSON object with a text"),
     ("number.jsonl", b'{"text": 7}\n', "line 1 is not a JSON object with a text"),
-    ("none.txt", b"\n", "holds no prompt"),
+    ("none.txt", b"\n", "holds no text"),
     ("utf16.txt", "a dog".encode("utf-16"), "is not UTF-8 text"),
-    ("absent.txt", None, "cannot be read as a text file of prompts"),
+    ("absent.txt", None, "cannot be read"),
 ])
 def test_prompt_files_that_are_none(name, data, says, tmp_path):
     if data:
@@ -399,8 +400,6 @@ def test_active_steps_strengths_and_time_steps():
     wide = small([0.1, 0.5, 0.2, 0.0], [4.0, 3, 2, 1])
     assert wide.timesteps("feature", 0) == [0, 641]
     assert wide.timesteps("feature", 0, "active") == [0, 301, 641, 981]
-    assert timesteps.timesteps(wide, "feature", 0, [7, "active", 301]) == [0, 7, 301, 641, 981]
-    assert timesteps.timesteps(None, "feature", 0, [500, 7]) == [7, 500]
 
 
 def test_a_feature_that_is_never_among_the_strongest_has_no_peaks_and_is_not_steered():
@@ -451,7 +450,11 @@ def test_the_user_s_capture_comes_before_the_one_that_came_with_the_weights(whol
 
 def test_a_capture_of_an_earlier_version_is_read(tmp_path):
     """Half-precision activations, 16-bit numbers, no empty prompt: as in weights/toy when it was made."""
-    made = profile.find_capture(load(write_model(tmp_path / "tiny")), tmp_path)
+    folder = write_model(tmp_path / "tiny")
+    edit_tensors(folder / ACTIVITY, lambda t: {name: v for name, v in t.items() if "null" not in name})
+    model = load(folder)
+    model.capture = made = profile.find_capture(model, tmp_path)
+    assert analysis.analysis(model, "feature", 3)["largest"] is None
     assert made.examples("feature", 3, 300) == [(0, 1.0)] and made.largest("feature", 3) is None
     assert made.top == 20 and made.timesteps("feature", 3) == [0, 281]
 
@@ -480,23 +483,23 @@ def small_probe(monkeypatch):
 
 
 def test_a_small_capture_stands_in_for_a_missing_one(model, tmp_path, capsys, small_probe):
-    made = timesteps.small_capture(model, tmp_path, instead=", or do without")
+    made = probe.small_capture(model, tmp_path, instead=", or do without")
     said = capsys.readouterr().err
     assert "a probe of 4 prompts in 3 steps stands in" in said and "the probe took" in said
     assert f"run python -m activity capture --weights {model.folder}, or do without" in said
     assert made.folder == tmp_path / "tiny/probe" and made.images == 4 and made.largest("feature", 3) is not None
-    again = timesteps.small_capture(model, tmp_path)
+    again = probe.small_capture(model, tmp_path)
     assert again.sha256 == made.sha256 and "the probe took" not in capsys.readouterr().err      # kept for the next run
 
 
 def test_a_small_capture_of_other_weights_is_made_again(model, tmp_path, small_probe):
-    first = timesteps.small_capture(model, tmp_path / "out")
+    first = probe.small_capture(model, tmp_path / "out")
     other = load(write_model(tmp_path / "tiny", seed=1, activity=None))
-    assert timesteps.small_capture(other, tmp_path / "out").sha256 != first.sha256
+    assert probe.small_capture(other, tmp_path / "out").sha256 != first.sha256
 
 
 def test_without_an_sae_channels_are_captured(tmp_path, small_probe):
-    made = timesteps.small_capture(load(write_model(tmp_path / "tiny", sae=None)), tmp_path)
+    made = probe.small_capture(load(write_model(tmp_path / "tiny", sae=None)), tmp_path)
     assert made.tables["max_feature"].shape == (3, 0) and 0 in made.timesteps("channel", 3)
 
 
@@ -619,3 +622,103 @@ def test_which_five_the_thesis_page_shows(model, tmp_path, monkeypatch):
     assert thesis.features(large) is thesis.FEATURES and "mean something else" in thesis.elsewhere(large)
     large.name = "style50"
     assert thesis.elsewhere(large) == ""
+
+
+# --- labels and cards -------------------------------------------------------------------------------------------------
+
+def planted(folder, mean, prompts):
+    """A capture that holds only prompts and their mean activations (P, F)."""
+    save_file({"mean_feature": torch.tensor(mean)}, folder / "prompts.safetensors")
+    return profile.Capture(folder, {}, {"recipe": {"settings": {"prompts": prompts}}}, "")
+
+
+def test_a_word_s_feature_is_the_one_with_more_of_the_activation_on_its_images(tmp_path):
+    """Feature 3 is strong everywhere, 1 on cats, 2 on dogs, 0 on winters; the numbers by hand."""
+    mean = [[0.0, 4.0, 0.0, 6.0], [3.0, 3.0, 0.0, 4.0], [0.0, 0.0, 5.0, 5.0], [2.0, 0.0, 2.0, 6.0], [9.0] * 4]
+    made = planted(tmp_path, mean, ["A Cat", "a cat in Warm Winter", "A dog.", "dog, Warm Winter", "catdog"])
+    found = label.find_labels(made, ["cat", "Dog"])
+    assert [(one.word, one.feature, one.runner_up) for one in found] == [("cat", 1, 0), ("Dog", 2, 3)]
+    assert [one.prompts for one in found] == [2, 2]
+    assert found[0].score == pytest.approx(7 / 20 - 0) and found[0].runner_up_score == pytest.approx(3 / 20 - 2 / 20)
+    # an image of a cat in winter is a cat's: it does not count among the others
+    found = label.find_labels(made, ["cat", "warm winter", "dog"])
+    assert found[0].score == pytest.approx(7 / 20)              # others: both dogs
+    assert found[1].feature == 0 and found[1].score == pytest.approx(5 / 20 - 0 / 20)
+
+
+def test_labels_that_cannot_be_found_say_why(tmp_path):
+    made = planted(tmp_path, [[1.0, 2.0], [2.0, 1.0]], ["A Cat", "A Dog"])
+    with pytest.raises(ValueError, match="names 'cats'; spell it as the prompts do, such as 'A Cat'"):
+        label.find_labels(made, ["dog", "cats"])
+    with pytest.raises(ValueError, match="give at least two"):
+        label.find_labels(made, ["dog"])
+    (tmp_path / "prompts.safetensors").unlink()
+    with pytest.raises(WeightsError, match="prompts.safetensors: cannot be read"):
+        label.find_labels(made, ["dog", "cat"])
+
+
+def test_label_writes_what_the_loader_reads(whole, tmp_path, capsys):
+    out, weights = linked(whole, tmp_path / "out"), write_model(tmp_path / "tiny", activity=None)
+    (tmp_path / "words.txt").write_text("tree\ncat\nsun\n")
+    assert run(out, "label", "--weights", weights, "--words", tmp_path / "words.txt") == 0
+    table = capsys.readouterr().out
+    model, path = load(weights), weights / f"sae/unet.{HOOK}/labels.json"
+    record = json.loads(path.read_text())
+    assert {int(n): entry["word"] for n, entry in record.items()} == model.labels and set(model.labels.values()) <= {
+        "tree", "cat", "sun"}
+    mean = load_file(whole / "prompts.safetensors")["mean_feature"]
+    for n, entry in record.items():
+        i = ["tree", "cat", "sun"].index(entry["word"])
+        shares = mean[i] / mean[i].sum() - (mean.sum(0) - mean[i]) / (mean.sum() - mean[i].sum())
+        assert shares.argmax() == int(n) and entry["score"] == pytest.approx(shares.max().item(), abs=1e-6)
+        assert f"{entry['word']:<24} {int(n):7d} {entry['score']:8.4f}" in table
+        assert entry["runner_up_score"] <= entry["score"] and entry["prompts"] == 1
+    code = run(out, "label", "--weights", weights, "--words", tmp_path / "none.txt")
+    refused(capsys, code, "none.txt: cannot be read")
+
+
+def test_of_two_words_with_one_feature_the_higher_score_keeps_it(tmp_path):
+    labels = [label.Label(word, n, score, 1, 0.0, 1) for word, n, score in (("a", 3, 0.1), ("b", 3, 0.2), ("c", 4, 0.1))]
+    assert label.save_labels(tmp_path / "labels.json", labels) == labels[:1]
+    assert {n: e["word"] for n, e in json.loads((tmp_path / "labels.json").read_text()).items()} == {"3": "b", "4": "c"}
+
+
+def test_the_card_is_what_all_activations_say(model, whole, batches):
+    here = dataclasses.replace(model, capture=profile.read_capture(model, whole), labels={5: "knot"})
+    values, gated = joined(batches, "feature"), joined(batches, "gated")
+    made = card.card(here, "feature", 5)
+    row = values.max(0)[:, 5].argmax()
+    assert (made.kind, made.n, made.label, made.images, made.alive) == ("feature", 5, "knot", 9, True)
+    assert made.active == (values[:, :, 5].max(1) > 0).sum() and sum(count for _, _, count in made.histogram) == 9
+    for low, high, count in made.histogram[1:]:
+        assert count == ((values[:, :, 5].max(1) >= low) & (values[:, :, 5].max(1) < high)).sum()
+    assert made.largest == values[:, row, 5].max() and made.gated == gated[:, row, 5].max()
+    rows = model.sae.W_dec.numpy()
+    cosine = rows @ rows[5] / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[5])
+    assert [n for n, _ in made.nearest] == np.argsort(-cosine)[1:6].tolist()
+    assert [c for _, c in made.nearest] == pytest.approx(np.sort(cosine)[::-1][1:6].tolist(), abs=1e-5)
+    shown = lambda n: {i for i, _ in here.capture.examples("feature", n, made.timestep)}
+    shared = [(-len(shown(n) & shown(5)), n) for n in range(64) if n != 5]
+    assert made.together == [(n, -count) for count, n in sorted(shared)[:5] if count] and made.examples == len(shown(5))
+
+
+def test_a_dead_feature_and_a_channel_s_card(model, whole):
+    here = dataclasses.replace(model, capture=profile.read_capture(model, whole))
+    here.capture.tables["max_feature"][:, 7] = 0
+    here.capture.tables["histogram_feature"][7] = torch.tensor([9.0] + [0.0] * 23)
+    made = card.card(here, "feature", 7)
+    assert not made.alive and made.active == 0 and made.histogram[0] == (0, 0, 9)
+    assert card.dead_line(made).startswith("feature 7 is dead: it is active in none of the capture's 9 images")
+    other = card.card(here, "channel", 3)
+    assert other.nearest == [] and other.gated is None and card.dead_line(other) == ""
+
+
+def test_show_prints_the_card(weights, whole, tmp_path, capsys):
+    out = linked(whole, tmp_path / "out")
+    assert run(out, "show", 5, "6-7", "--weights", weights) == 0
+    said = capsys.readouterr().out
+    assert said.count("nearest decoder rows: ") == said.count("active together at t ") == 3
+    assert "feature 5\n" in said and "active in 9 of 9 images" in said and "####" in said
+    folder = write_model(tmp_path / "old")                      # a capture of an earlier version
+    assert run(out, "show", 5, "--weights", folder) == 0
+    assert capsys.readouterr().out.count("not in this capture; make it again") == 2

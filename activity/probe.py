@@ -1,10 +1,7 @@
-"""At which time steps a feature's ascent runs, and the small capture that stands in for a missing one.
+"""The probe: a small capture that stands in for a missing one.
 
-    auto      0 and the peaks
-    active    0 and every sampling step at which it is active
-
-The small capture is made once, with its expected time on stderr, and kept in out/<weights>/probe, or at another hook
-point probe_<hook point>.
+It is made once, with its expected time on stderr, and kept in out/<weights>/probe, or at another hook point in
+probe_<hook point>. By several processes at once it must not be made.
 """
 import shutil
 import sys
@@ -16,15 +13,6 @@ import torch
 from activity.capture import capture, configure, probe_settings
 from activity.profile import fits, folder_name, read_capture
 from config import HOOK_POINT
-
-WORDS = ("auto", "active")
-
-
-def timesteps(capture, kind, n, given):
-    """List the time steps that `given` names, ascending: numbers, "auto" and "active". `capture` may be None where all
-    are numbers."""
-    numbers = {t for t in given if t not in WORDS}
-    return sorted(numbers.union(*(capture.timesteps(kind, n, word) for word in given if word in WORDS)))
 
 
 def full_command(model):

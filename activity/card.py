@@ -1,0 +1,95 @@
+"""A feature's card: what is known of it before any ascent, from a capture and from the SAE's weights.
+
+Which features are active together is read from the dataset examples, since a count for every pair would take F x F
+numbers: at the sampling step of the card, those whose strongest images are most often also among this one's.
+"""
+from dataclasses import dataclass
+
+import torch
+
+NEAREST, BAR = 5, 40                            # features listed; characters of the longest bar
+AGAIN = "not in this capture; make it again with python -m activity capture"
+
+
+@dataclass(frozen=True)
+class Card:
+    kind: str
+    n: int
+    label: str                  # the word of the SAE's labels.json, or ""
+    images: int                 # of the capture
+    active: int | None          # images whose largest mean activation is above 0; None: the capture did not count them
+    histogram: list             # [(from, to, images)] by the largest mean activation of an image; the first is 0
+    alive: bool                 # whether the mean activation is above 0 in some image
+    timestep: int               # sampling step of the largest mean activation
+    largest: float              # this activation
+    gated: float | None         # the largest mean of what top-k or the threshold leaves there; None: not counted
+    nearest: list               # [(feature, cosine of the decoder rows)]
+    examples: int               # strongest images at `timestep`
+    together: list              # [(feature, how many of these images are among its own strongest)]
+
+
+def card(model, kind, n):
+    """Collect the card of a feature or channel from the model's capture and weights."""
+    capture = model.capture
+    tables, most = capture.tables, capture.tables[f"max_{kind}"][:, n]                          # (N,)
+    row = int(most.argmax())
+    counts = tables[f"histogram_{kind}"][n].int().tolist() if f"histogram_{kind}" in tables else None
+    gated = tables["max_gated"][row, n].item() if kind == "feature" and "max_gated" in tables else None
+    together, examples = active_together(capture, kind, n, row)
+    return Card(kind, n, model.labels.get(n, "") if kind == "feature" else "", capture.images,
+                capture.images - counts[0] if counts else None, filled(counts) if counts else [],
+                bool(most.max() > 0), int(tables["timesteps"][row]), most[row].item(), gated,
+                nearest_rows(model.sae.W_dec, n) if kind == "feature" else [], examples, together)
+
+
+def filled(counts):
+    """List the bins of a histogram from 0 up to the last that holds an image: [(from, to, images)]."""
+    last, first = (max(i for i, c in enumerate(counts) if c), min([i for i, c in enumerate(counts) if c and i] or [0]))
+    edge = lambda i: 2.0 ** (i - 13) if i > 1 else 0.0
+    return [(0.0, 0.0, counts[0])] + [(edge(i), edge(i + 1), counts[i]) for i in range(first or 1, last + 1)]
+
+
+def nearest_rows(W_dec, n):
+    """Find the features whose decoder rows point most nearly where row n does: [(feature, cosine)]."""
+    rows = torch.nn.functional.normalize(W_dec.float(), dim=1)                                  # (F, D)
+    cosine = rows @ rows[n]
+    cosine[n] = -torch.inf
+    best = cosine.topk(min(NEAREST, len(cosine) - 1))
+    return [(i, c) for i, c in zip(best.indices.tolist(), best.values.tolist())]
+
+
+def active_together(capture, kind, n, row):
+    """Find those that share most strongest images with n at a sampling step: ([(number, images)], images of n)."""
+    image, _ = capture.stored_examples(kind, row)                                               # (F, EXAMPLES)
+    mine = image[n][image[n] >= 0]
+    shared = torch.isin(image, mine).sum(dim=1)
+    shared[n] = 0
+    best = shared.argsort(descending=True, stable=True)[:NEAREST].tolist()
+    return [(i, int(shared[i])) for i in best if shared[i]], len(mine)
+
+
+def dead_line(card):
+    """One line to print before a run where the feature is never active; else ""."""
+    if card.alive:
+        return ""
+    return (f"{card.kind} {card.n} is dead: it is active in none of the capture's {card.images} images, so its picture "
+            "may show nothing that this model draws")
+
+
+def lines(card):
+    """The card as lines for a terminal."""
+    yield f"{card.kind} {card.n}" + f", {card.label}" * bool(card.label)
+    yield dead_line(card) or f"  alive; largest mean activation {card.largest:.4g}, at t {card.timestep}"
+    if card.kind == "feature":
+        yield f"  of which the gate leaves {AGAIN if card.gated is None else format(card.gated, '.4g')}"
+    if card.active is None:
+        yield f"  active in: {AGAIN}"
+    else:
+        yield f"  active in {card.active} of {card.images} images; images by their largest mean activation:"
+    tallest = max([count for _, _, count in card.histogram], default=0)
+    for low, high, count in card.histogram:
+        yield f"  {f'{low:.3g} to {high:.3g}' if high else '0':>18} {count:6d} {'#' * round(BAR * count / tallest)}"
+    if card.nearest:
+        yield "  nearest decoder rows: " + ", ".join(f"{i} (cosine {c:.2f})" for i, c in card.nearest)
+    yield f"  active together at t {card.timestep}: " + (", ".join(
+        f"{i} ({count} of its {card.examples} strongest images)" for i, count in card.together) or "none")
