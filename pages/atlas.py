@@ -37,7 +37,7 @@ def write_atlas(folder):
     if not tiles:
         raise ValueError(f"{folder}: holds no result; give the folder of a model's results, such as out/toy")
     if broken:
-        print(f"{folder}: left out {count(len(broken), 'file')} that cannot be read, first {broken[0]}", file=sys.stderr)
+        print(f"left out, cannot be read: {count(len(broken), 'file')}, first {broken[0]}", file=sys.stderr)
     used = {Path(face["picture"]).name for shown in tiles for face in shown["faces"]}
     for path in (folder / "atlas").glob("*.jpg"):
         if path.name not in used:                               # of a result that is no longer the best

@@ -137,12 +137,12 @@ class Evidence:
     def count(self):
         return f"{self.held} of {len(self.checks)} checks hold"
 
-    def sentence(self, name, words="{}"):
+    def sentence(self, name, words=""):
         """Say what the feature responds to and how strong the evidence is, without a full stop."""
         if not self.words:
             return f"No word is known for {name[0].lower() + name[1:]}"
         verb = "may respond" if self.strength in ("weak", "missing") else "responds"
-        return f"{name} {verb} to {words.format(self.words)}; the evidence is {self.strength}"
+        return f"{name} {verb} to {words or self.words}; the evidence is {self.strength}"
 
 
 def conclusion(folder):

@@ -12,7 +12,7 @@ from PIL import Image
 from config import HOOK_POINT
 from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
 from pages.web import bars, chart, document, embed, escape, figure, folded, img, section, sharp, table, term
-from pages.words import RULE, TERMS, VERDICTS, commands, count, label, reason, short, typed
+from pages.words import RULE, TERMS, VERDICTS, commands, label, reason, short, typed
 from results import folder_of, read_results, write
 
 EXAMPLES = 6                        # dataset images beside the best picture
@@ -92,10 +92,11 @@ def warning(found):
 
 def headline(name, evidence):
     """One sentence: what the feature responds to, and how strong the evidence is; below it the checks."""
-    says = escape(evidence.sentence(name, "\0{}\1")).replace("\0", "<b>").replace("\1", "</b>")
+    says = evidence.sentence(escape(name), f"<b>{escape(evidence.words)}</b>")
     source = f"<p>The words come from {escape(evidence.source)}.</p>" if evidence.words else ""
-    checks = "".join(f'<li class="{"holds" if holds else "fails"}"><b>{"Yes" if holds else "No"}</b> {escape(text)}</li>'
-                     for text, holds in evidence.checks)
+    checks = ""
+    for text, holds in evidence.checks:
+        checks += f'<li class="{"holds" if holds else "fails"}"><b>{"Yes" if holds else "No"}</b> {escape(text)}</li>'
     return f'<header><h1>{says}.</h1><ul class="checks">{checks}</ul>{source}</header>'
 
 

@@ -2,7 +2,8 @@
 
     python featviz.py --thesis      computes all of it and writes out/<weights>/thesis/index.html
 
-The table is activity/thesis.py's. Beside trace.py the only file of this room that runs a model: for the prompts' images.
+The table is activity/thesis.py's. Prompts' images are drawn here: beside trace.py no other file of this room runs a
+model.
 """
 import io
 

@@ -1,12 +1,11 @@
-"""The page of a trace: the stages of a step in order, each with its formula, its line of code, numbers and pictures.
+"""The page of a trace: the stages of a run in order, each with its formula, its line of code, numbers and pictures.
 
-    STAGES     the literal table: what a section says, and which lines of which file it cites
-    pictures   tensors of a step -> pictures; the same bytes lie on disk and in the page
-    page       everything -> one self-contained HTML document, a section a stage, as wide as a projector; the last
-               section is the finish's, see tracefinish.py
+    STAGES, START, FINISH, VERDICT      the literal table: what a section says, and which lines of which file it cites
+    all_pictures                        tensors -> pictures; the same bytes are on disk and in the page
+    page                                everything -> one self-contained HTML document, a section a stage
 
 A cited line is searched for when the page is made, by a text that occurs once in its file, so its number cannot go
-stale. Every number on the page is computed from the tensors that lie beside it; tests/slow/test_trace.py does it again.
+stale. Every number on the page is computed from the tensors beside it; tests/slow/test_trace.py does it again.
 Axes: 4 x H x W latents, D x h x w at the hook point.
 """
 import inspect
@@ -19,111 +18,137 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import ascent
+import finish
 import regularizers
 import sae
 import schedule
-from pages.web import bars, chart, data_uri, document, escape, img, table
+import steering
+import visualize
+from pages.web import bars, chart, data_uri, document, escape, table
+from pages.words import short
 from vae import to_uint8
 
 EDGE = 480                  # pixels that a map is enlarged to, at least
-THUMB = 96
+SHOWN = 10                  # steps of the start and of the finish that are shown as pictures
 DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))          # negative, 0, positive; also for the colour-blind
 EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from nothing to the largest
-Panel = namedtuple("Panel", "name png alt caption look")          # look: picture, map or terms (trace.css)
+Panel = namedtuple("Panel", "name png alt caption look")          # look: picture, map or small (trace.css)
 Stage = namedtuple("Stage", "name title formula idea cites tensors")
 
+START = Stage(
+    "start", "The start", "<i>h</i> ← <i>h</i> + <i>s<sub>t</sub> d</i> &ensp;at the hook point, at every <i>t</i>",
+    "The ascent needs a place to begin. {how} The pictures show the clean latent at some steps. The last one "
+    "is where the ascent begins.",
+    [(steering, "push = lambda t:"), (steering, "h = h + push[name]"), (visualize, "d = directions(model, jobs)")],
+    ["start"])
+STEERED = ("The model samples from noise, without a prompt. Meanwhile the direction <i>d</i> of the {kind} is added. "
+           "Its strength is {scale:g} times the largest activation known.")
+GUIDED = "The model samples from noise while the gradient of the {kind} pulls."
+NOISE = "Here it is noise from the seed alone."
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
-          "This is all that the ascent may change: {C} numbers at each of {H} × {W} places. First, what the decoder "
-          "makes of them; then the numbers themselves.", [(ascent, "leaf = before.clone()")], ["before"]),
+          "Only this may change: {C} numbers at each of {H} × {W} places. First its decoded picture, then the numbers.",
+          [(ascent, "z = before.clone()")], ["before"]),
     Stage("transformed", "Augmented", "<i>z′</i> = zoom(turn(roll(<i>z</i>)))",
-          "A moved copy: what lifts the {kind} must survive small moves, so it cannot be a trick of single numbers. "
-          "Drawn at random for this step: {down:+.2f} pixels down, {right:+.2f} right, {angle:+.1f} degrees, zoom "
-          "{zoom:.3f}. Between pixels neighbours are mixed, which calms the grain: the deviation goes from "
-          "{std_before:.3f} to {std_after:.3f}.{same}",
+          "A moved copy. The {kind} must survive small moves, so single numbers cannot trick it. Drawn at random: "
+          "{down:+.2f} pixels down, {right:+.2f} right, {angle:+.1f} degrees, zoom {zoom:.3f}. Mixing neighbours calms "
+          "the grain: deviation {std_before:.3f} to {std_after:.3f}.{same}",
           [(ascent, "transformed = reg.transform(z, shift, angle, zoom)"),
            (regularizers, "return F.grid_sample(z, grid,")], ["transformed"]),
     Stage("noised", "Noised",
           "<i>x<sub>t</sub></i> = √<i>ᾱ<sub>t</sub></i> <i>z′</i> + √(1 − <i>ᾱ<sub>t</sub></i>) <i>ε</i>",
-          "The UNet learnt to read pictures under noise, and at t = {t} it expects this much: {signal:.3f} of the "
-          "latent, {noise:.3f} of new noise. What lifts the {kind} under ever new noise is in the picture, not in the "
-          "noise.{same}",
+          "The UNet reads pictures under noise. At t = {t}: {signal:.3f} of the latent, {noise:.3f} of noise. It is "
+          "new each step, so it cannot be exploited.{same}",
           [(schedule, "return abar.sqrt() * z + (1 - abar).sqrt() * eps")], ["eps", "noised"]),
-    Stage("hook", "At the hook point", "<i>h</i> = UNet(<i>x<sub>t</sub></i>, <i>t</i>, “”) at the hook point",
-          "The UNet runs as far as {point} and stops: {D} numbers at each of {h} × {w} places. The prompt is empty, so "
-          "only the picture speaks. First, how long the vector is at each place; then its longest channels: "
-          "{channels}.", [(ascent, "hook = model.unet(noised")], ["hook"]),
+    Stage("hook", "At the hook point", "<i>h</i> = UNet(<i>x<sub>t</sub></i>, <i>t</i>, “{prompt}”) at the hook point",
+          "The UNet runs as far as {point} and stops. It gives {D} numbers at each of {h} × {w} places. First the "
+          "length of that vector, then its longest channels: {channels}.", [(ascent, "hook = model.unet(noised")],
+          ["hook"]),
     Stage("activation", "Activation of the {kind}", None, None, None, ["pre_activation"]),
     Stage("loss", "The loss", "loss = −<i>a</i> + <i>w</i><sub>tv</sub> TV(<i>z</i>) + <i>w</i><sub>range</sub> "
           "R(<i>z</i>) + <i>w</i><sub>moment</sub> M(<i>z</i>)",
-          "The activation with a minus sign, and penalties on latents of a kind that no picture has: restless, too "
-          "large, of the wrong mean or deviation. Weights in this run: {weights}.{climbed}",
-          [(ascent, "loss = -climb + sum(")], []),
+          "The activation with a minus sign, and penalties. These hit latents that are restless, large, or lopsided. "
+          "Weights in this run: {weights}.{climbed}", [(ascent, "loss = -climb + sum(")], []),
     Stage("gradient", "The gradient", "<i>g</i> = ∂loss / ∂<i>z</i>",
-          "Which way each number of the latent would make the loss larger, found by going back through UNet, noise and "
-          "move. Beside it its spectrum: slow waves in the middle, fine grain at the rim.",
+          "How each number of the latent would raise the loss. It is found by going back through the UNet. Beside it "
+          "its spectrum: slow waves in the middle, grain outside.",
           [(ascent, "torch.autograd.grad(loss.sum(), leaf)")], ["gradient"]),
     Stage("filtered", "Spectral filter",
           "low = FFT<sup>−1</sup>[ FFT[<i>g</i>] / (<i>r</i> + 1) ],&ensp; <i>ĝ</i> = low · std(<i>g</i>) / std(low)",
-          "A wave that fits <i>r</i> times into the picture is divided by <i>r</i> + 1, then the gradient gets its "
-          "spread back. Its energy moves from {grain_before:.2f} to {grain_after:.2f} waves a picture, on "
-          "average.{same}",
+          "A wave that fits <i>r</i> times is divided by <i>r</i> + 1. Then the gradient gets its spread back. Its "
+          "energy moves from {grain_before:.2f} to {grain_after:.2f} waves a picture.{same}",
           [(regularizers, "torch.fft.ifft2("), (regularizers, "return low * gain[")], ["filtered"]),
     Stage("smoothed", "Blur", "<i>g̃</i> = Gaussian blur of <i>ĝ</i>, <i>σ</i> = {sigma:.3g}",
-          "A second, weaker way against grain. This is the gradient that the optimiser gets.{same}",
+          "A second, weaker way against grain. The optimiser gets this gradient.{same}",
           [(regularizers, "kernel = torch.exp("), (ascent, "smoothed = reg.blur(")], ["smoothed"]),
     Stage("update", "The update", "Δ<i>z</i> = −<i>η</i> <i>m̂</i> / (√<i>v̂</i> + <i>ε</i>) − <i>η λ z</i>",
-          "AdamW divides the running mean of the gradient, <i>m</i>, by its running size, √<i>v</i>: each number moves "
-          "by about the learning rate, {rate:g}, wherever the gradient keeps its sign. The last term, weight decay, "
-          "takes {decay:.2g} of this move's length.",
+          "AdamW divides the gradient's running mean <i>m</i> by its running size √<i>v</i>. So each number moves by "
+          "about the learning rate, {rate:g}. The last term, weight decay, takes {decay:.2g} of the length.",
           [(ascent, "mean = mean.lerp("), (ascent, "square = (config.beta2"), (ascent, ".addcdiv(mean, size")],
           ["adam_mean", "adam_square", "update"]),
     Stage("after", "The latent after", "<i>z</i> ← <i>z</i> + Δ<i>z</i>",
-          "Hardly different from the first picture: one step changes the latent by {change:.1%} of its length. The "
-          "picture comes from doing this {steps} times.", [(ascent, "leaf = torch.where(alive")], ["after"]),
+          "One step changes the latent by {change:.1%} of its length. The picture comes from {steps} such steps.",
+          [(ascent, "z = torch.where(alive")], ["after"]),
 )
-ANSWER = {      # of the stage "activation", for each kind of target: formula, idea, cites
-    "feature": (("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − "
-                 "<i>b</i><sub>dec</sub>) + <i>b</i><sub>enc</sub>[{n}]&nbsp;)"),
-                ("At each place, one dot product with the feature's row of the sparse autoencoder; what is below 0 "
-                 "counts as 0. Their mean, {a:.4f}, is the activation, the number that the ascent climbs. {place} It "
-                 "fires at {firing} of {places} places."),
+READOUT = {     # of the stage "activation", for each kind of target: formula, idea, cites
+    "feature": ("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − "
+                "<i>b</i><sub>dec</sub>) + <i>b</i><sub>enc</sub>[{n}]&nbsp;)",
+                "At each place, one dot product with the feature's row. Numbers below 0 count as 0. Their mean, "
+                "{a:.4f}, is the activation that the ascent climbs. {place} It fires at {firing} of {places} places.",
                 [(sae, "(h * self.encoder.weight[feature]"), (ascent, 'values.relu() if kind == "feature"')]),
     "channel": ("<i>a</i> = mean<sub><i>s</i></sub> <i>h<sub>s</sub></i>[{n}]",
-                ("The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation, the number "
-                 "that the ascent climbs. {place}"),
+                "The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation. {place}",
                 [(ascent, "return h[torch.arange(len(jobs)), targets]"),
                  (ascent, 'values.relu() if kind == "feature"')]),
+    "direction": ("<i>a</i> = mean<sub><i>s</i></sub> <i>w</i> · <i>h<sub>s</sub></i>",
+                  "At each place, one dot product with the vector {n}. Their mean, {a:.4f}, is the activation.",
+                  [(ascent, 'torch.einsum("bd,bds->bs"'), (ascent, 'values.relu() if kind == "feature"')]),
 }
+FINISH = Stage(
+    "finish", "The finish",
+    "<i>e′</i> = <i>e</i> − pull · <i>g</i>,&ensp; pull = <i>s</i> rms <i>e</i> / rms <i>g</i>; &ensp;<i>x</i> takes "
+    "the DDIM step with <i>e′</i>",
+    "The model redraws the ascent's picture from noise at t = {top}. At each step it says what is noise, <i>e</i>. The "
+    "gradient <i>g</i> of the {kind} bends that, {scale:g} times as strong. The pictures show what is left without "
+    "noise.{tried}",
+    [(finish, "unit = torch.where(rms(g) > 0"), (finish, "pulled = e - config.finish_scale"),
+     (schedule, "x0 = (x - (1 - now).sqrt() * eps)")], ["noise", "filtered", "pulled", "after"])
+VERDICT = Stage(
+    "verdict", "Scores and verdict", "<i>a</i> = mean over four noises <i>ε</i> of the activation",
+    "Each latent is measured under the same four noises. It is decoded, encoded, and measured again. The first rule "
+    "that fails gives the verdict.",
+    [(visualize, "x = model.schedule.add_noise(z, eps, t) if noise else z"),
+     (visualize, "again = measure(model, model.encode(images)"),
+     (visualize, 'if scores["activation_reencoded"] < 0.5 * a:')], ["eps"])
 BEFORE = {"transformed": "before", "noised": "transformed", "filtered": "gradient", "smoothed": "filtered"}
-JUMPS = " It jumps because the noise is new at every step."
 OFF = " <b>Switched off in this run: the same numbers as before.</b>"
+JUMPS = " It jumps because the noise is new at every step."
 
 
-# Pictures: tensors -> PNG bytes
+# --- pictures: tensors -> PNG bytes -----------------------------------------------------------------------------------
 
 def png(picture):
-    """An image, or (H, W, 3) uint8 -> bytes."""
+    """Encode an image, or (H, W, 3) uint8."""
     file = io.BytesIO()
     (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(file, format="PNG")
     return file.getvalue()
 
 
 def colours(x, stops):
-    """Numbers in [0, 1], NaN as 0, of any shape (...) -> (..., 3) uint8, linear between evenly spaced stops."""
+    """Colour numbers in [0, 1], NaN as 0, of any shape (...) -> (..., 3) uint8, linear between evenly spaced stops."""
     at = np.linspace(0, 1, len(stops))
     x = np.nan_to_num(np.asarray(x, np.float64))
     return np.stack([np.interp(x, at, channel) for channel in zip(*stops)], axis=-1).round().astype(np.uint8)
 
 
 def enlarge(array, edge=EDGE):
-    """Each number becomes a square, so many pixels wide that the longer side has at least `edge`."""
+    """Make each number a square, so many pixels wide that the longer side has at least `edge`."""
     n = max(1, math.ceil(edge / max(array.shape[:2])))
     return array.repeat(n, axis=0).repeat(n, axis=1)
 
 
 def mosaic(tiles):
-    """Up to four pictures (H, W, 3) in a square, a white line between them."""
+    """Put up to four pictures (H, W, 3) in a square, a white line between them."""
     if len(tiles) == 1:
         return tiles[0]
     gap = max(2, tiles[0].shape[0] // 40)
@@ -133,30 +158,31 @@ def mosaic(tiles):
 
 
 def largest(*tensors):
-    """The largest finite size of any number in them, or 1 where all are 0."""
+    """Find the largest finite size of any number in them, or 1 where all are 0."""
     return max(t.abs().nan_to_num(0, 0, 0).max().item() for t in tensors) or 1.0
 
 
-def bar(stops, low, high):
-    """The colour scale as HTML, between its two ends."""
+def scale(stops, low, high):
+    """Draw the colour scale as HTML, between its two ends."""
     line = ", ".join(f"rgb{stop}" for stop in stops)
     return f'<br>{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {high:.3g}'
 
 
-def decoded(name, model, z, what):
+def decoded(name, model, z, what, look="picture"):
+    """Decode a latent (4, H, W)."""
     image = model.decode(z[None].to(model.device))[0].cpu()
-    return Panel(name, png(to_uint8(image)), f"{what}, decoded", f"{what}, decoded by the autoencoder.", "picture")
+    return Panel(name, png(to_uint8(image)), f"{what}, decoded", f"{what}, decoded.", look)
 
 
 def signed(name, x, top, what):
-    """Up to four maps (n, H, W) in blue and red, `top` the number of full colour."""
+    """Draw up to four maps (n, H, W) in blue and red, `top` the number of full colour."""
     tiles = [enlarge(colours(0.5 + 0.5 * m / top, DIVERGING), EDGE // 2) for m in x[:4].numpy()]
-    scale = bar(DIVERGING, -top, top) if x.any() else "<br>0 everywhere"
-    return Panel(name, png(mosaic(tiles)), f"{what}: blue below 0, red above", f"{what}. {scale}", "map")
+    said = scale(DIVERGING, -top, top) if x.any() else "<br>0 everywhere"
+    return Panel(name, png(mosaic(tiles)), f"{what}: blue below 0, red above", f"{what}. {said}", "map")
 
 
 def heat(name, x, what, low=0.0, top=None):
-    """A map (h, w) from dark to bright; a small one has its numbers written in."""
+    """Draw a map (h, w) from dark to bright; a small one has its numbers written in."""
     top = largest(x) if top is None else top
     share = ((x - low) / ((top - low) or 1.0)).clamp(0, 1).numpy()
     picture = enlarge(colours(share, EMBER))
@@ -166,12 +192,11 @@ def heat(name, x, what, low=0.0, top=None):
         for (row, column), v in np.ndenumerate(x.numpy()):
             pen.text(((column + 0.5) * cell, (row + 0.5) * cell), f"{v:.2f}", anchor="mm", font=font,
                      fill="black" if share[row, column] > 0.6 else "white")
-        picture = np.asarray(picture)
-    return Panel(name, png(picture), f"{what}, brighter where larger", f"{what}. {bar(EMBER, low, top)}", "map")
+    return Panel(name, png(picture), f"{what}, brighter where larger", f"{what}. {scale(EMBER, low, top)}", "map")
 
 
 def lit(name, model, z, fires, what):
-    """The picture, bright where the target fires and dark elsewhere."""
+    """Decode a latent, bright where the target fires and dark elsewhere."""
     image = to_uint8(model.decode(z[None].to(model.device))[0].cpu())
     light = Image.fromarray((255 * fires / largest(fires)).nan_to_num(0, 0, 0).numpy().astype(np.uint8))
     light = np.asarray(light.resize(image.shape[1::-1], Image.Resampling.NEAREST))
@@ -180,37 +205,13 @@ def lit(name, model, z, fires, what):
 
 
 def spectrum(g):
-    """log10 of the size of each wave, root mean square over channels, slow ones in the middle: (C, H, W) -> (H, W)."""
+    """Take log10 of the size of each wave, rms over channels, slow ones in the middle: (C, H, W) -> (H, W)."""
     size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=0).sqrt()
     return size.clamp_min(torch.finfo(torch.float32).tiny).log10()
 
 
-def loss_bars(s):
-    """The terms of the loss as bars, to one scale, left of 0 what lowers it."""
-    terms = loss_terms(s)
-    width, height, row, zero = 720, 56 * len(terms) + 16, 56, 420
-    picture = Image.new("RGB", (width, height), "white")
-    pen, font, top = ImageDraw.Draw(picture), ImageFont.load_default(20), largest(*(v for _, v in terms))
-    for i, (name, value) in enumerate(terms):
-        y, end = 8 + i * row, zero + (value.nan_to_num(0, 0, 0).item() / top) * (180 if value > 0 else 200)
-        pen.rectangle((min(zero, end), y + 8, max(zero, end), y + row - 12), fill=DIVERGING[2 if value > 0 else 0])
-        pen.text((8, y + 14), name, fill="black", font=font)
-        pen.text((width - 8, y + 14), f"{value.item():+.4f}", anchor="ra", fill="black", font=font)
-    pen.line((zero, 0, zero, height), fill="#888888", width=2)
-    said = ", ".join(f"{name} {value.item():+.4f}" for name, value in terms)
-    return Panel("terms", png(picture), f"Terms of the loss: {said}",
-                 "The terms and their sum. Blue lowers the loss, red raises it.", "terms")
-
-
-def loss_terms(s):
-    """[(name, value)], the sum last."""
-    names = [("-activation", -s["climbed"])] + [(name.removeprefix("penalty_").replace("_", " "), s[name])
-                                                for name in s if name.startswith("penalty_")]
-    return [*names, ("loss", s["loss"])]
-
-
 def strongest_channels(hook):
-    """The four channels of hook (D, h, w) that are longest over its positions."""
+    """Find the four channels of hook (D, h, w) that are longest over its positions."""
     return hook.flatten(1).norm(dim=1).nan_to_num(0).topk(min(4, len(hook))).indices
 
 
@@ -223,20 +224,24 @@ def pictures(model, kind, s):
     sound = {name: w.nan_to_num(0, 0, 0) for name, w in waves.items()}
     low, high = sound["gradient"].min().item(), max(sound[name].max().item() for name in ("gradient", "filtered"))
     pre, long = s["pre_activation"], s["hook"][strongest_channels(s["hook"])]
-    fires, lights = pre.relu(), "feature fires" if kind == "feature" else "channel is above 0"
-    latent = lambda name, what: [decoded("picture", model, s[name], what),
-                                 signed("channels", s[name], z_top, f"{what}, channels 0 to 3 row by row")]
-    force = lambda name, what: [signed("channels", s[name], g_top, f"{what}, channels 0 to 3 row by row"),
-                                heat("spectrum", waves[name], f"{what}, spectrum, log10", low, high)]
+    fires, lights = pre.relu(), "feature fires" if kind == "feature" else f"{kind} is above 0"
+
+    def latent(name, what):
+        return [decoded("picture", model, s[name], what),
+                signed("channels", s[name], z_top, f"{what}, channels 0 to 3 row by row")]
+
+    def force(name, what):
+        return [signed("channels", s[name], g_top, f"{what}, channels 0 to 3 row by row"),
+                heat("spectrum", waves[name], f"{what}, spectrum, log10", low, high)]
+
     return {
         "before": latent("before", "The latent"), "transformed": latent("transformed", "The moved copy"),
         "noised": latent("noised", "What the UNet sees"),
         "hook": [heat("norm", s["hook"].norm(dim=0), "Length of the vector at each place"),
                  signed("channels", long, largest(long), "Its four longest channels")],
         "activation": [heat("map", fires, "Activation at each place") if kind == "feature" else
-                       signed("map", pre[None], largest(pre), "The channel at each place"),
+                       signed("map", pre[None], largest(pre), f"The {kind} at each place"),
                        lit("where", model, s["transformed"], fires, f"The moved copy, lit where the {lights}")],
-        "loss": [loss_bars(s)],
         "gradient": force("gradient", "Gradient"), "filtered": force("filtered", "After the filter"),
         "smoothed": force("smoothed", "After the blur"),
         "update": [signed("channels", s["update"], largest(s["update"]), "The update, channels 0 to 3 row by row"),
@@ -246,17 +251,33 @@ def pictures(model, kind, s):
     }
 
 
-# The page: tensors, pictures -> HTML
+def spread(count, shown=SHOWN):
+    """Choose at most `shown` of `count` steps evenly, first and last included."""
+    return sorted({round(i * (count - 1) / (shown - 1)) for i in range(shown)})
 
-def cite(module, text):
-    """(file, line number, line) of the one line of a module that contains `text`; runs of blanks as one."""
-    lines = inspect.getsource(module).splitlines()
-    (at,) = [i for i, line in enumerate(lines) if text in line]
-    return f"{module.__name__}.py", at + 1, " ".join(lines[at].split())
 
+@torch.no_grad()
+def all_pictures(model, kind, parts):
+    """{(file name's first part, stage): [Panel]} of all that was recorded of a job (trace.Parts)."""
+    found = {}
+    for k, s in sorted(parts.steps.items()):
+        found |= {(f"step_{k:03d}", stage): panels for stage, panels in pictures(model, kind, s).items()}
+    for name, s in (("start", parts.start), ("finish", parts.finish)):
+        if s and "clean" in s:
+            times = s["timestep"].tolist()
+            found[name, "clean"] = [decoded(f"{i:03d}", model, s["clean"][i], f"The clean latent at t = {times[i]}",
+                                            "small") for i in spread(len(times))]
+    found["start", "end"] = [decoded("picture", model, parts.start["start"], "The start")]
+    found["verdict", "pictures"] = [
+        decoded(f"{name}_{what}", model, parts.verdict[f"{name}_{what}"], f"{name.capitalize()}{said}")
+        for name in ends(parts.result) for what, said in (("latent", ""), ("reencoded", ", encoded and decoded again"))]
+    return found
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
 
 def numbers(t):
-    """What the table says of a tensor: mean, deviation, smallest, largest, norm, in double precision."""
+    """Summarise a tensor for the table: mean, deviation, smallest, largest, norm, in double precision."""
     x = t.double()
     return {"mean": x.mean(), "std": x.std(correction=0), "min": x.min(), "max": x.max(), "norm": x.norm()}
 
@@ -269,26 +290,26 @@ def grain(g):
 
 
 def facts(recipe, k, s, abar):
-    """What the sentences of STAGES and ANSWER take, from a step's tensors and its recipe; abar is that of its t."""
+    """Numbers for the sentences of STAGES and READOUT, from a step's tensors and its recipe; abar is that of its t."""
     job, config = recipe["job"], recipe["config"]
-    kind = "channel" if job["feature"] is None else "feature"
-    order = s["strongest"].tolist()
-    more = order.index(job[kind]) if job[kind] in order else f"{len(order)} or more"
-    unit = s["before"].shape[-1] / regularizers.REFERENCE_WIDTH
+    kind, order = job["kind"], s["strongest"].tolist()
+    more = order.index(job["target"]) if job["target"] in order else f"{len(order)} or more"
     sigma = regularizers.smoothing_sigma(k, config["num_steps"], config["gradient_smoothing_sigma_start"],
                                          config["gradient_smoothing_sigma_end"])
-    climbed = " The feature is silent at every place, so its mean before the relu is climbed instead."
+    climbed = " The feature is silent everywhere, so its mean before the relu is climbed."
     told = {
-        "kind": kind, "n": job[kind], "t": job["timestep"], "point": recipe["hook_point"], "steps": config["num_steps"],
+        "kind": kind, "n": escape(job["target"]), "t": job["timestep"], "point": recipe["hook_point"],
+        "prompt": escape(config["prompt"]), "steps": config["num_steps"],
         **dict(zip("CHW", s["before"].shape)), **dict(zip("Dhw", s["hook"].shape)),
         "down": s["shift"][0], "right": s["shift"][1], "angle": s["angle"], "zoom": s["zoom"],
         "signal": abar.sqrt(), "noise": (1 - abar).sqrt(),
         "channels": ", ".join(map(str, strongest_channels(s["hook"]).tolist())), "a": s["activation"],
-        "place": f"At this step {more or 'no'} other {kind}s are more active.",
+        "place": f"Here {more or 'no'} other {kind}s are more active.",
         "firing": (s["pre_activation"] > 0).sum(), "places": s["pre_activation"].numel(),
         "grain_before": grain(s["gradient"]), "grain_after": grain(s["filtered"]),
         "climbed": climbed if s["silent"] and config["silent_gradient"] else "",
-        "sigma": unit * sigma, "rate": config["learning_rate"], "change": s["update"].norm() / s["before"].norm(),
+        "sigma": regularizers.pitch(s["before"]) * sigma, "rate": config["learning_rate"],
+        "change": s["update"].norm() / s["before"].norm(),
         "std_before": s["before"].std(), "std_after": s["transformed"].std(),
         "weights": ", ".join(f"{name.replace('_', ' ')} {config[name + '_weight']:g}"
                              for name in ("total_variation", "range", "moment")),
@@ -297,103 +318,178 @@ def facts(recipe, k, s, abar):
     return {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in told.items()}
 
 
-def section(stage, k, steps, s, panels, told, redrawn):
-    """One stage of step k as HTML; `told` are its facts. redrawn: a finish follows."""
-    place, before = STAGES.index(stage), BEFORE.get(stage.name)
-    formula, idea, cites = ANSWER[told["kind"]] if stage.name == "activation" else stage[2:5]
-    told = told | {"same": OFF if before and torch.equal(s[stage.name], s[before]) else ""}
-    figures = "".join(f'<figure><img class="{p.look}" src="{data_uri(p.png, "png")}" alt="{escape(p.alt)}, step {k}">'
-                      f"<figcaption>{p.caption}</figcaption></figure>" for p in panels)
-    return f"""<section id="s{k}-{stage.name}" tabindex="-1"><div><div>
-<p class="where">step {k} of {told["steps"]}, stage {place + 1} of {len(STAGES)}</p>
+def loss_terms(s):
+    """[(name, value)], the sum last."""
+    names = [("-activation", -s["climbed"])] + [(name.removeprefix("penalty_").replace("_", " "), s[name])
+                                                for name in s if name.startswith("penalty_")]
+    return [*names, ("loss", s["loss"])]
+
+
+def rules(scores):
+    """The rule of the verdict with its numbers put in: [(verdict where it fails, text, whether it holds)]."""
+    a, start, again, rank, most = (scores.get(name) for name in (
+        "activation", "activation_start", "activation_reencoded", "rank", "dataset_largest"))
+    found = [("non-finite", f"{short(a)} is a number", math.isfinite(a)),
+             ("silent", f"{short(a)} is not 0", a != 0),
+             ("weak", f"{short(a)} is above {short(start)} at the start", a > start),
+             ("fragile", f"re-encoded {short(again)} is at least half of {short(a)}", again >= 0.5 * a)]
+    if rank is not None:
+        found.append(("raised", f"rank {rank} is at most {visualize.TOP_RANKS}", rank <= visualize.TOP_RANKS))
+    if most is not None:
+        found.append(("raised", f"{short(a)} is at least half of {short(most)}, the strongest dataset image's",
+                      a >= 0.5 * max(most, 0)))
+    return found
+
+
+# --- the page: tensors, pictures -> HTML ------------------------------------------------------------------------------
+
+def cite(module, text):
+    """Find the one line of a module that contains `text`: (file, line number, line); runs of blanks as one."""
+    lines = inspect.getsource(module).splitlines()
+    (at,) = [i for i, line in enumerate(lines) if text in line]
+    return f"{module.__name__}.py", at + 1, " ".join(lines[at].split())
+
+
+def section(name, stage, where, told, said, shown):
+    """One stage as HTML; told: numbers for its sentences; said, shown: HTML beside and below its pictures."""
+    lines = ('<p><b>{}:{}</b></p><pre>{}</pre>'.format(*map(escape, cite(*c))) for c in stage.cites)
+    return f"""<section id="{name}" tabindex="-1"><div><div>
+<p class="where">{where}</p>
 <h2>{stage.title.format(**told)}</h2>
-<p class="formula">{formula.format(**told)}</p>
-<p class="idea">{idea.format(**told)}</p>
-{cited(cites)}
-{tensors(stage, s)}
-</div><div class="pictures">{figures}{strongest(s, told) if stage.name == "activation" else ""}</div></div>
-{ways(place, k, steps, redrawn)}</section>
+<p class="formula">{stage.formula.format(**told)}</p>
+<p class="idea">{stage.idea.format(**told)}</p>
+<div class="line">{"".join(lines)}</div>
+{said}
+</div><div>{shown}</div></div>
 """
 
 
-def cited(cites):
-    """The lines of code of a section."""
-    lines = ('<p class="line"><b>{}:{}</b></p><pre>{}</pre>'.format(*map(escape, cite(*c))) for c in cites)
-    return f'<div class="line">{"".join(lines)}</div>'
+def figures(panels, step=""):
+    """Pictures of a stage; small ones in a row."""
+    drawn = "".join(f'<figure class="{p.look}"><img src="{data_uri(p.png, "png")}" alt="{escape(p.alt)}{step}">'
+                    f"<figcaption>{p.caption}</figcaption></figure>" for p in panels)
+    return f'<div class="pictures">{drawn}</div>'
 
 
 def tensors(stage, s):
-    """The numbers of a stage's tensors; for the loss its terms."""
-    if stage.name == "loss":
-        return table((), [(name, f"{v.item():.5g}") for name, v in loss_terms(s)], "Terms of the loss")
+    """The numbers of a stage's tensors."""
     rows = [(name, *(f"{v.item():.4g}" for v in numbers(s[name]).values())) for name in stage.tensors]
-    return table(("", *numbers(s["before"])), rows, "Numbers of its tensors")
+    return table(("", *numbers(torch.zeros(1))), rows, "Numbers of its tensors")
 
 
-def strongest(s, told):
-    """The most active features or channels at this step as bars, the target in another colour."""
-    rows = [(f"{told['kind']} {n}", f"{a:.4f}", a, n == told["n"])
-            for n, a in zip(s["strongest"].tolist(), s["strongest_activation"].nan_to_num(0).tolist())]
-    return f'<div class="wide"><p>The most active {told["kind"]}s at this step, mean over places:</p>{bars(rows)}</div>'
+def of_step(stage, k, s, panels, told):
+    """The section of one stage of step k."""
+    before = BEFORE.get(stage.name)
+    told = told | {"same": OFF if before and torch.equal(s[stage.name], s[before]) else ""}
+    if stage.name == "activation":
+        stage = stage._replace(**dict(zip(("formula", "idea", "cites"), READOUT[told["kind"]])))
+    said, shown = tensors(stage, s) if stage.tensors else "", figures(panels, f", step {k}")
+    if stage.name == "loss":
+        said = table((), [(name, f"{v.item():.5g}") for name, v in loss_terms(s)], "Terms of the loss")
+        rows = [(name, f"{v.item():+.4f}", v.nan_to_num(0, 0, 0).item(), name == "loss") for name, v in loss_terms(s)]
+        shown = bars(rows) + "<p>The terms and their sum. Grey lowers the loss.</p>"
+    if stage.name == "activation":
+        thing = "feature" if told["kind"] == "feature" else "channel"
+        rows = [(f"{thing} {n}", f"{a:.4f}", a, str(n) == told["n"])
+                for n, a in zip(s["strongest"].tolist(), s["strongest_activation"].nan_to_num(0).tolist())]
+        shown += f"<p>The most active at this step, mean over places:</p>{bars(rows)}"
+    where = f"step {k} of {told['steps']}, stage {STAGES.index(stage) + 1 if stage in STAGES else 5} of {len(STAGES)}"
+    return section(f"s{k}-{stage.name}", stage, where, told, said, shown)
 
 
-def ways(place, k, steps, redrawn):
-    """Links to the stage before and after, and to the same stage of the other steps; from the last to the finish."""
-    order, links = [(step, stage) for step in steps for stage in STAGES], []
-    at = steps.index(k) * len(STAGES) + place
-    for i, rel, arrow in ((at - 1, "prev", "← {}"), (at + 1, "next", "{} →")):
-        if 0 <= i < len(order):
-            step, stage = order[i]
-            there = title(stage) if step == k else f"step {step}: {title(stage)}"
-            links.append(f'<a rel="{rel}" href="#s{step}-{stage.name}">{arrow.format(there)}</a>')
-    links += ['<a rel="next" href="#finish">The finish →</a>'] * (redrawn and at + 1 == len(order))
-    links += [f'<a href="#s{other}-{STAGES[place].name}">the same at step {other}</a>' for other in steps if other != k]
-    return f'<nav class="ways noprint" aria-label="Stages">{"".join(links)} <a href="#top">overview</a></nav>'
+def of_start(config, s, kind, panels):
+    """The section of the start: the sample that became it, with the curve of strengths."""
+    how = {"steer": STEERED, "guided": GUIDED, "noise": NOISE}[config["prior"]]
+    stage, shown = START, figures(panels["start", "end"])
+    if config["prior"] == "steer":
+        rows = zip(s["timestep"].tolist(), s["push"].tolist(), s["noise"].flatten(1).norm(dim=1).tolist())
+        rows = [[str(t), f"{push:.5g}", f"{e:.5g}"] for i, (t, push, e) in enumerate(rows)
+                if i in spread(len(s["timestep"]))]
+        shown += figures(panels["start", "clean"]) + "<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
+        shown += chart(s["strength"].tolist(), "Strength of the push by time step", 1000)
+        shown += table(("t", "length of the push", "length of e"), rows, "Steps of the start")
+    elif config["prior"] == "guided":
+        stage = START._replace(formula=FINISH.formula, cites=FINISH.cites)
+        shown += figures(panels["start", "clean"])
+    else:
+        stage = START._replace(formula="<i>z</i> ~ N(0, 1)", cites=START.cites[:0])
+    told = {"how": how.format(kind=kind, scale=config["steer_scale"])}
+    return section("start", stage, "before the ascent", told, tensors(stage, s), shown)
 
 
-def title(stage):
-    return stage.title.format(kind="target")
+def of_finish(config, s, kind, scores, panels):
+    """The section of the finish: its steps, and the tries that lost."""
+    times, tried = s["timestep"].tolist(), ""
+    tries = {name.removeprefix("reencoded_from_"): a for name, a in scores.items() if name.startswith("reencoded_from")}
+    if len(tries) > 1:
+        lost = ", ".join(f"{short(a)} from t = {t0}" for t0, a in tries.items())
+        tried = f" It was tried from several t. Re-encoded activations: {lost}. The largest was kept."
+    columns = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
+               "activation": s["activation"]}
+    rows = [[f"{v:.5g}" for v in row] for row in zip(*(x.tolist() for x in columns.values()))]
+    curve = chart(s["activation"].nan_to_num(0, 0, 0).tolist(), "Activation of the finish", len(times) - 1)
+    told = {"kind": kind, "top": times[0], "scale": config["finish_scale"], "tried": tried}
+    shown = (f"{figures(panels['finish', 'clean'])}{table(columns, rows, 'Steps of the finish')}"
+             f"<p>Activation at every step of the finish:</p>{curve}")
+    return section("finish", FINISH, f"{len(times)} steps after the ascent", told, tensors(FINISH, s), shown)
 
 
-def glance(k, panels):
-    """The first picture of every stage of step k, small, as links to the stages."""
-    entries = []
-    for stage in STAGES:
-        panel = panels[stage.name][0]
-        picture = Image.open(io.BytesIO(panel.png))
-        small = picture.resize((THUMB * picture.width // picture.height, THUMB), Image.Resampling.BICUBIC
-                               if panel.look == "picture" else Image.Resampling.BOX)
-        source = img(data_uri(png(small), "png"), f"{stage.name} at step {k}")
-        entries.append(f'<li><a href="#s{k}-{stage.name}">{source}{title(stage)}</a></li>')
-    return f'<h3>Step {k}</h3><div class="scroll"><ol class="glance">{"".join(entries)}</ol></div>'
+def ends(result):
+    """{"ascent": result, "finished": the finished one, if there is one}."""
+    return {"ascent": result} | ({"finished": result.finished} if result.finished else {})
 
 
-def page(noise_schedule, recipe, command, records, pictures, curve, redrawn=""):
-    """The document: {step: tensors}, {step: {stage: [Panel]}}, the activation at each step so far, the finish's section
-    or nothing."""
-    job, steps, last = recipe["job"], list(records), len(curve) - 1
-    abar = noise_schedule.alphas_cumprod[job["timestep"]].double().cpu()
-    told = {k: facts(recipe, k, records[k], abar) for k in steps}
-    kind = told[steps[0]]["kind"]
-    name = f"{kind} {job[kind]} of {recipe['weights']}, t {job['timestep']}, seed {job['seed']}"
-    sections = "".join(section(stage, k, steps, records[k], pictures[k][stage.name], told[k], bool(redrawn))
-                       for k in steps for stage in STAGES)
-    names = [f"step_{k:03d}" for k in steps] + ["finish"] * bool(redrawn)
-    files = ", ".join(f"<code>{name}.safetensors</code>" for name in names)
-    course = chart(list(curve), f"Activation at steps 0 to {last}", max(last, 1), 900, marks=steps if last else ())
-    body = f"""<header id="top" tabindex="-1">
-<h1>{"One step" if len(steps) == 1 else f"{len(steps)} steps"} of the ascent{" and the finish" if redrawn else ""},
-opened up</h1>
-<p class="lead">{escape(name)}. Every step changes the latent a little so that the {kind} answers more. Follow one from
-stage to stage: by scrolling, by the links, or with the arrow keys.</p>
-{"".join(glance(k, pictures[k]) for k in steps)}
-{'<p><a href="#finish">Then the finish: its steps</a></p>' if redrawn else ""}
-<h3>Activation at every step so far</h3>
-{course}
-<p>Marked: the steps opened up here.{JUMPS if recipe["config"]["noise"] else ""}</p></header>
-{sections}{redrawn}<footer><h2>How this page was made</h2>
-<p>By <code>featviz.py --trace</code>, from the tensors in {files} beside it; they hold every number of these steps, by
-the names in the tables, and with the weights each stage can be computed again from the one before. Torch
+def of_verdict(s, result, panels):
+    """The section of the scores: activations under each noise, their means, the rule with its numbers."""
+    found = {"start": s["activation_start"]}
+    for name in ends(result):
+        found |= {name: s[f"{name}_activation"], f"{name}, re-encoded": s[f"{name}_activation_reencoded"]}
+    rows = [(name, *(f"{a:.5g}" for a in [*values.tolist(), values.mean().item()])) for name, values in found.items()]
+    said = table(("", "noise 1", "noise 2", "noise 3", "noise 4", "mean"), rows, "Activations under each noise")
+    for name, end in ends(result).items():
+        lines = "".join(f'<li class="{"holds" if holds else "fails"}">{"yes" if holds else "no"}: {escape(text)}'
+                        f"{'' if holds else f', so {fails}'}</li>" for fails, text, holds in rules(end.scores))
+        said += f"<h3>{name.capitalize()}: {escape(end.verdict)}</h3><ol>{lines}</ol>"
+    return section("verdict", VERDICT, "after all steps", {}, tensors(VERDICT, s) + said,
+                   figures(panels["verdict", "pictures"]))
+
+
+def page(noise_schedule, recipe, command, parts, panels):
+    """Build the document from all that was recorded (trace.Parts) and its pictures (all_pictures)."""
+    job, config, steps = recipe["job"], recipe["config"], sorted(parts.steps)
+    abar, kind = noise_schedule.alphas_cumprod[job["timestep"]].double().cpu(), job["kind"]
+    name = f"{kind} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
+    body = [("start", START.title, of_start(config, parts.start, kind, panels))]
+    for k in steps:
+        told = facts(recipe, k, parts.steps[k], abar)
+        body += [(f"s{k}-{stage.name}", f"Step {k}: {stage.title.format(kind=kind)}",
+                  of_step(stage, k, parts.steps[k], panels.get((f"step_{k:03d}", stage.name), []), told))
+                 for stage in STAGES]
+    if parts.finish:
+        scores = parts.result.finished.scores
+        body.append(("finish", FINISH.title, of_finish(config, parts.finish, kind, scores, panels)))
+    body.append(("verdict", VERDICT.title, of_verdict(parts.verdict, parts.result, panels)))
+    sections = "".join(html + ways(body, i) + "</section>\n" for i, (_, _, html) in enumerate(body))
+    values = parts.result.history["activation"]
+    curve = chart(values, "Activation at every step of the ascent", len(values) - 1, 900, marks=steps)
+    head = f"""<header id="top" tabindex="-1">
+<h1>From start to verdict, opened up</h1>
+<p class="lead">{escape(name)}. Follow it by scrolling, links, or arrow keys.</p>
+<p><a href="../../index.html">The page of this {kind}</a></p>
+<h2>Stages</h2><ol class="index">{"".join(f'<li><a href="#{at}">{title}</a></li>' for at, title, _ in body)}</ol>
+<h2>Activation at every step</h2>
+{curve}
+<p>Marked: the steps opened up here.{JUMPS if config["noise"] else ""}</p></header>
+"""
+    foot = f"""<footer><h2>How this page was made</h2>
+<p>From the .safetensors files beside it. They hold every number, by the names in the tables. Torch
 {escape(recipe["torch"])} on {escape(recipe["device"])}, {escape(recipe["dtype"])}. The command:</p>
 <pre>{escape(command)}</pre></footer>"""
-    return document(f"{name}: steps {', '.join(map(str, steps))}", body, "trace")
+    return document(f"{name}: a trace", head + sections + foot, "trace")
+
+
+def ways(body, i):
+    """Links to the sections before and after."""
+    links = [f'<a rel="{rel}" href="#{body[at][0]}">{arrow.format(body[at][1])}</a>'
+             for at, rel, arrow in ((i - 1, "prev", "← {}"), (i + 1, "next", "{} →")) if 0 <= at < len(body)]
+    return f'<nav class="ways noprint" aria-label="Stages">{" ".join(links)} <a href="#top">overview</a></nav>'
