@@ -5,7 +5,7 @@ from torch import nn
 from clip import TextEncoder
 from toyworld import drawings
 from unet import Transformer, UNet
-from weights.configs import SIZES
+from weights.load import SIZES
 
 HOOK_POINT = "up_blocks.1.attentions.1"
 THROUGH = "down_blocks.2.", "mid_block.", "up_blocks.1.", "up_blocks.2."    # the only transformers at work

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from safetensors.torch import load_file
-from weights.layouts import WEIGHTS_FILE
-from weights.load import build, load
+from weights.load import FILES, build, load
 from clip import END, START, Tokenizer, byte_symbols, split_words
-from sae import SAE, training_loss
+from dictionary.loss import init, normalize_decoder, training_loss
+from sae import SAE
 from schedule import Schedule, ddim, guided
 from toyworld import drawings
 from toyworld.denoiser import HOOK_POINT, NAME, TEXT_CONFIG, UNET_CONFIG, Denoiser, names, roughen, sizes
@@ -50,7 +50,7 @@ def export(args, part, net, config):
     """One part of the weights folder, as fp16 and in the layout that weights/load.py reads."""
     folder = args.out / part
     write_json(folder / "config.json", config)
-    atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / WEIGHTS_FILE[part])
+    atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / FILES[part])
 
 
 def make_drawings(runs, count=COUNT, seed=0):
@@ -138,8 +138,8 @@ def captioned(args, tokenizer):
     """
     images, path = make_drawings(args.runs), args.runs / "latents.safetensors"
     if not path.exists():
-        files = (args.out / "vae" / name for name in ("config.json", WEIGHTS_FILE["vae"]))
-        vae = build("vae", VAE, *files, torch.float32, args.device)
+        files = (args.out / "vae" / name for name in ("config.json", FILES["vae"]))
+        vae = build(VAE, sizes(VAE_CONFIG, "vae"), *files, torch.float32, args.device)
         atomic_save({"z": encode_all(vae, images.to(args.device))}, path)
     objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
     table = [[drawings.caption(o, s) for s in (*drawings.STYLES, None)] for o in (*drawings.OBJECTS, None)]
@@ -168,7 +168,7 @@ def train_unet(args, stage="unet"):
     net = Denoiser(len(tokenizer.vocab)).to(args.device)
     if stage == "sight":
         for part in ("unet", "text_encoder"):
-            net.get_submodule(part).load_state_dict(load_file(args.out / part / WEIGHTS_FILE[part]))
+            net.get_submodule(part).load_state_dict(load_file(args.out / part / FILES[part]))
     kept = {}                                                   # this step's generator, and what it saw at the hook
 
     def at_hook(module, inputs, h):
@@ -260,7 +260,7 @@ def train_sae(args):
     h = sae_data(args, model)
     latents = int(SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"])
     sae = SAE(SAE_CONFIG["d_in"], latents, SAE_CONFIG["k"]).to(args.device)
-    sae.init(torch.Generator(args.device).manual_seed(2), h[::97].float())
+    init(sae, torch.Generator(args.device).manual_seed(2), h[::97].float())
     asleep = torch.zeros(latents, device=args.device)
 
     def loss(step, generator):
@@ -270,8 +270,8 @@ def train_sae(args):
         return value, {"fvu": main, "dead": (asleep > 100).float().mean()}
 
     fit("sae", sae, loss, steps=args.steps["sae"], lr=1e-3, folder=args.runs, device=args.device, ema=0.99,
-        after=SAE.normalize_decoder, weight_decay=0.0)
-    sae.normalize_decoder()
+        after=normalize_decoder, weight_decay=0.0)
+    normalize_decoder(sae)
     folder = args.out / "sae" / f"unet.{HOOK_POINT}"
     write_json(folder / "cfg.json", SAE_CONFIG | {"num_latents": latents, "normalize_decoder": True,
                                                   "batch_topk": True})
@@ -310,7 +310,7 @@ def estimate(args):
     width = SAE_CONFIG["d_in"]
     sae = SAE(width, int(SAE_CONFIG["expansion_factor"] * width), SAE_CONFIG["k"]).to(dev)
     h = torch.randn(BATCH["sae"], width, device=dev)
-    sae.init(torch.Generator(dev).manual_seed(0), h)
+    init(sae, torch.Generator(dev).manual_seed(0), h)
     asleep = torch.ones(sae.features, dtype=torch.bool, device=dev)
     denoise = lambda: net(z, t, ids).sum()
     work = {"vae": lambda: vae.decode_raw(vae.moments(image)[0]).sum(), "unet": denoise, "sight": denoise,

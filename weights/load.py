@@ -35,7 +35,7 @@ from torch import nn
 
 from clip import END, START, TextEncoder, Tokenizer, number
 from config import HOOK_POINT, SETTINGS
-from sae import SAE
+from sae import GATES, NORMS, READS, SAE
 from schedule import Schedule
 from unet import UNet
 from vae import VAE
@@ -61,6 +61,8 @@ FIXED = {
     "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
     "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
                   "rescale_betas_zero_snr": False},
+    "sae": {"activation": "topk", "signed": False, "skip_connection": False, "transcode": False, "cond_encoder": False,
+            "time_embedding_dim": 0},
 }
 SIZES = {   # keys of a config that are handed to the network
     "unet": ("block_out_channels", "cross_attention_dim", "attention_head_dim", "norm_num_groups", "in_channels",
@@ -68,9 +70,13 @@ SIZES = {   # keys of a config that are handed to the network
     "vae": ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor"),
     "text_encoder": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "scheduler": ("beta_start", "beta_end", "num_train_timesteps", "set_alpha_to_one"),
-    "sae": ("d_in", "num_latents", "k", "input_unit_norm"),
+    "sae": ("d_in", "num_latents", "k", "centre"),
 }
-FRACTIONS, SWITCHES = ("scaling_factor", "beta_start", "beta_end"), ("input_unit_norm", "set_alpha_to_one")
+FRACTIONS, SWITCHES = ("scaling_factor", "beta_start", "beta_end"), ("centre", "set_alpha_to_one")
+SAE_FIELDS = {  # of a cfg.json: those that are read, then those that only training or a reader of another tool needs
+    *SIZES["sae"], *FIXED["sae"], "input_unit_norm", "norm", "gate", "reads", "timesteps",
+    "expansion_factor", "normalize_decoder", "batch_topk", "sample_topk", "multi_topk", "num_timesteps",
+    "time_embedding_type", "source", "hook_point", "hookpoint"}
 LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}   # of the VAE, before 2023
 INSTEAD = {     # what people find where weights should be, by its first bytes
     b"version https://git-lfs": "a git-lfs pointer; git lfs pull fetches the file itself",
@@ -126,14 +132,18 @@ def pick_sizes(config, keys, path):
     return sizes
 
 
+def check_fixed(config, fixed, path, advice):
+    """WeightsError for a value for which there is no code here."""
+    for key, value in fixed.items():
+        if config.get(key, value) not in (value, None):
+            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; {advice}")
+
+
 def check_config(part, config, path):
     """The sizes of a network, or the numbers of the schedule, in a config; WeightsError for what no code implements."""
     if part == "unet" and (other := foreign(config)):
         raise WeightsError(f"{path}: {other}; give weights of Stable Diffusion 1.x")
-    for key, value in FIXED[part].items():
-        if config.get(key, value) != value:
-            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; give weights "
-                               "of Stable Diffusion 1.x")
+    check_fixed(config, FIXED[part], path, "give weights of Stable Diffusion 1.x")
     sizes = pick_sizes(config, SIZES[part], path)
     for heads, widths in (("attention_head_dim", "block_out_channels"), ("num_attention_heads", "hidden_size")):
         values = sizes.get(widths, [])
@@ -179,17 +189,30 @@ def read_settings(path):
 
 
 def read_sae_config(path):
-    """SAeUron's cfg.json: `num_latents` 0 means expansion_factor * d_in; fields that only training uses are ignored."""
+    """What an SAE is built with: the fields of sae.SAE, SAeUron's where they are missing. A field that nobody here knows
+    and that is not off may change the mathematics, so it is refused.
+    """
     config = read_json(path)
+    check_fixed(config, FIXED["sae"], path, "python weights/convert.py IN OUT may know the file")
+    if unknown := [key for key in config if key not in SAE_FIELDS and config[key]]:
+        raise WeightsError(f"{path}: nobody here knows the field {unknown[0]!r}, which may change the mathematics; take it "
+                           "out if it does not")
     if not config.get("num_latents"):
-        config["num_latents"] = config.get("expansion_factor", 0) * config.get("d_in", 0)
-    config["num_latents"] = int(config["num_latents"])
-    if missing := [key for key in ("d_in", "num_latents", "k") if not config.get(key)]:
-        raise WeightsError(f"{path}: lacks {missing[0]!r} of SAeUron's format")
-    sizes = pick_sizes(config, SIZES["sae"], path)
+        config["num_latents"] = int(config.get("expansion_factor", 0) * config.get("d_in", 0))
+    gate, times = config.get("gate", "topk"), config.get("timesteps", "all")
+    if missing := [key for key in ("d_in", "num_latents", *["k"] * ("topk" in str(gate))) if not config.get(key)]:
+        raise WeightsError(f"{path}: lacks {missing[0]!r}")
+    sizes = {"k": 0} | pick_sizes(config, SIZES["sae"], path)
+    norm = config.get("norm", "unit" if config.get("input_unit_norm") else "none")
+    reads = config.get("reads", "output")
+    for key, value, known in (("gate", gate, GATES), ("norm", norm, NORMS), ("reads", reads, READS)):
+        if value not in known:
+            raise WeightsError(f"{path}: {key} is {value!r}, expected one of {', '.join(known)}")
+    if times != "all" and not (isinstance(times, list) and times and all(type(t) is int for t in times)):
+        raise WeightsError(f"{path}: timesteps is {str(times)[:80]}, expected \"all\" or a list of time steps")
     if sizes["k"] > sizes["num_latents"]:
         raise WeightsError(f"{path}: k is {sizes['k']}, more than the {sizes['num_latents']} features")
-    return sizes
+    return {"centre": True} | sizes | dict(norm=norm, gate=gate, reads=reads, timesteps=() if times == "all" else (*times,))
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Train a sparse autoencoder on a model's own activations."""
