@@ -678,7 +678,8 @@ def test_label_writes_what_the_loader_reads(whole, tmp_path, capsys):
 
 
 def test_of_two_words_with_one_feature_the_higher_score_keeps_it(tmp_path):
-    labels = [label.Label(word, n, score, 1, 0.0, 1) for word, n, score in (("a", 3, 0.1), ("b", 3, 0.2), ("c", 4, 0.1))]
+    scores = ("a", 3, 0.1), ("b", 3, 0.2), ("c", 4, 0.1)
+    labels = [label.Label(word, n, score, 1, 0.0, 1) for word, n, score in scores]
     assert label.save_labels(tmp_path / "labels.json", labels) == labels[:1]
     assert {n: e["word"] for n, e in json.loads((tmp_path / "labels.json").read_text()).items()} == {"3": "b", "4": "c"}
 

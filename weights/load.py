@@ -378,10 +378,10 @@ def read_sae(folder, unet, hook_point, device):
 
 
 def read_labels(path):
-    """{feature: word} of a labels.json, {"12": "cat"}; empty where there is none."""
+    """{feature: word} of a labels.json, {"12": "cat"} or {"12": {"word": "cat", ...}}; empty where there is none."""
     if not path.exists():
         return {}
-    labels = read_json(path)
+    labels = {key: entry.get("word") if isinstance(entry, dict) else entry for key, entry in read_json(path).items()}
     if not all(key.isdecimal() and isinstance(word, str) for key, word in labels.items()):
         raise WeightsError(f'{path}: expected features and words, {{"12": "cat"}}')
     return {int(key): word for key, word in labels.items()}
