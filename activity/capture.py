@@ -1,25 +1,21 @@
 """Sample images from prompts and record what every feature does meanwhile: the tables that profile.py reads.
 
-At every sampling step, the mean activation over positions of every feature and raw channel is computed as in the
-ascent's objective: relu(W_enc[f] . (h - b_dec) + b_enc[f]) without top-k, h[:, c] for a channel.
-Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation.
+At every sampling step the mean activation over positions of every feature and raw channel is computed as in the
+ascent's objective: without top-k for a feature, h[:, c] for a channel. Sources: the method's section 5, from Szokalski
+& Modrzejewski, arXiv 2605.08218, and its implementation.
 
 Under guidance the UNet sees every image twice, with the empty prompt and with its own. Activity is counted in the half
-with the image's prompt (ours), or with `halves` "both" in both: counts and maxima then run over two samples an image,
-the count is divided by the number of images, and a share may reach 2, as in the original. Examples always come from
-the half with the prompt. The maxima of the empty prompt are kept beside the others: the ascent sees the empty prompt,
-so its activation is compared with these.
+with its own (ours), or with `halves` "both" in both: then a share may reach 2, as in the original. Examples are always
+those of the half with the prompt. The maxima under the empty prompt are kept too, since the ascent sees that prompt.
 
     out/<weights>/activity/images/00012.jpg     image 12: prompt 12 modulo the number of prompts, noise of seed 12
-    .../activity.safetensors                    timesteps (N,); max_, max_null_, share_ (N, width) and histogram_
-                                                (width, BINS) for feature and channel; max_gated (N, F)
+    .../activity.safetensors                    timesteps (N,); max_, max_null_ (empty prompt), share_ (N, width) and
+                                                histogram_ (width, BINS) for feature and channel; max_gated (N, F)
     .../examples.safetensors                    image_, activation_ (N, width, EXAMPLES), image -1: none
     .../prompts.safetensors                     mean_feature (P, F): mean over a prompt's images and the steps
     .../capture.json                            settings, prompts, fingerprints; written last
     .../state.safetensors                       the statistics of a capture under way, rewritten after every batch
     out/<weights>/activity_<hook point>/...     the same at another hook point than up1.1
-
-Except for the pictures, disk and memory do not grow with the number of images.
 
 Axes: B images of a batch, R = B rows or, with guidance, 2B (empty prompt first), N sampling steps in descending order
 of t, F features, D channels, width = F or D, P prompts, S positions.
@@ -44,7 +40,6 @@ from weights.load import WeightsError, read_json
 EXAMPLES = 10               # dataset examples kept for each step and feature (ours)
 BINS = 24                   # of the histogram: 0, below 2^-11, then one for each doubling (ours)
 PROMPTS = 2 ** 28           # bytes up to which mean_feature is kept; SD's thesis grid needs 100 MB
-PROBE_PROMPTS, PROBE_STEPS = 80, 20                       # of the small capture that stands in for a missing one (ours)
 KINDS = ("feature", "channel")
 HALVES = ("conditional", "both")
 
@@ -148,13 +143,6 @@ def configure(model, **given):
         prompts = read_prompts(prompts)
     model.schedule.timesteps(values.get("steps", Settings.steps))                # raises where there cannot be so many
     return Settings(**values | {"prompts": tuple(prompts)})
-
-
-def probe_settings(settings):
-    """Shrink a capture to one image each of PROBE_PROMPTS prompts, always the same ones, in PROBE_STEPS steps."""
-    order = torch.randperm(len(settings.prompts), generator=torch.Generator().manual_seed(0))[:PROBE_PROMPTS]
-    prompts = tuple(settings.prompts[i] for i in sorted(order.tolist()))
-    return dataclasses.replace(settings, prompts=prompts, images_per_prompt=1, steps=min(PROBE_STEPS, settings.steps))
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------
@@ -275,33 +263,24 @@ def save_tensors(path, tensors, **metadata):
         file.write(serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
-def read_state(path, made):
-    """Read the state of a capture under way: (number of images done, statistics)."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about, stats = json.loads(file.metadata()["state"]), {name: file.get_tensor(name) for name in file.keys()}
-            done = about["done"]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path}: is not a whole state of a capture ({e}); delete it, and the capture begins again"
-                         ) from e
-    check_recipe(path, about["recipe"], made)
-    return done, stats
-
-
 def begin(model, settings, path, made):
-    """Read the state where there is one, or create that of no image: (images done, statistics on the model's device).
+    """Read the state of a capture under way, or create that of no image: (images done, statistics).
 
     Beside what `combine` knows, the statistics hold sum_feature (P, F): the sum of a prompt's mean activations over its
     images and the sampling steps, or (0, F) where it would take more than PROMPTS bytes.
     """
-    if path.exists():
-        done, stats = read_state(path, made)
-    else:
-        F = model.sae.features if model.sae else 0
-        done, stats = 0, empty(settings.steps, F, model.unet.width(model.hook_point))
-        rows = len(settings.prompts) if 4 * F * len(settings.prompts) <= PROMPTS else 0
-        stats["sum_feature"] = torch.zeros(rows, F)
-    return done, {name: tensor.to(model.device) for name, tensor in stats.items()}
+    if not path.exists():
+        F, P = model.sae.features if model.sae else 0, len(settings.prompts)
+        sums = torch.zeros(P if 4 * F * P <= PROMPTS else 0, F, device=model.device)
+        return 0, empty(settings.steps, F, model.unet.width(model.hook_point), model.device) | {"sum_feature": sums}
+    try:
+        with safe_open(path, framework="pt", device=str(model.device)) as file:
+            about = json.loads(file.metadata()["state"])
+            stats = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path}: is not a whole state of a capture ({e}); delete it to begin again") from e
+    check_recipe(path, about["recipe"], made)
+    return about["done"], stats
 
 
 def capture(model, settings, folder, on_batch=None):

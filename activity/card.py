@@ -81,7 +81,7 @@ def lines(card):
     yield f"{card.kind} {card.n}" + f", {card.label}" * bool(card.label)
     yield dead_line(card) or f"  alive; largest mean activation {card.largest:.4g}, at t {card.timestep}"
     if card.kind == "feature":
-        yield f"  of which the gate leaves {AGAIN if card.gated is None else format(card.gated, '.4g')}"
+        yield f"  largest after the SAE's gate: {AGAIN if card.gated is None else format(card.gated, '.4g')}"
     if card.active is None:
         yield f"  active in: {AGAIN}"
     else:

@@ -3,16 +3,19 @@
 It is made once, with its expected time on stderr, and kept in out/<weights>/probe, or at another hook point in
 probe_<hook point>. By several processes at once it must not be made.
 """
+import dataclasses
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-from activity.capture import capture, configure, probe_settings
+from activity.capture import capture, configure
 from activity.profile import fits, folder_name, read_capture
+from command.progress import warn
 from config import HOOK_POINT
+
+PROMPTS, STEPS = 80, 20     # of a probe (ours)
 
 
 def full_command(model):
@@ -43,16 +46,18 @@ def small_capture(model, out, batch_size=None, on_batch=None, instead=""):
     """
     folder, command = Path(out) / model.name / folder_name(model.hook_point, "probe"), full_command(model)
     if fits(model, folder):
-        print(f"{model.folder} has no capture: the probe in {folder} stands in for it; for the full one run {command}",
-              file=sys.stderr)
+        warn(f"{model.folder} has no capture: the probe in {folder} stands in for it; for the full one run {command}")
         return read_capture(model, folder)
-    settings = probe_settings(configure(model, batch_size=batch_size))
-    print(f"{model.folder} has no capture: a probe of {settings.images} prompts in {settings.steps} steps stands in "
-          f"for it, {settings.images * settings.steps} guided steps in about {expected_seconds(model, settings):.0f} s "
-          f"on {model.device}; for the full one run {command}{instead}", file=sys.stderr)
+    settings = configure(model, batch_size=batch_size)
+    order = torch.randperm(len(settings.prompts), generator=torch.Generator().manual_seed(0))[:PROMPTS]
+    prompts = tuple(settings.prompts[i] for i in sorted(order.tolist()))                # always the same ones
+    settings = dataclasses.replace(settings, prompts=prompts, images_per_prompt=1, steps=min(STEPS, settings.steps))
+    warn(f"{model.folder} has no capture: a probe of {settings.images} prompts in {settings.steps} steps stands in for "
+         f"it, {settings.images * settings.steps} guided steps in about {expected_seconds(model, settings):.0f} s on "
+         f"{model.device}; for the full one run {command}{instead}")
     if (folder / "capture.json").exists():                      # of other weights
         shutil.rmtree(folder)
     began = time.time()
     capture(model, settings, folder, on_batch)
-    print(f"the probe took {time.time() - began:.0f} s and is kept in {folder}", file=sys.stderr)
+    warn(f"the probe took {time.time() - began:.0f} s and is kept in {folder}")
     return read_capture(model, folder)

@@ -21,7 +21,6 @@ no peak.
 
 Axes: N sampling steps in descending order of t, F features, D channels; curves are (1001,), at t = 0..1000.
 """
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from command.progress import warn
 from config import HOOK_POINT
 from results import sha256
 from schedule import T
@@ -194,7 +194,7 @@ def fits(model, folder):
     made = read_json(folder / "capture.json").get("recipe", {})
     same = (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point)
     if not same:
-        print(f"{folder}: is left out, it was captured with other weights", file=sys.stderr)
+        warn(f"{folder}: is left out, it was captured with other weights")
     return same
 
 

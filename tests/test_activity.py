@@ -478,8 +478,8 @@ def test_a_damaged_table_says_so(model, whole, tmp_path):
 
 @pytest.fixture
 def small_probe(monkeypatch):
-    monkeypatch.setattr(capture, "PROBE_PROMPTS", 4)
-    monkeypatch.setattr(capture, "PROBE_STEPS", 3)
+    monkeypatch.setattr(probe, "PROMPTS", 4)
+    monkeypatch.setattr(probe, "STEPS", 3)
 
 
 def test_a_small_capture_stands_in_for_a_missing_one(model, tmp_path, capsys, small_probe):
