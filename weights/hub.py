@@ -1,293 +1,158 @@
-"""Published weights in a model folder: what would be fetched, what it costs, and the fetching. Standard library only.
+"""Talk to a hub of published weights: list a repository's files, transfer one file. Needs the standard library only.
 
-    found = survey(bundle("style50"))           asks the hub what there is
-    print(plan_text(found, folder))             every file, its size, the licences: to be agreed to
-    fetch(found, folder)                        resumed, verified, pickles converted
-
-A bundle (sources.py) is a model with the SAE that belongs to it, or one of the two, or CLIP. HF_ENDPOINT names another
-hub with the same addresses; HF_TOKEN is sent to that host alone and never shown. What cannot be raises FetchError,
-whose text is one line.
+Transfers resume with `Range`, wait where the server asks for patience (HTTP 429), and refuse a web page or a git-lfs
+pointer that comes in place of a file. HF_ENDPOINT names another hub with the same addresses. HF_TOKEN is sent to that
+hub and not forwarded to the storage that it redirects to: `add_unredirected_header`.
+Source: the hub's API, https://huggingface.co/docs/hub/api
 """
-import errno
+import hashlib
+import http.client
+import io
+import json
 import os
 import re
-import shutil
-import subprocess
-import sys
+import ssl
 import time
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
 
-from weights.download import FetchError, Gone, check_present, check_status, connect, fetch_file, host, size_of
-from weights.listing import RULES, NoListing, ask, left_there, pinned
-from weights.sources import BUNDLES, LICENCES, Bundle, Source
-
-ROOT = Path(__file__).resolve().parent
-CONVERT = ROOT / "convert.py"                                   # its own process: this one needs no torch
+TIMEOUT, TRIES, PAUSE, LONGEST, MIB = 60, 6, 1.0, 300, 2 ** 20      # s, tries without progress, s, s, bytes
+FOREIGN = {b"<!doctype": "a web page", b"<html": "a web page", b"version https://git-lfs": "a git-lfs pointer"}
 
 
-@dataclass
-class Share:
-    """What one repository gives: `files`, whose `save_as` is their place below the model folder."""
-    title: str
-    source: Source
-    files: list
-    notes: list
+@dataclass(frozen=True)
+class Source:
+    """A folder of a repository and the files to take from it, by their names in our model folder."""
+    repo: str
+    files: str                                  # a list of names in published.json
+    licence: str
+    revision: str = "main"
+    folder: str = ""                            # inside the repository, ends in a slash
+    base: str = ""                              # the source of files that this one lacks
+    optional: bool = False                      # the model is of use without these files
+    convert: bool = False                       # an SAE of another family
 
 
-@dataclass
-class Survey:
-    """What a bundle is, on this hub."""
-    bundle: Bundle
-    shares: list
-    notes: list                                                 # on what the bundle goes without
-    endpoint: str
-    token: str = field(repr=False)
-
-    @property
-    def files(self):
-        return [file for share in self.shares for file in share.files]
+class FetchError(ValueError):
+    """Weights that cannot be fetched; the text is one line for the user."""
 
 
-def bundle(name):
-    """The bundle of that name: sd14, sd15, style50 and others; FetchError for one that is not known."""
-    if name not in BUNDLES:
-        raise FetchError(f"{name}: no weights of this name are known; known are {', '.join(BUNDLES)}")
-    return BUNDLES[name]
+class Gone(FetchError):
+    """A repository or file that the hub does not have, or does not give."""
 
 
-def home(bundle):
-    """The model folder of a bundle where none is given: weights/style50, seen from here."""
-    return Path(os.path.relpath(ROOT / bundle.folder))
+class Trouble(FetchError):
+    """A failure that may pass, after `wait` seconds if the server names them."""
+    wait = None
 
 
-def settings():
-    """(endpoint, token) of the environment; FetchError, which never shows the token, where they cannot be used."""
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+NETWORK = (Trouble, urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
+
+
+def request(url, start):
+    """Return the reply with the bytes of a URL from `start` on; FetchError says what to do, Trouble may pass."""
     token = os.environ.get("HF_TOKEN", "").strip()
+    if token and re.match(r"http://(?!localhost|127\.)", url):
+        raise FetchError("HF_TOKEN: would travel unencrypted; give an https HF_ENDPOINT or unset HF_TOKEN")
     try:
-        scheme, name, _ = host(endpoint)
-    except ValueError:
-        scheme = name = None
-    if scheme not in ("http", "https") or not name or re.search(r"[\s?#@]", endpoint):
-        raise FetchError("HF_ENDPOINT must be the address of a hub, like https://huggingface.co, without name, "
-                         "password or query")
-    if not re.fullmatch(r"[!-~]*", token):
-        raise FetchError("HF_TOKEN holds characters that no token has; copy it again or unset it")
-    if token and scheme == "http" and name not in ("127.0.0.1", "localhost", "::1"):
-        raise FetchError(f"HF_TOKEN would travel unencrypted to {name}; give an https HF_ENDPOINT or unset HF_TOKEN")
-    return endpoint.rstrip("/"), token
+        asked = urllib.request.Request(url, headers={"User-Agent": "featviz", "Range": f"bytes={start}-"})
+        if token:
+            asked.add_unredirected_header("Authorization", f"Bearer {token}")
+        return urllib.request.urlopen(asked, timeout=TIMEOUT)
+    except urllib.error.HTTPError as e:
+        if e.code == 429 or e.code >= 500:
+            trouble, after = Trouble(f"{url}: the server is busy (HTTP {e.code})"), e.headers.get("Retry-After", "")
+            trouble.wait = min(int(after), LONGEST) if after.isdigit() else None
+            raise trouble from e
+        kind = Gone if e.code in (401, 403, 404) else FetchError
+        raise kind(f"{url}: HTTP {e.code}; it is gone, or private (accept its terms, set HF_TOKEN), or HF_ENDPOINT is "
+                   "no complete hub") from e
+    except ValueError as e:                                     # its text may hold the token
+        raise FetchError(f"{url}: cannot be requested; check HF_ENDPOINT and HF_TOKEN") from e
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
-
-def url_of(file, source, endpoint):
-    folder = "" if file.at_root else source.folder
-    return f"{endpoint}/{source.repo}/resolve/{source.revision}/{folder}{file.name}"
-
-
-def look(piece, source, half, endpoint, token):
-    """({name: Entry or File}, notes, whether the hub lists them); Gone where repository or folder are not there."""
-    table = piece.table(half)
-    try:
-        return *ask(endpoint, source, token), True
-    except NoListing as e:
-        probe = next(file for file in table if not file.optional)
-        note = f"the hub lists nothing ({e}): names and sizes are those of weights/sources.py"
-    url = url_of(probe, source, endpoint)
-    try:
-        reply, _ = connect(url, token)
-        with reply:
-            check_status(reply, url, token)
-    except Gone:
-        raise
-    except FetchError:                                          # may pass until the fetch itself
-        pass
-    return {file.name: file for file in table if not file.at_root}, [note], False
+def receive(url, out, size, show):
+    """Append the rest of a URL to the open file `out` over one connection; return the reply's headers."""
+    have = out.seek(0, os.SEEK_END)
+    with request(url, have) as reply:
+        if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            have = 0                                            # the server sends the whole file
+        while block := reply.read1(MIB if size is None else min(MIB, size - have)):
+            if not have:
+                for start, what in FOREIGN.items():
+                    if block.lstrip().lower().startswith(start):
+                        raise FetchError(f"{url}: {what} came instead of the file; open the address in a browser")
+                out.truncate(0)
+                out.seek(0)
+            out.write(block)
+            have += len(block)
+            show(have)
+    if size is not None and have < size:
+        raise Trouble(f"{url}: the connection ended after {have} of {size} bytes")
+    return reply.headers
 
 
-def take(piece, source, half, endpoint, token):
-    """Shares of a piece that is taken from `source`, and from the piece's base where something is lacking."""
-    names, notes, listed = look(piece, source, half, endpoint, token)
-    where = f"{source.repo}/{source.folder}".rstrip("/")
-    chosen, lacking, more = RULES[piece.rule](names, half, where)
-    notes, known = notes + more, {file.name: file for file in piece.files + piece.full + piece.half}
-    files = [file for file in piece.files if file.at_root]
-    for name, becomes in chosen.items():
-        file, note = pinned(name, names[name], known.get(name)) if listed else (names[name], "")
-        save_as = place(piece, name)
-        files.append(replace(file, save_as=save_as, becomes=becomes))
-        notes += [note] if note else []
-    if listed and (left := left_there(names, [*chosen, "README.md", ".gitattributes"])):
-        notes.append(f"not fetched from there: {left}")
-    shares = [Share(piece.title, source, files, notes)]
-    if lacking and not piece.base:
-        raise Gone(f"{where}: lacks {', '.join(lacking)}")
-    if lacking:
-        base = cover(piece.base, half, endpoint, token)
-        for share in base:
-            share.files = [file for file in share.files if file.name.startswith(tuple(lacking))]
-            share.title = "what is lacking there: Stable Diffusion 1.5's " + ", ".join(lacking)
-            share.notes = [note for note in share.notes if not note.startswith("not fetched")]
-        shares += base
-    return shares
-
-
-def place(piece, name):
-    """Where a file of a listing goes, below the model folder."""
-    if piece.rule != "sae":
-        return name
-    table = {file.name.rpartition("/")[2]: file.save_as for file in piece.files + piece.full if not file.at_root}
-    return table[name.rpartition("/")[2]]
-
-
-def cover(piece, half, endpoint, token):
-    """Shares of a piece, from the first of its sources that is there: files of two are not mixed."""
-    if not piece.rule:
-        return [Share(piece.title, piece.sources[0], list(piece.table(half)), [])]
-    gone = []
-    for source in piece.sources:
+def transfer(url, out, size=None, show=lambda have: None, tries=TRIES):
+    """Append the rest of a URL to `out`, until `tries` connections in a row bring nothing; return the reply's headers.
+    """
+    left = tries
+    while True:
+        before = out.seek(0, os.SEEK_END)
         try:
-            shares = take(piece, source, half, endpoint, token)
-        except Gone as e:
-            gone.append(str(e))
-            continue
-        shares[0].notes += gone
-        return shares
-    raise Gone("; ".join(gone))
+            return receive(url, out, size, show)
+        except NETWORK as e:
+            left = tries if out.seek(0, os.SEEK_END) > before else left - 1
+            if not left:
+                why = e if isinstance(e, Trouble) else f"{url}: no connection ({getattr(e, 'reason', e)})"
+                raise FetchError(f"{why}; gave up after {tries} tries; what arrived is kept, try again later") from e
+            wait = getattr(e, "wait", None)
+            time.sleep(PAUSE * 2 ** (tries - left) if wait is None else wait)
 
 
-def survey(bundle, half=False):
-    """What of `bundle` this hub has and which of it is fetched; `half`: weights in float16 where they are published."""
-    endpoint, token = settings()
-    shares, notes = [], []
-    for piece in bundle.pieces:
-        try:
-            shares += cover(piece, half, endpoint, token)
-        except Gone as e:
-            if not piece.optional:
-                raise Gone(f"{e}; {bundle.otherwise}" if bundle.otherwise else str(e)) from e
-            notes.append(f"without {piece.title}, so for raw channels alone: {e}")
-    return Survey(bundle, shares, notes, endpoint, token)
+def url_of(source, kind, path):
+    """Return an address of the hub: `kind` is "tree" for a listing and "resolve" for a file."""
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return f"{hub}/{'api/models/' * (kind == 'tree')}{source.repo}/{kind}/{source.revision}/{path}".rstrip("/")
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------
-
-def amount(n):
-    """Bytes as people write them: 743 B, 14.5 kB, 3.44 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f} B"
-
-
-def target_of(file, folder):
-    return folder / (file.save_as or file.name)
-
-
-def partial_of(file, folder):
-    target = target_of(file, folder)
-    return target.with_name(target.name + ".partial")
-
-
-def to_fetch(found, folder):
-    """Bytes that are still to come: of files that are not there yet, less what has arrived of them."""
-    return sum(max(file.size - size_of(partial_of(file, folder)), 0)
-               for file in found.files if not target_of(file, folder).exists())
+def list_files(source):
+    """Return {path: (size, hash)} of a repository's folder, as the hub lists it page by page."""
+    url, query, files = url_of(source, "tree", source.folder), "recursive=true", {}
+    try:
+        while query:
+            page = io.BytesIO()
+            headers = transfer(f"{url}?{query}", page, tries=3)
+            for entry in json.loads(page.getvalue()):
+                if entry["type"] == "file":
+                    large = entry.get("lfs") or entry
+                    files[entry["path"]] = int(large["size"]), str(large["oid"])
+            following = re.search(r'\?([^>]*)>\s*;\s*rel="?next', headers.get("Link", ""))
+            query = following and following[1]                  # asked of this hub, whatever host the link names
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
+        raise FetchError(f"{url}: is no listing of files; check HF_ENDPOINT") from e
+    return files
 
 
-def need(found, folder):
-    """Bytes of disk that it will take: what is to come, and what will be made of pickles."""
-    return to_fetch(found, folder) + sum(file.size for file in found.files
-                                         if file.becomes and not (folder / file.becomes).exists())
+def mismatch(path, size, digits):
+    """Return how a file differs from the listed one, "" if it does not: 64 digits are SHA-256, 40 are git's SHA-1."""
+    if (found := path.stat().st_size) != size:
+        return f"has {found} bytes, {size} are listed"
+    digest = hashlib.sha256() if len(digits) == 64 else hashlib.sha1(b"blob %d\0" % size)
+    with open(path, "rb") as file:
+        while block := file.read(MIB):
+            digest.update(block)
+    return "" if digest.hexdigest() == digits else f"has another hash than the listed one, {digits[:12]}..."
 
 
-def free_space(folder):
-    """Bytes free where `folder` is, or will be."""
-    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
-
-
-def plan_text(found, folder):
-    """What would be fetched, from where, how large, under which licences: to be shown before anything happens."""
-    lines = [f"{found.bundle.title} -> {folder}"]
-    for share in found.shares:
-        source = share.source
-        lines.append(f"{share.title}, from {found.endpoint}/{source.repo} at {source.revision[:12]}"
-                     + (f", {source.folder.rstrip('/')}" if source.folder else ""))
-        for file in share.files:
-            have = size_of(partial_of(file, folder))
-            state = "  there" if target_of(file, folder).exists() else f"  goes on after {amount(have)}" if have else ""
-            lines.append(f"  {file.save_as or file.name:<52}{' ' if file.sure else '~'}{amount(file.size)}{state}"
-                         + ("  to be converted" if file.becomes and not (folder / file.becomes).exists() else ""))
-        lines += [line for note in share.notes if (line := f"  note: {note}") not in lines]
-    lines += [f"note: {note}" for note in found.notes]
-    whole, room, free = sum(file.size for file in found.files), need(found, folder), free_space(folder)
-    extra = room - to_fetch(found, folder)
-    lines.append(f"{len(found.files)} files, about {amount(whole)}; to fetch: {amount(to_fetch(found, folder))}, "
-                 + (f"to convert: {amount(extra)}, " if extra else "") + f"free there: {amount(free)}")
-    return "\n".join(lines + [f"Licence: {LICENCES[name]}" for name in found.bundle.licences])
-
-
-# --- fetching ---------------------------------------------------------------------------------------------------------
-
-class Progress:
-    """Bytes, rate and time left on stderr: one line, rewritten, on a terminal; else a line each half minute."""
-
-    def __init__(self, total):
-        self.total, self.done, self.new = total, 0, 0
-        self.began = self.shown = time.monotonic()
-
-    def __call__(self, name, new, done):
-        self.new, now, terminal = self.new + new, time.monotonic(), sys.stderr.isatty()
-        if now - self.shown < (0.5 if terminal else 30) or not new:
-            return
-        self.shown = now
-        rate = self.new / max(now - self.began, 1e-3)
-        left = max(self.total - self.done - done, 0) / max(rate, 1)
-        text = f"{amount(self.done + done)} of {amount(self.total)}, {amount(rate)}/s, {left / 60:.0f} min left"
-        print(f"\r{name}: {text}   ", end="" if terminal else "\n", file=sys.stderr, flush=True)
-
-
-def convert(file, folder):
-    """Make safetensors of a pickle that was fetched; it stays, so that the next run can verify it."""
-    source, target = target_of(file, folder), folder / file.becomes
-    if target.exists():
-        return
-    command = [sys.executable, str(CONVERT), str(source), str(target)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("convert: ")
-        raise FetchError(f"{source}: could not be converted: {why}")
-    print(f"{target}: made of {source.name}, weights only, compared after writing", flush=True)
-
-
-def check_room(found, folder):
-    """FetchError where the disk is too small, before anything is asked or fetched."""
-    if (room := need(found, folder)) > (free := free_space(folder)):
-        raise FetchError(f"{folder}: {amount(room)} are needed and {amount(free)} are free; make room or give another "
-                         "folder")
-
-
-def fetch(found, folder):
-    """All files of a survey into `folder`: FetchError or OSError where that cannot be; what has arrived stays."""
-    check_room(found, folder)
-    show = Progress(sum(file.size for file in found.files if not target_of(file, folder).exists()))
-    for share in found.shares:
-        for file in share.files:
-            target, url = target_of(file, folder), url_of(file, share.source, found.endpoint)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            there = target.exists()
-            if not there and not os.access(target.parent, os.W_OK):     # before gigabytes are on their way
-                raise PermissionError(errno.EACCES, "not writable", str(target.parent))
-            try:
-                how = check_present(file, url, found.token, target) if there else \
-                    fetch_file(file, url, found.token, target, show)
-                print(f"{target}: {'was there, verified' if there else 'verified by ' + how}", flush=True)
-            except FetchError as e:
-                if not file.optional:
-                    raise
-                print(f"note: {file.name} could not be kept here: {e}", file=sys.stderr)
-            show.done += 0 if there else file.size
-    for file in found.files:
-        if file.becomes:
-            convert(file, folder)
+def spellings(source, name):
+    """Paths under which a repository may publish one of our files: full precision first, then half, then pickles."""
+    folder, _, file = name.rpartition("/")
+    if folder.startswith("sae/"):
+        hook = folder.removeprefix("sae/")
+        files = [file, {"cfg.json": "config.json", "sae.safetensors": "state_dict.pth"}[file]][:1 + source.convert]
+        return [source.folder + place + each for place in (f"{hook}/", f"{hook[5:]}/", "") for each in files]
+    stem, dot, _ = name.partition(".safetensors")
+    pickle = stem.replace("text_encoder/model", "text_encoder/pytorch_model")
+    names = [name, f"{stem}.fp16.safetensors", f"{pickle}.bin", f"{pickle}.fp16.bin"] if dot else [name]
+    return [source.folder + each for each in names]
