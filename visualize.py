@@ -15,6 +15,7 @@ import difflib
 import io
 import math
 import sys
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +23,7 @@ from PIL import Image
 
 from ascent import activation, ascend, readout
 from config import SEEDS, SETTINGS, Job, check_config, configure
-from finish import finish, guide, tries
+from finish import finish, guide, redraw, tries
 from steering import directions, steered_prior
 from vae import to_uint8
 
@@ -345,7 +346,8 @@ def finish_batch(model, jobs, z, first, config, on_step=None):
 
 def course_lengths(config):
     """Return the steps of one batch by phase, at most."""
-    return {"sampling": config.prior_steps if config.prior != "noise" else 0, "ascent": config.num_steps,
+    sampling = {"steer": config.prior_steps + (config.prior_sampler == "pndm"), "guided": config.prior_steps, "noise": 0}
+    return {"sampling": sampling[config.prior], "ascent": config.num_steps,
             "finish": config.finish * len(tries(config)) * config.finish_steps}
 
 
@@ -366,6 +368,19 @@ def batch_rows(model, jobs, config):
     each = torch.cuda.max_memory_allocated(model.device) - held
     whole = torch.cuda.get_device_properties(model.device).total_memory
     return max(1, min(MOST_ROWS, int(ROOM * (whole - held) / max(each, 1))))
+
+
+def step_seconds(model, jobs, config):
+    """Time one step of each phase for jobs that go together: {phase: seconds}."""
+    noise, took = dataclasses.replace(config, prior="noise"), {}
+    for _ in range(2):                          # the first one pays for allocation
+        began = time.perf_counter()
+        step = next(ascend(model, jobs, noise, start(model, jobs, noise)))
+        took["ascent"] = step.after.isfinite().all().item() * (time.perf_counter() - began)     # waits for a card
+        began = time.perf_counter()
+        step = next(redraw(model, jobs, step.noised, [1], config))
+        took["finish"] = took["sampling"] = step.after.isfinite().all().item() * (time.perf_counter() - began)
+    return took
 
 
 def peak_memory(device):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from command.progress import warn
-from config import PRESETS, SETTINGS, StepOrAuto, flag
+from config import PRESETS, SETTINGS, StepOrAuto, check_setting, flag
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,6 +53,29 @@ def step_or_auto(text):
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number or auto, got {text!r}") from None
+
+
+def moment(text):
+    """Read a time step, or auto, or active."""
+    if text in ("auto", "active"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, auto or active, got {text!r}") from None
+
+
+def read_setting(name, text):
+    """Read a setting's value as people type it; ValueError for what is none."""
+    kind, switch = SETTINGS[name].type, {"on": True, "off": False}
+    read = {bool: switch.__getitem__, StepOrAuto: lambda t: t if t == "auto" else int(t)}.get(kind, kind)
+    try:
+        value = read(text)
+    except (KeyError, ValueError):
+        wanted = {bool: "on or off", float: "a number"}.get(kind, "a whole number")
+        raise ValueError(f"{flag(name)} takes {wanted}, got {text!r}") from None
+    check_setting(name, SETTINGS[name], value)
+    return value
 
 
 def shard(text):
@@ -145,6 +168,8 @@ def guarded(name, work, *args):
     except ValueError as e:
         error = e
     except ModuleNotFoundError as e:
+        if e.name.partition(".")[0] not in ("torch", "safetensors", "numpy", "PIL"):
+            raise
         error = f"{e.name} is not installed; pip install -r requirements.txt"
     except RuntimeError as e:
         if type(e).__name__ != "OutOfMemoryError" and "not enough memory" not in str(e):        # of a card, of a CPU

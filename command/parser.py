@@ -1,0 +1,77 @@
+"""The command line of featviz.py: every flag, and what is wrong with one whatever the model."""
+from command.flags import (
+    Parser, add_model, add_out, add_settings, add_shard, moment, nearest, numbers, numbers_or_words, read_setting)
+from config import SEEDS, SETTINGS, check_setting
+
+FRAMES = 8                                      # pictures of the course that a run keeps
+EXAMPLES = """examples:
+  python featviz.py                                             a toy feature that is worth seeing
+  python featviz.py --feature 14 37 --timestep 0 600 --seed 1   features, time steps, seeds: every combination
+  python featviz.py --feature 0-199 --seed 1024                 a range of features
+  python featviz.py --thesis                                    the thesis' five features on one page
+  python featviz.py --channel 37 --prior noise --timestep 600   a raw channel, without the SAE, from noise"""
+
+
+def parse(argv=None):
+    """Parse the command line: (flags, {setting: value} of those that are given)."""
+    parser = Parser(prog="featviz.py", usage="python featviz.py [--feature F ...] [--timestep T ...] ...",
+                    description="See what one feature inside a latent diffusion model responds to.", epilog=EXAMPLES)
+    group = parser.add_argument_group("what to look at")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument("--feature", type=numbers_or_words, nargs="+", metavar="F", help="features of the sparse "
+                      "autoencoder by number, range (0-199) or label; live: all that are active in the capture")
+    what.add_argument("--channel", type=numbers, nargs="+", metavar="C", help="raw channels at the hook point")
+    what.add_argument("--thesis", action="store_true", help="the thesis' five features, or the weights' own five, with "
+                      "word and example prompt, on one page")
+    group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in "
+                       "the UNet (default: the autoencoder's, or up1.1)")
+    group.add_argument("--timestep", type=moment, nargs="+", metavar="T",
+                       help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
+                       "steps at which it is active (default: the weights' own, else auto)")
+    group.add_argument("--seed", type=int, nargs="+", metavar="S",
+                       help=f"a result each (default: {' '.join(map(str, SEEDS))})")
+    group = parser.add_argument_group("how")
+    add_model(group)
+    group.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together, at most (default: "
+                       "what fits the device)")
+    add_shard(group)
+    group.add_argument("--check", action="store_true", help="say what would run, how long, in what memory; then stop")
+    group = parser.add_argument_group("where to, and what beside the result")
+    add_out(group)
+    group.add_argument("--frames", type=int, default=FRAMES, metavar="N",
+                       help=f"pictures of the course to keep, 2 to 50, or 0 (default: {FRAMES})")
+    group.add_argument("--again", action="store_true", help="compute results again that are there already")
+    group = group.add_mutually_exclusive_group()
+    group.add_argument("--trace", type=int, nargs="+", metavar="K", help="no results: open up these steps instead")
+    group.add_argument("--sweep", nargs="+", default=[], metavar="NAME=V,V",
+                       help="every combination of these settings on one sheet, by default of one time step and seed")
+    add_settings(parser.add_argument_group(
+        "settings of the method", "in brackets what the preset sae has, and raw where it differs; weights may bring "
+        "their own; docs/method.md explains each"))
+    args = parser.parse_args(argv)
+    return args, {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+
+
+def check_flags(batch_size, frames, settings):
+    """Raise ValueError for what is wrong whatever the model, before torch is imported."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if frames != 0 and not 2 <= frames <= 50:
+        raise ValueError(f"--frames must be 0 or between 2 and 50, got {frames}")
+    for name, value in settings.items():
+        check_setting(name, SETTINGS[name], value)
+
+
+def read_axes(texts):
+    """Read the settings of --sweep, "range_weight=0,0.5" -> {"range_weight": [0.0, 0.5]}; ValueError for none."""
+    axes = {}
+    for text in texts:
+        given, _, values = text.partition("=")
+        name = given.removeprefix("--").replace("-", "_")
+        if name not in SETTINGS:
+            raise ValueError(f"--sweep {given}: is no setting; expected NAME=VALUE,VALUE, nearest: "
+                             f"{nearest(name, SETTINGS)}")
+        if name in axes:
+            raise ValueError(f"--sweep {name}: this setting is given twice; give all of its values in one place")
+        axes[name] = list(dict.fromkeys(read_setting(name, value) for value in values.split(",")))
+    return axes
