@@ -125,8 +125,9 @@ def run(args, given):
 
 def check(model, jobs, config, batch_size):
     """Print what a run would take, measured on one step of one batch; write nothing."""
-    from visualize import batch_rows, course_lengths, peak_memory, step_seconds
+    from visualize import batch_rows, course_lengths
     from weights.check import check_fit
+    from weights.cost import peak_memory, step_seconds
     model.check_numbers()
     size, quick = batch_size or batch_rows(model, jobs, config), configure(model.settings, "quick", jobs[0].kind)
     cost = step_seconds(model, (jobs * size)[:size], config)

@@ -15,7 +15,6 @@ import difflib
 import io
 import math
 import sys
-import time
 from dataclasses import dataclass, field
 
 import torch
@@ -23,14 +22,9 @@ from PIL import Image
 
 from ascent import activation, ascend, readout
 from config import SEEDS, SETTINGS, Job, check_config, configure
-from finish import finish, guide, redraw, tries
+from finish import finish, guide, tries
 from steering import directions, steered_prior
 from vae import to_uint8
-
-try:
-    import resource                             # peak memory; not on Windows
-except ImportError:
-    resource = None
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over
 SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own
@@ -193,31 +187,34 @@ def measure(model, z, jobs, config, noise=True):
     return own, everything, heat
 
 
-@dataclass
-class Assessed:
-    """The scores of one latent, the others that it excites most, and where its target is active."""
-    scores: dict
-    others: list
-    heat: torch.Tensor
-
-
 @torch.no_grad()
-def assess(model, z, jobs, images, first, config):
-    """Score latents z (B, 4, H, W) that show `images` and whose starts had the activations `first` (B,): [Assessed]."""
+def assess(model, z, jobs, first, config, history):
+    """Decode and score latents z (B, 4, H, W): a Result for each job.
+
+    first    activations (B,) of the starts
+    history  {name: (steps, B)} of the steps that led here, as `row` keeps them
+    """
+    images = model.decode(z)
     own, everything, heat = measure(model, z, jobs, config)
     clean = measure(model, z, jobs, config, noise=False)[0]
     again = measure(model, model.encode(images), jobs, config)[0]
-    out = []
+    results = []
     for i, job in enumerate(jobs):
-        scores = {"activation_start": first[i], "activation": own[i], "activation_no_noise": clean[i],
-                  "activation_reencoded": again[i], "latent_mean": z[i].mean(), "latent_std": z[i].std(),
-                  "latent_share_beyond_3": (z[i].abs() > 3).float().mean()}
-        scores = {k: v.item() for k, v in scores.items()}
-        others = everything[i].tolist()
-        scores["rank"] = None if job.kind == "direction" else 1 + sum(v > others[job.target] for v in others)
-        scores["dataset_largest"] = dataset_largest(model, job)
-        out.append(Assessed(scores, strongest(others, job.target), heat[i].cpu()))
-    return out
+        others, curves = everything[i].tolist(), {name: values[:, i].tolist() for name, values in history.items()}
+        alive, repeats = curves.pop("alive"), curves.pop("repeats")
+        scores = {"activation_start": first[i].item(), "activation": own[i].item(),
+                  "activation_no_noise": clean[i].item(), "activation_reencoded": again[i].item(),
+                  "rank": None if job.kind == "direction" else 1 + sum(v > others[job.target] for v in others),
+                  "dataset_largest": dataset_largest(model, job),
+                  "latent_mean": z[i].mean().item(), "latent_std": z[i].std().item(),
+                  "latent_share_beyond_3": (z[i].abs() > 3).float().mean().item()}
+        if model.dtype == torch.float16:
+            scores["repeated_steps"] = int(sum(repeats))
+        nearest = model.sae.W_dec[job.target].argmax().item() if job.kind == "feature" else None
+        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"],
+                              judge_result(scores, all(alive), sum(alive)), scores, curves,
+                              strongest(others, job.target), heat[i].cpu(), nearest))
+    return results
 
 
 def dataset_largest(model, job):
@@ -275,23 +272,8 @@ def row(step):
     return kept | getattr(step, "penalties", {})
 
 
-def summarize(model, jobs, z, images, assessed, history):
-    """Return a Result for each job. history: {name: (steps, B)}, as `row` keeps it."""
-    results = []
-    for i, (job, said) in enumerate(zip(jobs, assessed)):
-        curves = {name: values[:, i].tolist() for name, values in history.items()}
-        alive, repeats = curves.pop("alive"), curves.pop("repeats")
-        if model.dtype == torch.float16:
-            said.scores["repeated_steps"] = int(sum(repeats))
-        verdict = judge_result(said.scores, all(alive), sum(alive))
-        nearest = model.sae.W_dec[job.target].argmax().item() if job.kind == "feature" else None
-        results.append(Result(job, z[i].cpu(), images[i].cpu(), said.scores["activation"], verdict, said.scores, curves,
-                              said.others, said.heat, nearest))
-    return results
-
-
 def stacked(rows):
-    """[{name: (B,)}, ...] of steps -> {name: (steps, B)} on the CPU."""
+    """Turn [{name: (B,)}, ...] of steps into {name: (steps, B)} on the CPU."""
     return {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
 
 
@@ -313,15 +295,13 @@ def run(model, jobs, config, begin=None, frames=0, on_step=None):
             stored[step.index + 1] = step.after
     z = step.after
     del step                                    # its tensors are of no more use, and the decoder needs room
+    results = assess(model, z, jobs, first, config, stacked(history))
     with torch.no_grad():
-        images = model.decode(z)
-        course = [(images if at is z else model.decode(at)).cpu() for at in stored.values()]
-    results = summarize(model, jobs, z, images, assess(model, z, jobs, images, first, config), stacked(history))
+        course = [model.decode(at).cpu() for at in stored.values()]
     for i, result in enumerate(results):
         result.stored_steps, result.frames = list(stored), [pictures[i] for pictures in course]
-    if config.finish:
-        for result, last in zip(results, finish_batch(model, jobs, z, first, config, on_step)):
-            result.finished = last
+    for result, last in zip(results, finish_batch(model, jobs, z, first, config, on_step) if config.finish else ()):
+        result.finished = last
     return results
 
 
@@ -331,13 +311,12 @@ def finish_batch(model, jobs, z, first, config, on_step=None):
     made = finish(model, jobs, z, config, row, on_step)
     with torch.no_grad():
         again = [measure(model, model.encode(model.decode(x)), jobs, config)[0] for _, x, _ in made]
-        again = torch.stack(again).nan_to_num(nan=-torch.inf)                                   # (tries, B)
-        pick = again.argmax(dim=0).tolist()                                                     # (B,)
-        x = torch.stack([made[k][1][i] for i, k in enumerate(pick)])                            # (B, 4, H, W)
-        images = model.decode(x)
-    histories = [stacked(history) for _, _, history in made]
-    history = {name: torch.stack([histories[k][name][:, i] for i, k in enumerate(pick)], dim=1) for name in histories[0]}
-    results = summarize(model, jobs, x, images, assess(model, x, jobs, images, first, config), history)
+    again = torch.stack(again).nan_to_num(nan=-torch.inf)                                       # (tries, B)
+    pick, rows = again.argmax(dim=0).tolist(), range(len(jobs))                                 # (B,)
+    x = torch.stack([made[pick[i]][1][i] for i in rows])                                        # (B, 4, H, W)
+    courses = [stacked(history) for _, _, history in made]
+    history = {name: torch.stack([courses[pick[i]][name][:, i] for i in rows], dim=1) for name in courses[0]}
+    results = assess(model, x, jobs, first, config, history)
     for i, result in enumerate(results):
         result.scores |= {"finish_from": made[pick[i]][0], "finish_scale": config.finish_scale}
         result.scores |= {f"reencoded_from_{t0}": again[k, i].item() for k, (t0, _, _) in enumerate(made)}
@@ -346,8 +325,8 @@ def finish_batch(model, jobs, z, first, config, on_step=None):
 
 def course_lengths(config):
     """Return the steps of one batch by phase, at most."""
-    sampling = {"steer": config.prior_steps + (config.prior_sampler == "pndm"), "guided": config.prior_steps, "noise": 0}
-    return {"sampling": sampling[config.prior], "ascent": config.num_steps,
+    twice = config.prior == "steer" and config.prior_sampler == "pndm"          # which takes its second step twice
+    return {"sampling": config.prior_steps + twice if config.prior != "noise" else 0, "ascent": config.num_steps,
             "finish": config.finish * len(tries(config)) * config.finish_steps}
 
 
@@ -368,27 +347,6 @@ def batch_rows(model, jobs, config):
     each = torch.cuda.max_memory_allocated(model.device) - held
     whole = torch.cuda.get_device_properties(model.device).total_memory
     return max(1, min(MOST_ROWS, int(ROOM * (whole - held) / max(each, 1))))
-
-
-def step_seconds(model, jobs, config):
-    """Time one step of each phase for jobs that go together: {phase: seconds}."""
-    noise, took = dataclasses.replace(config, prior="noise"), {}
-    for _ in range(2):                          # the first one pays for allocation
-        began = time.perf_counter()
-        step = next(ascend(model, jobs, noise, start(model, jobs, noise)))
-        took["ascent"] = step.after.isfinite().all().item() * (time.perf_counter() - began)     # waits for a card
-        began = time.perf_counter()
-        step = next(redraw(model, jobs, step.noised, [1], config))
-        took["finish"] = took["sampling"] = step.after.isfinite().all().item() * (time.perf_counter() - began)
-    return took
-
-
-def peak_memory(device):
-    """Return the bytes that the card, or the process, held at most; 0 where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024              # the same field counts bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else 0
 
 
 def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=None):
