@@ -80,8 +80,8 @@ def run(args, given):
     named = list(itertools.chain(*(args.channel or args.feature or [])))
 
     from activity.profile import find_capture
+    from activity.probe import full_command, small_capture
     from activity.thesis import features
-    from activity.probe import small_capture
     from visualize import batch_rows, list_jobs
     from weights.choose import choose_weights
     path = choose_weights(args.weights, kind, named or ["live"] * args.thesis)
@@ -105,6 +105,9 @@ def run(args, given):
         if args.check:
             warn(f"{model.folder} has no capture: a small one comes first, and time steps are counted as two a feature")
             times = [0, 361] if words else times
+        elif shard[1] > 1:
+            raise ValueError(f"{model.folder} has no capture, which several processes need: run {full_command(model)} "
+                             "first")
         else:
             model.capture = small_capture(model, args.out, args.batch_size, CaptureProgress(),
                                           ", or do without: --prior noise --timestep 361")
