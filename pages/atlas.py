@@ -7,20 +7,19 @@ a switch the ascent's. Thumbnails are files of their own, so the page opens at o
 """
 import json
 import math
-import re
 import sys
 from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
+from config import HOOK_POINT
 from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
 from pages.web import document, escape
 from pages.words import count
-from results import feature_folders, read_results, replacing, write
+from results import feature_folders, read_results, replacing, with_suffix, write
 
 EDGE = 160                  # pixels an edge of a thumbnail, at most
-TARGET = re.compile(r"(?:(?P<hook>.+)_)?(?P<kind>feature|channel|direction)_(?P<name>.+)")
 
 
 def write_atlas(folder):
@@ -50,14 +49,14 @@ def tile(folder, found, thumbnails):
     """What the page knows of one feature, as JSON values."""
     activity, first, seen = read_activity(folder), best(found), read_legibility(folder)
     evidence = weigh(groups(found)[0], activity, seen.get(first.folder, {}))
-    place = f"{first.folder}/seed_{first.seed}"
-    link = f"{folder.name}/index.html" if (folder / "index.html").exists() else f"{folder.name}/{place}.png"
-    named = TARGET.fullmatch(folder.name)
-    faces = [face(p, thumbnails / f"{folder.name}_{place.replace('/', '_')}{ending}.jpg")
-             for p, ending in ((first.last, ""), (first, "_ascent"))]
-    return {"kind": first.kind, "number": first.target, "hook": named["hook"] or "" if named else "", "link": link,
-            "peak": activity.peak if activity else None, "words": evidence.words, "evidence": evidence.strength,
-            "t": first.t, "faces": faces}
+    page = "index.html" if (folder / "index.html").exists() else f"{first.folder}/{first.last.path.name}"
+    name = thumbnails / f"{folder.name}_{first.folder}_seed_{first.seed}"
+    faces = [face(first.last, with_suffix(name, ".jpg"))]
+    faces.append(face(first, with_suffix(name, "_ascent.jpg")) if first.finished else faces[0])
+    hook = first.recipe["hook_point"]
+    return {"kind": first.kind, "number": first.target, "hook": "" if hook == HOOK_POINT else hook,
+            "link": f"{folder.name}/{page}", "peak": activity.peak if activity else None, "t": first.t,
+            "words": evidence.words, "evidence": evidence.strength, "faces": faces}
 
 
 def face(picture, thumbnail):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from config import HOOK_POINT
 from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
-from pages.web import bars, chart, document, embed, escape, figure, folded, img, section, sharp, table, term
+from pages.web import (
+    NARROW, WIDE, bars, chart, document, embed, escape, figure, folded, img, section, sharp, table, term)
 from pages.words import RULE, TERMS, VERDICTS, commands, label, reason, short, typed
 from results import folder_of, read_results, write
 
@@ -113,13 +114,17 @@ def hero(first, activity):
     return f'<section id="best">{made}<div><h2>{title}</h2><div class="tiles">{tiles}</div></div></section>'
 
 
-def pair(r, *sizes):
-    """The finished picture and the ascent's beside it, each with its own link, verdict and numbers."""
+def pair(r, sizes=(WIDE, NARROW), page=""):
+    """The finished picture and the ascent's beside it, each with its own link, verdict and numbers.
+
+    page  the address of the feature's page, where this is another one
+    """
     both = [("finished", r.finished)] * bool(r.finished) + [("ascent", r)]
-    return '<div class="pair">' + "".join(tile(name, p, key(r), *sizes) for name, p in both) + "</div>"
+    tiles = "".join(tile(name, p, f"{page}#{name}-{key(r)}", sizes) for name, p in both)
+    return f'<div class="pair">{tiles}</div>'
 
 
-def tile(name, picture, ending, *sizes):
+def tile(name, picture, link, sizes):
     """One picture as a link to how it came about, and its verdict."""
     what = "Finished picture" if name == "finished" else "Ascent's picture"
     image = sharp(picture.path, f"{what} of {label(picture)}: {picture.verdict}", *sizes)
@@ -129,7 +134,7 @@ def tile(name, picture, ending, *sizes):
     if times := gain(picture):
         numbers.append(f"{short(times)} times the strongest dataset image")
     verdict = term(picture.verdict, VERDICTS.get(picture.verdict.partition(" ")[0], ""))
-    return figure(f'<a href="#{name}-{ending}">{image}</a>',
+    return figure(f'<a href="{escape(link)}">{image}</a>',
                   f"<b>{word(name, picture.kind, name.capitalize())}: {verdict}</b>", ", ".join(numbers),
                   escape(reason(picture)))
 
@@ -140,9 +145,9 @@ def example(e, kind):
                   f'{word("activation", kind)} {short(e.activation)}')
 
 
-def seeds(results):
+def seeds(results, page=""):
     """Results of one time step side by side, small."""
-    tiles = "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, *SMALL)}</div>' for r in results)
+    tiles = "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, SMALL, page)}</div>' for r in results)
     return f'<div class="seeds">{tiles}</div>' if tiles else ""
 
 
@@ -152,7 +157,7 @@ def when(activity, found):
     """Two curves over the time steps; peaks are marked, and lead to results made there."""
     share = f"Share of {activity.images} images with it among the {activity.top} strongest"
     ends = {r.t: f"#{anchor(r)}" for r in reversed(found)}
-    links = [ends.get(t, "#examples") for t in activity.peaks]
+    links = [ends.get(t, "") for t in activity.peaks]
     charts = ""
     strongest = "Largest activation in any of them"
     for title, curve, marks in ((share, activity.profile, activity.peaks), (strongest, activity.strength, ())):
@@ -285,10 +290,10 @@ def raw(folder, first, others):
     if number is None:
         return ""
     hook = first.recipe["hook_point"]
-    there = read_results(folder.parent / folder_of("", first.recipe["weights"], hook, "channel", number).name)
+    home = folder.parent / folder_of("", first.recipe["weights"], hook, "channel", number).name
     link = f"<p>It raises {linked(folder, first, 'channel', number, others)} most.</p>"
-    if there:
-        return f'{link}{pair(best(there), *SMALL)}'
+    if (home / "index.html").exists() and (there := read_results(home)):
+        return f'{link}{pair(best(there), SMALL, f"../{home.name}/index.html")}'
     more = f" --hook-point {hook}" if hook != HOOK_POINT else ""
     return f"{link}<p>Make its pictures: <code>python featviz.py --channel {number}{escape(more)}</code></p>"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from activity.thesis import draw, elsewhere, features
 from pages.evidence import groups, read_activity
-from pages.feature import SMALL, example, pair
+from pages.feature import SMALL, example, seeds
 from pages.web import document, escape, figure, section, sharp
 from results import folder_of, read_results, write
 from vae import to_uint8
@@ -49,5 +49,4 @@ def row_of(row, folder, home):
     else:
         known = activity.shown(shown[0].t)[:1] if activity and shown else []
         drawn = "".join(example(e, "feature") for e in known)
-    pictures = "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, *SMALL)}</div>' for r in shown)
-    return section(f"f{row['feature']}", title, f'<div class="seeds">{drawn}{pictures}</div>')
+    return section(f"f{row['feature']}", title, drawn, seeds(shown, f"../{home.name}/index.html"))

@@ -148,7 +148,7 @@ def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
     """Draw one curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None leaves a gap.
 
     marks  x positions drawn as vertical lines; a flat curve gets none
-    links  where each of the marks leads, if anywhere
+    links  where each of the marks leads; "" where nowhere
     label  read aloud by a screen reader
     """
     known = [v for v in values if v is not None] or [0.0]
@@ -170,7 +170,7 @@ def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
     drawn = "".join(f'<polyline class="curve" points="{" ".join(run)}"/>' for run in runs if run)
     for i, x in enumerate(marks if min(known) < max(known) else ()):
         line = f'<line class="peak" x1="{at_x(x)}" x2="{at_x(x)}" y1="{top}" y2="{top + h}"/>'
-        if links:                               # a line is too thin to be hit
+        if links and links[i]:                  # a line is too thin to be hit
             area = f'<rect x="{at_x(x) - 10}" y="{top}" width="20" height="{h}" fill="transparent"/>'
             line = f'<a href="{escape(links[i])}" aria-label="time step {x:g}">{area}{line}</a>'
         drawn += line
