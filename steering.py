@@ -54,16 +54,16 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
     add(t) -> {hook point: (B or 1, D)}: added at the hook at time step t, with guidance (1, D) to both halves.
     see(t, h): is handed the hook's output before anything is added, (B, D, h, w); with guidance (2B, D, h, w), first
     the rows that saw the empty prompt, then those that saw `context`.
-    on_step("sampling"): is called after each step.
+    on_step("sampling", None): is called after each step.
     """
-    def net(x, t, c):
-        now = int(t[0])
-        return predict(model, x, t, c, add and add(now), see and (lambda h: see(now, h)))
+    def noise_at(x, now):                       # `now` is a number: to read it off a card would wait for the card
+        net = lambda x, t, c: predict(model, x, t, c, add and add(now), see and (lambda h: see(now, h)))
+        return guided(net, context, null, guidance)(x, now)
 
     x, null = noise, model.embed([""]) if guidance != 1.0 else None
-    for _, x in SAMPLERS[sampler](model.schedule, guided(net, context, null, guidance), x, steps):
+    for _, x in SAMPLERS[sampler](model.schedule, noise_at, x, steps):
         if on_step:
-            on_step("sampling")
+            on_step("sampling", None)
     return x
 
 
