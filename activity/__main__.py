@@ -4,10 +4,10 @@ from itertools import chain
 from pathlib import Path
 
 from activity import run
-from activity.capture import GRIDS, HALVES
-from activity.profile import TOP
+from activity.capture import FIELDS
+from activity.prompts import GRIDS
 from command.flags import Parser, add_model, add_out, guarded, numbers
-from config import SEEDS, SETTINGS
+from config import SEEDS, flag
 
 
 def steering(text):
@@ -23,11 +23,12 @@ def add_common(parser):
                         "away from an SAE there are only raw channels")
 
 
-def add_sampling(parser):
-    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: 50)")
-    parser.add_argument("--sampler", choices=SETTINGS["prior_sampler"].metadata["choices"],
-                        help="(default: that of the weights, or pndm)")
-    parser.add_argument("--guidance", type=float, metavar="G", help="(default: that of the weights, or 7.5)")
+def add_settings(parser, *names):
+    """Add flags for these settings of a capture, whose defaults the weights may change."""
+    for name in names:
+        field = FIELDS[name]
+        choices, says = field.metadata["choices"], f"{field.metadata['help']} [{field.default}, or as the weights say]"
+        parser.add_argument(flag(name), type=field.type, choices=choices, metavar=None if choices else "X", help=says)
 
 
 def parse(argv):
@@ -36,15 +37,9 @@ def parse(argv):
 
     sub = commands.add_parser("capture", help="generate images from prompts, record what every feature does")
     add_common(sub)
-    add_sampling(sub)
+    add_settings(sub, *FIELDS)
     sub.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or .jsonl with a key text; or a grid of "
-                     f"objects and styles, {' or '.join(GRIDS)} (default: those of the weights, or thesis)")
-    sub.add_argument("--images-per-prompt", type=int, metavar="N", help="(default: that of the weights, or 5)")
-    sub.add_argument("--batch-size", type=int, metavar="B", help="images that are computed together (default: 8)")
-    sub.add_argument("--top", type=int, metavar="K", help="a feature is active in an image when it is among so many "
-                     f"(default: that of the weights, or {TOP})")
-    sub.add_argument("--halves", choices=HALVES, help="of the guided batch: the one that saw the prompts, or as in the "
-                     "original both (default: conditional)")
+                     f"objects and styles, {' or '.join(GRIDS)} [thesis, or as the weights say]")
     sub.add_argument("--check", action="store_true", help="say what it would take, and stop")
 
     sub = commands.add_parser("analyse", help="profile, peaks and dataset examples of features")
@@ -64,7 +59,7 @@ def parse(argv):
 
     sub = commands.add_parser("sample", help="generate an image, and the same one steered by features")
     add_common(sub)
-    add_sampling(sub)
+    add_settings(sub, "steps", "sampler", "guidance")
     sub.add_argument("prompt")
     sub.add_argument("--steer", type=steering, nargs="+", default=[], metavar="F=S",
                      help="feature F, S times its largest mean activation")
@@ -75,11 +70,11 @@ def parse(argv):
 
 
 def start(command, weights, device, dtype, hook_point, out, **values):
-    model = run.open_model(weights, device, dtype, hook_point)
+    kind = "channel" if values.get("channel") else "feature"
+    given = list(chain(*(values.get("numbers") or values.get(kind) or ())))
+    model = run.open_model(weights, device, dtype, hook_point, kind, given)
     if command in ("analyse", "show"):
-        kind = "channel" if values["channel"] else "feature"
-        given = values["numbers"] if command == "show" else values[kind] or [[model.settings.get("feature", 0)]]
-        values = {"kind": kind, "numbers": list(chain(*given))}
+        values = {"kind": kind, "numbers": given or [model.settings.get("feature", 0)]}
     getattr(run, command)(model, out, **values)
     return 0
 

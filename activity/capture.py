@@ -31,6 +31,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from activity.profile import TOP, fingerprints, image_path
+from activity.prompts import GRIDS, find_prompts
+from config import check_setting, setting
 from results import replacing
 from schedule import SAMPLERS
 from steering import sample
@@ -41,108 +43,48 @@ EXAMPLES = 10               # dataset examples kept for each step and feature (o
 BINS = 24                   # of the histogram: 0, below 2^-11, then one for each doubling (ours)
 PROMPTS = 2 ** 28           # bytes up to which mean_feature is kept; SD's thesis grid needs 100 MB
 KINDS = ("feature", "channel")
-HALVES = ("conditional", "both")
-
-OBJECTS = ("Architectures Bears Birds Butterfly Cats Dogs Fishes Flame Flowers Frogs Horses Human Jellyfish Rabbits "
-           "Sandwiches Sea Statues Towers Trees Waterfalls").split()
-STYLES = ("Abstractionism Artist_Sketch Blossom_Season Bricks Byzantine Cartoon Cold_Warm Color_Fantasy Comic_Etch "
-          "Crayon Cubism Dadaism Dapple Defoliation Early_Autumn Expressionism Fauvism French Glowing_Sunset "
-          "Gorgeous_Love Greenfield Impressionism Ink_Art Joy Liquid_Dreams Magic_Cube Meta_Physics Meteor_Shower "
-          "Monet Mosaic Neon_Lines On_Fire Pastel Pencil_Drawing Picasso Pop_Art Red_Blue_Ink Rust Sketch "
-          "Sponge_Dabbed Structuralism Superstring Surrealism Ukiyoe Van_Gogh Vibrant_Flow Warm_Love Warm_Smear "
-          "Watercolor Winter").split()
-MORE_STYLES = ("Blue_Blooming Crypto_Punks Dreamweave Foliage_Patchwork Impasto Palette_Knife Pointillism Rainwash "
-               "Realistic_Watercolor Techno").split()
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of a capture; the defaults are the method's. A model's featviz.json may hold others under "capture"."""
     prompts: tuple
-    images_per_prompt: int = 5
-    steps: int = 50
-    sampler: str = "pndm"
-    guidance: float = 7.5
-    batch_size: int = 8
-    top: int = TOP
-    halves: str = "conditional"
+    images_per_prompt: int = setting(5, "images of each prompt", low=1)
+    steps: int = setting(50, "sampling steps", low=1)
+    sampler: str = setting("pndm", "", tuple(SAMPLERS))
+    guidance: float = setting(7.5, "classifier-free guidance; 1 is none", low=0)
+    batch_size: int = setting(8, "images that are computed together", low=1)
+    top: int = setting(TOP, "a feature is active in an image when it is among so many", low=1)
+    halves: str = setting("conditional", "the half with the prompts counts, or both as in the original",
+                          ("conditional", "both"))
 
     @property
     def images(self):
         return len(self.prompts) * self.images_per_prompt
 
 
-# --- prompts and settings ---------------------------------------------------------------------------------------------
-
-def thesis_grid():
-    """List the thesis' 20 x 61 prompts: every object in 60 styles and "photo", "An" before every object.
-
-    All four example prompts of the thesis say "An", and one is in Pointillism style, which only the longer of
-    UnlearnCanvas' two lists of styles has. That the others are like these, and photo is among them, is inferred: the
-    file that the original reads is not public. Objects and styles: constants/const.py of UnlearnCanvas' code, where
-    the list of 60 is commented out (Zhang et al., arXiv 2402.11846).
-    """
-    styles = [*sorted(STYLES + MORE_STYLES), "photo"]
-    return tuple(f"An {o} image in {s.replace('_', ' ')} style" for o in OBJECTS for s in styles)
-
-
-def saemnesia_grid():
-    """List SAEmnesia's 20 x 51 prompts: every object alone and in 50 styles, spelled as in its code."""
-    endings = [".", *(f" in {s.replace('_', ' ')} style." for s in STYLES)]
-    return tuple(f"An image of {o}{ending}" for o in OBJECTS for ending in endings)
-
-
-GRIDS = {"thesis": thesis_grid, "saemnesia": saemnesia_grid}
-
-
-def read_prompts(path):
-    """Read a prompt (or word) from every line of a text file, or from `text` in every line of a .jsonl file; doubles
-    are dropped."""
-    try:
-        lines, prompts = Path(path).read_text(encoding="utf-8-sig").splitlines(), []
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: is not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8") from e
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({e.strerror}); give a text file with one entry a line") from e
-    for number, line in enumerate(lines, 1):
-        if line.strip() and Path(path).suffix == ".jsonl":
-            try:
-                line = json.loads(line)["text"].strip()
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                raise ValueError(f"{path}: line {number} is not a JSON object with a text ({e})") from e
-        prompts.append(line.strip())
-    prompts = tuple(dict.fromkeys(p for p in prompts if p))
-    if not prompts:
-        raise ValueError(f"{path}: holds no text; give a file with one entry a line, or a .jsonl with objects")
-    return prompts
+FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.name != "prompts"}
 
 
 def configure(model, **given):
     """Combine the method's settings, those of the weights (featviz.json, "capture") and the given ones, the last first.
 
-    `prompts` is one of GRIDS, a file, or a list of texts; a value of None counts as not given.
+    `prompts` is one of prompts.GRIDS, a file, or a list of texts; a value of None counts as not given.
     """
-    known, theirs = {f.name: f.type for f in dataclasses.fields(Settings)}, model.settings.get("capture", {})
-    if not isinstance(theirs, dict) or theirs.keys() - known.keys():
-        raise WeightsError(f"{model.folder / 'featviz.json'}: \"capture\" must be an object with some of "
-                           f"{', '.join(known)}")
+    theirs = model.settings.get("capture", {})
+    if not isinstance(theirs, dict) or theirs.keys() - {"prompts", *FIELDS}:
+        raise WeightsError(f"{model.folder / 'featviz.json'}: \"capture\" must be an object with some of prompts, "
+                           f"{', '.join(FIELDS)}")
     if isinstance(theirs.get("prompts"), str) and theirs["prompts"] not in GRIDS:
         theirs = theirs | {"prompts": model.folder / theirs["prompts"]}
     together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1  # small ones leave cores idle
     values = {"prompts": "thesis", "sampler": model.sampler, "batch_size": together} | theirs
     values |= {name: value for name, value in given.items() if value is not None}
-    for name, value in values.items():
-        choices = {"sampler": [*SAMPLERS], "halves": HALVES}.get(name)
-        if choices and value not in choices or known[name] is int and not (type(value) is int and value >= 1) or \
-                known[name] is float and not (type(value) in (int, float) and 0 <= value <= 1000):
-            raise ValueError(f"--{name.replace('_', '-')} of a capture cannot be {value!r}")
-    prompts = values["prompts"]
-    if str(prompts) in GRIDS:
-        prompts = GRIDS[str(prompts)]()
-    elif isinstance(prompts, (str, Path)):
-        prompts = read_prompts(prompts)
-    model.schedule.timesteps(values.get("steps", Settings.steps))                # raises where there cannot be so many
-    return Settings(**values | {"prompts": tuple(prompts)})
+    settings = Settings(**values | {"prompts": find_prompts(values["prompts"])})
+    for name, field in FIELDS.items():
+        check_setting(name, field, getattr(settings, name))
+    model.schedule.timesteps(settings.steps)                    # raises where there cannot be so many
+    return settings
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------

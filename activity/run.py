@@ -8,26 +8,28 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from activity.analysis import analysis, save_activity
-from activity.capture import EXAMPLES, configure, read_prompts
+from activity.capture import EXAMPLES, configure
 from activity.capture import capture as record
 from activity.card import card, lines
 from activity.label import find_labels, save_labels
 from activity.probe import full_command, small_capture
 from activity.profile import find_capture, folder_name
+from activity.prompts import read_prompts
 from command.progress import CaptureProgress, say, warn
 from config import Job
 from results import folder_of, replacing, times_in
 from steering import directions
 from steering import sample as steered_sample
 from vae import to_uint8
+from weights.choose import choose_weights
 from weights.load import WeightsError, load
 
 JPEG_BYTES = 0.6            # of a pixel, about; small pictures take more than large ones
 
 
-def open_model(weights, device, dtype, hook_point):
-    """Load the weights, at another hook point where one is given."""
-    model = load(weights, device, dtype)
+def open_model(weights, device, dtype, hook_point, kind="feature", numbers=()):
+    """Load the weights that are named, or those that have these features or channels; at the hook point, if given."""
+    model = load(choose_weights(weights, kind, numbers or ["any"]), device, dtype)
     return model.at(hook_point) if hook_point else model
 
 
@@ -39,13 +41,13 @@ def attach(model, out, make=False):
     model.capture = model.capture or small_capture(model, out, on_batch=CaptureProgress())
 
 
-def check_target(model, kind, n):
+def check_numbers(model, kind, numbers):
     """Raise ValueError for a feature or channel that the model does not have."""
-    if kind == "feature":
+    if kind == "feature" and numbers:
         model.require("sae")
-    count = model.sae.features if kind == "feature" else model.unet.width(model.hook_point)
-    if not 0 <= n < count:
-        raise ValueError(f"--{kind} {n} is out of range: {model.folder} has {count} {kind}s, 0..{count - 1}")
+    count = model.sae.features if kind == "feature" and model.sae else model.unet.width(model.hook_point)
+    if bad := [n for n in numbers if not 0 <= n < count]:
+        raise ValueError(f"--{kind} {bad[0]} is out of range: {model.folder} has {count} {kind}s, 0..{count - 1}")
 
 
 def capture(model, out, check, **settings):
@@ -73,8 +75,7 @@ def costs(model, settings):
 
 def analyse(model, out, kind, numbers):
     """Print the profile, peaks and examples of features, and write activity.json for their pages."""
-    for n in numbers:
-        check_target(model, kind, n)
+    check_numbers(model, kind, numbers)
     attach(model, out)
     for n in numbers:
         folder = folder_of(out, model.name, model.hook_point, kind, n)
@@ -88,8 +89,7 @@ def analyse(model, out, kind, numbers):
 
 def show(model, out, kind, numbers):
     """Print the cards of features."""
-    for n in numbers:
-        check_target(model, kind, n)
+    check_numbers(model, kind, numbers)
     attach(model, out)
     for n in numbers:
         for line in lines(card(model, kind, n)):
@@ -114,15 +114,15 @@ def label(model, out, words):
 def sample(model, out, prompt, steer, steer_channel, seeds, **settings):
     """Write an image of the prompt and, where something is steered, the same image steered beside it."""
     settings, push = configure(model, **settings), 0                                            # (1001, D)
-    entries = [("feature", n, s) for n, s in steer] + [("channel", n, s) for n, s in steer_channel]
-    for kind, n, _ in entries:
-        check_target(model, kind, n)
-    if entries:
+    entries = {"feature": steer, "channel": steer_channel}
+    for kind, pairs in entries.items():
+        check_numbers(model, kind, [n for n, _ in pairs])
+    if steer or steer_channel:
         attach(model, out, make=True)
-    for kind, n, s in entries:
-        d = directions(model, [Job(kind, n, 0, 0)])                                             # (1, D)
+    for kind, n, s in [(kind, n, s) for kind, pairs in entries.items() for n, s in pairs]:
+        d = directions(model, [Job(kind, n)])                                                   # (1, D)
         push = push + s * model.capture.strength(kind, n)[:, None].to(d) * d
-    adds = [None, lambda t: {model.hook_point: push[t][None].to(model.dtype)}][:2 if entries else 1]
+    adds = [None, lambda t: {model.hook_point: push[t][None].to(model.dtype)}][:2 if steer or steer_channel else 1]
     context, sampling = model.embed([prompt]), (settings.sampler, settings.steps, settings.guidance)
     for seed in seeds:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)

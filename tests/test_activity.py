@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from activity import __main__ as command
-from activity import analysis, capture, card, label, probe, profile, thesis
+from activity import analysis, capture, card, label, probe, profile, prompts, thesis
 from schedule import SAMPLERS, guided
 from tests.tiny import ACTIVITY, HOOK, edit_json, edit_tensors, write_model
 from weights.load import WeightsError, load
@@ -88,18 +88,18 @@ def linked(whole, out):
 
 def test_the_grid_of_the_thesis():
     """Its example prompts are all there, and its five features are those of its table."""
-    prompts = capture.thesis_grid()
-    assert len(prompts) == len(set(prompts)) == 20 * 61 and "An Sea image in photo style" in prompts
+    listed = prompts.thesis_grid()
+    assert len(listed) == len(set(listed)) == 20 * 61 and "An Sea image in photo style" in listed
     assert [(row["feature"], row["word"]) for row in thesis.FEATURES] == [
         (14, "cables"), (10204, "roses"), (10272, "inward perspective"), (10331, "human"), (10538, "foam")]
     known = {row["prompt"] for row in thesis.FEATURES if row["prompt"]}
-    assert len(known) == 4 and known <= set(prompts)
+    assert len(known) == 4 and known <= set(listed)
 
 
 def test_the_grid_of_saemnesia():
-    prompts = capture.saemnesia_grid()
-    assert len(prompts) == len(set(prompts)) == 20 * 51 and not any("Pointillism" in p for p in prompts)
-    assert {"An image of Cats.", "An image of Cats in Van Gogh style."} <= set(prompts)
+    listed = prompts.saemnesia_grid()
+    assert len(listed) == len(set(listed)) == 20 * 51 and not any("Pointillism" in p for p in listed)
+    assert {"An image of Cats.", "An image of Cats in Van Gogh style."} <= set(listed)
 
 
 def test_prompt_files(tmp_path):
@@ -108,24 +108,24 @@ def test_prompt_files(tmp_path):
     (tmp_path / "one.txt").write_text("a dog")
     (tmp_path / "p.jsonl").write_text('\ufeff{"file_name": "1.jpg", "text": "a dog"}\n\n{"text": "é"}\n',
                                       encoding="utf-8")
-    assert capture.read_prompts(tmp_path / "p.txt") == ("a dog", "a cat", "{x}")
-    assert capture.read_prompts(tmp_path / "bom.txt") == ("a dog", "a cat")
-    assert capture.read_prompts(tmp_path / "one.txt") == ("a dog",)
-    assert capture.read_prompts(tmp_path / "p.jsonl") == ("a dog", "é")
+    assert prompts.read_prompts(tmp_path / "p.txt") == ("a dog", "a cat", "{x}")
+    assert prompts.read_prompts(tmp_path / "bom.txt") == ("a dog", "a cat")
+    assert prompts.read_prompts(tmp_path / "one.txt") == ("a dog",)
+    assert prompts.read_prompts(tmp_path / "p.jsonl") == ("a dog", "é")
 
 
 @pytest.mark.parametrize("name, data, says", [
-    ("bad.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "line 2 is not a JSON object with a text"),
-    ("number.jsonl", b'{"text": 7}\n', "line 1 is not a JSON object with a text"),
+    ("bad.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "the key text"),
+    ("number.jsonl", b'{"text": 7}\n', "the key text"),
     ("none.txt", b"\n", "holds no text"),
-    ("utf16.txt", "a dog".encode("utf-16"), "is not UTF-8 text"),
+    ("utf16.txt", "a dog".encode("utf-16"), "is not text in UTF-8"),
     ("absent.txt", None, "cannot be read"),
 ])
 def test_prompt_files_that_are_none(name, data, says, tmp_path):
     if data:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=says) as error:
-        capture.read_prompts(tmp_path / name)
+        prompts.read_prompts(tmp_path / name)
     assert "\n" not in str(error.value) and name in str(error.value)
 
 
@@ -133,17 +133,17 @@ def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path
     folder = write_model(tmp_path / "m")
     plain = capture.configure(load(folder))
     assert (plain.steps, plain.sampler, plain.guidance, plain.images) == (50, "pndm", 7.5, 6100)
-    assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", capture.thesis_grid())
-    assert capture.configure(load(folder), prompts="saemnesia").prompts == capture.saemnesia_grid()
+    assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", prompts.thesis_grid())
+    assert capture.configure(load(folder), prompts="saemnesia").prompts == prompts.saemnesia_grid()
     assert capture.configure(load(folder), prompts=["A", "B"]).prompts == ("A", "B")
     (folder / "p.txt").write_text("a dog\n")
     edit_json(folder / "featviz.json", capture={"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"})
     own = capture.configure(load(folder), sampler="pndm", steps=None)
     assert (own.guidance, own.sampler, own.prompts, own.steps) == (3.0, "pndm", ("a dog",), 50)
     for wrong, says in (({"scale": 3.0}, "must be an object with some of"),
-                        ({"steps": "5"}, "--steps of a capture cannot be '5'"),
-                        ({"halves": "pndm"}, "--halves of a capture cannot be 'pndm'"),
-                        ({"top": 0}, "--top of a capture cannot be 0"),
+                        ({"steps": "5"}, "--steps must be a whole number, got '5'"),
+                        ({"halves": "pndm"}, "--halves must be one of conditional, both, got 'pndm'"),
+                        ({"top": 0}, "--top must be at least 1, got 0"),
                         ({"steps": 1000}, "sampling steps must be between 1 and 999")):
         edit_json(folder / "featviz.json", capture=wrong)
         with pytest.raises(ValueError, match=says):
@@ -568,9 +568,9 @@ def test_check_says_what_it_takes_and_writes_nothing(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize("argv, says", [
     (["capture", "--prompts", "absent.txt"], "absent.txt: cannot be read"),
-    (["capture", "--steps", "0"], "--steps of a capture cannot be 0"),
-    (["capture", "--guidance", "nan"], "--guidance of a capture cannot be nan"),
-    (["capture", "--top", "0"], "--top of a capture cannot be 0"),
+    (["capture", "--steps", "0"], "--steps must be at least 1, got 0"),
+    (["capture", "--guidance", "nan"], "--guidance must be a number"),
+    (["capture", "--top", "0"], "--top must be at least 1, got 0"),
     (["capture", "--halves", "first"], "argument --halves: invalid choice: 'first'"),
     (["analyse", "--feature", "64"], "--feature 64 is out of range"),
     (["analyse"], "has no capture; run python -m activity capture --weights"),
@@ -592,9 +592,9 @@ def test_bad_calls(argv, says, weights, tmp_path, capsys):
     ([0, 5], []),
 ])
 def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, expected):
-    prompts = [f"A {o} image in {s} style"
-               for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")]
-    assert analysis.shared_words([prompts[i] for i in held], prompts) == expected
+    listed = [f"A {o} image in {s} style"
+              for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sunset", "Sketch")]
+    assert analysis.shared_words([listed[i] for i in held], listed) == expected
 
 
 def test_the_image_of_a_thesis_prompt_and_its_activity(model, monkeypatch):
