@@ -46,19 +46,14 @@ class SAE(nn.Module):
     def features(self):
         return self.encoder.out_features
 
-    def moments(self, h):
-        """What `preprocess` subtracts from each position and divides it by: (..., 1) each."""
-        if self.norm == "length":
-            return 0.0, h.norm(dim=-1, keepdim=True) / h.shape[-1] ** 0.5
-        mean = h.mean(dim=-1, keepdim=True)
-        return mean, h.std(dim=-1, keepdim=True) + UNIT_NORM_EPS
-
     def preprocess(self, h):
         """Normalise each position as the SAE was trained: n(h), of h's shape."""
-        if self.norm == "none":
-            return h
-        mean, scale = self.moments(h)
-        return (h - mean) / scale
+        if self.norm == "length":
+            return h * (h.shape[-1] ** 0.5 / h.norm(dim=-1, keepdim=True))
+        if self.norm == "unit":
+            h = h - h.mean(dim=-1, keepdim=True)
+            h = h / (h.std(dim=-1, keepdim=True) + UNIT_NORM_EPS)
+        return h
 
     def linear(self, h, feature=None):
         """The pre-activation before the relu: h (..., D) -> (..., F); for features (n,) of a batch's rows, h (n, S, D)
@@ -93,12 +88,13 @@ class SAE(nn.Module):
         return acts @ self.W_dec + self.b_dec
 
     def reconstruct(self, h):
-        """h as the features describe it, with its own mean and scale again: (..., D) -> (..., D)."""
+        """Describe h by its features, with its own mean and scale again: (..., D) -> (..., D)."""
         h_hat = self.decode(self.encode(h))
-        if self.norm == "none":
-            return h_hat
-        mean, scale = self.moments(h)
-        return h_hat * scale + mean
+        if self.norm == "length":
+            return h_hat * (h.norm(dim=-1, keepdim=True) / h.shape[-1] ** 0.5)
+        if self.norm == "unit":
+            return h_hat * h.std(dim=-1, keepdim=True) + h.mean(dim=-1, keepdim=True)
+        return h_hat
 
 
 def fvu(h, h_hat):

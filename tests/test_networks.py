@@ -256,8 +256,8 @@ def test_sae_one_feature_a_row():
 
 
 def test_sae_unit_norm():
-    """`input_unit_norm`: each position to mean 0 and (unbiased) deviation 1 first."""
-    plain, unit, h = toy_sae(), toy_sae(input_unit_norm=True), 3 + 2 * randn(4, 24, seed=45)
+    """Each position to mean 0 and (unbiased) deviation 1 first."""
+    plain, unit, h = toy_sae(), toy_sae(norm="unit"), 3 + 2 * randn(4, 24, seed=45)
     normal = torch.stack([(x - x.mean()) / ((x - x.mean()).square().sum().div(23).sqrt() + 1e-5) for x in h])
     assert torch.equal(plain.preprocess(h), h)
     assert relative_error(unit.pre_acts(h), plain.pre_acts(normal)) < 1e-5

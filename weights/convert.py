@@ -1,7 +1,8 @@
-"""Convert what people hold of Stable Diffusion 1.x into the folder that load.py reads: `python weights/convert.py IN OUT`.
+"""Convert what people hold into the folder that load.py reads: `python weights/convert.py IN OUT`.
 
     python weights/convert.py v1-5-pruned.ckpt weights/sd15     single file ("LDM"): .safetensors, .ckpt, .pt, .bin
     python weights/convert.py style50 weights/style50           folder with .bin, .fp16., shards, tokenizer.json, ...
+    python weights/convert.py ae.pt weights/sd15/sae/unet.mid_block.attentions.0            an SAE of seven families
 
 OUT is written beside its final place and renamed at the end, so that a conversion that fails leaves nothing. Tensors
 keep their numbers and their precision and are copied one by one: it takes no more memory than IN. What no network reads
@@ -35,14 +36,17 @@ if __name__ == "__main__":                                      # as a script th
     sys.path[:] = [str(ROOT), *(p for p in sys.path if p != str(ROOT / "weights"))]
 from clip import Tokenizer  # noqa: E402
 from schedule import Schedule  # noqa: E402
-from weights.load import (AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, foreign,  # noqa: E402
-                          on_meta, open_tensors, read_json, read_part, read_scheduler, read_tokenizer)
+from weights.load import (  # noqa: E402
+    AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, foreign, on_meta, open_tensors, read_json,
+    read_part, read_sae_config, read_scheduler, read_settings, read_tokenizer)
+from weights.saes import is_sae, read_sae  # noqa: E402
 
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
           pickle.UnpicklingError, zipfile.BadZipFile)           # what a damaged pickle makes torch.load raise
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")   # of a network's file in a folder [1]
 VARIANTS = ("", "fp16", "bf16", "non_ema")                      # between stem and suffix, in the order of choice
+SAE_FILES = ("sae.safetensors", "sae_weights.safetensors", "state_dict.pth", "ae.pt")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params", "unet")    # where a pickle keeps tensors
 SIZES = {   # of SD 1.x; a single file has no configs [1]
     "unet": dict(block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768, attention_head_dim=8,
@@ -62,6 +66,7 @@ PREFIXES = {    # what may stand in front of a network's names; the empty one la
                                                        "text_encoder.", "module.", "_orig_mod.", "")
                           for middle in ("transformer.text_model.", "text_model.", "")),
 }
+V_PREDICTION = "predicts v (v-prediction); only models that predict the noise can be used"
 EMA = "model_ema."                              # its names have no dots behind this one [2]
 UNREAD = re.compile(r"(^|\.)(position_ids|logit_scale|text_projection(\.weight)?|logvar|loss\..*|model_ema\..*|"
                     r"num_batches_tracked|vision_model\..*|visual_projection\..*|safety_checker\..*)$")
@@ -207,7 +212,8 @@ def pick_part(part, tensors, sizes, path, ema=False):
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 class StandIn:
-    """Takes the place of an object whose class is not loaded; keeps nothing but what a dataclass's state is."""
+    """Takes the place of an object whose class is not loaded; keeps the state that was pickled, and does nothing."""
+    state = None
 
     def __init__(self, *args, **kwargs):
         pass
@@ -243,30 +249,51 @@ def unpickle(path):
                            f"{AGAIN}") from e
 
 
+def entries(value):
+    """The entries of a dict, or of a pickled object's state."""
+    value = value.state if isinstance(value, StandIn) else value
+    return value if isinstance(value, dict) else {}
+
+
+def module_tensors(value, start=""):
+    """{name: tensor} of a pickled network, as its state_dict would name them."""
+    out = {}
+    for kind in ("_parameters", "_buffers"):
+        out |= {start + name: t for name, t in entries(entries(value).get(kind)).items() if isinstance(t, torch.Tensor)}
+    for name, part in entries(entries(value).get("_modules")).items():
+        out |= module_tensors(part, f"{start}{name}.")
+    return out
+
+
 def tensors_in(value):
     """{name: tensor} in a pickle's value, which may keep them in an entry; {} where there are none."""
-    if not isinstance(value, dict):
-        return {}
+    if isinstance(value, StandIn):
+        return module_tensors(value)
     for key in CONTAINERS:
-        if isinstance(value.get(key), dict) and (inside := tensors_in(value[key])):
+        if key in entries(value) and (inside := tensors_in(value[key])):
             return inside
-    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    return {k: v for k, v in entries(value).items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
 
 
-def read_tensors(path):
-    """{name: tensor} of a file of either format, not yet in memory where it can be mapped."""
-    if not path.exists():
-        raise WeightsError(f"{path}: is missing")
+def config_in(value):
+    """The plain values of a config that is pickled beside the tensors, or of a pickled network."""
+    config = next((entries(value)[key] for key in ("cfg", "config") if key in entries(value)), value)
+    return {k: v for k, v in entries(config).items() if isinstance(v, (bool, int, float, str))}
+
+
+def read_file(path):
+    """({name: tensor}, config) of a file of either format; the numbers are mapped, not read, where they can be."""
     if path.suffix in (".gguf", ".onnx", ".msgpack", ".h5"):
-        raise WeightsError(f"{path}: files of this kind cannot be converted; give the .safetensors or .ckpt of the model")
-    if path.suffix not in PICKLES:
-        with open_tensors(path) as file:
-            if (file.metadata() or {}).get("modelspec.prediction_type") in ("v", "v_prediction"):
-                raise WeightsError(f"{path}: predicts v (v-prediction); only models that predict the noise can be used")
-            return {name: file.get_tensor(name) for name in file.keys()}
-    if not (tensors := tensors_in(unpickle(path))):
-        raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
-    return tensors
+        raise WeightsError(f"{path}: files of this kind cannot be converted; give the model's .safetensors or .ckpt")
+    if path.suffix in PICKLES:
+        value = unpickle(path)
+        if not (tensors := tensors_in(value)):
+            raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
+        return tensors, config_in(value)
+    with open_tensors(path) as file:
+        if (file.metadata() or {}).get("modelspec.prediction_type") in ("v", "v_prediction"):
+            raise WeightsError(f"{path}: {V_PREDICTION}")
+        return {name: file.get_tensor(name) for name in file.keys()}, {}
 
 
 def choose_files(folder):
@@ -299,7 +326,7 @@ def read_folder(folder):
     """({name: tensor}, text for the user) of a network's folder."""
     paths, out = choose_files(folder), {}
     for path in paths:
-        out |= read_tensors(path)
+        out |= read_file(path)[0]
     return out, paths[0] if len(paths) == 1 else folder
 
 
@@ -386,7 +413,7 @@ def write_clip_tokenizer(folder):
 def check_marks(path, tensors):
     """WeightsError where a single file says that its noise schedule or its prediction is not SD 1.x's."""
     if "v_pred" in tensors:
-        raise WeightsError(f"{path}: predicts v (v-prediction); only models that predict the noise can be used")
+        raise WeightsError(f"{path}: {V_PREDICTION}")
     abar = tensors.get("alphas_cumprod")
     if "ztsnr" in tensors or abar is not None and abar[-1] < 1e-4 and abar.any():
         raise WeightsError(f"{path}: was trained with zero terminal SNR; only SD 1.x's own noise schedule can be used")
@@ -395,8 +422,7 @@ def check_marks(path, tensors):
         raise WeightsError(f"{path}: has another noise schedule than Stable Diffusion 1.x (alphas_cumprod)")
     for yaml in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
         if yaml.exists() and re.search(r"parameterization:\s*[\"']?v", yaml.read_text(errors="replace")):
-            raise WeightsError(f"{yaml}: says that {path.name} predicts v (v-prediction); only models that predict the "
-                               "noise can be used")
+            raise WeightsError(f"{yaml}: {path.name} {V_PREDICTION}")
 
 
 def convert_tensors(path, tensors, folder, ema, configs=None):
@@ -422,8 +448,9 @@ def convert_tensors(path, tensors, folder, ema, configs=None):
     return f"{', '.join(parts)} tensors{note}", tensors.keys() - taken
 
 
-def convert_file(path, folder, ema, configs=None, tensors=None):
-    said, left = convert_tensors(path, tensors or read_tensors(path), folder, ema, configs)
+def convert_single(path, tensors, folder, ema, configs=None):
+    """Write the folder of a single file; its tokenizer and scheduler are SD 1.x's."""
+    said, left = convert_tensors(path, tensors, folder, ema, configs)
     if (folder / "text_encoder").exists():
         write_clip_tokenizer(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
@@ -502,35 +529,86 @@ def verify(folder):
         read_scheduler(path)
 
 
-def convert(source, target, ema=False):
-    """Convert IN to OUT; returns the line that says what was written."""
+# --- SAEs -------------------------------------------------------------------------------------------------------------
+
+def sae_file(folder):
+    """The file with the tensors in an SAE's folder; None where there is none of a known name."""
+    return next((folder / name for name in SAE_FILES if (folder / name).exists()), None)
+
+
+def convert_sae(path, tensors, config, folder, changes=None):
+    """Write sae.safetensors and cfg.json in our form, and labels.json where there is one; `changes` to its cfg.json."""
+    beside = next((path.with_name(name) for name in ("cfg.json", "config.json") if path.with_name(name).exists()), None)
+    config = read_json(beside) if beside else config
+    parts, fields, left = read_sae(tensors, config, path, beside.name if beside else "")
+    fields |= changes or {}
+    write_tensors(folder / "sae.safetensors", parts)
+    write_json(folder / "cfg.json", fields)
+    read_sae_config(folder / "cfg.json")
+    if (labels := path.with_name("labels.json")).exists():
+        shutil.copyfile(labels, folder / "labels.json")
+    times = "all time steps" if fields["timesteps"] == "all" else f"time steps {fields['timesteps']}"
+    note = f"; fields that change nothing here: {', '.join(left)}" if left else ""
+    return (f"an SAE of {fields['source']}: {fields['num_latents']} features of {fields['d_in']} channels, gate "
+            f"{fields['gate']}, reads the {fields['reads']} at {times} (--reads, --timesteps say otherwise){note}")
+
+
+def convert_saes(source, folder, changes=None):
+    """Write every SAE in the folders of `source`; returns a text on each."""
+    said = []
+    for path in filter(None, map(sae_file, sorted(p for p in source.glob("*") if p.is_dir()))):
+        said.append(f"{path.parent.name}: " + convert_sae(path, *read_file(path), folder / path.parent.name, changes))
+    return said
+
+
+def convert(source, target, ema=False, changes=None):
+    """Convert IN to OUT; returns the text that says what was written."""
     source, target = snapshot(Path(source)), Path(target)
     if target.suffix in (".safetensors", *PICKLES):
         raise WeightsError(f"{target}: OUT is a folder; give {target.with_suffix('')}")
     if not source.exists():
         raise WeightsError(f"{source}: there is no such file or folder")
     with building(target) as folder:
-        if source.is_file():
-            said = convert_file(source, folder, ema)
-        elif (source / "unet").exists():
-            said = convert_folder(source, folder, ema)
-        else:
-            tensors, path = read_folder(source)
-            config = source / "config.json"
-            configs = dict.fromkeys(NETWORKS, read_json(config)) if config.exists() else None
-            said = convert_file(path, folder, ema, configs, tensors)
+        said = convert_any(source, folder, ema, changes)
         verify(folder)
     return f"{target}: {said}"
 
 
+def convert_any(source, folder, ema, changes):
+    if (source / "unet").exists():
+        said = convert_folder(source, folder, ema)
+        return "; ".join([said, *convert_saes(source / "sae", folder / "sae", changes)])
+    path, configs = source, None
+    if source.is_dir() and not (path := sae_file(source)):
+        if said := convert_saes(source, folder, changes):
+            return "; ".join(said)
+        tensors, path = read_folder(source)
+        config = read_json(source / "config.json") if (source / "config.json").exists() else {}
+        configs = dict.fromkeys(NETWORKS, config) if config else None
+    else:
+        tensors, config = read_file(path)
+    if is_sae(tensors):
+        return convert_sae(path, tensors, config, folder, changes)
+    return convert_single(path, tensors, folder, ema, configs)
+
+
+def time_steps(text):
+    """Read --timesteps: all, or numbers with commas."""
+    return text if text == "all" else [int(t) for t in text.split(",")]
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Convert weights of Stable Diffusion 1.x into a folder for --weights.")
-    parser.add_argument("source", metavar="IN", help="a single file or a folder")
-    parser.add_argument("target", metavar="OUT", help="the folder to make")
+    parser = argparse.ArgumentParser(description="Convert weights and SAEs of Stable Diffusion 1.x for --weights.")
+    parser.add_argument("source", metavar="IN", help="a single file or a folder, of a model or of an SAE")
+    parser.add_argument("target", metavar="OUT", help="the folder to make; of an SAE weights/<model>/sae/<hook point>")
     parser.add_argument("--ema", action="store_true", help="of two sets of weights for the UNet, the moving average")
+    parser.add_argument("--reads", choices=("output", "update"), help="of an SAE: it was trained on the output of the hook "
+                        "point's module, or on its update, output - input")
+    parser.add_argument("--timesteps", type=time_steps, metavar="T,T", help="of an SAE: those it was trained on, or all")
     args = parser.parse_args(argv)
+    changes = {key: value for key in ("reads", "timesteps") if (value := getattr(args, key))}
     try:
-        print(convert(args.source, args.target, args.ema))
+        print(convert(args.source, args.target, args.ema, changes))
     except (WeightsError, OSError) as e:
         print("convert: " + " ".join(str(e).split()), file=sys.stderr)
         return 2

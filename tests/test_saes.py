@@ -1,0 +1,300 @@
+"""The SAE files of other tools: each family as its source defines it, in plain torch, against what convert.py makes.
+
+D 8, F 16, k 2. A definition is a function of h (n, D) -> (pre-activations before the relu, codes, reconstruction).
+"""
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae import SAE
+from tests.seeded import randn
+from weights import convert
+from weights.load import WeightsError, build, read_sae_config
+
+D, F, K = 8, 16, 2
+H = 0.3 + randn(50, D, seed=1)
+W, B, V, C = randn(F, D, seed=2), 0.3 * randn(F, seed=3), randn(F, D, seed=4), 0.5 * randn(D, seed=5)
+THETA = 0.2 + randn(F, seed=6).abs()
+R, G = 0.3 * randn(F, seed=7), 0.5 * randn(F, seed=8)
+
+
+def topk(pre, k=K):
+    top = pre.topk(k, dim=-1)
+    return torch.zeros_like(pre).scatter(-1, top.indices, top.values)
+
+
+def plain(weight=W, bias=B, rows=V, centre=C, shift=C, gate=lambda pre: topk(pre.relu())):
+    """pre = W (h - centre) + b, codes = gate(pre), reconstruction = codes V + shift."""
+    def define(h):
+        pre = (h - centre) @ weight.T + bias
+        codes = gate(pre)
+        return pre, codes, codes @ rows + shift
+    return define
+
+
+def unit(h):
+    mean = h.mean(-1, keepdim=True)
+    return (h - mean) / ((h - mean).std(-1, keepdim=True) + 1e-5), (h - mean).std(-1, keepdim=True), mean
+
+
+def layer_norm(h):
+    """SAELens undoes it on the way out, by the deviation without eps."""
+    x, std, mean = unit(h)
+    pre, codes, out = plain()(x)
+    return pre, codes, out * std + mean
+
+
+def length(h):
+    scale = D ** 0.5 / h.norm(dim=-1, keepdim=True)
+    pre, codes, out = plain()(h * scale)
+    return pre, codes, out / scale
+
+
+def gated(weight, shift):
+    """relu(e^r u + b_mag) where u + b_gate > 0."""
+    def define(h):
+        u = (h - shift) @ weight.T
+        pre = R.exp() * u + B
+        codes = pre.relu() * (u + G > 0)
+        return pre, codes, codes @ V + shift
+    return define
+
+
+@dataclass
+class RunnerConfig:
+    """As Revelio pickles it beside the tensors."""
+    d_in: int = D
+    k: int = K
+    timestep: int = 25
+    num_sampling_steps: int = 25
+    b_dec_init_method: str = "mean"
+    dtype: torch.dtype = torch.float32
+
+
+NORMS, ROWS = V.norm(dim=1), V / V.norm(dim=1, keepdim=True)
+THRESHOLD = torch.tensor(0.7)
+relu = lambda pre: pre.relu()
+above = lambda theta: lambda pre: pre.relu() * (pre > theta)
+A = {"encoder.weight": W, "encoder.bias": B, "W_dec": V, "b_dec": C}
+OPENAI = {"state_dict": {"encoder.weight": W, "decoder.weight": V.T, "pre_bias": C, "latent_bias": B,
+                         "stats_last_nonzero": torch.zeros(F, dtype=torch.int64)}}
+TOPK = {"encoder.weight": W, "encoder.bias": B, "decoder.weight": V.T, "b_dec": C, "k": torch.tensor(K)}
+MATRICES = {"W_enc": W.T, "b_enc": B, "W_dec": V, "b_dec": C}
+LENS = {"d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
+        "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": {"hook_name": "blocks.5", "sae_lens_version": "6.0.0"}}
+CFG = {"expansion_factor": 2, "normalize_decoder": True, "num_latents": 0, "k": K, "batch_topk": True,
+       "sample_topk": False, "input_unit_norm": False, "multi_topk": False, "d_in": D,
+       "time_embedding_type": "positional", "time_embedding_dim": 0, "num_timesteps": 1000, "cond_encoder": False}
+UNBOX = {"n_dirs_local": F, "d_model": D, "k": K, "auxk": 256, "dead_steps_threshold": 2441}
+OVERCOMPLETE = {"encoder.final_block.0.weight": W, "encoder.final_block.0.bias": B, "dictionary._weights": V,
+                "dictionary.multiplier": torch.tensor(0.5)}
+BATCH_NORM = {"running_mean": G, "running_var": THETA, "weight": R, "bias": B,
+              "num_batches_tracked": torch.tensor(7)}
+
+
+def trained(name):
+    return {"trainer": {"trainer_class": "Trainer", "dict_class": name, "activation_dim": D, "dict_size": F, "k": K,
+                        "threshold_beta": 0.999, "lr": 1e-4}, "buffer": {"ctx_len": 128}}
+
+
+FAMILIES = {    # name: (file, tensors, config's name, config, definition, fields of our cfg.json)
+    "SAeUron": ("sae.safetensors", A, "cfg.json", CFG, plain(), {"gate": "topk", "k": K, "reads": "output"}),
+    "SAeUron, unit norm": ("sae.safetensors", A, "cfg.json", CFG | {"input_unit_norm": True}, None, {"norm": "unit"}),
+    "sparsify": ("sae.safetensors", A, "cfg.json", {"activation": "topk", "expansion_factor": 2, "normalize_decoder": True,
+                                                    "num_latents": F, "k": K, "multi_topk": False, "transcode": False,
+                                                    "skip_connection": False, "d_in": D}, plain(), {}),
+    "sdxl-unbox": ("state_dict.pth", OPENAI, "config.json", UNBOX, plain(), {"reads": "update", "gate": "topk"}),
+    "SAEmnesia, pth": ("state_dict.pth", OPENAI, "cfg.json", {"d_in": D, "n_dirs_local": F, "k": K}, plain(),
+                       {"reads": "output"}),
+    "SAEmnesia, safetensors": ("sae.safetensors", A, "cfg.json", CFG, plain(), {"reads": "output"}),
+    "Revelio": ("final_k_sparse_autoencoder_mid.pt", {"cfg": RunnerConfig(), "state_dict": MATRICES}, None, None,
+                plain(gate=topk), {"timesteps": [25], "gate": "signed topk"}),
+    "AutoEncoderTopK": ("ae.pt", TOPK | {"threshold": torch.tensor(-1.0)}, "config.json", trained("AutoEncoderTopK"),
+                        plain(), {"gate": "topk"}),
+    "BatchTopKSAE": ("ae.pt", TOPK | {"threshold": THRESHOLD}, "config.json", trained("BatchTopKSAE"),
+                     plain(gate=above(THRESHOLD)), {"gate": "threshold", "k": K}),
+    "BatchTopKSAE without a threshold": ("ae.pt", TOPK | {"threshold": torch.tensor(-1.0)}, "config.json",
+                                         trained("BatchTopKSAE"), plain(), {"gate": "topk"}),
+    "AutoEncoder": ("ae.pt", {"bias": C, "encoder.weight": W, "encoder.bias": B, "decoder.weight": V.T}, "config.json",
+                    trained("AutoEncoder"), plain(W * NORMS[:, None], B * NORMS, ROWS, gate=relu), {"gate": "relu"}),
+    "AutoEncoderNew": ("ae.pt", {"encoder.weight": W, "encoder.bias": B, "decoder.weight": V.T, "decoder.bias": C},
+                       "config.json", trained("AutoEncoderNew"), plain(centre=0, gate=relu), {"centre": False}),
+    "JumpReluAutoEncoder": ("ae.pt", MATRICES | {"threshold": THETA}, "config.json", trained("JumpReluAutoEncoder"),
+                            plain(centre=0, gate=above(THETA)), {"centre": False, "gate": "threshold"}),
+    "MatryoshkaBatchTopKSAE": ("ae.pt", MATRICES | {"k": torch.tensor(K), "threshold": THRESHOLD,
+                                                    "group_sizes": torch.tensor([4, 12])}, "config.json",
+                               trained("MatryoshkaBatchTopKSAE"), plain(gate=above(THRESHOLD)), {"centre": True}),
+    "GatedAutoEncoder": ("ae.pt", {"encoder.weight": W, "decoder_bias": C, "r_mag": R, "gate_bias": G, "mag_bias": B,
+                                   "decoder.weight": V.T}, "config.json", trained("GatedAutoEncoder"), gated(W, C), {}),
+    "SAELens standard": ("sae_weights.safetensors", MATRICES, "cfg.json", LENS | {"architecture": "standard"},
+                         plain(gate=relu), {"gate": "relu", "norm": "none"}),
+    "SAELens topk, not centred": ("sae_weights.safetensors", MATRICES, "cfg.json",
+                                  LENS | {"architecture": "topk", "k": K, "apply_b_dec_to_input": False},
+                                  plain(centre=0), {"centre": False}),
+    "SAELens topk, rescaled": ("sae_weights.safetensors", MATRICES, "cfg.json",
+                               LENS | {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True},
+                               plain(W * NORMS[:, None], B * NORMS, ROWS), {}),
+    "SAELens jumprelu": ("sae_weights.safetensors", MATRICES | {"threshold": THETA}, "cfg.json",
+                         LENS | {"architecture": "jumprelu"}, plain(gate=above(THETA)), {"gate": "threshold"}),
+    "SAELens layer norm": ("sae_weights.safetensors", MATRICES, "cfg.json",
+                           LENS | {"architecture": "topk", "k": K, "normalize_activations": "layer_norm"}, layer_norm,
+                           {"norm": "unit"}),
+    "SAELens constant norm": ("sae_weights.safetensors", MATRICES, "cfg.json",
+                              LENS | {"architecture": "topk", "k": K, "normalize_activations": "constant_norm_rescale"},
+                              length, {"norm": "length"}),
+    "SAELens gated": ("sae_weights.safetensors", {"W_enc": W.T, "b_gate": G, "b_mag": B, "r_mag": R, "W_dec": V,
+                                                  "b_dec": C}, "cfg.json", LENS | {"architecture": "gated"}, gated(W, C),
+                      {}),
+    "SAELens 4 standard": ("sae_weights.safetensors", MATRICES, "cfg.json",
+                           {"d_in": D, "d_sae": F, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K},
+                            "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "hook_layer": 5,
+                            "normalize_activations": "none", "prepend_bos": True}, plain(), {"gate": "topk"}),
+    "overcomplete": ("sae.pt", OVERCOMPLETE, None, None,
+                     plain(rows=ROWS * torch.tensor(0.5).exp(), centre=0, shift=0, gate=relu), {"gate": "relu"}),
+    "overcomplete, jump": ("sae.pt", OVERCOMPLETE | {"thresholds": THETA.log()}, None, None,
+                           plain(rows=ROWS * torch.tensor(0.5).exp(), centre=0, shift=0, gate=above(THETA)), {}),
+    "overcomplete, batch norm": ("sae.pt", OVERCOMPLETE | {f"encoder.final_block.1.{k}": v for k, v in BATCH_NORM.items()},
+                                 "config.json", {"top_k": K},
+                                 plain(W * (R / (THETA + 1e-5).sqrt())[:, None], (B - G) * R / (THETA + 1e-5).sqrt() + B,
+                                       ROWS * torch.tensor(0.5).exp(), 0, 0), {"gate": "topk"}),
+}
+
+
+def written(folder, file, tensors, config_name=None, config=None):
+    folder.mkdir()
+    if file.endswith(".safetensors"):
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / file)
+    else:
+        torch.save(tensors, folder / file)
+    if config_name:
+        (folder / config_name).write_text(json.dumps(config))
+    return folder
+
+
+def loaded(folder):
+    fields = read_sae_config(folder / "cfg.json")
+    return build(SAE, fields, folder / "cfg.json", folder / "sae.safetensors")
+
+
+def agree(sae, definition, h=H):
+    pre, codes, out = definition(h)
+    for ours, theirs in ((sae.linear(h), pre), (sae.encode(h), codes), (sae.reconstruct(h), out)):
+        assert torch.allclose(ours, theirs, atol=2e-5), (ours - theirs).abs().max()
+    assert (codes != 0).any() and (codes == 0).any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_computes_what_its_source_defines(name, tmp_path):
+    file, tensors, config_name, config, definition, fields = FAMILIES[name]
+    source = written(tmp_path / "in", file, tensors, config_name, config)
+    whole = source if config_name or file in convert.SAE_FILES else source / file
+    convert.convert(whole, tmp_path / "sae/unet.up_blocks.1.attentions.1")
+    made = json.loads((tmp_path / "sae/unet.up_blocks.1.attentions.1/cfg.json").read_text())
+    assert {key: made[key] for key in fields} == fields
+    sae = loaded(tmp_path / "sae/unet.up_blocks.1.attentions.1")
+    if definition:
+        agree(sae, definition)
+    else:                                       # encodes and decodes the normalised position
+        x, _, _ = unit(H)
+        assert torch.allclose(sae.encode(H), plain()(x)[1], atol=1e-5)
+        assert torch.allclose(sae.decode(sae.encode(H)), plain()(x)[2], atol=1e-5)
+    assert "Converted once more" and convert.convert(tmp_path / "sae/unet.up_blocks.1.attentions.1", tmp_path / "again")
+    again = loaded(tmp_path / "again")
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), sae.state_dict().values()))
+    assert torch.equal(again.encode(H), sae.encode(H)) and torch.equal(again.reconstruct(H), sae.reconstruct(H))
+
+
+def test_saeuron_s_files_are_read_as_they_are(tmp_path):
+    agree(loaded(written(tmp_path / "in", "sae.safetensors", A, "cfg.json", CFG)), plain())
+
+
+def test_names_with_a_beginning_and_a_whole_pickled_network(tmp_path):
+    source = written(tmp_path / "in", "ae.pt", {"_orig_mod." + k: v for k, v in TOPK.items()}, "config.json",
+                     trained("AutoEncoderTopK"))
+    convert.convert(source, tmp_path / "a")
+    agree(loaded(tmp_path / "a"), plain())
+    net = torch.nn.Module()
+    net.encoder, net.decoder = torch.nn.Linear(D, F), torch.nn.Linear(F, D, bias=False)
+    net.b_dec, net.k = torch.nn.Parameter(C.clone()), K
+    net.load_state_dict({k: v for k, v in TOPK.items() if k != "k"})
+    torch.save(net, tmp_path / "whole.pt")
+    convert.convert(tmp_path / "whole.pt", tmp_path / "b")
+    agree(loaded(tmp_path / "b"), plain())
+
+
+REFUSED = {     # name: (file, tensors, config's name, config, what the line says)
+    "groupmax": ("sae.safetensors", A, "cfg.json", CFG | {"activation": "groupmax"}, "activation is groupmax"),
+    "a transcoder": ("sae.safetensors", A, "cfg.json", CFG | {"transcode": True}, "transcode is True"),
+    "a skip connection": ("sae.safetensors", A | {"W_skip": torch.eye(D)}, "cfg.json", CFG, "skip connection (W_skip)"),
+    "a skip connection in the config": ("sae.safetensors", A, "cfg.json", CFG | {"skip_connection": True},
+                                        "skip_connection is True"),
+    "a time embedding in the config": ("sae.safetensors", A, "cfg.json", CFG | {"time_embedding_dim": 64},
+                                       "time_embedding_dim is 64"),
+    "a conditional encoder": ("sae.safetensors", A, "cfg.json", CFG | {"cond_encoder": True}, "cond_encoder is True"),
+    "an unknown field": ("sae.safetensors", A, "cfg.json", CFG | {"rotate_output": "yes"}, "the field rotate_output"),
+    "a text encoder's": ("state_dict.pth", OPENAI, "config.json", UNBOX | {"auxk_coef": 0.03}, "of a text encoder"),
+    "FiLM": ("sae.pt", {"W_enc": W.T, "b_enc": B, "W_dec": V, "b_dec": C, "time_mlp.0.weight": V}, "config.json",
+             LENS | {"architecture": "standard"}, "depends on the time step"),
+    "a GeLU": ("sae_weights.safetensors", MATRICES, "cfg.json", LENS | {"activation_fn_str": "gelu"},
+               "activation_fn is gelu"),
+    "a scale that was not kept": ("sae_weights.safetensors", MATRICES, "cfg.json",
+                                  LENS | {"architecture": "topk", "k": K,
+                                          "normalize_activations": "expected_average_only_in"},
+                                  "normalize_activations is expected_average_only_in"),
+    "a transcoder of SAELens": ("sae_weights.safetensors", MATRICES, "cfg.json", LENS | {"architecture": "transcoder"},
+                                "architecture is transcoder"),
+    "FLUX": ("model.safetensors", {"bias": C, "encoder.weight": W, "encoder.bias": B, "decoder.weight": V.T},
+             "config.json", {"features": F, "pages": 4, "k": K}, "SAE of FLUX"),
+    "lost latent_bias": ("ae.pt", TOPK | {"encoder.bias": torch.zeros(F), "k": torch.tensor(F)}, "config.json",
+                         trained("AutoEncoderTopK"), "lost the latent_bias"),
+    "layer norm in overcomplete": ("sae.pt", OVERCOMPLETE | {"encoder.final_block.1.weight": R,
+                                                             "encoder.final_block.1.bias": B}, None, None, "layer norm"),
+    "W_enc without a config": ("sae.pt", MATRICES, None, None, "put its config"),
+    "k nowhere": ("state_dict.pth", OPENAI, None, None, "says nowhere what k is"),
+    "unknown names": ("sae.pt", {"W_dec": V, "U": W}, None, None, "its tensors are U, W_dec"),
+    "shapes that do not fit": ("sae.safetensors", A | {"b_dec": B}, "cfg.json", CFG, "do not fit together"),
+    "NaN": ("sae.safetensors", A | {"b_dec": C * float("nan")}, "cfg.json", CFG, "b_dec holds NaN"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_another_sae_is_refused_by_name(name, tmp_path, capsys):
+    file, tensors, config_name, config, says = REFUSED[name]
+    source = written(tmp_path / "in", file, tensors, config_name, config)
+    assert convert.main([str(source if config_name else source / file), str(tmp_path / "out/x")]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1, error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("name", [name for name, case in REFUSED.items() if case[2] == "cfg.json" and "cfg" not in name
+                                  and case[0] == "sae.safetensors" and case[1] is A])
+def test_these_are_refused_without_converting_too(name, tmp_path):
+    _, _, _, config, says = REFUSED[name]
+    source = written(tmp_path / "in", "sae.safetensors", A, "cfg.json", config)
+    with pytest.raises(WeightsError, match=says.replace("the field ", "the field .")):
+        read_sae_config(source / "cfg.json")
+
+
+def test_flags_say_what_a_file_does_not(tmp_path, capsys):
+    source = written(tmp_path / "in", "state_dict.pth", OPENAI, "config.json", UNBOX)
+    (source / "labels.json").write_text('{"3": "cat"}')
+    assert convert.main([str(source), str(tmp_path / "out"), "--reads", "output", "--timesteps", "981,501"]) == 0
+    assert "reads the output at time steps [981, 501]" in (said := capsys.readouterr().out)
+    assert "fields that change nothing here: auxk, dead_steps_threshold" in said
+    fields = read_sae_config(tmp_path / "out/cfg.json")
+    assert fields["timesteps"] == (981, 501) and fields["reads"] == "output"
+    assert json.loads((tmp_path / "out/labels.json").read_text()) == {"3": "cat"}
+
+
+def test_a_hub_folder_of_several_hook_points(tmp_path):
+    (tmp_path / "hub").mkdir()
+    for hook in ("unet.up_blocks.1.attentions.1", "unet.up_blocks.1.attentions.2"):
+        written(tmp_path / "hub" / hook, "sae.safetensors", A, "cfg.json", CFG)
+    convert.convert(tmp_path / "hub", tmp_path / "out")
+    assert {p.parent.name for p in (tmp_path / "out").rglob("cfg.json")} == {p.name for p in (tmp_path / "hub").iterdir()}
+    assert torch.equal(load_file(tmp_path / "out/unet.up_blocks.1.attentions.2/sae.safetensors")["b_dec"], C)
