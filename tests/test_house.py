@@ -1,36 +1,49 @@
-"""The house: imports run one way, nothing imports a command, the root stays small. Read from the code with `ast`."""
+"""The house: imports run down only, nothing imports a command, the root stays small. Read from the code with `ast`.
+
+A script that holds functions, such as weights/fetch.py, is a library as well, because nothing runs when it is imported;
+featviz.py and the __main__ of a room are commands, which only tests and notebooks import.
+"""
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
-# from the ground up: a file may import what stands before it, and its neighbours in the same room
-FLOORS = ("config", "regularizers", "schedule", "sae", "vae", "clip", "unet", "steering", "ascent", "finish",
-          "legibility", "weights", "command", "activity", "pages", "featviz", "toyworld", "bench")
-ROOMS = ("weights", "activity", "command", "pages", "toyworld", "bench")
-ON_TOP = {"activity.__main__", "activity.run", "pages.__main__"}     # commands of a room, and what they do
-COMMANDS = {"featviz", "activity.__main__", "pages.__main__", "weights.fetch", "weights.convert", "bench.speed"}
+LEVELS = (                                      # from the bottom up: files of the root, then rooms
+    "config", "regularizers schedule", "unet vae clip sae", "steering", "ascent", "finish", "visualize results",
+    "command", "weights", "activity", "dictionary", "legibility", "audio", "pages", "featviz", "toyworld", "bench",
+    "course")
+LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names.split()}
+ROOMS = sorted({path.parent.name for path in ROOT.glob("*/*.py")} - {"tests"})
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+           for path in sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))])}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
-def modules():
-    """{module: path} of everything that is not a test."""
-    paths = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
-
-
-def imports(path, known):
-    """The project's modules that a file imports, wherever in it."""
+def imports(name):
+    """Every module that a file imports, wherever in it; `from a import b` may mean a or a.b."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & known
+    return found
 
 
 def graph():
-    known = modules()
-    return {name: imports(path, known.keys() - {name}) for name, path in known.items()}
+    """{module: the project's modules that it imports}."""
+    return {name: imports(name) & MODULES.keys() - {name} for name in MODULES}
+
+
+def room(name):
+    return name.partition(".")[0]
+
+
+def wrong_arrows(edges):
+    """Imports from one room, or file of the root, into one that is not below it."""
+    return [(name, other) for name, others in edges.items() for other in sorted(others)
+            if room(other) != room(name) and LEVEL[room(other)] >= LEVEL[room(name)]]
 
 
 def circle(edges):
@@ -50,31 +63,61 @@ def circle(edges):
     return next((found for name in sorted(edges) if (found := walk(name, []))), [])
 
 
-def test_no_two_files_import_each_other():
-    assert circle(graph()) == []
+def test_every_file_of_the_root_and_every_room_has_its_level():
+    assert {room(name) for name in MODULES} <= LEVEL.keys()
 
 
-def test_no_import_runs_upward():
-    floor = lambda name: FLOORS.index("featviz" if name in ON_TOP else name.split(".")[0])
-    assert [(name, other) for name, others in graph().items() for other in others if floor(other) > floor(name)] == []
+def test_imports_run_down_between_rooms_and_never_in_a_circle():
+    edges = graph()
+    assert wrong_arrows(edges) == [] and circle(edges) == []
+    rooms = {room(name): {room(other) for n, others in edges.items() if room(n) == room(name) for other in others}
+             - {room(name)} for name in edges}
+    assert circle(rooms) == []
 
 
-def test_nothing_imports_a_command():
-    assert [(name, other) for name, others in graph().items() for other in others if other in COMMANDS] == []
-    assert [name for name, others in graph().items() if "activity.run" in others] == ["activity.__main__"]
-    guarded = {name for name, path in modules().items() if '__name__ == "__main__"' in path.read_text(encoding="utf-8")}
-    assert {name for name in guarded if name.split(".")[0] not in ("toyworld", "bench")} <= COMMANDS
-
-
-def test_the_root_is_the_method_and_its_command():
-    assert len(list(ROOT.glob("*.py"))) <= 12
-
-
-def test_every_file_says_what_it_is():
-    for name, path in modules().items():
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), name
-
-
-def test_a_circle_would_be_seen():
+def test_a_circle_and_an_arrow_that_runs_up_would_be_seen():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert wrong_arrows({"activity.run": {"pages.web", "activity.card", "config"}}) == [("activity.run", "pages.web")]
+    assert wrong_arrows({"unet": {"vae", "schedule"}}) == [("unet", "vae")]
+
+
+def test_nothing_imports_a_command_or_a_test():
+    commands = {name for name in MODULES if name == "featviz" or name.endswith(".__main__")}
+    assert [(name, other) for name, others in graph().items() for other in others & commands] == []
+    assert [name for name in MODULES if any(room(other) == "tests" for other in imports(name))] == []
+
+
+def test_nothing_runs_when_a_file_is_imported():
+    """But for the search path of scripts that are called by their file's name."""
+    for name, tree in TREES.items():
+        runs = [node for node in tree.body[1:] if isinstance(node, (ast.Expr, ast.For, ast.While, ast.With))]
+        assert all(ast.unparse(node).startswith("sys.path.insert(") for node in runs), name
+
+
+def test_files_are_few_at_the_root_and_each_says_what_it_is():
+    assert len(list(ROOT.glob("*.py"))) <= 13
+    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_imports_stand_at_the_top_or_say_why():
+    """featviz.py answers --help without torch; elsewhere a comment on the line gives the reason."""
+    for name, tree in TREES.items():
+        lines = MODULES[name].read_text(encoding="utf-8").splitlines()
+        inside = {node.lineno for function in ast.walk(tree) if isinstance(function, (ast.FunctionDef, ast.Lambda))
+                  for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))}
+        assert name == "featviz" or [i for i in inside if "  # " not in lines[i - 1]] == [], name
+
+
+def test_lambdas_with_a_name_are_few():
+    named = [(name, node.lineno) for name, tree in TREES.items() for node in ast.walk(tree)
+             if isinstance(node, ast.Assign) and any(isinstance(part, ast.Lambda) for part in (
+                 node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]))]
+    assert len(named) < 20, named
+
+
+@pytest.mark.parametrize("place", ["", *ROOMS, "tests", "tests/slow", "tests/oracle", "tests/browser"])
+def test_no_line_is_above_120(place):
+    for path in sorted((ROOT / place).glob("*.py")):
+        long = [i for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 120]
+        assert long == [], path
