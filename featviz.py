@@ -59,8 +59,8 @@ def choose_targets(model, kind, given, capture):
     for n in given or [model.settings.get("feature", 0) if kind == "feature" else 0]:
         if n == "live":
             if capture is None:
-                raise ValueError(f"--feature live: {model.folder} has no capture that says which are active; run python "
-                                 f"-m activity capture --weights {model.folder}")
+                raise ValueError(f"--feature live: {model.folder} has no capture that says which are active; run "
+                                 f"python -m activity capture --weights {model.folder}")
             found += capture.live(kind)
         elif isinstance(n, str):
             labelled = [number for number, word in model.labels.items() if word.lower() == n.lower()]

@@ -47,14 +47,23 @@ BROKEN = (OSError, ValueError, KeyError)        # what reading a record that is 
 
 @contextmanager
 def replacing(path):
-    """Open a binary file under the name `<name>.partial`, and rename it to `path` when all was written."""
+    """Open a binary file under the name `<name>.partial`, and rename it to `path` when all was written.
+
+    A full disk raises OSError with the file's name, which the system leaves out, and the half that was written goes.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        if e.errno and e.filename is None:
+            e.filename = str(path)
+        raise
 
 
 def write(path, data):
