@@ -2,7 +2,9 @@
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 
+from activity.card import card
 from activity.profile import DISTANCE, PEAKS, image_path
 from results import replacing
 
@@ -22,6 +24,7 @@ def analysis(model, kind, n, also=()):
 
     largest    under the empty prompt, with which results are compared; None where the capture lacks it
     strength   under the images' prompts, in all of the sampled range
+    card       see card.py
     """
     capture, rounded = model.capture, lambda curve: [round(v, 6) for v in curve.tolist()]
     curve, peaks, largest = capture.profile(kind, n), capture.peaks(kind, n), capture.largest(kind, n)
@@ -34,7 +37,7 @@ def analysis(model, kind, n, also=()):
             "halves": capture.settings.get("halves", "conditional"), "distance": DISTANCE, "most_peaks": PEAKS,
             "ever_among_the_top": bool(curve.any()), "active": int((curve > 0).sum()), "peaks": peaks,
             "examples": examples, "profile": rounded(curve), "largest": None if largest is None else rounded(largest),
-            "strength": rounded(capture.strength(kind, n, "all"))}
+            "strength": rounded(capture.strength(kind, n, "all")), "card": asdict(card(model, kind, n))}
 
 
 def save_activity(folder, record):

@@ -68,18 +68,20 @@ def active_together(capture, kind, n, row):
     return [(i, int(shared[i])) for i in best if shared[i]], len(mine)
 
 
-def dead_line(card):
-    """One line to print before a run where the feature is never active; else ""."""
-    if card.alive:
+def dead_line(capture, kind, numbers):
+    """One line to print before a run that names the features which are never active in the capture; else ""."""
+    dead = sorted(set(numbers) - set(capture.live(kind))) if kind == "feature" else []
+    if not dead:
         return ""
-    return (f"{card.kind} {card.n} is dead: it is active in none of the capture's {card.images} images, so its picture "
-            "may show nothing that this model draws")
+    named = ", ".join(map(str, dead[:10])) + (f" and {len(dead) - 10} more" if len(dead) > 10 else "")
+    return (f"dead: feature {named}, active in none of the capture's {capture.images} images; the picture may "
+            "show nothing that this model draws")
 
 
 def lines(card):
     """The card as lines for a terminal."""
     yield f"{card.kind} {card.n}" + f", {card.label}" * bool(card.label)
-    yield dead_line(card) or f"  alive; largest mean activation {card.largest:.4g}, at t {card.timestep}"
+    yield f"  {'alive' if card.alive else 'dead'}; largest mean activation {card.largest:.4g}, at t {card.timestep}"
     if card.kind == "feature":
         yield f"  largest after the SAE's gate: {AGAIN if card.gated is None else format(card.gated, '.4g')}"
     if card.active is None:
@@ -88,8 +90,9 @@ def lines(card):
         yield f"  active in {card.active} of {card.images} images; images by their largest mean activation:"
     tallest = max([count for _, _, count in card.histogram], default=0)
     for low, high, count in card.histogram:
-        yield f"  {f'{low:.3g} to {high:.3g}' if high else '0':>18} {count:6d} {'#' * round(BAR * count / tallest)}"
+        bar = "#" * round(BAR * count / tallest)
+        yield f"  {f'{low:.3g} to {high:.3g}' if high else '0':>18} {count:6d} {bar}".rstrip()
     if card.nearest:
         yield "  nearest decoder rows: " + ", ".join(f"{i} (cosine {c:.2f})" for i, c in card.nearest)
-    yield f"  active together at t {card.timestep}: " + (", ".join(
-        f"{i} ({count} of its {card.examples} strongest images)" for i, count in card.together) or "none")
+    others = ", ".join(f"{i} (in {count})" for i, count in card.together) or "none"
+    yield f"  active together in its {card.examples} strongest images at t {card.timestep}: {others}"

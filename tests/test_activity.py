@@ -543,6 +543,7 @@ def test_analyse(weights, whole, tmp_path, capsys):
     out = linked(whole, tmp_path / "out")
     assert run(out, "analyse", "--weights", weights, "--feature", 3, 5) == 0
     record = json.loads((out / "tiny/feature_00003/activity.json").read_text())
+    assert record["card"]["n"] == 3 and len(record["card"]["nearest"]) == 5
     assert record["feature"] == 3 and record["peaks"] and (record["top"], record["images"]) == (20, 9)
     assert len(record["profile"]) == len(record["largest"]) == len(record["strength"]) == 1001
     assert "peaks at" in capsys.readouterr().out and (out / "tiny/feature_00005/activity.json").exists()
@@ -709,16 +710,19 @@ def test_a_dead_feature_and_a_channel_s_card(model, whole):
     here.capture.tables["histogram_feature"][7] = torch.tensor([9.0] + [0.0] * 23)
     made = card.card(here, "feature", 7)
     assert not made.alive and made.active == 0 and made.histogram[0] == (0, 0, 9)
-    assert card.dead_line(made).startswith("feature 7 is dead: it is active in none of the capture's 9 images")
+    assert "  dead; largest mean activation 0, at t " in "\n".join(card.lines(made))
+    said = card.dead_line(here.capture, "feature", [6, 7])
+    assert said.startswith("dead: feature 7, active in none of the capture's 9 images") and "\n" not in said
+    assert card.dead_line(here.capture, "feature", [6]) == card.dead_line(here.capture, "channel", [3]) == ""
     other = card.card(here, "channel", 3)
-    assert other.nearest == [] and other.gated is None and card.dead_line(other) == ""
+    assert other.nearest == [] and other.gated is None and sum(count for _, _, count in other.histogram) == 9
 
 
 def test_show_prints_the_card(weights, whole, tmp_path, capsys):
     out = linked(whole, tmp_path / "out")
     assert run(out, "show", 5, "6-7", "--weights", weights) == 0
     said = capsys.readouterr().out
-    assert said.count("nearest decoder rows: ") == said.count("active together at t ") == 3
+    assert said.count("nearest decoder rows: ") == said.count("active together in its ") == 3
     assert "feature 5\n" in said and "active in 9 of 9 images" in said and "####" in said
     folder = write_model(tmp_path / "old")                      # a capture of an earlier version
     assert run(out, "show", 5, "--weights", folder) == 0
