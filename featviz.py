@@ -80,6 +80,7 @@ def run(args, given):
     named = list(itertools.chain(*(args.channel or args.feature or [])))
 
     from activity.profile import find_capture
+    from activity.card import dead_line
     from activity.probe import full_command, small_capture
     from activity.thesis import features
     from visualize import batch_rows, list_jobs
@@ -116,6 +117,8 @@ def run(args, given):
         warn("there are fewer features than processes: nothing to do for this one")
         return 0
     jobs = list_jobs(model, kind, mine, seeds, times)
+    if model.capture and (line := dead_line(model.capture, kind, mine)):
+        warn(line)
     if args.check:
         return check(model, jobs * len(configs), configs[0], args.batch_size)
     size, usual = args.batch_size or batch_rows(model, jobs, config), configure(model.settings, None, kind)
