@@ -27,20 +27,21 @@ class SAE(nn.Module):
 
     n       "none": h itself;  "unit": (h - mean) / (std + 1e-5) of each position;  "length": h sqrt(D) / |h|
     centre  False: b_dec is not subtracted before W_enc
-    gate    "topk": the k largest of a position;  "relu": all above 0;  "threshold": those above `threshold` (F,) [3];
-            "signed topk": the k largest before the relu, negative ones included
+    gate    "topk": the k largest of a position;  "relu": all above 0;  "threshold": those above `threshold`, one number
+            or (F,) [3];  "signed topk": the k largest before the relu, negative ones included
     reads   "output": h is the output of the hook point's module;  "update": its output minus its input
     timesteps   those it was trained on; () is all
     """
 
-    def __init__(self, d_in, num_latents, k=32, norm="none", centre=True, gate="topk", reads="output", timesteps=()):
+    def __init__(self, d_in, num_latents, k=32, norm="none", centre=True, gate="topk", reads="output", timesteps=(),
+                 threshold=None):
         super().__init__()
         self.k, self.norm, self.centre, self.gate, self.reads, self.timesteps = k, norm, centre, gate, reads, timesteps
         self.encoder = nn.Linear(d_in, num_latents)
         self.W_dec = nn.Parameter(torch.zeros(num_latents, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         if gate == "threshold":
-            self.threshold = nn.Parameter(torch.zeros(num_latents))
+            self.threshold = nn.Parameter(torch.zeros(num_latents)) if threshold is None else threshold
 
     @property
     def features(self):

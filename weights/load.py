@@ -74,7 +74,7 @@ SIZES = {   # keys of a config that are handed to the network
 }
 FRACTIONS, SWITCHES = ("scaling_factor", "beta_start", "beta_end"), ("centre", "set_alpha_to_one")
 SAE_FIELDS = {  # of a cfg.json: those that are read, then those that only training or a reader of another tool needs
-    *SIZES["sae"], *FIXED["sae"], "input_unit_norm", "norm", "gate", "reads", "timesteps",
+    *SIZES["sae"], *FIXED["sae"], "input_unit_norm", "norm", "gate", "threshold", "reads", "timesteps",
     "expansion_factor", "normalize_decoder", "batch_topk", "sample_topk", "multi_topk", "num_timesteps",
     "time_embedding_type", "source", "hook_point", "hookpoint"}
 LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}   # of the VAE, before 2023
@@ -212,7 +212,10 @@ def read_sae_config(path):
         raise WeightsError(f"{path}: timesteps is {str(times)[:80]}, expected \"all\" or a list of time steps")
     if sizes["k"] > sizes["num_latents"]:
         raise WeightsError(f"{path}: k is {sizes['k']}, more than the {sizes['num_latents']} features")
-    return {"centre": True} | sizes | dict(norm=norm, gate=gate, reads=reads, timesteps=() if times == "all" else (*times,))
+    if type(threshold := config.get("threshold")) not in (int, float, type(None)):
+        raise WeightsError(f"{path}: threshold is {str(threshold)[:80]}, expected one number for all features")
+    return {"centre": True} | sizes | dict(norm=norm, gate=gate, reads=reads, threshold=threshold,
+                                           timesteps=() if times == "all" else (*times,))
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
