@@ -11,11 +11,20 @@ from results import replacing
 SHARED = 0.8                # of the examples must have a word in common for it to name the feature (ours)
 
 
+def words_of(prompt):
+    """List the words of a prompt, each once."""
+    return dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
+
+
 def shared_words(prompts, everything):
     """List the words that SHARED of the examples' prompts hold and fewer than half of all; may be none (ours)."""
-    words = lambda prompt: dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
-    held, common = (Counter(w for prompt in group for w in words(prompt)) for group in (prompts, everything))
+    held, common = (Counter(w for prompt in group for w in words_of(prompt)) for group in (prompts, everything))
     return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]
+
+
+def rounded(curve):
+    """A curve as a list of JSON numbers; None stays None."""
+    return None if curve is None else [round(v, 6) for v in curve.tolist()]
 
 
 def analysis(model, kind, n, also=()):
@@ -26,8 +35,8 @@ def analysis(model, kind, n, also=()):
     strength   under the images' prompts, in all of the sampled range
     card       see card.py
     """
-    capture, rounded = model.capture, lambda curve: [round(v, 6) for v in curve.tolist()]
-    curve, peaks, largest = capture.profile(kind, n), capture.peaks(kind, n), capture.largest(kind, n)
+    capture = model.capture
+    curve, peaks = capture.profile(kind, n), capture.peaks(kind, n)
     examples = {t: [{"image": i, "activation": a, "prompt": capture.prompt(i),
                      "file": str(image_path(capture.folder, i))} for i, a in capture.examples(kind, n, t)]
                 for t in sorted({*peaks, *also})}
@@ -36,7 +45,7 @@ def analysis(model, kind, n, also=()):
     return {kind: n, "weights": model.name, "images": capture.images, "concept": concept, "top": capture.top,
             "halves": capture.settings.get("halves", "conditional"), "distance": DISTANCE, "most_peaks": PEAKS,
             "ever_among_the_top": bool(curve.any()), "active": int((curve > 0).sum()), "peaks": peaks,
-            "examples": examples, "profile": rounded(curve), "largest": None if largest is None else rounded(largest),
+            "examples": examples, "profile": rounded(curve), "largest": rounded(capture.largest(kind, n)),
             "strength": rounded(capture.strength(kind, n, "all")), "card": asdict(card(model, kind, n))}
 
 

@@ -147,15 +147,15 @@ def summarize(means, numbers, top=TOP, halves="conditional"):
 
 # --- running statistics -----------------------------------------------------------------------------------------------
 
-def empty(N, F, D, device="cpu"):
+def empty(N, F, D):
     """Create the statistics of no image."""
-    lowest = lambda *shape: torch.full(shape, -torch.inf, device=device)
-    zeros = lambda *shape: torch.zeros(shape, dtype=torch.int32, device=device)
-    stats = {"max_gated": lowest(N, F)}
+    stats = {"max_gated": torch.full((N, F), -torch.inf)}
     for kind, width in (("feature", F), ("channel", D)):
-        stats |= {f"count_{kind}": zeros(N, width), f"histogram_{kind}": zeros(width, BINS),
-                  f"max_{kind}": lowest(N, width), f"max_null_{kind}": lowest(N, width),
-                  f"activation_{kind}": lowest(N, width, EXAMPLES), f"image_{kind}": zeros(N, width, EXAMPLES) - 1}
+        lowest, numbers = torch.full((N, width), -torch.inf), torch.full((N, width, EXAMPLES), -1, dtype=torch.int32)
+        stats |= {f"count_{kind}": torch.zeros(N, width, dtype=torch.int32),
+                  f"histogram_{kind}": torch.zeros(width, BINS, dtype=torch.int32),
+                  f"max_{kind}": lowest, f"max_null_{kind}": lowest.clone(),
+                  f"activation_{kind}": lowest[..., None].repeat(1, 1, EXAMPLES), f"image_{kind}": numbers}
     return stats
 
 
@@ -193,8 +193,8 @@ def recipe(model, settings):
 
 def check_recipe(path, stored, made):
     """Raise a ValueError that names what differs between the recipe in `path` and the wanted one."""
-    flat = lambda r: {k: v for k, v in r.items() if k != "settings"} | r.get("settings", {})
-    if differs := [name for name, value in flat(made).items() if flat(stored).get(name) != value]:
+    stored, made = (recipe | recipe.get("settings", {}) for recipe in (stored, made))
+    if differs := [name for name, value in made.items() if name != "settings" and stored.get(name) != value]:
         raise ValueError(f"{path}: belongs to a capture with another {differs[0]}; give another --out, or delete "
                          f"{path.parent} to begin again")
 
@@ -213,8 +213,9 @@ def begin(model, settings, path, made):
     """
     if not path.exists():
         F, P = model.sae.features if model.sae else 0, len(settings.prompts)
-        sums = torch.zeros(P if 4 * F * P <= PROMPTS else 0, F, device=model.device)
-        return 0, empty(settings.steps, F, model.unet.width(model.hook_point), model.device) | {"sum_feature": sums}
+        stats = empty(settings.steps, F, model.unet.width(model.hook_point))
+        stats["sum_feature"] = torch.zeros(P if 4 * F * P <= PROMPTS else 0, F)
+        return 0, {name: table.to(model.device) for name, table in stats.items()}
     try:
         with safe_open(path, framework="pt", device=str(model.device)) as file:
             about = json.loads(file.metadata()["state"])
@@ -225,7 +226,7 @@ def begin(model, settings, path, made):
     return about["done"], stats
 
 
-def capture(model, settings, folder, on_batch=None):
+def capture(model, settings, folder, on_batch=lambda done, images: None):
     """Sample all images of `settings` and write the capture into `folder`.
 
     A killed run goes on where it stopped, with the same result: after every batch the pictures are written, then the
@@ -233,7 +234,7 @@ def capture(model, settings, folder, on_batch=None):
     each batch.
     """
     folder, made = Path(folder), recipe(model, settings)
-    state, finished, on_batch = folder / "state.safetensors", folder / "capture.json", on_batch or (lambda *_: None)
+    state, finished = folder / "state.safetensors", folder / "capture.json"
     if finished.exists():
         check_recipe(finished, read_json(finished).get("recipe", {}), made)
         return state.unlink(missing_ok=True)                    # a kill may have left it

@@ -43,10 +43,12 @@ def card(model, kind, n):
 
 
 def filled(counts):
-    """List the bins of a histogram from 0 up to the last that holds an image: [(from, to, images)]."""
-    last, first = (max(i for i, c in enumerate(counts) if c), min([i for i, c in enumerate(counts) if c and i] or [0]))
-    edge = lambda i: 2.0 ** (i - 13) if i > 1 else 0.0
-    return [(0.0, 0.0, counts[0])] + [(edge(i), edge(i + 1), counts[i]) for i in range(first or 1, last + 1)]
+    """List bin 0 of a histogram, and the others from the first to the last that holds an image: [(from, to, images)].
+    """
+    held = [i for i, count in enumerate(counts) if count and i]
+    edges = [0.0, *(2.0 ** (i - 13) for i in range(2, len(counts) + 1))]                        # of bins 1, 2, ...
+    shown = range(held[0], held[-1] + 1) if held else ()
+    return [(0.0, 0.0, counts[0])] + [(edges[i - 1], edges[i], counts[i]) for i in shown]
 
 
 def nearest_rows(W_dec, n):

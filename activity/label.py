@@ -39,12 +39,15 @@ def naming(prompts, words):
     return torch.tensor([[bool(pattern.search(prompt)) for prompt in prompts] for pattern in patterns])
 
 
+def shares(sums):
+    """Divide each row by its sum: (W, F)."""
+    return sums / sums.sum(dim=1, keepdim=True).clamp_min(torch.finfo(sums.dtype).tiny)
+
+
 def score(mean, named):
     """Score all features for all words: mean activations (P, F) and naming (W, P) -> (W, F)."""
     other = named.any(dim=0) & ~named                                                           # (W, P)
-    total, rest = named.to(mean) @ mean, other.to(mean) @ mean                                  # (W, F)
-    share = lambda sums: sums / sums.sum(dim=1, keepdim=True).clamp_min(torch.finfo(sums.dtype).tiny)
-    return share(total) - share(rest)
+    return shares(named.to(mean) @ mean) - shares(other.to(mean) @ mean)
 
 
 def find_labels(capture, words):

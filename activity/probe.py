@@ -38,7 +38,7 @@ def expected_seconds(model, settings):
     return (time.time() - began) * calls * -(-settings.images // settings.batch_size)
 
 
-def small_capture(model, out, batch_size=None, on_batch=None, instead=""):
+def small_capture(model, out, batch_size=None, on_batch=lambda done, images: None, instead=""):
     """Return the small capture of these weights, made now where there is none.
 
     on_batch  as in capture.capture
