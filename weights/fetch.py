@@ -188,15 +188,15 @@ def bring(item, progress):
 
 def convert_arrived(items, say):
     """Make our files of pickles and of an SAE of another family, none of whose code runs; delete what was converted."""
-    from weights.convert import convert, read_tensors, write_tensors        # here, for it needs torch
+    from weights.convert import convert, read_file, write_tensors           # here, for it needs torch
     for item in items:
         if item.final.exists():
             continue
         if item.source.convert:
-            say(convert(item.target.parent, item.final.parent))
+            say(convert(item.target.parent, item.final.parent, changes=item.source.convert))
             shutil.rmtree(item.target.parent)
         else:
-            tensors = {k: tensor for k, tensor in read_tensors(item.target).items() if tensor.is_floating_point()}
+            tensors = {k: tensor for k, tensor in read_file(item.target)[0].items() if tensor.is_floating_point()}
             write_tensors(item.partial, tensors)
             os.replace(item.partial, item.final)
             item.target.unlink()

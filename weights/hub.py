@@ -31,7 +31,7 @@ class Source:
     folder: str = ""                            # inside the repository, ends in a slash
     base: str = ""                              # the source of files that this one lacks
     optional: bool = False                      # the model is of use without these files
-    convert: bool = False                       # an SAE of another family
+    convert: dict | None = None                 # of an SAE of another family: what its own config may leave open
 
 
 class FetchError(ValueError):
@@ -150,7 +150,8 @@ def spellings(source, name):
     folder, _, file = name.rpartition("/")
     if folder.startswith("sae/"):
         hook = folder.removeprefix("sae/")
-        files = [file, {"cfg.json": "config.json", "sae.safetensors": "state_dict.pth"}[file]][:1 + source.convert]
+        other = {"cfg.json": "config.json", "sae.safetensors": "state_dict.pth"}[file]
+        files = [file, other] if source.convert else [file]
         return [source.folder + place + each for place in (f"{hook}/", f"{hook[5:]}/", "") for each in files]
     stem, dot, _ = name.partition(".safetensors")
     pickle = stem.replace("text_encoder/model", "text_encoder/pytorch_model")

@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "featviz.py", "--feature", "10204", "--timestep", "36
 @pytest.fixture
 def bare(tmp_path):
     """(folder of a checkout without Stable Diffusion, its environment, the hub)."""
-    leave = shutil.ignore_patterns(".*", "out", "tests", "docs", "style50", "sd14", "saemnesia", "__pycache__")
+    leave = shutil.ignore_patterns(".*", "out", "runs", "tests", "docs", "style50", "sd14", "saemnesia", "__pycache__")
     folder, server = shutil.copytree(ROOT, tmp_path / "project", ignore=leave), Hub()
     server.publish(tiny.write_model(tmp_path / "made", activity=None, featviz=None, sae=dict(num_latents=20480)))
     yield folder, os.environ | {"HF_ENDPOINT": server.url, "no_proxy": "*", "OMP_NUM_THREADS": "1"}, server
