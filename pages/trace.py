@@ -94,7 +94,6 @@ def clean_of(model, x, e, times):
     return (x - (1 - abar).sqrt() * e) / abar.sqrt()
 
 
-@torch.no_grad()
 def sampling(model, jobs, config):
     """Sample the starts again: [(t, x (B, 4, H, W), noise that was predicted (B, 4, H, W))], s (B, 1001), d (B, D)."""
     noise, seen = visualize.start(model, jobs, dataclasses.replace(config, prior="noise"))[1], []
@@ -109,9 +108,10 @@ def sampling(model, jobs, config):
             seen.append((int(t[0]), x, predict(model, x, t, context, push)))
             return seen[-1][2]
 
-        for _ in SAMPLERS[config.prior_sampler](model.schedule, guided(net, model.embed([""])), noise,
-                                                config.prior_steps):
-            pass
+        sampler = SAMPLERS[config.prior_sampler]
+        with torch.no_grad():
+            for _ in sampler(model.schedule, guided(net, model.embed([""])), noise, config.prior_steps):
+                pass
     elif config.prior == "guided":
         for step in redraw(model, jobs, noise, grid(len(model.schedule) - 1, config.prior_steps), config):
             seen.append((step.timestep, step.before, step.pulled))

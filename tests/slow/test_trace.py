@@ -1,7 +1,7 @@
-"""A step opened up: each stage follows from the one before by formulas written here again, and the page says what the
-tensors say; of the finish, what finish.py yields.
+"""A job opened up, from start to verdict: each stage follows from the one before by formulas written here again, and
+the page says what the tensors say.
 
-The audit reads the tensor file alone, and takes nothing of the project but the networks (which tests/oracle compares
+The audit reads the tensor files alone, and takes nothing of the project but the networks (which tests/oracle compares
 with the official ones), the SAE's weights and alphas_cumprod.
 """
 import json
@@ -18,20 +18,21 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import ascent
 import featviz
-import finish
-from config import Config, Job, configure
-from pages import trace, tracefinish, tracepage
+from ascent import ascend
+from config import Job, configure
+from pages import trace, tracepage
 from tests.tiny import write_model
+from visualize import judge_result, start
 from weights.load import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EVERYTHING_ON = ["--total-variation-weight", 0.3, "--gradient-smoothing-sigma-start", 6,
-                 "--gradient-smoothing-sigma-end", 2, "--jitter-max", 8,
-                 "--prior", "noise", "--finish-steps", 4, "--finish-from", "auto"]
+                 "--gradient-smoothing-sigma-end", 2, "--jitter-max", 8, "--prior-steps", 8,
+                 "--finish-steps", 4, "--finish-from", "auto"]
 STEPS = (0, 4)
+SCORE_SEED = 0x3C91B7E5
 
 
 def run(out, *flags):
@@ -47,16 +48,27 @@ def model():
 def traced(request, tmp_path_factory, one_thread):
     """(folder of a trace on the toy, its flags)"""
     out = tmp_path_factory.mktemp("out")
-    flags = [*request.param.split(), "--timestep", 600, "--seed", 5, "--num-steps", 6, "--batch-size", 1,
-             *EVERYTHING_ON, "--trace", *STEPS]
+    flags = ["--weights", "weights/toy", *request.param.split(), "--timestep", 600, "--seed", 5, "--num-steps", 6,
+             "--batch-size", 1, *EVERYTHING_ON, "--trace", *STEPS]
     assert run(out, *flags) == 0
     folder, = out.rglob("seed_5_trace")
     return folder, flags
 
 
-def saved(folder, k):
-    with safe_open(folder / f"step_{k:03d}.safetensors", framework="pt") as file:
-        return load_file(folder / f"step_{k:03d}.safetensors"), json.loads(file.metadata()["featviz"])
+@pytest.fixture(scope="module")
+def plain(traced, tmp_path_factory):
+    """The record of the same job's result, made without a trace, and its path."""
+    out, flags = tmp_path_factory.mktemp("plain"), traced[1]
+    assert run(out, *flags[:flags.index("--trace")]) == 0
+    path, = out.rglob("seed_5.json")
+    return path, json.loads(path.read_text())
+
+
+def saved(folder, name):
+    """The tensors of a file, and the recipe that it names; a number is a step's."""
+    path = folder / (f"step_{name:03d}.safetensors" if isinstance(name, int) else f"{name}.safetensors")
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), json.loads(file.metadata()["featviz"])["recipe"]
 
 
 # --- the audit: the method, a second time -------------------------------------------------------------------
@@ -103,6 +115,15 @@ def near(ours, theirs, tolerance=2e-5):
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
+def measured(model, job, h):
+    """The target before its relu at each place of h (D, h, w), and its activation."""
+    if job["kind"] == "channel":
+        return h[job["target"]], h[job["target"]].mean()
+    w, b = model.sae.encoder.weight[job["target"]], model.sae.encoder.bias[job["target"]]
+    pre = torch.einsum("d,dhw->hw", w, h - model.sae.b_dec[:, None, None]) + b
+    return pre, pre.clamp(min=0).mean()
+
+
 @pytest.mark.parametrize("k", STEPS)
 def test_every_stage_follows_from_the_file(traced, model, k):
     s, made = saved(traced[0], k)
@@ -116,13 +137,7 @@ def test_every_stage_follows_from_the_file(traced, model, k):
     near(x, s["noised"])
     h = model.unet(x[None], torch.tensor([job["timestep"]]), model.embed([""]), until=model.hook_point)[0]
     near(h, s["hook"])
-    if job["feature"] is not None:
-        pre = torch.einsum("d,dhw->hw", model.sae.encoder.weight[job["feature"]], h - model.sae.b_dec[:, None, None]) \
-            + model.sae.encoder.bias[job["feature"]]
-        a = pre.clamp(min=0).mean()
-    else:
-        pre = h[job["channel"]]
-        a = pre.mean()
+    pre, a = measured(model, job, h)
     near(pre, s["pre_activation"])
     near(a, s["activation"])
     unit = z.shape[-1] / 64
@@ -132,7 +147,7 @@ def test_every_stage_follows_from_the_file(traced, model, k):
              "moment": c["moment_weight"] * (z.mean().abs() + (z.var().sqrt() - 1).abs())}
     for name, value in terms.items():
         near(value, s[f"penalty_{name}"])
-    loss = sum(terms.values()) - (pre.mean() if job["feature"] is not None and a == 0 else a)
+    loss = sum(terms.values()) - (pre.mean() if job["kind"] == "feature" and a == 0 else a)
     near(loss, s["loss"])
     loss.backward()
     near(z.grad, s["gradient"], 1e-4)
@@ -166,70 +181,140 @@ def test_the_strongest_are_those_of_the_whole_sae(traced, model):
         s, made = saved(traced[0], k)
         h = s["hook"].flatten(1).T
         pre = (h - model.sae.b_dec) @ model.sae.encoder.weight.T + model.sae.encoder.bias
-        acts = h if made["job"]["feature"] is None else pre.clamp(min=0)
+        acts = h if made["job"]["kind"] == "channel" else pre.clamp(min=0)
         assert s["strongest"].tolist() == acts.mean(dim=0).argsort(descending=True)[:10].tolist()
         near(s["strongest_map"].mean((1, 2)), s["strongest_activation"])
         near(acts[:, s["strongest"]].T.reshape(s["strongest_map"].shape), s["strongest_map"])
 
 
-def test_what_is_traced_is_the_ascent_itself(traced, tmp_path):
-    """A trace's last step ends at the very latent that a run of as many steps writes, bit for bit; its first begins at
-    the seed's noise."""
-    folder, flags = traced
-    assert run(tmp_path, *flags[:flags.index("--trace")], "--trace", 5) == 0
-    assert not list(tmp_path.rglob("seed_5.*"))                 # a trace writes no result
-    assert run(tmp_path, *flags[:flags.index("--trace")]) == 0
-    latent, = tmp_path.rglob("seed_5.safetensors")
-    assert torch.equal(load_file(latent)["latent"], saved(latent.with_name("seed_5_trace"), 5)[0]["after"])
-    noise = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(saved(folder, 0)[0]["before"], noise)
+# --- the start --------------------------------------------------------------------------------------------------------
+
+def pushed(model, x, t, push):
+    """The noise predicted for x (4, H, W) at t while push (D,) is added at the hook point, without a prompt."""
+    passes = model.unet.run(x[None], torch.tensor([t]), model.embed([""]))
+    name, h = next(passes)
+    while name != "conv_out":
+        name, h = passes.send(h + push[None, :, None, None] if name == model.hook_point else h)
+    return h[0]
 
 
-@pytest.fixture(scope="module")
-def plain(traced, tmp_path_factory):
-    """Path without suffix of the same job's result, made without a trace."""
-    out, flags = tmp_path_factory.mktemp("plain"), traced[1]
-    assert run(out, *flags[:flags.index("--trace")]) == 0
-    path, = out.rglob("seed_5.json")
-    return path.with_suffix("")
+@torch.no_grad()
+def test_the_start_follows_from_the_seed_the_strengths_and_the_sampler(traced, model):
+    """PLMS with the first step taken twice; every prediction and every step of it again."""
+    s, made = saved(traced[0], "start")
+    times, abar, stride = s["timestep"].tolist(), model.schedule.alphas_cumprod, 1000 // 8
+    assert times == [876, 751, 751, 626, 501, 376, 251, 126, 1]
+    assert torch.equal(s["before"][0], torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5)))
+    near(strengths(made), s["strength"])
+    near(s["strength"][times] * s["direction"].norm(), s["push"])
+    if made["job"]["kind"] == "feature":
+        near(model.sae.W_dec[made["job"]["target"]], s["direction"])
+    past, latents = [], [*s["before"][1:], s["start"]]
+    for i, t in enumerate(times):
+        x, e = s["before"][i], pushed(model, s["before"][i], t, s["strength"][t] * s["direction"])
+        near(e, s["noise"][i], 1e-4)
+        near(abar[t].sqrt() * s["clean"][i] + (1 - abar[t]).sqrt() * s["noise"][i], x, 1e-4)
+        t_from, e = t, s["noise"][i]
+        if i == 1:
+            x, t_from, e = s["before"][0], times[0], (e + s["noise"][0]) / 2
+        else:
+            past.append(e)
+            weights = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12)}.get(
+                len(past), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+            e = sum(w * old for w, old in zip(weights, past[::-1]))
+        after = abar[max(t_from - stride, 0)]
+        clean = (x - (1 - abar[t_from]).sqrt() * e) / abar[t_from].sqrt()
+        near(after.sqrt() * clean + (1 - after).sqrt() * e, latents[i], 1e-4)
+    assert torch.equal(s["start"], saved(traced[0], 0)[0]["before"])
 
 
-def test_the_finish_in_the_file_is_what_finish_py_yields(traced, plain, model, page):
-    """Of the three tries that `auto` makes from the very latent that a run's ascent ends at: the one that it keeps."""
-    job, config = (saved(traced[0], 0)[1][name] for name in ("job", "config"))
-    job, z, steps = Job(**job), load_file(f"{plain}.safetensors")["latent"], []
-    x, t0, scale, _ = finish.finish(model, [job], z[None], Config(**config), None, steps.append)
-    assert len(steps) == 3 * 4 and len({step.timestep for step in steps if step.index == 0}) == 3
-    first, = (i for i, step in enumerate(steps) if (step.index, step.timestep) == (0, t0.item()))
-    steps, s = steps[first:first + 4], load_file(traced[0] / "finish.safetensors")
-    for name in ("before", "noise", "gradient", "filtered", "pulled", "after", "activation"):
-        assert torch.equal(s[name], torch.cat([getattr(step, name) for step in steps]))
-    assert torch.equal(s["after"][-1], x[0]) and s["scale"] == scale
-    size = lambda t: np.sqrt((t.double().numpy() ** 2).mean())
-    shown = [[float(v) for v in row] for row in page.rows["finish"][-4:]]
-    for row, step in zip(shown, steps):
-        e, g, bent = (t[0].double() for t in (step.noise, step.filtered, step.pulled))
-        pull = ((e - bent) * g).sum() / (g * g).sum()
-        assert row[0] == step.timestep
-        assert row[1:] == pytest.approx([size(e), size(g), pull.item(), step.activation.item()], rel=2e-4)
-    for i, step in enumerate(steps):                            # put under e' again, the clean latent gives x
-        abar = model.schedule.alphas_cumprod[step.timestep]
-        near(abar.sqrt() * s["clean"][i] + (1 - abar).sqrt() * step.pulled[0], step.before[0])
+def strengths(made):
+    """steer_scale times the largest activation at t where the target is active, from the capture's own file."""
+    tables = {k: v.float().numpy() for k, v in load_file("weights/toy/activity/activity.safetensors").items()}
+    kind, n, t, x = made["job"]["kind"], made["job"]["target"], np.arange(1001), tables["timesteps"][::-1]
+    most, share = (np.interp(t, x, tables[f"{name}_{kind}"][::-1, n].clip(0), left=0, right=0)
+                   for name in ("max", "share"))
+    return made["config"]["steer_scale"] * most * (share > 0)
 
 
-def test_the_finish_in_the_file_ends_at_the_finished_picture(traced, plain, model):
-    s = load_file(traced[0] / "finish.safetensors")
-    assert torch.equal(s["after"][-1], load_file(f"{plain}.safetensors")["finished"])
-    shown = np.asarray(Image.open(f"{plain}.finished.png"))
-    assert np.array_equal(shown, tracepage.to_uint8(model.decode(s["after"][-1:])[0]))
+# --- the finish and the verdict ---------------------------------------------------------------------------------------
+
+def test_a_trace_s_latents_are_those_of_a_result(traced, plain):
+    """A trace writes no result; its latents are those of a run without it, bit for bit."""
+    folder, latents = traced[0], load_file(plain[0].with_suffix(".safetensors"))
+    assert not list(folder.parent.glob("seed_5.*"))
+    verdict = saved(folder, "verdict")[0]
+    assert torch.equal(latents["latent"], verdict["ascent_latent"])
+    assert torch.equal(latents["finished"], verdict["finished_latent"])
+    assert torch.equal(latents["finished"], saved(folder, "finish")[0]["after"][-1])
 
 
-def test_a_trace_beside_it_leaves_a_result_as_it_was(traced, plain):
-    """Made again where the trace lies: the same bytes as where none was made."""
-    out, flags = traced[0].parents[3], traced[1]
-    assert run(out, *flags[:flags.index("--trace")]) == 0
-    for name in ("seed_5.png", "seed_5.finished.png", "seed_5.safetensors"):
-        assert (traced[0].parent / name).read_bytes() == plain.with_name(name).read_bytes()
+def test_every_step_of_the_finish_follows_from_the_file(traced, model, plain):
+    s, made = saved(traced[0], "finish")
+    times, abar = [*s["timestep"].tolist(), 0], model.schedule.alphas_cumprod
+    assert times[0] == plain[1]["finished"]["scores"]["finish_from"] and len(times) == 5
+    size = lambda t: t.double().square().mean().sqrt()
+    for i, t in enumerate(times[:-1]):
+        x = s["before"][i].clone().requires_grad_(True)
+        h = model.unet(x[None], torch.tensor([t]), model.embed([""]), until=model.hook_point)[0]
+        a = measured(model, made["job"], h)[1]
+        near(a, s["activation"][i])
+        a.backward()
+        near(x.grad, s["gradient"][i], 1e-3)
+        near(coarse(s["gradient"][i].double().numpy()), s["filtered"][i], 1e-4)
+        e, g = s["noise"][i], s["filtered"][i]
+        near(pushed(model, s["before"][i], t, torch.zeros(len(h))), e, 1e-4)
+        pull = made["config"]["finish_scale"] * size(e) / size(g)
+        near([size(e), size(g), pull], [s[name][i] for name in ("rms_noise", "rms_gradient", "pull")])
+        near(e - pull * g, s["pulled"][i], 1e-4)
+        near(abar[t].sqrt() * s["clean"][i] + (1 - abar[t]).sqrt() * s["pulled"][i], s["before"][i], 1e-4)
+        after = abar[times[i + 1]]
+        near(after.sqrt() * s["clean"][i] + (1 - after).sqrt() * s["pulled"][i], s["after"][i], 1e-4)
+
+
+@torch.no_grad()
+def test_scores_follow_from_four_noises_and_the_re_encoded_latent(traced, model, plain):
+    s, made = saved(traced[0], "verdict")
+    job, abar, record = made["job"], model.schedule.alphas_cumprod[made["job"]["timestep"]], plain[1]
+    g = torch.Generator().manual_seed(SCORE_SEED ^ 5)
+    assert torch.equal(s["eps"], torch.stack([torch.randn(4, 16, 16, generator=g) for _ in range(4)]))
+
+    def under_noises(z):
+        x = abar.sqrt() * z + (1 - abar).sqrt() * s["eps"]
+        h = model.unet(x, torch.full((4,), job["timestep"]), model.embed([""]).expand(4, -1, -1),
+                       until=model.hook_point)
+        return torch.stack([measured(model, job, row)[1] for row in h])
+
+    near(under_noises(saved(traced[0], "start")[0]["start"]), s["activation_start"], 1e-4)
+    for name, scores in (("ascent", record["scores"]), ("finished", record["finished"]["scores"])):
+        z = s[f"{name}_latent"]
+        near(model.encode(model.decode(z[None]))[0], s[f"{name}_reencoded"], 1e-4)
+        near(under_noises(z), s[f"{name}_activation"], 1e-4)
+        near(under_noises(s[f"{name}_reencoded"]), s[f"{name}_activation_reencoded"], 1e-4)
+        near(s[f"{name}_activation"].mean(), scores["activation"], 1e-4)
+        near(s[f"{name}_activation_reencoded"].mean(), scores["activation_reencoded"], 1e-4)
+        near(s["activation_start"].mean(), scores["activation_start"], 1e-4)
+
+
+def test_the_rule_with_its_numbers_gives_the_verdict():
+    scores = {"activation": 8.0, "activation_start": 1.0, "activation_reencoded": 5.0, "rank": 3,
+              "dataset_largest": 9.0}
+    for changes, verdict in (({}, None), ({"activation": math.nan}, "non-finite"), ({"activation": 0.0}, "silent"),
+                             ({"activation_start": 9.0}, "weak"), ({"activation_reencoded": 3.9}, "fragile"),
+                             ({"rank": 11}, "raised"), ({"dataset_largest": 17.0}, "raised")):
+        failed = [fails for fails, _, holds in tracepage.rules(scores | changes) if not holds]
+        assert failed[:1] == ([verdict] if verdict else [])
+        assert judge_result(scores | changes, True, 6).partition(" ")[0] == (verdict or "excited")
+
+
+def test_the_page_says_the_verdicts_and_the_tries_that_lost(traced, plain):
+    text, record = (traced[0] / "trace.html").read_text(encoding="utf-8"), plain[1]
+    assert f"<h3>Ascent: {record['verdict']}</h3>" in text
+    assert f"<h3>Finished: {record['finished']['verdict']}</h3>" in text
+    tries = {k: v for k, v in record["finished"]["scores"].items() if k.startswith("reencoded_from_")}
+    assert len(tries) == 3 and max(tries, key=tries.get).endswith(str(record["finished"]["scores"]["finish_from"]))
+    for name, value in tries.items():
+        assert f"{tracepage.short(value)} from t = {name.rpartition('_')[2]}" in text
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -239,12 +324,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.images, self.cited, self.inside = [], [], [], [], []
+        self.ids, self.links, self.images, self.cited, self.inside, self.headings = [], [], [], [], [], []
         self.rows, self.section = {}, None
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
+        self.headings += [int(tag[1])] if tag in ("h1", "h2", "h3", "h4") else []
         self.inside.append((tag, attributes.get("class")))
         self.ids += [attributes["id"]] if "id" in attributes else []
         self.links += [attributes["href"]] if "href" in attributes else []
@@ -278,18 +364,21 @@ def page(traced):
 
 def test_a_section_for_every_stage_and_no_dead_link(page):
     stages = [f"s{k}-{stage.name}" for k in STEPS for stage in tracepage.STAGES]
-    assert [i for i in page.ids if i != "top"] == [*stages, "finish"]
+    assert [i for i in page.ids if i != "top"] == ["start", *stages, "finish", "verdict"]
+    assert page.headings[0] == 1 and all(b <= a + 1 for a, b in zip(page.headings, page.headings[1:]))
+    assert "../../index.html" in page.links
+    page.links.remove("../../index.html")
     assert len(set(page.ids)) == len(page.ids) and {href.removeprefix("#") for href in page.links} == set(page.ids)
     assert page.inside == []
 
 
 def test_every_picture_is_a_file_beside_the_page_and_has_an_alternative(page, traced):
     files = sorted(traced[0].glob("*.png"))
-    assert len(page.images) == len(files) + len(STEPS) * len(tracepage.STAGES)      # and once small in the overview
-    assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.images)
-    assert {*(stage.name for stage in tracepage.STAGES), "clean.png"} == {f.name.split("_")[2] for f in files}
-    last = [tracepage.data_uri(f.read_bytes(), "png") for f in files if f.name.startswith("finish_")]
-    assert [image["src"] for image in page.images[-len(last):]] == last and len(last) == 4
+    shown = {image["src"] for image in page.images}
+    assert len(page.images) == len(files)
+    assert shown == {tracepage.data_uri(f.read_bytes(), "png") for f in files}
+    assert all(image["alt"] for image in page.images)
+    assert len(list(traced[0].glob("start_clean_*"))) == 9 and len(list(traced[0].glob("finish_clean_*"))) == 4
     assert all(max(Image.open(f).size) >= 64 for f in files)
 
 
@@ -307,15 +396,16 @@ def test_cited_lines_are_the_ones_that_do_it(page):
                 "after": "torch.where(alive"}
     cited = list(zip(page.cited[::2], page.cited[1::2]))
     stages = len(STEPS) * sum(len(stage.cites or "12") for stage in tracepage.STAGES)
-    assert len(cited) == stages + len(tracefinish.SECTION.cites)
+    assert len(cited) == stages + sum(len(stage.cites) for stage in (tracepage.START, tracepage.FINISH,
+                                                                     tracepage.VERDICT))
     for where, line in cited:
         file, number = where.split(":")
         assert " ".join(Path(file).read_text(encoding="utf-8").splitlines()[int(number) - 1].split()) == line
     for stage in tracepage.STAGES:
         if stage.cites:
             assert expected[stage.name] in tracepage.cite(*stage.cites[0])[2]
-    assert "encoder.weight[feature]" in tracepage.cite(*tracepage.ANSWER["feature"][2][0])[2]
-    assert "h[torch.arange" in tracepage.cite(*tracepage.ANSWER["channel"][2][0])[2]
+    assert "encoder.weight[feature]" in tracepage.cite(*tracepage.READOUT["feature"][2][0])[2]
+    assert "h[torch.arange" in tracepage.cite(*tracepage.READOUT["channel"][2][0])[2]
 
 
 def test_numbers_on_the_page_are_those_of_the_tensors(page, traced):
@@ -328,7 +418,7 @@ def test_numbers_on_the_page_are_those_of_the_tensors(page, traced):
                 shown, = [[float(v) for v in row[1:]] for row in rows if row[0] == name]
                 assert shown == pytest.approx([x.mean(), x.std(), x.min(), x.max(), np.sqrt((x ** 2).sum())], rel=1e-3,
                                               abs=1e-12)
-        terms = {row[0]: float(row[1]) for row in page.rows[f"s{k}-loss"]}
+        terms = {row[0]: float(row[1]) for row in page.rows[f"s{k}-loss"] if len(row) == 2}
         assert terms == pytest.approx({"-activation": -s["climbed"].item(), "loss": s["loss"].item(),
                                        "range": s["penalty_range"].item(),
                                        "moment": s["penalty_moment"].item(),
@@ -346,7 +436,7 @@ def test_the_command_on_the_page_makes_the_same_files(traced, tmp_path):
     assert {f.name: f.read_bytes() for f in again.iterdir()} == {f.name: f.read_bytes() for f in traced[0].iterdir()}
 
 
-# --- what may go wrong, and odd cases, on the tiny model ----------------------------------------------------
+# --- what may go wrong, and odd cases, on the tiny model --------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -356,28 +446,27 @@ def tiny(tmp_path_factory):
 SHORT = ["--feature", 3, "--timestep", 300, "--num-steps", 4, "--prior-steps", 2, "--batch-size", 2]
 
 
-@pytest.mark.parametrize("step", [4, -1])
-def test_a_step_that_is_not_there_ends_in_one_line(tiny, tmp_path, capsys, step):
-    assert run(tmp_path / "out", "--weights", tiny, *SHORT, "--trace", 0, step) == 2
-    line, = capsys.readouterr().err.splitlines()
-    assert line == f"featviz: --trace {step} is out of range: the ascent has 4 steps, 0..3 (--num-steps sets how many)"
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_trace_for_every_job_and_the_old_steps_go(tiny, tmp_path):
-    for steps in ((0, 1), (3,)):
-        assert run(tmp_path, "--weights", tiny, *SHORT, "--seed", 5, 6, 7, "--trace", *steps) == 0
+    for steps in ((0,), (1,)):
+        assert run(tmp_path, "--weights", tiny, *SHORT, "--num-steps", 2, "--seed", 5, 6, 7, "--trace", *steps) == 0
     folders = sorted(tmp_path.rglob("seed_*_trace"))
     assert [f.name for f in folders] == ["seed_5_trace", "seed_6_trace", "seed_7_trace"]
     for folder in folders:
-        assert {f.name[:8] for f in folder.iterdir()} == {"step_003", "finish_0", "finish.s", "trace.ht"}
+        assert {f.name.partition(".")[0].partition("_")[0] + f.name[4:8] * f.name.startswith("step")
+                for f in folder.iterdir()} == {"start", "step_001", "finish", "verdict", "trace"}
+        text = (folder / "trace.html").read_text(encoding="utf-8")
+        assert "<b>tiny" not in text and "&lt;b&gt;tiny &amp; co" in text
 
 
-def test_markup_in_a_name_is_shown_as_text(tiny, tmp_path):
-    assert run(tmp_path, "--weights", tiny, *SHORT, "--seed", 5, "--trace", 0) == 0
-    page, = tmp_path.rglob("trace.html")
-    text = page.read_text(encoding="utf-8")
-    assert "<b>tiny" not in text and "&lt;b&gt;tiny &amp; co" in text
+@pytest.mark.parametrize("prior, said", [("noise", "Here it is noise from the seed alone."),
+                                         ("guided", "while the gradient of the feature pulls")])
+def test_other_starts(tiny, tmp_path, prior, said):
+    assert run(tmp_path, "--weights", tiny, *SHORT, "--prior", prior, "--seed", 5, "--trace", 0) == 0
+    folder, = tmp_path.rglob("seed_5_trace")
+    assert said in " ".join((folder / "trace.html").read_text(encoding="utf-8").split())
+    s = saved(folder, "start")[0]
+    assert set(s) == {"start"} if prior == "noise" else len(s["clean"]) == 2 and not s["push"].any()
+    assert torch.equal(s["start"], saved(folder, 0)[0]["before"])
 
 
 def test_an_ascent_that_left_the_numbers_can_be_looked_at(tiny, tmp_path):
@@ -387,58 +476,24 @@ def test_an_ascent_that_left_the_numbers_can_be_looked_at(tiny, tmp_path):
     assert not saved(folder, 3)[0]["loss"].isfinite() and "nan" in (folder / "trace.html").read_text(encoding="utf-8")
 
 
-def test_switched_off_stages_say_so(tiny, tmp_path):
+def test_switched_off_stages_say_so_and_there_is_no_finish(tiny, tmp_path):
     off = ["--preset", "none", "--no-noise"]
     assert run(tmp_path, "--weights", tiny, *SHORT, *off, "--seed", 5, "--trace", 0) == 0
     text = next(tmp_path.rglob("trace.html")).read_text(encoding="utf-8")
     said = {name: tracepage.OFF.strip() in text[text.index(f'id="s0-{name}"'):].split("</section>")[0]
             for name in tracepage.BEFORE}
     assert said == {"transformed": True, "noised": True, "filtered": True, "smoothed": True}
+    assert 'id="finish"' not in text and not list(tmp_path.rglob("finish*"))
 
 
 def test_nothing_of_the_loop_is_drawn_twice(tiny):
     """Replayed draws come from a copy of each generator: a traced job's ascent and an untraced one's are the same."""
     m = load(tiny)
     config = configure(m.settings, num_steps=3, prior="noise")
-    jobs = [Job(feature=3, timestep=300, seed=s) for s in (5, 6)]
-    plain = [step.after for step in ascent.ascend(m, jobs, config)]
-    found = trace.follow(m, jobs, config, {0, 2})
-    for i, (records, curve, _) in enumerate(found):
-        assert all(torch.equal(records[k]["after"], plain[k][i]) for k in (0, 2)) and len(curve) == 3
-
-
-@pytest.mark.parametrize("settings", [["--finish-from", "auto", "--finish-scale", "auto"], ["--finish-scale", "auto"],
-                                      ["--finish-from", 700]])
-def test_the_page_says_which_finish_was_kept(tiny, tmp_path, settings):
-    """As the record of the same job's result has it; and nothing where there was no choice."""
-    flags = ["--weights", tiny, *SHORT, *settings, "--seed", 5, 6, "--frames", 0]
-    assert run(tmp_path, *flags, "--trace", 0) == 0 and run(tmp_path, *flags) == 0
-    for record in tmp_path.rglob("seed_[56].json"):
-        scores = json.loads(record.read_text())["finished"]["scores"]
-        t0, s = scores["finish_from"], scores["finish_scale"]
-        trace_folder = record.with_name(f"{record.stem}_trace")
-        text = (trace_folder / "trace.html").read_text(encoding="utf-8")
-        assert Page(text).rows["finish"][-2][0] == str(t0) and f"from noise at t = {t0} down" in " ".join(text.split())
-        froms, scales = "--finish-from" in settings and "auto" == settings[1], settings[-1] == "auto"
-        said = re.search("Of (.*) this is (.*), which was kept: the (one|weakest)", text)
-        assert bool(said) == (froms or scales)
-        if said:
-            assert said.group(1) == "t = 600, 800, 900 with " * froms + "<i>s</i> = 0.2, 0.4, 0.8, 1.6"
-            assert said.group(2) == f"t = {t0} with " * froms + f"<i>s</i> = {s:g}"
-            assert said.group(3) == ("one" if froms else "weakest")
-        assert load_file(trace_folder / "finish.safetensors")["scale"].item() == pytest.approx(s)
-
-
-def test_a_finish_switched_off_is_not_shown_and_the_ascent_stops_after_the_last_step(tiny, tmp_path, monkeypatch):
-    done, real = [], ascent.Step
-    monkeypatch.setattr(ascent, "Step", lambda *given: done.append(given[0]) or real(*given))
-    for flag, steps in (("--finish", [0, 1, 2, 3]), ("--no-finish", [0, 1])):
-        assert run(tmp_path / flag, "--weights", tiny, *SHORT, flag, "--seed", 5, "--trace", 1) == 0
-        page, = (tmp_path / flag).rglob("trace.html")
-        found = Page(page.read_text(encoding="utf-8"))
-        assert done == steps and done.clear() is None
-        there = ["finish" in found.ids, "#finish" in found.links, any(page.parent.glob("finish*"))]
-        assert there == [flag == "--finish"] * 3
+    jobs = [Job("feature", 3, 300, s) for s in (5, 6)]
+    plain = [step.after for step in ascend(m, jobs, config, start(m, jobs, config))]
+    for i, parts in enumerate(trace.follow(m, jobs, config, {0, 2})):
+        assert all(torch.equal(parts.steps[k]["after"], plain[k][i]) for k in (0, 2))
 
 
 def test_a_feature_without_a_gradient_does_not_pull(tiny):
@@ -446,5 +501,6 @@ def test_a_feature_without_a_gradient_does_not_pull(tiny):
     m = load(tiny)
     m.sae.encoder.bias[3] = -100.0
     config = configure(m.settings, num_steps=1, prior="noise", silent_gradient=False, finish_scale=0.4)
-    (_, _, s), = trace.follow(m, [Job(feature=3, timestep=300, seed=5)], config, {0})
+    (parts,) = trace.follow(m, [Job("feature", 3, 300, 5)], config, {0})
+    s = parts.finish
     assert not s["pull"].any() and not s["rms_gradient"].any() and torch.equal(s["pulled"], s["noise"])
