@@ -1,0 +1,76 @@
+"""What ends a conversion: damaged pickles, wrong arguments, a part that fails. tests/slow/test_layouts.py converts models in
+every layout, tests/test_saes.py SAEs of every family.
+"""
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import PATHS, write_model
+from weights import convert
+from weights.load import load
+
+
+class Payload:
+    def __reduce__(self):
+        import os
+        return os.mkdir, ("ran",)
+
+
+BAD_PICKLES = {
+    "a page": (b"<!DOCTYPE html><html>" * 100, "is a web page"),
+    "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
+    "empty": (b"", "is not a whole"),
+    "cut": (lambda data: data[:-300], "is no whole file of torch.save"),
+    "cut early": (lambda data: data[:100], "is no whole file of torch.save"),
+    "code": (lambda data: Payload(), "would call posix.mkdir when it is read as a pickle"),
+    "a list": (lambda data: [1, 2], "holds no tensors by name"),
+    "no tensors": (lambda data: {"state_dict": {"a": 1}}, "holds no tensors by name"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICKLES)
+def test_bad_pickles_end_in_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    damage, says = BAD_PICKLES[name]
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(100)}}, path)
+    value = damage(path.read_bytes()) if callable(damage) else damage
+    path.write_bytes(value) if isinstance(value, bytes) else torch.save(value, path)
+    assert convert.main([str(path), str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error, error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ckpt"]
+
+
+def test_a_conversion_that_fails_can_be_repeated(tmp_path, capsys):
+    """Of three pickles the second is cut; nothing is left of the first."""
+    folder = write_model(tmp_path / "sd")
+    expected = load_file(folder / PATHS["unet"][1])
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"),
+                       ("text_encoder", "pytorch_model")):
+        path = folder / PATHS[part][1]
+        torch.save({k: v.clone() for k, v in load_file(path).items()}, path.with_name(stem + ".bin"))
+        path.unlink()
+    vae = folder / "vae/diffusion_pytorch_model.bin"
+    good = vae.read_bytes()
+    vae.write_bytes(good[:-400])
+    assert convert.main([str(folder), str(tmp_path / "new")]) == 2 and not (tmp_path / "new").exists()
+    vae.write_bytes(good)
+    assert convert.main([str(folder), str(tmp_path / "new")]) == 0
+    made = load_file(tmp_path / "new" / PATHS["unet"][1])
+    assert made.keys() == expected.keys() and all(torch.equal(made[k], expected[k]) for k in made)
+    assert load(tmp_path / "new").sae.features == 64 and load(tmp_path / "new").name == "new"
+    assert convert.main([str(folder), str(tmp_path / "new")]) == 2 and "exists already" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "sd"]
+
+
+@pytest.mark.parametrize("source, target, says", [("none", "b", "no such file"), ("a.ckpt", "b.safetensors", "is a folder"),
+                                                  ("a.ckpt", "a.ckpt", "is a folder"), (".", "b", "holds no weights"),
+                                                  ("a.gguf", "b", "cannot be converted")])
+def test_wrong_arguments(source, target, says, tmp_path, capsys):
+    (tmp_path / "x").mkdir()
+    for name in ("a.ckpt", "a.gguf"):
+        torch.save({"a": torch.ones(2)}, tmp_path / "x" / name)
+    source = tmp_path if source == "." else tmp_path / "x" / source
+    assert convert.main([str(source), str(tmp_path / target)]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "b").exists()
