@@ -1,291 +1,312 @@
-"""How fast the ascent is, against the original's way and against the machine: python bench/speed.py
+"""Measure a step of the ascent against the original's way, and predict the memory of a run from shapes.
 
-Sections, each written to bench/speed_<device>.json as soon as it is done, so that a run can be stopped and gone on with
---only:
+    python bench/speed.py                       the toy, on this machine's card or CPU
+    python bench/speed.py --full                Stable Diffusion 1.x with SAeUron's SAE, random weights, nothing on disk
+    python bench/speed.py --memory              bytes on a card by phase and precision: are 8 GB enough, are 6 GB?
 
-    step      seconds a step, the ways of ways.py side by side in one process, in turns; medians
-    memory    peak memory of loading and a few steps, a process for each
-    toy       from the command to pictures, and to the activation that the original's 100 steps reach (weights/toy)
-    growth    seconds a step and job against the batch; seconds for many features against the number of processes
-    space     the latent against the pixels in front of the encoder (--space): operations, seconds of the processor and
-              peak memory of a step, one job, float32
-    paper     all features of an SAE on H200s: a computation from counted operations, no measurement
-    table     print the Markdown tables of what is in the JSON
-
-Full size is Stable Diffusion 1.4's with SAeUron's SAE, random numbers in a folder of its own (--folder, 4.5 GB, kept
-for the next run). Every number is of an otherwise idle machine only if nothing else runs on it.
+    original    all weights of UNet and SAE collect gradients (which nobody clears), all features are computed to use
+                one, in float32; on a card under float16 autocast with a GradScaler: the code of arXiv 2605.08218
+    official    the same on diffusers' UNet, where diffusers is installed
+    ascent      ours: ascent.ascend, the very loop that makes the results
+    finish      ours: finish.redraw, the whole UNet forward and back from the hook
 """
 import argparse
-import dataclasses
 import json
-import os
+import math
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
+import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run as a script, it is not started from the root by itself
+sys.path.insert(0, str(ROOT))
 
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from bench import tables, ways
-from weights.load import find, load
-from config import QUICK, Job, configure
-from weights.preflight import free_bytes, predict
-from weights.disk import replacing
+import regularizers as reg
+from ascent import activation, ascend, draw
+from clip import TextEncoder, Tokenizer
+from config import HOOK_POINT, Job, configure
+from finish import look, redraw
+from sae import SAE
+from schedule import Schedule
+from unet import UNet
+from vae import VAE
+from visualize import start
+from weights.cost import peak_memory
+from weights.load import Model, choose_device, choose_dtype, load, read_json
+from weights.quick import quicken
 
-TOY, T = ROOT / "weights/toy", 600                               # a time step at which the toy's features are active
-SECTIONS = ("step", "memory", "toy", "growth", "space", "paper", "table")
-BUDGET = 150                                                    # seconds for the rounds of one batch size
-ORIGINAL = {"toy": {"cpu": 8, "cuda": 8}, "full": {"cpu": 1, "cuda": 8}}      # largest of the original's way
-LARGEST = {"cpu": {"toy": 64, "full": 8},
-           "cuda": {"toy": 512, "full": 64}}                     # batches beyond gain nothing
-
-
-def tell(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-# --- step ------------------------------------------------------------------------------------------------------------
-
-def batches(name, found, device, quick):
-    """1, 5 (on a GPU its usual 8) and the largest power of two that fits, as far as preflight knows."""
-    largest, room = LARGEST[device][name], free_bytes(device) or 8e9
-    while largest > 5 and sum(predict(found, torch.float32, largest)) > 0.6 * room:
-        largest //= 2
-    return [1] if quick else sorted({1, 8 if device == "cuda" else 5, largest})
+META, GIB = torch.device("meta"), 2 ** 30
+FEATURES, TIMES, SEEDS = 20_480, 4, 5   # of SAeUron's SAE; time steps (0 and three peaks) and seeds of a feature
+RESERVE, SHARE = 1.0 * GIB, 0.9         # for CUDA and its libraries; of a card that a desktop leaves (both assumed)
 
 
-def step_section(name, folder, args):
-    """Rows of seconds a step for each batch, way and precision."""
-    found, rows = find(folder), []
-    flops, maps = ways.count(ways.meta_unet(found), (4, *found.latent))
-    models = {dtype: load(folder, args.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    originals = models if args.device == "cuda" else {torch.float32: models[torch.float32]}
-    rate = {str(dtype)[6:]: ways.rates(args.device, dtype) for dtype in models}
-    for batch in batches(name, found, args.device, args.quick):
-        runs = {}
-        for dtype, model in models.items():
-            jobs, config = ways.jobs_of(model, batch), ways.endless(model)
-            if dtype in originals and batch <= ORIGINAL[name][args.device]:
-                runs["original", dtype] = ways.original(model, jobs, config)
-                if net := ways.official(model):
-                    runs["official", dtype] = ways.original(model, jobs, config, net)
-            runs["ours", dtype] = ways.ours(model, jobs, config)
-            runs["finish", dtype] = ways.finish(model, jobs, config)
-        tell(f"{name}, batch {batch}: " + ", ".join(f"{way} {str(dtype)[6:]}" for way, dtype in runs))
-        times = ways.alternate({key: lambda steps=steps: next(steps) for key, steps in runs.items()}, 2
-                               if args.quick else 5,
-                               args.device, BUDGET)
-        for dtype in models:  # the machine's rate is taken again after each: it may have been busy
-            now = ways.rates(args.device, dtype)
-            rate[str(dtype)[6:]] = {way: max(r, rate[str(dtype)[6:]][way]) for way, r in now.items()}
-        rows += [{"batch": batch, "way": way, "dtype": str(dtype)[6:], **ways.summary(t)} for (way, dtype),
-                 t in times.items()]
-        for steps in runs.values():
-            steps.close()
-        for p in [p for model in originals.values() for p in (*model.unet.parameters(), *model.sae.parameters())]:
-            p.grad = None
-    return {"rows": rows, "operations": flops, "operations_of_attention": maps, "rate": rate}
+def full_size(device, dtype):
+    """Make a Model of Stable Diffusion 1.x's sizes with random weights; on the meta device without numbers."""
+    with META:
+        nets = {"unet": UNet().to(dtype), "text_encoder": TextEncoder().to(dtype), "vae": VAE(),
+                "sae": SAE(1280, FEATURES)}
+    for net in nets.values():
+        net.requires_grad_(False).eval()
+        if device != META:
+            fill(net.to_empty(device=device))
+    if device.type == "cpu":
+        quicken(nets["unet"])
+    tokenizer = Tokenizer.from_bpe(ROOT / "weights/clip/bpe_simple_vocab_16e6.txt.gz")
+    return Model(Path("random"), "random", device, dtype, schedule=Schedule(device=device), sampler="pndm",
+                 hook_point=HOOK_POINT, latent_shape=(4, 64, 64), tokenizer=tokenizer, **nets)
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-def peak_memory():
-    """Bytes that this process had in memory at most; Linux alone counts from its own start,
-    getrusage from its parent's peak.
-    """
-    if Path("/proc/self/status").exists():
-        return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+@torch.no_grad()
+def fill(net):
+    """Fill a network with random numbers: norms about 1, biases about 0, the rest scaled by 1 / sqrt(fan in)."""
+    for name, p in net.named_parameters():
+        p.normal_(std=0.1 if p.ndim == 1 else math.prod(p.shape[1:]) ** -0.5)
+        p += float(p.ndim == 1 and name.endswith("weight"))
 
 
-def child_memory(args):
-    """A process of its own: load, two steps, print its peak."""
-    model = load(args.folder, args.device, getattr(torch, args.dtype))
-    run = getattr(ways, args.way)(model, ways.jobs_of(model, 1), ways.endless(model))
-    for _ in range(2):
+# --- seconds ----------------------------------------------------------------------------------------------------------
+
+def original(model, jobs, config, unet=None):
+    """Run the original's steps, with another `unet` in place of ours where one is given; yields activations (B,)."""
+    unet = unet or (lambda x, t, context: model.unet(x, t, context, until=model.hook_point))
+    cuda = model.device.type == "cuda"
+    scaler = torch.amp.GradScaler("cuda", enabled=cuda)
+    generators, z = start(model, jobs, config)
+    z = z.clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([z], config.learning_rate, weight_decay=config.weight_decay)
+    context = model.embed([""]).expand(len(jobs), -1, -1)
+    t = torch.tensor([job.timestep for job in jobs], device=model.device)
+    rows, targets = torch.arange(len(jobs)), [job.target for job in jobs]
+    model.unet.requires_grad_(True)             # as the original leaves them, though only z is updated
+    model.sae.requires_grad_(True)
+    for _ in range(config.num_steps):
+        drawn = zip(*(draw(g, z.shape[1:], config) for g in generators))
+        shift, angle, zoom, eps = (torch.stack(numbers).to(z) for numbers in drawn)
+        x = model.schedule.add_noise(reg.transform(z, shift, angle, zoom), eps, t)
+        with torch.autocast("cuda", torch.float16, enabled=cuda):
+            h = unet(x, t, context).flatten(2).transpose(1, 2)                                  # (B, S, D)
+            a = activation(model.sae.linear(h)[rows, :, targets].float(), "feature")            # (B,), of F features
+        loss = (-a + config.range_weight * reg.range_penalty(z, config.range_threshold)
+                + config.moment_weight * reg.moment_penalty(z))
+        optimizer.zero_grad()
+        scaler.scale(loss.sum()).backward()
+        scaler.unscale_(optimizer)
+        z.grad = reg.spectral_filter(z.grad)
+        scaler.step(optimizer)
+        scaler.update()
+        yield a.detach()
+
+
+class Reached(Exception):
+    """Raised at the hook point, with its output: diffusers' UNet has no other way to stop there."""
+
+
+def official(model, jobs, config):
+    """Run the original's steps on diffusers' UNet with the model's own numbers; yields activations (B,)."""
+    from diffusers import UNet2DConditionModel                   # optional, and seconds to load
+    path = model.folder / "unet/config.json"
+    with META:
+        theirs = UNet2DConditionModel(**{"cross_attention_dim": 768} | (read_json(path) if path.exists() else {}))
+    theirs.load_state_dict(model.unet.state_dict(), strict=True, assign=True)
+    model.unet = theirs
+
+    def reach(module, args, output):
+        raise Reached(output[0] if isinstance(output, tuple) else output)
+    theirs.get_submodule(model.hook_point).register_forward_hook(reach)
+
+    def until_hook(x, t, context):
+        try:
+            theirs(x, t, context)
+        except Reached as reached:
+            return reached.args[0]
+    return original(model, jobs, config, until_hook)
+
+
+WAYS = {"original": original, "official": official,
+        "ascent": lambda model, jobs, config: ascend(model, jobs, config, start(model, jobs, config)),
+        "finish": lambda model, jobs, config: redraw(model, jobs, start(model, jobs, config)[1],
+                                                     [361] * config.num_steps, config)}
+
+
+def seconds(work, device):
+    """Time work(), waiting for a card before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else time.perf_counter
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+def measure(way, full, dtype, batch, device):
+    """Measure one way in this process: median seconds a step, peak bytes, operations a second of a large product."""
+    model = full_size(device, dtype) if full else load(None, device, dtype)
+    jobs = [Job("feature", 7 * i % model.sae.features, 361, 1000 + i) for i in range(batch)]
+    run, times = WAYS[way](model, jobs, configure({}, "sae", prior="noise", num_steps=10 ** 5)), []
+    for _ in range(2):                          # the first steps allocate and choose kernels
         next(run)
-    peak = peak_memory()
-    print(json.dumps({"process": peak, "device": torch.cuda.max_memory_allocated() if args.device == "cuda" else peak}))
+    while len(times) < 3 or sum(times) < 5 and len(times) < 30:
+        times.append(seconds(lambda: next(run), device))
+    peak, rate = peak_memory(device), 0.0
+    fast = torch.float16 if way in ("original", "official") and device.type == "cuda" else dtype
+    for n in (4096, 8192) if device.type == "cuda" else (1024, 2048):
+        a, b = (torch.randn(n, n, device=device).to(fast) for _ in range(2))
+        rate = max(rate, *(2 * n ** 3 / seconds(lambda: a @ b, device) for _ in range(4)))
+    return {"seconds": statistics.median(times), "peak": peak, "rate": rate}
 
 
-def memory_of(way, dtype, folder, args):
-    """Peak bytes of a process that loads and makes two steps."""
-    tell(f"memory: {way}, {dtype}")
-    command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--folder", folder, "--device", args.device]
-    done = subprocess.run([str(a) for a in command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return {"way": way, "dtype": dtype, **json.loads(done.stdout)}
+def table(*cells):
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def memory_section(folder, args):
-    """Rows of peak bytes, loading included."""
-    return {"rows": [memory_of(way, dtype, folder, args)
-                     for way, dtype in (("original", "float32"), ("ours", "float32"), ("ours", "bfloat16"))]}
+def compare(full, dtypes, batches, device):
+    """Measure all ways, each in a process of its own; print a table, and the hours for all of SAeUron's features."""
+    from torch.utils.flop_counter import FlopCounterMode         # 70 MB, which the measured processes should not load
+    model = full_size(META, torch.float32) if full else load(None, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        phases(model, 1)["ascent"]()
+    operations = counter.get_total_flops()      # of an ascent's step of one job
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{'full size' if full else 'toy'} on {name}, torch {torch.__version__}, {operations / 1e9:.3g} GFLOP\n")
+    table("batch", "way", "precision", "seconds a step", "of the original's", "peak GiB", "of the product rate")
+    table(*["---"] * 7)
+    best, ways = {}, [("original", "float32")] + [("official", "float32")] * bool(find_spec("diffusers"))
+    ways += [(way, dtype) for dtype in dtypes for way in ("ascent", "finish")]
+    for batch in batches:
+        base = math.nan
+        for way, dtype in ways:
+            command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--batch", batch, "--device", device]
+            done = subprocess.run([*map(str, command), *["--full"] * full], stdout=subprocess.PIPE, text=True)
+            if done.returncode:                 # its error is on stderr
+                table(batch, way, dtype, "failed", "", "", "")
+                continue
+            found = json.loads(done.stdout)
+            took, rate = found["seconds"], batch * operations / found["seconds"] / found["rate"]
+            base = took if way == "original" else base
+            best[way] = min(best.get(way, math.inf), took / batch)
+            table(batch, way, dtype, f"{took:.3g}", f"{took / base:.2f}", f"{found['peak'] / GIB:.2f}",
+                  "" if way == "finish" else f"{rate:.0%}")
+    if full and {"ascent", "finish"} <= best.keys():
+        hours = FEATURES * TIMES * SEEDS * (100 * best["ascent"] + 30 * best["finish"]) / 3600
+        print(f"\n{FEATURES:,} features at {TIMES} time steps from {SEEDS} seeds, 100 steps and 30 of the finish: "
+              f"{hours:,.0f} hours; starts and scores are about a tenth more")
 
 
-# --- space -----------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
-def space_section(folder, args):
-    """A row for the latent (ours) and one for the pixels: a step's operations and seconds, peak bytes."""
-    found, model = find(folder), load(folder, args.device, torch.float32)
-    jobs, shape = ways.jobs_of(model, 1), (4, *found.latent)
-    latent = ways.count(ways.meta_unet(found), shape)[0]
-    operations = {"ours": latent, "pixel": latent + ways.count_encoder(found.sources["vae"].net, shape)}
-    runs = {way: getattr(ways, way)(model, jobs, ways.endless(model)) for way in operations}
-    times = ways.alternate({way: lambda run=run: next(run) for way, run in runs.items()}, 2 if args.quick else 5,
-                           args.device, BUDGET, time.process_time if args.device == "cpu" else time.perf_counter)
-    return {"rows": [{"operations": operations[way], **ways.summary(times[way]),
-                      **memory_of(way, "float32", folder, args)} for way in operations]}
+class Live(TorchDispatchMode):
+    """Count the bytes of all tensors that live at a time, but for weights; `peak` is the most."""
 
+    def __init__(self, nets):
+        super().__init__()
+        self.weights = {p.untyped_storage()._cdata for net in nets for p in net.parameters()}
+        self.bytes, self.now, self.peak = {}, 0, 0
 
-# --- toy -------------------------------------------------------------------------------------------------------------
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        for storage in [t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]:
+            key = storage._cdata
+            if key not in self.weights and key not in self.bytes:
+                self.bytes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.free, key)
+        return out
 
-def command(args, *flags):
-    """Wall seconds of `python featviz.py` with these flags, all of it: imports, loading, ascent, scores, files, sheet.
-    """
-    with tempfile.TemporaryDirectory() as out:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "featviz.py"), "--no-finish", "--out", out, "--device", args.device,
-                        *map(str, flags)], cwd=ROOT, check=True,
-                       capture_output=True)
-        return time.perf_counter() - began
+    def free(self, key):
+        self.now -= self.bytes.pop(key)
 
 
-def toy_section(args):
-    """Seconds from command to pictures; seconds to the activation that the original's 100 steps
-    reach, five seeds together.
-    """
-    rounds = 2 if args.quick else 5
-    model = load(TOY, args.device)
-    jobs = [Job(feature=model.settings["feature"], timestep=T, seed=s) for s in (1024, 1111, 4359, 3248, 1026)]
-    config = configure(model.settings, prior="noise")
-    runs = {"original": (ways.original, config), "ours": (ways.ours, config),
-            "quick": (ways.ours, dataclasses.replace(config, **QUICK))}
-    courses = {way: [] for way in runs}
-    for _ in range(rounds):
-        for way, (run, its) in runs.items():
-            began, course = time.perf_counter(), []
-            for a in run(model, jobs, its):
-                course.append((time.perf_counter() - began, a.mean().item()))
-            courses[way].append(course)
-    smooth = lambda course, i: sum(a for _, a in course[max(i - 4, 0):i + 1]) / min(i + 1,
-                                                                                    5)   # each step sees another noise
-    goal = smooth(courses["original"][0], len(courses["original"][0]) - 1)
-    there = lambda course: next((t for i, (t, _) in enumerate(course) if smooth(course, i) >= goal * (1 - 1e-3)), None)
-    reach = {way: [there(course) for course in runs] for way, runs in courses.items()}
-    reach = {way: None if None in times else ways.summary(times) for way, times in reach.items()}
-    whole = {way: ways.summary([course[-1][0] for course in runs]) for way, runs in courses.items()}
-    one, five = (ways.summary([command(args, "--timestep", T, "--prior", "noise", "--seed", *seeds)
-                               for _ in range(rounds)])
-                 for seeds in ((1024,), (1024, 1111, 4359, 3248, 1026)))
-    return {"activation_goal": goal, "seconds_to_goal": reach, "seconds_of_100_steps_5_seeds": whole,
-            "seconds_from_command_to_picture": one, "seconds_from_command_to_5_pictures": five}
+class Fused(torch.autograd.Function):
+    """Attention as a card computes it, without a map in memory. Shapes alone, no numbers."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(q, k, v, out := torch.empty_like(q))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(torch.empty_like(t) for t in ctx.saved_tensors[:3])
 
 
-# --- growth ----------------------------------------------------------------------------------------------------------
+def phases(model, batch):
+    """List what fills a card in a run of `batch` jobs: {phase: function without arguments}."""
+    z = torch.zeros(batch, *model.latent_shape, device=model.device)
+    t = torch.zeros(batch, dtype=torch.int64, device=model.device)
+    width = model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    context = torch.zeros(batch, 77, width, device=model.device, dtype=model.dtype)
+    again = model.dtype == torch.float16        # the gradient may be taken again, see ascent.gradient_of
 
-def over_batch(name, folder, args):
-    """[[rows, seconds a step and row]]"""
-    model, found, out, room = load(folder, args.device), find(folder), [], free_bytes(args.device) or 8e9
-    most = 2 if args.quick else LARGEST[args.device][name]
-    for batch in (2 ** k for k in range(10) if 2 ** k <= most):
-        if sum(predict(found, model.dtype, batch)) > 0.6 * room:
-            break
-        steps = ways.ours(model, ways.jobs_of(model, batch), ways.endless(model))
-        times = ways.alternate({"ours": lambda steps=steps: next(steps)}, 4, model.device)
-        out.append([batch, ways.summary(times["ours"])["seconds"] / batch])
-    return out
+    def ascent():
+        leaf = z.clone().requires_grad_(True)
+        model.unet(leaf.to(model.dtype), t, context, until=model.hook_point).sum().backward(retain_graph=again)
 
+    def finish():
+        noise, hook, leaf = look(model, z, t, context)
+        hook.sum().backward(retain_graph=again)
 
-def over_processes(args, features=64, steps=50):
-    """[[processes, seconds]] for `features` features of the toy by `python featviz.py --shard`, imports and loading
-    included; a thread each.
-    """
-    out = []
-    for n in (n for n in (1, 2, 4, 8) if n <= os.cpu_count()):
-        flags = ["--weights", TOY, "--feature", *range(8 if args.quick else features), "--seed", 1, "--timestep", T,
-                 "--prior", "noise", "--num-steps", steps, "--frames", 0, "--no-finish", "--device", args.device]
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            running = [subprocess.Popen([sys.executable, "featviz.py", "--shard", f"{i}/{n}", "--out", folder,
-                                         *map(str, flags)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        env=os.environ | {"OMP_NUM_THREADS": "1"}) for i in range(n)]
-            if any([process.wait() for process in running]):
-                raise RuntimeError(f"featviz.py --shard I/{n} failed; run one by hand to see why")
-            out.append([n, time.perf_counter() - began])
-    return out
+    @torch.no_grad()
+    def decode():
+        model.vae.decode(z[:1])                 # a row at a time, in float32
+    return {"ascent": ascent, "finish": finish, "decode": decode}
 
 
-def growth_section(sizes, args):
-    out = {name: {"batch": over_batch(name, folder, args)} for name, folder in sizes.items()}
-    if "toy" in out:
-        out["toy"]["processes"] = over_processes(args)
-    return out
+def predict(dtype, batch):
+    """Predict the bytes of a run at full size on a card: weights, {phase: bytes beside the weights}."""
+    model, plain, found = full_size(META, dtype), F.scaled_dot_product_attention, {}
+    nets = model.unet, model.vae, model.text_encoder, model.sae
+    F.scaled_dot_product_attention = Fused.apply
+    try:
+        for name, work in phases(model, batch).items():
+            with Live(nets) as live:
+                work()
+            found[name] = live.peak
+    finally:
+        F.scaled_dot_product_attention = plain
+    return sum(p.nbytes for net in nets for p in net.parameters()), found
 
 
-# --- all -------------------------------------------------------------------------------------------------------------
-
-def run_section(name, sizes, results, args):
-    if name == "step":
-        results["step"] = results.get("step", {}) | {size: step_section(size, folder, args) for size,
-                                                     folder in sizes.items()}
-    elif name == "memory" and "full" in sizes:
-        results["memory"] = memory_section(sizes["full"], args)
-    elif name == "toy" and "toy" in sizes:
-        results["toy"] = toy_section(args)
-    elif name == "growth":
-        results["growth"] = results.get("growth", {}) | growth_section(sizes, args)
-    elif name == "space":
-        results["space"] = results.get("space", {}) | {size: space_section(folder, args)
-                                                       for size, folder in sizes.items()}
-    elif name == "paper":
-        results["paper"] = tables.paper(sizes.get("full"))
-    elif name == "table":
-        print(tables.markdown(results))
+def print_memory(batches):
+    """Print the predicted bytes by phase, and which cards are enough."""
+    table("precision", "batch", "weights", "ascent", "finish", "decode", "in all", "8 GB card", "6 GB card")
+    table(*["---"] * 9)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for batch in batches:
+            weights, found = predict(dtype, batch)
+            whole = weights + max(found.values())
+            cards = ["enough" if whole + RESERVE <= SHARE * card * GIB else "too small" for card in (8, 6)]
+            numbers = [f"{n / GIB:.2f}" for n in (weights, *found.values(), whole)]
+            table(str(dtype)[6:], batch, *numbers, *cards)
+    print(f"\nGiB, from shapes; enough: with {RESERVE / GIB:g} GiB for CUDA in {SHARE:.0%} of the card")
 
 
-def parse(argv):
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--toy", action="store_true", help="the toy alone")
-    parser.add_argument("--full", action="store_true", help="full size alone")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, batch 1 alone: to see whether it runs")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas (default: all)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "featviz_bench_sd14",
-                        help="model folder of full size; random weights are written there if there is none")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench", help="where the JSON goes")
-    parser.add_argument("--child", dest="way", choices=("ours", "original", "pixel"), help=argparse.SUPPRESS)
-    parser.add_argument("--dtype", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse(argv)
-    os.chdir(ROOT)
-    if args.way:
-        return child_memory(args)
-    path, wanted = args.out / f"speed_{args.device}.json", args.only.split(",")
-    if unknown := set(wanted) - set(SECTIONS):
-        sys.exit(f"speed: --only {sorted(unknown)[0]} is no section; there are {', '.join(SECTIONS)}")
-    results = json.loads(path.read_text()) if path.exists() else {}
-    sizes = {} if args.full and not args.toy else {"toy": TOY}
-    if not args.toy or args.full:
-        needed = {"step", "memory", "growth", "space"} & set(wanted)
-        sizes["full"] = ways.write_full(args.folder) if needed else args.folder
-    for i, name in enumerate(wanted):
-        tell(f"section {i + 1} of {len(wanted)}: {name}")
-        began = time.perf_counter()
-        run_section(name, sizes, results, args)
-        if name != "table":
-            results.setdefault("machine", {})[name] = ways.machine(args.device)
-            tell(f"  took {time.perf_counter() - began:.0f} s")
-            args.out.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                file.write(json.dumps(results, indent=1).encode() + b"\n")
+    parser.add_argument("--full", action="store_true", help="Stable Diffusion's size (up to 9 GB of memory)")
+    parser.add_argument("--memory", action="store_true", help="predict memory from shapes; measure nothing")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--dtype", nargs="+", help="precisions of our ways (default: the one that a run would take)")
+    parser.add_argument("--batch", type=int, nargs="+", help="jobs together (default: 1 4 8; 1 with --full on a CPU)")
+    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    dtypes = args.dtype or [str(choose_dtype(device)).removeprefix("torch.")]
+    batches = args.batch or ([1] if args.full and device.type == "cpu" and not args.memory else [1, 4, 8])
+    if args.memory:
+        print_memory(batches)
+    elif args.child:
+        print(json.dumps(measure(args.child, args.full, getattr(torch, dtypes[0]), batches[0], device)))
+    else:
+        compare(args.full, dtypes, batches, device)
 
 
 if __name__ == "__main__":
