@@ -1,0 +1,92 @@
+"""Sound from spectrogram pictures: pitch, order, chords, silence, stereo, the file. The filters are in tests/oracle."""
+import io
+import math
+import wave
+
+import pytest
+import torch
+
+from audio import sound
+from audio.sound import HOP, RATE, to_linear, to_mel, to_picture, to_sound, to_wav
+
+COLUMNS = 96                # of Riffusion's 512
+SECONDS = (COLUMNS - 1) * HOP / RATE
+T = torch.arange((COLUMNS - 1) * HOP) / RATE
+
+
+def tone(f, begin=0.0, end=SECONDS):
+    return torch.where((T >= begin) & (T < end), (2 * math.pi * f * T).sin(), torch.tensor(0.0))
+
+
+def pitches(samples, begin, end, n=1):
+    """The n strongest frequencies of a stretch, in Hz."""
+    some = samples[int(begin * RATE):int(end * RATE)]
+    size = (some * torch.hann_window(len(some))).view(1, -1)
+    power = torch.fft.rfft(size, n=2 ** 17).abs()[0]
+    found = []
+    for _ in range(n):
+        k = power.argmax().item()
+        found.append(k * RATE / 2 ** 17)
+        power[max(k - 60, 0):k + 60] = 0
+    return sorted(found)
+
+
+def half_tones(a, b):
+    return abs(12 * math.log2(a / b))
+
+
+def test_a_scale_keeps_its_pitch_and_order():
+    notes = [262, 392, 523]
+    each = SECONDS / len(notes)
+    samples = sum(tone(f, i * each, (i + 1) * each) for i, f in enumerate(notes))
+    heard, left = to_sound(to_picture(samples[None]))
+    assert heard.shape == (1, (COLUMNS - 1) * HOP) and left < 1e-3
+    for i, f in enumerate(notes):
+        assert half_tones(pitches(heard[0], (i + 0.25) * each, (i + 0.75) * each)[0], f) < 0.5
+
+
+def test_a_chord_keeps_its_three_tones():
+    chord = [262, 392, 659]
+    heard, _ = to_sound(to_picture(sum(map(tone, chord))[None] / 3))
+    assert all(half_tones(a, b) < 0.5 for a, b in zip(pitches(heard[0], 0.3, SECONDS - 0.3, 3), chord))
+
+
+def test_stereo_keeps_its_sides_and_silence_is_silent():
+    picture = to_picture(torch.stack([tone(440), tone(660)]))
+    heard, _ = to_sound(picture, stereo=True)
+    assert [round(pitches(side, 0.3, 0.7)[0] / 10) for side in heard] == [44, 66] and not picture[..., 0].any()
+    quiet, left = to_sound(to_picture(torch.zeros(1, len(T)))[:, :24])
+    assert quiet.isfinite().all() and quiet.abs().max() < 1e-3 and left < 1e-3
+
+
+def test_eight_bits_cost_little():
+    """A pixel is floor(255 s^(1/4)) of a magnitude s <= 1: at full loudness one step is 4 / 255 of it."""
+    samples = tone(440)[None]
+    mel = sound.mel_filters() @ sound.spectrum(samples).abs()
+    error = (to_mel(to_picture(samples)) - mel / mel.max()).abs()
+    assert 0 < error.max() <= 4 / 255 + 1e-4
+
+
+def test_the_linear_magnitudes_give_the_mel_ones():
+    mel = torch.rand(2, 64, 5, generator=torch.Generator().manual_seed(0))
+    x, left = to_linear(mel, updates=200)
+    assert (x >= 0).all() and x.shape == (2, 8821, 5) and left < 5e-3
+    assert torch.allclose(sound.mel_filters(64) @ x, mel, atol=2e-2)
+
+
+def test_the_file_is_a_wav_of_the_right_length(tmp_path):
+    samples = torch.stack([tone(440), tone(660)]) * 0.5
+    with wave.open(io.BytesIO(to_wav(samples))) as wav:
+        assert wav.getparams()[:4] == (2, 2, 44_100, samples.shape[1])
+    (tmp_path / "x.wav").write_bytes(to_wav(samples))
+    assert torch.allclose(sound.read_wav(tmp_path / "x.wav"), samples, atol=1e-4)
+    assert (512 - 1) * HOP / RATE == pytest.approx(5.11)
+    (tmp_path / "y.wav").write_bytes(b"RIFFnothing")
+    with pytest.raises(ValueError, match="y.wav: is no WAV file"):
+        sound.read_wav(tmp_path / "y.wav")
+
+
+def test_the_same_seed_gives_the_same_sound():
+    picture = to_picture(tone(440)[None])[:, :24]
+    one, same, other = (to_sound(picture, seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
