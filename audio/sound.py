@@ -33,7 +33,7 @@ PEAK = 10 ** (-0.1 / 20)    # headroom of 0.1 dB [1]
 
 
 def mel_filters(bands=512):
-    """Build the filter bank B (M, K): triangles of height 1, evenly spaced in mel = 2595 log10(1 + f / 700) [1: HTK]."""
+    """Build the filter bank B (M, K): triangles of height 1, even in mel = 2595 log10(1 + f / 700) [1: HTK]."""
     frequency = torch.linspace(0, RATE // 2, FFT // 2 + 1)                                      # (K,)
     edges = torch.linspace(0, 2595 * np.log10(1 + TOP / 700), bands + 2)
     edges = 700 * (10 ** (edges / 2595) - 1)                                                    # (M + 2,) Hz
