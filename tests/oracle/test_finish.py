@@ -1,7 +1,8 @@
-"""The finish against an independent implementation on diffusers: its UNet, its hook, its DDIM scheduler, numpy's FFT.
+"""Ascent and finish against an independent implementation on diffusers: its UNet, its hook, its DDIM scheduler, numpy's
+FFT, torch's AdamW.
 
-Both sides get the same seeded weights, every tensor random, and the same noisy latents. Compared are the prediction,
-the gradient, e' and the latent after every step.
+Both sides get the same seeded weights, every tensor random, and the same latents. Compared are the prediction, the
+gradient, what is made of it and the latent after every step.
 """
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ascent import ascend, draw
 from config import Config, Job
 from finish import grid, noised, redraw
 from sae import SAE
@@ -17,8 +19,9 @@ from tests import seeded
 from tests.oracle import record
 from tests.seeded import HOOK, TOY, filled, randn, relative_error
 
-JOBS = {"feature": [Job(feature=5, seed=1), Job(feature=90, seed=2)],
-        "channel": [Job(channel=3, seed=1), Job(channel=40, seed=2)]}
+JOBS = {"feature": [Job("feature", 5, seed=1), Job("feature", 90, seed=2)],
+        "channel": [Job("channel", 3, seed=1), Job("channel", 40, seed=2)]}
+SILENT = {"feature": [False, True], "channel": [False, False]}
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +38,58 @@ def sides():
 
 
 def filtered(gradient):
-    """1 / (r + 1) on numpy's spectrum, the deviation restored."""
+    """1 / (r + 1) on numpy's spectrum, the deviation restored up to the filter's 1e-8."""
     y = np.fft.fft2(gradient)
     fy, fx = np.fft.fftfreq(y.shape[-2]) * y.shape[-2], np.fft.fftfreq(y.shape[-1]) * y.shape[-1]
     low = np.fft.ifft2(y / (np.hypot(fy[:, None], fx) + 1)).real
-    return low * gradient.std(ddof=1) / low.std(ddof=1)
+    return low * gradient.std(ddof=1) / (low.std(ddof=1) + 1e-8)
+
+
+def official_pass(net, sae, job, x, t, text):
+    """One run of the official network: its prediction, and what is climbed, up to the leaf that x depends on."""
+    caught = []
+    handle = net.get_submodule(HOOK).register_forward_hook(lambda module, args, output: caught.append(output[0]))
+    e = net(x, torch.tensor([t]), encoder_hidden_states=text).sample
+    handle.remove()
+    h = caught[0].flatten(2)[0].T                                                               # (S, D)
+    if job.kind == "channel":
+        return e.detach(), h[:, job.target].mean()
+    pre = (h - sae.b_dec) @ sae.encoder.weight[job.target] + sae.encoder.bias[job.target]
+    return e.detach(), pre.clamp(min=0).mean() if (pre > 0).any() else pre.mean()
+
+
+@pytest.mark.parametrize("kind", ("feature", "channel"))
+def test_a_step_of_the_ascent(sides, kind):
+    """Gradient, filtered gradient and the latent after it; each row by itself on the official side. Of the features
+    one is silent, one is not."""
+    ours, net = sides
+    jobs = [Job(kind, job.target, t, job.seed) for job, t in zip(JOBS[kind], (600, 20))]
+    config = Config(jitter_max=0, rotate_max=0.0, scale_max=1.0, range_threshold=0.1, num_steps=1)
+    z = randn(2, 4, 16, 16, seed=3).double()
+    generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    *_, eps = zip(*(draw(torch.Generator().manual_seed(job.seed), (4, 16, 16), config) for job in jobs))
+    step = next(ascend(ours, jobs, config, (generators, z)))
+    assert step.silent.tolist() == SILENT[kind]
+    for row, job in enumerate(jobs):
+        leaf = z[row:row + 1].clone().requires_grad_(True)
+        x = record.scheduler("ddim").add_noise(leaf, eps[row][None].double(), torch.tensor([job.timestep]))
+        _, a = official_pass(net, ours.sae, job, x, job.timestep, ours.embed([""]))
+        beyond = (leaf.abs() - 0.1).clamp(min=0).pow(2).mean()
+        (0.5 * beyond + 0.5 * (leaf.mean().abs() + (leaf.std() - 1).abs()) - a).backward()
+        gradient = leaf.grad.clone()
+        leaf.grad = torch.from_numpy(filtered(gradient.numpy()))
+        torch.optim.AdamW([leaf], 0.05, weight_decay=0.01).step()
+        assert relative_error(step.gradient[row:row + 1], gradient) < 1e-10
+        assert relative_error(step.smoothed[row:row + 1], leaf.grad) < 1e-6                     # its radius is float32
+        assert relative_error(step.after[row:row + 1], leaf.detach()) < 1e-4                    # g / (|g| + 1e-8)
 
 
 def official_step(net, sae, scheduler, job, x, t, text, scale, use_filter):
-    """One row: (e, gradient, e', the latent after), x (1, 4, H, W), from one run with a graph of the whole network."""
-    caught, leaf = [], x.clone().requires_grad_(True)
-    handle = net.get_submodule(HOOK).register_forward_hook(lambda module, args, output: caught.append(output[0]))
-    e = net(leaf, torch.tensor([t]), encoder_hidden_states=text).sample
-    handle.remove()
-    h = caught[0].flatten(2)[0].T                                                               # (S, D)
-    if job.channel is None:
-        pre = (h - sae.b_dec) @ sae.encoder.weight[job.feature] + sae.encoder.bias[job.feature]
-        a = pre.clamp(min=0).mean() if (pre > 0).any() else pre.mean()
-    else:
-        a = h[:, job.channel].mean()
+    """One row of the finish: (e, gradient, e', the latent after), x (1, 4, H, W)."""
+    leaf = x.clone().requires_grad_(True)
+    e, a = official_pass(net, sae, job, leaf, t, text)
     gradient, = torch.autograd.grad(a, leaf)
-    e, g = e.detach(), torch.from_numpy(filtered(gradient.numpy())) if use_filter else gradient
+    g = torch.from_numpy(filtered(gradient.numpy())) if use_filter else gradient
     pulled = e - scale * (e.pow(2).mean() / g.pow(2).mean()).sqrt() * g
     return e, gradient, pulled, scheduler.step(pulled, t, x).prev_sample
 
@@ -69,13 +103,13 @@ def test_values_and_trajectory(sides, kind, scale, use_filter):
     """
     ours, net = sides
     jobs, z = JOBS[kind], randn(2, 4, 16, 16, seed=1)
-    config = Config(spectral_filter=use_filter)
+    config = Config(spectral_filter=use_filter, finish_scale=scale)
     scheduler = record.scheduler("ddim")
     scheduler.set_timesteps(10)
     start, eps = noised(ours, jobs, z, 600), noised(ours, jobs, 0 * z, 600)
     eps = eps / (1 - ours.schedule.alphas_cumprod[600]).sqrt()
     assert relative_error(start, scheduler.add_noise(z, eps, torch.tensor([600, 600]))) < 1e-6
-    steps = list(redraw(ours, jobs, start.double(), grid(600, 6), scale, config))
+    steps = list(redraw(ours, jobs, start.double(), grid(600, 6), config))
     for row, job in enumerate(jobs):
         x, errors = start[row:row + 1].double(), []
         for step, t in zip(steps, (600, 500, 400, 300, 200, 100), strict=True):
@@ -93,7 +127,7 @@ def test_guided_sampling(sides):
     ours, net = sides
     x, jobs, scheduler = randn(2, 4, 16, 16, seed=8), JOBS["feature"], record.scheduler("ddim")
     scheduler.set_timesteps(3)
-    steps = list(redraw(ours, jobs, x.double(), grid(999, 3), 0.5, Config()))
+    steps = list(redraw(ours, jobs, x.double(), grid(999, 3), Config(finish_scale=0.5)))
     for row, job in enumerate(jobs):
         y = x[row:row + 1].double()
         for t in (999, 666, 333):
