@@ -1,7 +1,10 @@
 """The README's pictures of pages: python -m tests.browser.pictures
 
-Needs `python featviz.py --out out/first`, and what docs/method.md's commands for a trace and for an atlas of 48
-features by lot leave in out/toy and out/lot.
+Needs what these leave in out/:
+
+    python featviz.py --out out/first
+    python featviz.py --feature 0-47 --out out/wall
+    python featviz.py --out out/first --seed 1024 --trace 0 50
 """
 import tempfile
 from pathlib import Path
@@ -10,9 +13,9 @@ from tests.browser.chromium import Chromium
 
 ROOT = Path(__file__).parents[2]
 SHOTS = (   # name, page (a pattern below out), fragment, height of the window
-    ("feature", "first/toy/feature_00004/index.html", "", 1000),
-    ("atlas", "lot/toy/index.html", "", 800),
-    ("trace", "toy/feature_00022/t0500/seed_1024_trace/trace.html", "#s50-activation", 720),
+    ("feature", "first/toy/feature_*/index.html", "", 1000),
+    ("atlas", "wall/toy/index.html", "", 800),
+    ("trace", "first/toy/feature_*/t*/seed_1024_trace/trace.html", "#s50-activation", 720),
 )
 
 

@@ -1,49 +1,24 @@
-"""The pages in a real Chromium: no console error, no request, usable by keyboard, readable in light and dark, on a
-phone and on paper.
+"""The pages in a real Chromium: no console error, no request, usable by keyboard and by tap, on a phone and on paper.
 
     python -m pytest tests/browser                  not among the fast tests; fails where no Chromium is installed
-    SHOTS=shots python -m pytest -s tests/browser   keeps the screenshots, shows the times measured
+    SHOTS=shots python -m pytest tests/browser      keeps the screenshots
 """
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from pages.atlas import page as render
-from pages.atlas import ASCENT, thumbnail_name
+import featviz
+from pages.atlas import write_atlas
+from pages.feature import write_page
 from tests import made
 from tests.browser.chromium import Chromium
+from tests.tiny import write_model
 
-ROOT = Path(__file__).parents[2]
-PHONE = 380
+HOOK = "down_blocks.2.resnets.1.conv_shortcut"
 FOCUSED = "document.activeElement.matches({!r})"
-
-# every element with text of its own -> those whose contrast with what is behind is below WCAG's 4.5 (3 for large text)
-PALE = r"""(() => {
-  const parts = text => (text.match(/[\d.]+/g) ?? []).map(Number);
-  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
-  const behind = e => {
-    for (; e; e = e.parentElement) {
-      const c = parts(getComputedStyle(e).backgroundColor);
-      if (c.length === 3 || c[3] === 1) return c;
-    }
-    return [255, 255, 255];
-  };
-  const measure = e => {
-    const style = getComputedStyle(e), colour = e.closest("svg") ? style.fill : style.color;
-    const pair = [parts(colour), behind(e)].map(light), least = parseFloat(style.fontSize) >= 24 ? 3 : 4.5;
-    return [(Math.max(...pair) + .05) / (Math.min(...pair) + .05), least, e.outerHTML.slice(0, 120)];
-  };
-  const written = e => e.checkVisibility() && !e.closest("noscript, script, option")
-    && [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
-  const all = [...document.body.querySelectorAll("*")].filter(written);
-  return all.map(measure).filter(([ratio, least]) => ratio < least);
-})()"""
+TILES = "[...document.querySelectorAll('.tile')]"
+COUNT = "document.getElementById('count').textContent"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +30,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def desk(browser):
-    browser.window(1280)
+    browser.window(1400)
 
 
 @pytest.fixture(scope="module")
@@ -65,279 +40,173 @@ def shots(tmp_path_factory):
     return folder
 
 
-def command(*flags):
-    done = subprocess.run([sys.executable, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """out/toy with two features, each at two time steps from two seeds, one with other settings as well, and a trace,
-    all in a few steps."""
-    out = tmp_path_factory.mktemp("out")
-    few = ["featviz.py", "--weights", "weights/toy", "--device", "cpu", "--num-steps", 6, "--prior", "noise",
-           "--finish-steps", 3, "--finish-scale", 0.4, "--out", out]
-    command(*few, "--feature", 22, 37, "--seed", 1024, 1111, "--timestep", 0, 600, "--frames", 4)
-    command(*few, "--feature", 37, "--seed", 1024, "--timestep", 600, "--no-spectral-filter", "--no-finish")
-    command(*few, "--feature", 22, "--seed", 1024, "--timestep", 600, "--trace", 0, 5)
-    command("-m", "pages", out / "toy", "--atlas", out / "toy")
-    return out / "toy"
+    """A folder of three features, one of them at another hook point, with their pages and the atlas."""
+    out = tmp_path_factory.mktemp("out") / "toy"
+    png = made.picture(3, 64)
+    for name in ("feature_00012", "feature_00037", f"{HOOK}_feature_00003"):
+        made.feature(out / name, finished="fragile", png=png)
+    names = {path.name for path in out.glob("*feature_*")}
+    for name in names:
+        write_page(out / name, names)
+    write_atlas(out)
+    return out
 
 
 @pytest.fixture(scope="module")
 def wall(tmp_path_factory):
-    """An atlas of 2,000 features."""
-    folder = made.features(tmp_path_factory.mktemp("wall") / "toy", 2000)
-    command("-m", "pages", "--atlas", folder)
-    return folder / "index.html"
+    """An atlas of 600 features."""
+    return write_atlas(made.features(tmp_path_factory.mktemp("wall") / "toy", 600))
 
 
 def look(browser, page, shots, name):
-    """What must hold for every page, with a picture of each way to see it."""
-    browser.open(page)
-    browser.screenshot(shots / f"{name}.png")
-    bad = "[...document.images].filter(i => !i.naturalWidth || !i.hasAttribute('alt')).map(i => i.outerHTML)"
-    assert browser.run(bad) == []
-    assert browser.run(PALE) == []
-    browser.window(1280, dark=True)
-    browser.screenshot(shots / f"{name}_dark.png")
-    assert browser.run(PALE) == []
-    assert browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 64)")
-    browser.window(PHONE)
-    browser.screenshot(shots / f"{name}_phone.png")
-    assert browser.run("document.documentElement.scrollWidth") <= PHONE
-    browser.window(1280, dark=True, media="print")
+    """What must hold of every page, with a picture of each way to see it."""
+    for width, dark in ((1400, False), (1400, True), (390, False)):
+        browser.window(width, dark=dark)
+        browser.open(page)
+        browser.screenshot(shots / f"{name}_{width}{'_dark' * dark}.png", whole=True)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        background = browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        assert all((value < 64) == dark for value in background)
+        assert browser.run("[...document.images].filter(i => i.checkVisibility() && (!i.naturalWidth || !i.alt))"
+                           ".map(i => i.outerHTML)") == []
+    browser.window(1400, dark=True, media="print")
     assert browser.run("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     browser.pdf(shots / f"{name}.pdf")
-    assert (shots / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert browser.errors == []
+    assert (shots / f"{name}.pdf").read_bytes().startswith(b"%PDF") and browser.errors == []
 
 
 def tab_to(browser, selector):
     """Press Tab until the focus is there."""
-    for _ in range(200):
+    for _ in range(300):
         browser.key("Tab")
         if browser.run(FOCUSED.format(selector)):
             return
     pytest.fail(f"the Tab key never reaches {selector}")
 
 
-def wait_for(browser, script):
-    """The value of an expression once it is true, or after 10 seconds."""
-    until = time.time() + 10
-    while not (value := browser.run(script)) and time.time() < until:
-        time.sleep(0.05)
-    return value
+@pytest.mark.parametrize("name", ["feature_00012", f"{HOOK}_feature_00003"])
+def test_a_feature_s_page(browser, toy, shots, name):
+    look(browser, toy / name / "index.html", shots, name)
 
 
-def test_a_feature_s_page(browser, toy, shots):
-    look(browser, toy / "feature_00022" / "index.html", shots, "feature")
-    browser.window(1280)
-    look(browser, toy / "feature_00037" / "index.html", shots, "feature_settings")
+@pytest.mark.parametrize("width, heights", [(1400, 2000), (390, 4000)])
+def test_the_sentence_and_the_best_pictures_come_first(browser, toy, width, heights):
+    browser.window(width, 900)
+    browser.open(toy / "feature_00012" / "index.html")
+    top = "document.querySelector('{}').getBoundingClientRect().top"
+    assert browser.run(top.format("h1")) < 150 and browser.run(top.format("#best img")) < 600
+    assert browser.run("parseFloat(getComputedStyle(document.querySelector('h1')).fontSize)") >= 24
+    assert browser.run("document.documentElement.scrollHeight") < heights
+    assert browser.run("[...document.querySelectorAll('details')].every(d => !d.open)")
 
 
-def test_the_slider_of_a_feature_s_page(browser, toy, shots):
-    """Without a mouse: open a result, go back through its steps, close it."""
-    browser.open(toy / "feature_00022" / "index.html")
-    tab_to(browser, "[data-view]")
+@pytest.mark.parametrize("width", [1400, 390])
+def test_pictures_are_sharp(browser, toy, width):
+    """Every picture of 64 pixels is shown at a whole multiple of its size, each pixel a square."""
+    browser.window(width)
+    browser.open(toy / "feature_00012" / "index.html")
+    found = browser.run("[...document.querySelectorAll('img.small')].filter(i => i.checkVisibility()).map(i => "
+                        "[i.getBoundingClientRect().width, i.naturalWidth, getComputedStyle(i).imageRendering])")
+    assert len(found) == 6 and all(shown % own == 0 and shown for shown, own, _ in found)
+    assert {rendering for _, _, rendering in found} == {"pixelated"}
+
+
+def test_each_picture_leads_to_its_own_course(browser, toy):
+    """Without a script: the section opens and the picture stands in view."""
+    for name in ("finished", "ascent"):
+        browser.open(toy / "feature_00012" / "index.html")
+        tab_to(browser, f"#best a[href^='#{name}']")
+        target = browser.run("document.activeElement.getAttribute('href')")
+        browser.key("Enter")
+        browser.settled()
+        box = browser.run(f"(b => [b.top, b.bottom])(document.querySelector('{target}').getBoundingClientRect())")
+        assert browser.run("document.getElementById('how').open") and -5 <= box[0] < 800
+
+
+def test_terms_are_explained_on_hover_focus_and_tap(browser, toy):
+    for width in (1400, 390):
+        browser.window(width)
+        browser.open(toy / "feature_00012" / "index.html")
+        tab_to(browser, ".pair abbr")
+        said = browser.run("getComputedStyle(document.activeElement, '::after').content")
+        assert len(said) > 20 and said != "none"
+        assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_the_way_to_the_atlas_and_back(browser, toy):
+    browser.open(toy / "feature_00012" / "index.html")
+    tab_to(browser, "nav a")
     browser.key("Enter")
-    tab_to(browser, "input[type=range]")
-    state = ("[...document.querySelectorAll('dialog[open] :is(output, .strip)')]"
-             ".map(e => e.textContent + e.getAttribute('style')).join()")
-    states = [browser.run(state)]
-    for key in ("ArrowLeft", "ArrowLeft", "Home"):
+    browser.settled()
+    assert browser.run("document.querySelector('h1').textContent") == "3 features of toy"
+    tab_to(browser, ".tile")
+    browser.key("Enter")
+    browser.settled()
+    assert browser.run("document.querySelector('h1').textContent").startswith("Feature 3 ") and browser.errors == []
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_long_hook_point_leaves_the_atlas_in_order(browser, toy, shots, width):
+    """Its tile is as wide as the others, shows its picture, and no word stands one letter a line."""
+    look(browser, toy / "index.html", shots, "atlas")
+    browser.window(width)
+    browser.open(toy / "index.html")
+    browser.settled()
+    boxes = browser.run(f"{TILES}.map(t => (b => [b.left, b.right])(t.getBoundingClientRect()))")
+    assert all(0 <= left < right <= width for left, right in boxes)
+    assert len({round(right - left) for left, right in boxes}) == 1
+    assert browser.run(f"{TILES}.every(t => t.querySelector('img').naturalWidth)")
+    assert browser.run(f"{TILES}.some(t => t.textContent.includes('at {HOOK}'))")
+    narrow = f"{TILES}.flatMap(t => [...t.children]).filter(e => e.textContent && e.getBoundingClientRect().width < 60)"
+    assert browser.run(f"{narrow}.map(e => e.textContent)") == []
+
+
+def test_the_atlas_is_searched_sorted_and_turned_by_keyboard(browser, wall):
+    browser.open(wall)
+    assert browser.run(COUNT) == "600 of 600"
+    tab_to(browser, "[name=search]")
+    for letter in "tree":
+        browser.key(letter)
+    trees = browser.run("shown.length")
+    assert 1 < trees < 600 and browser.run(f"{TILES}.every(t => t.textContent.includes('Tree'))")
+    tab_to(browser, "[name=sort]")
+    browser.run("form.sort.value = 'number'; form.dispatchEvent(new Event('input')); remember()")
+    numbers = browser.run("shown.map(x => x.number)")
+    assert numbers == sorted(numbers)
+    tab_to(browser, "[name=ascent]")
+    browser.key(" ")
+    browser.settled()
+    assert browser.run(f"{TILES}.every(t => t.querySelector('img').src.endsWith('_ascent.jpg'))")
+    fragment = browser.run("location.hash")
+    assert "search=tree" in fragment and "ascent=on" in fragment
+    browser.open(wall, fragment)                                # as after a look at a feature's page
+    assert browser.run("shown.length") == trees and browser.run("form.ascent.checked")
+    tab_to(browser, ".tile")
+    places = []
+    for key in ("ArrowRight", "ArrowDown", "Home", "End"):
         browser.key(key)
-        states.append(browser.run(state))
-    assert len(set(states)) == 4 and "after 6 of 6 steps" in states[0] and "after 0 of 6 steps" in states[-1]
-    browser.screenshot(shots / "feature_steps.png")
-    browser.key("Escape")
-    assert not browser.run("document.querySelector('dialog[open]')") and browser.errors == []
+        places.append(browser.run(f"{TILES}.indexOf(document.activeElement)"))
+    columns = browser.run("getComputedStyle(wall).gridTemplateColumns.split(' ').length")
+    assert places == [1, min(1 + columns, trees - 1), 0, trees - 1] and browser.errors == []
 
 
-def test_without_scripts_the_viewers_of_a_page_lie_open(browser, toy):
-    browser.send("Emulation.setScriptExecutionDisabled", value=True)
-    browser.open(toy / "feature_00022" / "index.html")
-    visible = "[...document.querySelectorAll('{}')].map(e => e.checkVisibility())"
-    pictures, controls = visible.format("dialog .strip, dialog .all"), visible.format("dialog :is(input, form)")
-    shown = browser.run(pictures), browser.run(controls)
-    browser.send("Emulation.setScriptExecutionDisabled", value=False)
-    assert shown == ([True] * 8, [False] * 8)
-    browser.open(toy / "feature_00022" / "index.html")
-    assert browser.run(pictures) == [False] * 8
-
-
-def test_a_trace(browser, toy, shots):
-    page, = (toy / "feature_00022").glob("t0600-*/seed_1024_trace/trace.html")
+def test_a_trace(browser, tmp_path, shots):
+    """Every stage of a step by the arrow keys, on the smallest model."""
+    flags = ["--weights", write_model(tmp_path / "tiny"), "--device", "cpu", "--out", tmp_path, "--seed", 5]
+    assert featviz.main([str(flag) for flag in [*flags, "--num-steps", 2, "--trace", 1]]) == 0
+    page, = tmp_path.rglob("trace.html")
     look(browser, page, shots, "trace")
-    browser.window(1280)
+    browser.window(1400)
     browser.open(page)
     before = browser.run("scrollY")
     browser.key("ArrowRight")
     assert browser.run("scrollY") > before and browser.errors == []
 
 
-def test_the_atlas(browser, wall, toy, shots):
-    look(browser, wall, shots, "atlas_2000")
-    browser.window(1280)
-    look(browser, toy / "index.html", shots, "atlas_toy")
-
-
-COUNT, TILES = "document.getElementById('count').textContent", "[...document.querySelectorAll('.tile')]"
-SORTS = {"concept": "t.querySelector('b').textContent", "activation": "-shown[t.dataset.index].activation",
-         "number": "parseInt(t.querySelector('i').textContent)", "peak": "shown[t.dataset.index].peak"}
-FILTERS = (("least", "2", "x.strength >= 2"), ("from", "300", "x.peak >= 300"), ("to", "600", "x.peak <= 600"),
-           ("verdict", "e", "x.verdict === 'excited'"))
-
-
-def test_the_atlas_is_searched_filtered_and_sorted_by_keyboard(browser, wall):
-    browser.open(wall)
-    assert browser.run(COUNT) == "2,000 of 2,000"
-    strengths = browser.run(f"{TILES}.map(t => parseFloat(t.querySelectorAll('i')[1].textContent))")
-    assert len(strengths) >= 40 and strengths == sorted(strengths, reverse=True)
-
-    tab_to(browser, "[name=search]")
-    for letter in "1234":
-        browser.key(letter)
-    assert browser.run(COUNT) == "1 of 2,000" and browser.run(f"{TILES}[0].querySelector('i').textContent") == "1234"
-    browser.run("document.activeElement.select()")
-    for letter in "tree":
-        browser.key(letter)
-    trees = browser.run("shown.length")
-    assert 1 < trees < 2000 and browser.run(f"{TILES}.every(t => t.textContent.includes('Tree'))")
-
-    tab_to(browser, "[name=concept]")
-    browser.key("ArrowDown")                                    # the most frequent word
-    both = browser.run("shown.length")
-    has_both = "shown.every(x => x.words.includes(form.concept.value) && x.words.includes('Tree'))"
-    assert 1 < both < trees and browser.run(has_both)
-    assert "concept=" in browser.run("location.hash") and "search=tree" in browser.run("location.hash")
-    tab_to(browser, "[name=sort]")
-    for by, values in SORTS.items():
-        browser.key("ArrowDown")
-        order = browser.run(f"{TILES}.filter(t => !t.querySelector('.off')).map(t => {values})")
-        assert browser.run("form.sort.value") == by and len(order) > 10 and order == sorted(order)
-    for name, value, holds in FILTERS:
-        tab_to(browser, f"[name={name}]")
-        for letter in value:
-            browser.key(letter)
-        assert browser.run(f"shown.every(x => {holds})"), name
-    assert 0 < browser.run("shown.length") < both
-    fragment = browser.run("location.hash")
-    tab_to(browser, "button[type=reset]")
-    browser.key("Enter")
-    assert wait_for(browser, f"{COUNT} === '2,000 of 2,000'") and browser.run("location.hash") == "#sort=strength"
-    browser.open(wall, fragment)                                # as after a look at a feature's page
-    assert browser.run("form.search.value") == "tree" and browser.run("shown.length") < both and browser.errors == []
-
-
-def test_the_switch_shows_the_ascent_s_pictures(browser, tmp_path):
-    """With their numbers and verdicts, by keyboard; the address keeps it."""
-    folder = made.features(tmp_path / "toy", 12, finished=True)
-    command("-m", "pages", "--atlas", folder)
-    browser.open(folder / "index.html", "#sort=number")
-    state = ("[shown.map(x => x.activation), shown.map(x => x.verdict), [...form.verdict.options].map(o => o.value),"
-             f"{TILES}.map(t => t.querySelector('img').src.endsWith('{ASCENT}.jpg'))]")
-    finished = browser.run(state)
-    assert finished[1:] == [["raised"] * 12, ["", "raised"], [False] * 12]
-    tab_to(browser, "[name=ascent]")
-    browser.key(" ")
-    ascent = browser.run(state)
-    assert ascent[3] == [True] * 12 and set(ascent[2]) == {"", *ascent[1]} and "excited" in ascent[1]
-    assert np.allclose(ascent[0], 2 * np.array(finished[0]), rtol=1e-3)
-    browser.settled()
-    assert browser.run("[...document.images].every(i => i.naturalWidth)")
-    browser.open(folder / "index.html", browser.run("location.hash"))
-    assert browser.run(state) == ascent
-    tab_to(browser, "button[type=reset]")
-    browser.key("Enter")
-    assert wait_for(browser, "!form.ascent.checked") and wait_for(browser, "shown[0].verdict === 'raised'")
-    assert browser.errors == []
-
-
-def test_agreement_and_words_of_the_eyes(browser, tmp_path, shots):
-    """Sorted and filtered by agreement, found by a word that only the eyes say; nine of twelve were measured."""
-    folder, concepts = made.features(tmp_path / "toy", 12, finished=True), [("Tree",), ()]
-    for i, name in enumerate(sorted(p.name for p in folder.glob("feature_*"))):
-        made.activity(folder / name, concept=concepts[i % 2])
-        if i < 9:
-            words = ("rose", "petal", "car") if i % 3 else ("ink",)
-            made.measured(folder / name, (5 * i % 9 + 1) / 10, words)
-    command("-m", "pages", "--atlas", folder)
-    look(browser, folder / "index.html", shots, "atlas_measured")
-    browser.window(1280)
-    browser.open(folder / "index.html")
-    tab_to(browser, "[name=sort]")
-    browser.key("End")
-    order = browser.run("shown.map(x => x.agreement)")
-    assert browser.run("form.sort.value") == "agreement" and order[9:] == [None] * 3
-    assert order[:9] == [round(0.9 - k / 10, 1) for k in range(9)]
-    tab_to(browser, "[name=agreement]")
-    for letter in "0.5":
-        browser.key(letter)
-    assert browser.run("shown.map(x => x.agreement)") == order[:5]
-    browser.key("Tab")                                          # what was typed goes into the address
-    browser.open(folder / "index.html", browser.run("location.hash"))
-    assert browser.run("shown.map(x => x.agreement)") == order[:5]
-    browser.open(folder / "index.html")
-    tab_to(browser, "[name=search]")
-    for letter in "petal":
-        browser.key(letter)
-    assert browser.run("shown.map(x => x.number).sort()") == [1, 2, 4, 5, 7, 8]
-    said = browser.run(f"{TILES}.map(t => t.querySelector('b').textContent)")
-    assert sorted(said) == ["Tree"] * 3 + ["rose? petal?"] * 3        # a concept comes before a suggestion
-    assert browser.run(f"{TILES}.every(t => t.title.includes('reads as rose? petal?, agreement 0.'))")
-    assert browser.errors == []
-
-
-def test_the_line_of_the_eyes_on_a_feature_s_page(browser, toy, shots):
-    """Measured by the toy's own eyes at the end of the run; not wider than a phone."""
-    page = toy / "feature_00022" / "index.html"
-    for width in (1400, 390):
-        browser.window(width)
-        browser.open(page)
-        browser.screenshot(shots / f"feature_{width}.png")
-        line = browser.run("document.querySelector('h1 + .reads b').innerText")
-        assert line.startswith("Reads as: ") and "agreement 0." in line and "in " in line and "of 2 seeds" in line
-        assert "suggestion" in browser.run("document.querySelector('h1 + .reads').innerText")
-        assert browser.run("document.documentElement.scrollWidth") <= width and browser.errors == []
-
-
-def test_arrow_keys_walk_through_the_atlas(browser, wall):
-    browser.open(wall)
-    tab_to(browser, ".tile")
-    at = "+document.activeElement.dataset.index"
-    places = [browser.run(at)]
-    for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "End", "ArrowUp", "Home"):
-        browser.key(key)
-        places.append(browser.run(at))
-    columns = browser.run("columns")
-    assert columns >= 4 and places == [0, 1, columns + 1, columns, 1999, 1999 - columns, 0]
-    browser.key("End")
-    inside = browser.run("(box => [box.top, innerHeight - box.bottom])(document.activeElement.getBoundingClientRect())")
-    assert min(inside) >= 0 and browser.run(f"{TILES}.length") < 200 and browser.errors == []
-
-
-def test_the_print_button_lays_out_the_first_240(browser, wall):
-    browser.open(wall)
-    browser.run("window.print = () => "
-                "window.printed = [...document.images].filter(i => i.complete && i.naturalWidth).length")
-    tab_to(browser, "#print")
-    browser.key("Enter")
-    assert wait_for(browser, "window.printed") == 240 and browser.run(f"{TILES}.length") < 200 and browser.errors == []
-
-
-def test_a_tile_leads_to_the_feature_s_page(browser, toy):
-    browser.open(toy / "index.html")
-    tab_to(browser, ".tile")
-    target = browser.run("document.activeElement.href")
-    browser.key("Enter")
-    there = f"location.href === {target!r} && document.readyState === 'complete'"       # the address changes first
-    assert wait_for(browser, there) and target.endswith("/index.html")
-    assert browser.run("document.querySelector('h1').textContent").startswith("Feature") and browser.errors == []
-
-
 def test_words_with_markup_stay_words(browser, wall):
-    browser.open(wall, "#concept=<b>Bear</b>&sort=none&submit=none")
+    browser.open(wall, "#search=bear&sort=none&submit=none")
     assert browser.run(f"{TILES}.length") > 10
     assert browser.run(f"{TILES}.every(t => t.textContent.includes('<b>Bear</b>'))")
 
@@ -346,36 +215,5 @@ def test_without_scripts_the_atlas_is_a_list_of_links(browser, wall):
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
     browser.open(wall)
     browser.send("Emulation.setScriptExecutionDisabled", value=False)
-    assert browser.run("document.querySelectorAll('noscript li a').length") == 2000
-    assert browser.run("[...document.querySelectorAll('form, button')].every(e => !e.checkVisibility())")
-
-
-SCROLL = """new Promise(done => { const times = []; let before;
-  const step = now => { if (before) times.push(now - before); before = now;
-  scrollBy(0, 60); times.length < 180 ? requestAnimationFrame(step) : done(times); }; requestAnimationFrame(step); })"""
-
-
-def test_20480_features_open_at_once_and_scroll(browser, tmp_path):
-    """Rows as `atlas.row` gives them and a thumbnail file for each, without the records that they come from."""
-    rng, page = np.random.default_rng(0), tmp_path / "sd" / "index.html"
-    (page.parent / "atlas").mkdir(parents=True)
-    pictures = [page.parent / f"{k}.png" for k in range(48)]
-    for k, path in enumerate(pictures):
-        path.write_bytes(made.picture(k, 160))
-    rows = []
-    for i, (strength, peak) in enumerate(zip(rng.gamma(4, 0.5, 20480).round(4).tolist(),
-                                             rng.integers(1000, size=20480).tolist())):
-        rows.append([f"feature_{i:05d}", "t0600", "1024", strength, strength, "excited", 1, peak,
-                     ["Tree", "Winter"][:i % 3], 1, [strength, strength, "raised", 2], None])
-        for suffix in ("", ASCENT):
-            os.link(pictures[i % len(pictures)], page.parent / "atlas" / thumbnail_name(*rows[-1][:3], suffix))
-    page.write_text(render(page.parent, rows, 0), encoding="utf-8")
-    loaded = browser.open(page)
-    browser.settled()
-    paint = browser.run("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
-    frames = np.array(browser.run(SCROLL))
-    print(f"\n20,480 features: {page.stat().st_size / 2**20:.1f} MiB; load {loaded:.2f} s, first paint {paint:.2f} s; "
-          f"frames while scrolling 60 pixels each: median {np.median(frames):.0f} ms, 95% below "
-          f"{np.quantile(frames, 0.95):.0f} ms, longest {frames.max():.0f} ms")
-    assert browser.run(COUNT) == "20,480 of 20,480" and loaded < 3 and paint < 3 and np.median(frames) < 100
-    assert browser.run("document.querySelectorAll('*').length") < 2000 and browser.errors == []
+    assert browser.run("document.querySelectorAll('noscript li a').length") == 600
+    assert browser.run("[...document.querySelectorAll('form')].every(e => !e.checkVisibility())")
