@@ -55,7 +55,8 @@ def parse(argv):
 
     sub = commands.add_parser("label", help="find the feature of each of some words, and write the SAE's labels.json")
     add_common(sub)
-    sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts")
+    sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts; "
+                     "or objects or styles, those of UnlearnCanvas")
 
     sub = commands.add_parser("sample", help="generate an image, and the same one steered by features")
     add_common(sub)

@@ -18,7 +18,7 @@ def thesis_grid():
 
 
 def saemnesia_grid():
-    """List SAEmnesia's 20 x 51 prompts: every object alone and in 50 styles, spelled as in its code."""
+    """List SAEmnesia's 20 x 51 prompts: every object alone and in 50 styles, spelled as in EIDOSLAB/SAEmnesia."""
     endings = [".", *(f" in {s} style." for s in WORDS["styles"])]
     return tuple(f"An image of {o}{ending}" for o in WORDS["objects"] for ending in endings)
 

@@ -14,7 +14,7 @@ from activity.card import card, lines
 from activity.label import find_labels, save_labels
 from activity.probe import full_command, small_capture
 from activity.profile import find_capture, folder_name
-from activity.prompts import read_prompts
+from activity.prompts import WORDS, read_prompts
 from command.progress import CaptureProgress, say, warn
 from config import Job
 from results import folder_of, replacing, times_in
@@ -100,7 +100,8 @@ def label(model, out, words):
     """Find the feature of each word in a file, print them, and write the SAE's labels.json."""
     model.require("sae")
     attach(model, out)
-    found = find_labels(model.capture, [word.replace("_", " ") for word in read_prompts(words)])
+    texts = WORDS.get(str(words)) or read_prompts(words)
+    found = find_labels(model.capture, [text.replace("_", " ") for text in texts])
     say(f"{'word':<24} {'feature':>7} {'score':>8} {'runner-up':>9} {'score':>8} {'prompts':>7}")
     for label in found:
         say(f"{label.word:<24} {label.feature:7d} {label.score:8.4f} {label.runner_up:9d} {label.runner_up_score:8.4f} "
