@@ -35,7 +35,7 @@ def analysis(model, kind, n, also=()):
     strength   under the images' prompts, in all of the sampled range
     card       see card.py
     """
-    capture = model.capture
+    capture, known = model.capture, card(model, kind, n)
     curve, peaks = capture.profile(kind, n), capture.peaks(kind, n)
     examples = {t: [{"image": i, "activation": a, "prompt": capture.prompt(i),
                      "file": str(image_path(capture.folder, i))} for i, a in capture.examples(kind, n, t)]
@@ -46,7 +46,7 @@ def analysis(model, kind, n, also=()):
             "halves": capture.settings.get("halves", "conditional"), "distance": DISTANCE, "most_peaks": PEAKS,
             "ever_among_the_top": bool(curve.any()), "active": int((curve > 0).sum()), "peaks": peaks,
             "examples": examples, "profile": rounded(curve), "largest": rounded(capture.largest(kind, n)),
-            "strength": rounded(capture.strength(kind, n, "all")), "card": asdict(card(model, kind, n))}
+            "strength": rounded(capture.strength(kind, n, "all")), "label": known.label, "card": asdict(known)}
 
 
 def save_activity(folder, record):

@@ -543,7 +543,7 @@ def test_analyse(weights, whole, tmp_path, capsys):
     out = linked(whole, tmp_path / "out")
     assert run(out, "analyse", "--weights", weights, "--feature", 3, 5) == 0
     record = json.loads((out / "tiny/feature_00003/activity.json").read_text())
-    assert record["card"]["n"] == 3 and len(record["card"]["nearest"]) == 5
+    assert record["card"]["n"] == 3 and record["label"] == "" and len(record["card"]["nearest"]) == 5
     assert record["feature"] == 3 and record["peaks"] and (record["top"], record["images"]) == (20, 9)
     assert len(record["profile"]) == len(record["largest"]) == len(record["strength"]) == 1001
     assert "peaks at" in capsys.readouterr().out and (out / "tiny/feature_00005/activity.json").exists()
