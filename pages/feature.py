@@ -7,13 +7,11 @@ the page (results.py, evidence.py).
 """
 from pathlib import Path
 
-from PIL import Image
-
 from config import HOOK_POINT
 from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
 from pages.web import (
-    NARROW, WIDE, bars, chart, document, embed, escape, figure, folded, img, section, sharp, table, term)
-from pages.words import RULE, TERMS, VERDICTS, commands, label, reason, short, typed
+    NARROW, WIDE, bars, chart, document, escape, figure, folded, section, sharp, table, term)
+from pages.words import RULE, TERMS, VERDICTS, commands, count, label, reason, short, typed
 from results import folder_of, read_results, write
 
 EXAMPLES = 6                        # dataset images beside the best picture
@@ -52,6 +50,7 @@ def page(folder, found, others):
             headline(name, weigh(shown, activity, seen.get(first.folder, {}))), hero(first, activity),
             section("seeds", "Other seeds: what changes, it does not care about", seeds(shown[1:])),
             folded("when", "When it is active", when(activity, found) if activity else ""),
+            folded("card", "How often it is active, and its neighbours", card(folder, first, activity, others)),
             folded("more", "Other time steps and settings", *(group(results) for results in rest)),
             folded("examples", "All dataset images that excite it", *examples(activity)),
             folded("how", "How each picture came about", HEAT.format(kind=first.kind),
@@ -111,7 +110,8 @@ def hero(first, activity):
         return f'<section id="best">{made}</section>'
     title = f"{word('dataset image', first.kind, 'Dataset images')} that excite it most"
     tiles = "".join(example(e, first.kind) for e in known)
-    return f'<section id="best">{made}<div><h2>{title}</h2><div class="tiles">{tiles}</div></div></section>'
+    dead = "" if activity.card.get("alive", True) else "<p><b>It is dead: no dataset image activates it.</b></p>"
+    return f'<section id="best">{made}<div><h2>{title}</h2>{dead}<div class="tiles">{tiles}</div></div></section>'
 
 
 def pair(r, sizes=(WIDE, NARROW), page=""):
@@ -127,7 +127,7 @@ def pair(r, sizes=(WIDE, NARROW), page=""):
 def tile(name, picture, link, sizes):
     """One picture as a link to how it came about, and its verdict."""
     what = "Finished picture" if name == "finished" else "Ascent's picture"
-    image = sharp(picture.path, f"{what} of {label(picture)}: {picture.verdict}", *sizes)
+    image = sharp(picture.path, f"{what} of {label(picture)}: {picture.verdict}", sizes)
     numbers = [f'{word("activation", picture.kind)} {short(picture.scores.get("activation_start"))} to '
                f'{short(picture.scores.get("activation"))}',
                f'{word("rank", picture.kind)} {short(picture.scores.get("rank"))}']
@@ -141,7 +141,7 @@ def tile(name, picture, link, sizes):
 
 def example(e, kind):
     """A dataset image with its prompt."""
-    return figure(sharp(e.file, f"Dataset image: {e.prompt}", *SMALL), escape(e.prompt),
+    return figure(sharp(e.file, f"Dataset image: {e.prompt}", SMALL), escape(e.prompt),
                   f'{word("activation", kind)} {short(e.activation)}')
 
 
@@ -166,6 +166,26 @@ def when(activity, found):
         charts += figure(drawn, f"<b>{title}</b>", "Across: the time step. Noise grows to the right.")
     never = "" if activity.active else f"<p>It is never among the {activity.top} strongest.</p>"
     return f'{never}<div class="charts">{charts}</div>'
+
+
+def card(folder, first, activity, others):
+    """How often and how strongly it is active in the dataset, and which features are near it (activity/card.py)."""
+    known = activity.card if activity else {}
+    if not known:
+        return ""
+    said = f"Its largest mean activation is {short(known['largest'])}, at time step {known['timestep']}."
+    if known["gated"] is not None:
+        said += f" The autoencoder's gate leaves {short(known['gated'])}."
+    if known["active"] is not None:
+        said += f" It is active in {known['active']} of {known['images']} images."
+    rows = [(f"{short(low)} to {short(high)}" if high else "0", count(n, "image"), n, False)
+            for low, high, n in known["histogram"]]
+    near = ", ".join(f"{linked(folder, first, first.kind, n, others)} ({cosine:.2f})" for n, cosine in known["nearest"])
+    both = ", ".join(f"{linked(folder, first, first.kind, n, others)} ({shared} of {known['examples']})"
+                     for n, shared in known["together"])
+    return "".join([f"<p>{said}</p>", f"<p>Images by their largest mean activation:</p>{bars(rows)}" if rows else "",
+                    f"<p>Nearest directions, with their cosine; 1 is the same: {near}.</p>" if near else "",
+                    f"<p>Active together, by shared strongest images: {both}.</p>" if both else ""])
 
 
 def anchor(r):
@@ -196,12 +216,12 @@ def course(r):
     charts = plot(values, "Activation after each step", r, total, [n for n in r.steps if n <= total])
     charts += "".join(plot([*curves["history"][name], None], title, r, total) for name, title in CURVES.items()
                       if any(curves["history"].get(name, [])))
-    made += large("ascent", r, curves["heat"])
     if r.finished:
         last = r.finished.curves()
         pulled = last["history"].get("activation", [])
         made += large("finished", r.finished, last["heat"])
         charts += plot(pulled, "Activation at each step of the finish", r, len(pulled)) if pulled else ""
+    made += large("ascent", r, curves["heat"])
     return (f'<article><h3>{escape(label(r).capitalize())}</h3><div class="pair">{made}</div>{film(r, values)}'
             f'{trace(r)}<div class="charts">{charts}</div></article>')
 
@@ -212,7 +232,7 @@ def plot(values, title, r, most, marks=()):
 
 def large(name, picture, heat):
     """A picture at full size, and where it excites the feature."""
-    image = sharp(picture.path, f"{name.capitalize()} picture of {label(picture)}, large", *LARGE)
+    image = sharp(picture.path, f"{name.capitalize()} picture of {label(picture)}, large", LARGE)
     return (f'<figure id="{name}-{key(picture)}"><div class="lit">{image}{darkness(heat)}</div>'
             f"<figcaption><b>{word(name, picture.kind, name.capitalize())}: {escape(picture.verdict)}</b><br>"
             f"{escape(reason(picture))}</figcaption></figure>")
@@ -234,18 +254,13 @@ def darkness(heat):
 
 
 def film(r, values):
-    """The kept pictures of the ascent in a row, each with its step and activation."""
+    """The kept pictures of the ascent, each with its step and activation."""
     if not r.strip:
         return "<p>Pictures of its course were not kept (--frames 0).</p>"
-    with Image.open(r.strip) as strip:
-        edge = strip.width // len(r.steps)
-    wide = edge * max(1, SMALL[0] // edge) if edge <= SMALL[0] else SMALL[0]
-    source = embed(r.strip, SMALL[0] * 2 * len(r.steps) if edge > SMALL[0] else strip.width)[0]
-    said = "".join(f"<li>step {n}<br>{short(values[n]) if n < len(values) else '-'}</li>" for n in r.steps)
-    return (f'<div class="scroll film" tabindex="0" role="group" aria-label="Pictures of the ascent" '
-            f'style="--width:{wide * len(r.steps)}px">'
-            f'{img(source, "The ascent after steps " + ", ".join(map(str, r.steps)))}<ol>{said}</ol></div>'
-            f'<p>Under each step stands its {word("activation", r.kind)}.</p>')
+    tiles = "".join(figure(sharp(r.frame(k), f"After step {n} of {label(r)}", SMALL), f"step {n}",
+                           f"{word('activation', r.kind)} {short(values[n] if n < len(values) else None)}")
+                    for k, n in enumerate(r.steps))
+    return f'<h4>Its course</h4><div class="tiles">{tiles}</div>'
 
 
 def trace(r):

@@ -45,7 +45,7 @@ def row_of(row, folder, home):
     shown = groups(found)[0] if found else []
     title = f'<a href="../{home.name}/index.html">Feature {row["feature"]}</a>: {escape(row["word"])}'
     if row["prompt"] and picture.exists():
-        drawn = figure(sharp(picture, f"Drawn from: {row['prompt']}", *SMALL), escape(row["prompt"]))
+        drawn = figure(sharp(picture, f"Drawn from: {row['prompt']}", SMALL), escape(row["prompt"]))
     else:
         known = activity.shown(shown[0].t)[:1] if activity and shown else []
         drawn = "".join(example(e, "feature") for e in known)

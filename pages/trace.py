@@ -28,7 +28,7 @@ from finish import grid, redraw, rms
 from pages import tracepage, words
 from results import path_of, with_suffix, write
 from schedule import SAMPLERS, guided
-from steering import directions, predict
+from steering import directions, predict, read_hook
 
 STRONGEST = 10              # features or channels that are listed beside the target
 
@@ -187,7 +187,7 @@ def under_noise(model, jobs, z, config):
     for _ in range(visualize.SCORE_DRAWS):
         noises.append(torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z))
         x = model.schedule.add_noise(z, noises[-1], t)
-        hook = model.unet(x.to(model.dtype), t, context, until=model.hook_point)                # (B, D, h, w)
+        hook = read_hook(model, x, t, context)                                                  # (B, D, h, w)
         found.append(activation(readout(model, hook, jobs), jobs[0].kind))                      # (B,)
     return torch.stack(noises, dim=1), torch.stack(found, dim=1)
 

@@ -59,31 +59,30 @@ def document(title, body, name):
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
-def embed(path, edge=EDGE):
-    """Read a picture file -> (address that holds it, width, height); a large one is made smaller."""
-    with Image.open(path) as opened:
-        if max(opened.size) <= edge and path.stat().st_size <= LARGE:
-            kind = "jpeg" if opened.format == "JPEG" else "png"
-            opened.load()
-            return data_uri(path.read_bytes(), kind), *opened.size
-        image = opened.convert("RGB")
-    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=90, subsampling=0)
-    return data_uri(file.getvalue(), "jpeg"), *image.size
+def embed(picture, edge=EDGE):
+    """Embed a picture, a path or an image -> (address that holds it, width, height); a large one is made smaller."""
+    if isinstance(picture, Path):
+        with Image.open(picture) as image:
+            image.load()
+        if max(image.size) <= edge and picture.stat().st_size <= LARGE:
+            return data_uri(picture.read_bytes(), image.format.lower()), *image.size
+        picture = image
+    picture, file = picture.convert("RGB"), io.BytesIO()
+    if max(picture.size) <= NARROW:
+        picture.save(file, format="PNG")
+        return data_uri(file.getvalue(), "png"), *picture.size
+    picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    picture.save(file, format="JPEG", quality=90, subsampling=0)
+    return data_uri(file.getvalue(), "jpeg"), *picture.size
 
 
-def img(source, alt):
-    return f'<img src="{source}" alt="{escape(alt)}">'
-
-
-def sharp(path, alt, wide=WIDE, narrow=NARROW):
-    """Show a picture file at a whole multiple of its own size, or at most `wide` (on a phone `narrow`) CSS pixels."""
-    source, width, height = embed(path)
-    sizes = [width * max(1, room // width) if width <= room else room for room in (wide, narrow)]
+def sharp(picture, alt, sizes=(WIDE, NARROW)):
+    """Show a picture, a path or an image, at a whole multiple of its size, within `sizes` (on a desk, on a phone)."""
+    source, width, height = embed(picture, 2 * max(sizes))
+    wide, narrow = (width * max(1, room // width) if width <= room else room for room in sizes)
     small = ' class="small"' if width <= NARROW else ""
     return (f'<img{small} src="{source}" alt="{escape(alt)}" width="{width}" height="{height}" '
-            f'style="--wide:{sizes[0]}px;--narrow:{sizes[1]}px">')
+            f'style="--wide:{wide}px;--narrow:{narrow}px">')
 
 
 def figure(content, *lines):

@@ -171,6 +171,20 @@ def test_ticks_are_round(most, expected):
     assert list(ticks(most)) == expected
 
 
+def test_the_card_names_neighbours_and_counts_images(folder):
+    card = {"images": 40, "active": 7, "histogram": [[0, 0, 33], [0.5, 1.0, 7]], "alive": False, "timestep": 361,
+            "largest": 0.875, "gated": 0.25, "nearest": [[37, 0.75]], "examples": 5, "together": [[4, 3]]}
+    record = json.loads((folder / "activity.json").read_text())
+    (folder / "activity.json").write_text(json.dumps(record | {"card": card, "label": "oak"}))
+    page = read(folder, ["feature_00012", "feature_00037"])
+    text = " ".join(page.text.split())
+    assert "Feature 12 responds to oak" in text and "It is dead: no dataset image activates it." in text
+    assert "Its largest mean activation is 0.875, at time step 361." in text
+    assert "The autoencoder's gate leaves 0.25. It is active in 7 of 40 images." in text
+    assert "0.5 to 1 7 images" in text and "feature 37 (0.75)" in text and "feature 4 (3 of 5)" in text
+    assert "../feature_00037/index.html" in [a["href"] for a in page.all("a")]
+
+
 def test_the_way_back_to_the_atlas(folder):
     assert "← All of toy" not in read(folder).text
     assert __main__.main([str(folder.parent), "--atlas"]) == 0
