@@ -1,8 +1,9 @@
-"""Runs that end early: killed at random moments, interrupted, out of disk. What is finished stays, the rest is made
-again, byte for byte.
+"""Runs that end early: killed at random moments, interrupted, refused by the system. What is finished stays, the rest
+is computed again, byte for byte: batches are cut from the whole list of jobs, whichever of them are there already.
 
-The kills are real: another process, `kill -9` after a seeded delay. One here; test_kills.py does fifty.
+The kills are real: another process, `kill -9` after a seeded delay.
 """
+import json
 import os
 import random
 import re
@@ -11,33 +12,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import featviz
-from tests.tiny import QUICK, edit_json, write_model
+import results
+from tests.test_cli import files, stems
 
-ROOT = Path(__file__).parent.parent.parent
-KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")
-FEATURES, SEEDS = 16, (1, 2)
-WINDOW = 1 / 3                                  # of a whole run, after the first result has begun: then the kill comes
+KILLS = 8
+FEW = ("--feature", "0-4", "--seed", 1, "--batch-size", 2)      # five steered jobs: two batches of two and one of one
 
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = write_model(tmp_path_factory.mktemp("weights") / "tiny")
-    edit_json(folder / "featviz.json", presets={"sae": QUICK | {"prior": "noise"}})
-    return folder
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")      # as the killed processes
 
 
 def flags(weights, out, *more):
-    return [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", "--feature", *range(FEATURES),
-                             "--timestep", 300, "--seed",
-                             *SEEDS, "--num-steps", 2, "--prior", "noise", "--batch-size", 2, *more)]
+    return [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", "--timestep", 300, *more)]
 
 
 def heeds_ctrl_c():
@@ -46,185 +35,155 @@ def heeds_ctrl_c():
 
 
 def begin(weights, out, *more, **settings):
-    """The command as a process of its own; returns when its first ascent begins, or when it has nothing to do."""
-    process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, out, *more)], cwd=ROOT,
-                               stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                               **{"preexec_fn": heeds_ctrl_c} | settings)
-    seen = b""
-    while b"2 steps" not in seen and (line := process.stderr.readline()):
-        seen += line
-    return process, seen
+    """Start the command as a process and return it when its first batch begins, or when it has nothing to do."""
+    process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, out, *more)], cwd=results.PROJECT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"}, **{"preexec_fn": heeds_ctrl_c} | settings)
+    while (line := process.stderr.readline()) and b"sampling steps of the start" not in line:
+        pass
+    return process
 
 
-def files(folder):
-    """{path: bytes} of all that carries a final name."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-            and p.suffix != ".partial"}
-
-
-def finished(found):
+def finished(out):
     """Results whose record is there."""
-    return {name.removesuffix(".json") for name in found if re.search(r"seed_\d+\.json$", name)}
+    return {stem for stem in stems(out) if (out / f"{stem}.json").exists()}
 
 
-def times(folder, stems):
-    return {stem: (folder / f"{stem}.json").stat().st_mtime_ns for stem in stems}
+def times(out, found):
+    return {stem: (out / f"{stem}.json").stat().st_mtime_ns for stem in found}
 
 
-def uninterrupted(weights, folder):
-    """({path: bytes}, seconds) of a whole run; the seconds are those of this machine as it is now."""
-    began = time.monotonic()
-    assert featviz.main(flags(weights, folder / "whole")) == 0
-    return files(folder / "whole"), time.monotonic() - began
+@pytest.fixture(scope="module")
+def whole(weights, tmp_path_factory, one_thread):
+    """({path: bytes} of an undisturbed run, its seconds on this machine as it is now)."""
+    out, began = tmp_path_factory.mktemp("whole") / "out", time.monotonic()
+    assert featviz.main(flags(weights, out, *FEW)) == 0
+    return files(out), time.monotonic() - began
 
 
-def kill_and_resume(weights, run, folder, kills, seed=0):
-    """Kill a run `kills` times, each time going on from what lies there; check what is on disk after each. Returns the
-    number of kills that came while a run was at work, and how many results were finished when they came.
-    """
-    (whole, seconds), r, out, at_work, counts = run, random.Random(seed), folder / "out_0", 0, []
-    while at_work < kills:
-        before = times(out, finished(files(out))) if out.exists() else {}
-        process, _ = begin(weights, out)
-        time.sleep(r.uniform(0, WINDOW * seconds))
+def test_kills(weights, whole, tmp_path):
+    """After each, what carries a final name is whole and what was finished is untouched; at the end all files are those
+    of the undisturbed run. A run that ends before its kill makes room for a new one."""
+    (expected, seconds), r, out, at_work = whole, random.Random(0), tmp_path / "0", []
+    while len(at_work) < KILLS:
+        before = times(out, finished(out))
+        process = begin(weights, out, *FEW)
+        time.sleep(r.uniform(0, 0.7 * seconds))
         process.kill()
         process.stderr.close()
-        at_work += process.wait() == -signal.SIGKILL
-        found = files(out)
-        for name, data in found.items():        # whatever has a final name is whole
-            assert "seed_" not in name or data == whole[name], name
-        assert times(out, before) == before     # what was finished before was not touched
-        counts.append(len(finished(found)))
-        if process.returncode == 0:             # quicker than the kill: begin anew
-            assert found == whole
-            out = folder / f"out_{len(counts)}"
-    process, _ = begin(weights, out)
-    process.communicate()
-    assert process.returncode == 0 and files(out) == whole
-    assert not list(out.rglob("*.partial")), "a killed run's temporary files are still there"
-    return at_work, counts
+        if process.wait() == 0:
+            assert files(out) == expected
+            out = tmp_path / str(len(at_work))
+            continue
+        at_work.append(len(finished(out)))
+        assert all(data == expected[name] for name, data in files(out).items()
+                   if "seed_" in name and not name.endswith(".partial"))
+        assert times(out, before) == before
+    print(f"results that were finished after each kill: {at_work}")
+    begin(weights, out, *FEW).communicate()
+    assert files(out) == expected                               # no temporary file of a killed run is left
 
 
-def test_a_kill(weights, tmp_path):
-    """tests/slow/test_kills.py has fifty."""
-    assert kill_and_resume(weights, uninterrupted(weights, tmp_path), tmp_path, 1)[0] == 1
+@pytest.mark.parametrize("saved", range(5))
+def test_ctrl_c_after_any_result_also_inside_a_batch(saved, weights, whole, tmp_path, capsys, monkeypatch):
+    """Exit code 130 and one line; the same command computes only the batches that lack a result."""
+    done, save = [], results.save
+
+    def interrupt(*args):
+        if len(done) == saved:
+            raise KeyboardInterrupt
+        done.append(save(*args))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "save", interrupt)
+        assert featviz.main(flags(weights, tmp_path, *FEW)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "featviz: interrupted; finished results stay, the same command goes on from there")
+    assert len(finished(tmp_path)) == len(stems(tmp_path)) == saved
+    before = times(tmp_path, finished(tmp_path))
+    assert featviz.main(flags(weights, tmp_path, *FEW)) == 0
+    assert files(tmp_path) == whole[0] and times(tmp_path, before) == before
 
 
-def test_a_half_written_result_does_not_count_and_settings_are_never_mixed(weights, tmp_path):
-    """Every state that a kill between two files can leave, made by hand, for the same settings and for others."""
-    whole, other = tmp_path / "whole", tmp_path / "other"
-    few = ("--feature", "3", "--seed", "1")
-    run = lambda out, *more: featviz.main(flags(weights, out, *few, *more))
-    assert run(whole) == run(other, "--learning-rate", "0.1") == 0
-    stem, good = "tiny/feature_00003/t0300/seed_1", files(whole)
-    old = {re.sub("t0300-[0-9a-f]{8}", "t0300", name): data for name, data in files(other).items()}
-    assert all(good[f"{stem}.{kind}"] != old[f"{stem}.{kind}"] for kind in KINDS)
-    states = [{"png": good}, {"png": good, "safetensors": good}, {"png": good, "safetensors": good, "json": good},
-              {"png": good, "safetensors": old}, {"png": good, "safetensors": old, "json": old},
-              {"png": old, "safetensors": old, "json": old}, {"png": old, "safetensors": good, "json": good}]
-    for i, state in enumerate(states):
-        out = tmp_path / f"out_{i}"
-        (out / stem).parent.mkdir(parents=True)
-        for kind, source in state.items():
-            (out / f"{stem}.{kind}").write_bytes(source[f"{stem}.{kind}"])
-        for kind in KINDS:
-            (out / f"{stem}.{kind}.partial").write_bytes(b"half")
-        assert run(out) == 0 and files(out) == good, state.keys()
-        assert not list(out.rglob("*.partial"))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_result_damaged_later_is_made_again(kind, weights, tmp_path):
-    run = lambda: featviz.main(flags(weights, tmp_path, "--feature", "3", "--seed", "1"))
-    assert run() == 0
-    whole, path = files(tmp_path), tmp_path / f"tiny/feature_00003/t0300/seed_1.{kind}"
-    for damaged in (whole[path.relative_to(tmp_path).as_posix()][:-20], b""):
-        path.write_bytes(damaged)
-        assert run() == 0 and files(tmp_path) == whole
-
-
-def test_ctrl_c(weights, tmp_path):
-    """Exit code 130, one line, finished results stay."""
-    process, _ = begin(weights, tmp_path)
-    while len(finished(files(tmp_path))) < 2 and process.poll() is None:
+def test_ctrl_c_from_outside(weights, tmp_path):
+    process = begin(weights, tmp_path, *FEW)
+    while len(finished(tmp_path)) < 2 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate()
-    assert process.returncode == 130 and b"Traceback" not in error
-    assert error.splitlines()[-1] == b"featviz: interrupted; finished results stay, the same command goes on from there"
-    assert len(finished(files(tmp_path))) >= 2 and not list(tmp_path.rglob("*.partial"))
+    error = process.communicate()[1].splitlines()
+    assert process.returncode == 130 and error[-1].startswith(b"featviz: interrupted; ") and b"Traceback" not in error
+    assert len(finished(tmp_path)) >= 2
 
 
-@pytest.mark.parametrize("loaded", ["torch._utils", "numpy._core.multiarray", "numpy.linalg", "torch.nn"])
-def test_ctrl_c_while_torch_is_imported(loaded, weights, tmp_path):
-    """One line as well, in the middle of numpy, too: torch imports it, and hides where that fails. The interpreter
-    tells of each module that it has loaded; torch itself comes last."""
+def test_ctrl_c_while_torch_is_imported(weights, tmp_path):
+    """The interpreter says of each module that it has loaded."""
     process = subprocess.Popen([sys.executable, "-X", "importtime", "featviz.py", *flags(weights, tmp_path / "out")],
-                               cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heeds_ctrl_c)
-    seen = []
-    while loaded.encode() not in [line.split(b"|")[-1].strip() for line in seen[-1:]]:
-        seen.append(process.stderr.readline())
-        assert seen[-1], "it ended before"
+                               cwd=results.PROJECT, stderr=subprocess.PIPE, preexec_fn=heeds_ctrl_c)
+    while (line := process.stderr.readline()) and b" torch._utils" not in line:
+        pass
     process.send_signal(signal.SIGINT)
-    lines = [line for line in process.communicate()[1].splitlines() if not line.startswith(b"import time:")]
-    assert b"torch" not in [line.split(b"|")[-1].strip() for line in seen]
-    assert process.returncode == 130 and [line for line in lines if line] == [
+    lines = [line for line in process.communicate()[1].splitlines() if line and not line.startswith(b"import time:")]
+    assert process.returncode == 130 and lines == [
         b"featviz: interrupted; finished results stay, the same command goes on from there"]
     assert not (tmp_path / "out").exists()
 
 
-def piped(*flags, head):
-    """stderr of `python featviz.py` whose stdout is closed after so many lines."""
-    process = subprocess.Popen([sys.executable, "featviz.py", *map(str, flags)], cwd=ROOT, text=True,
+def test_other_settings_never_mix_with_what_a_kill_left(weights, tmp_path):
+    """Every state between two files of a save, over an older result of other settings in the same place."""
+    whole, other, job = tmp_path / "whole", tmp_path / "other", ("--feature", 3, "--seed", 1)
+    assert featviz.main(flags(weights, whole, *job)) == featviz.main(flags(weights, other, *job, "--num-steps", 3)) == 0
+    stem, good = "tiny/feature_00003/t0300/seed_1", files(whole)
+    old = {re.sub("t0300-[0-9a-f]{8}", "t0300", name): data for name, data in files(other).items()}
+    kinds = [name.removeprefix(stem) for name in good if name.startswith(stem)]
+    for new in range(len(kinds)):
+        out = tmp_path / str(new)
+        (out / stem).parent.mkdir(parents=True)
+        for i, kind in enumerate(kinds):
+            (out / f"{stem}{kind}").write_bytes((good if i < new else old)[stem + kind])
+            (out / f"{stem}{kind}.partial").write_bytes(b"half")
+        assert featviz.main(flags(weights, out, *job)) == 0 and files(out) == good, kinds[:new]
+
+
+def test_who_reads_the_first_line_alone_has_the_page_all_the_same(weights, tmp_path):
+    process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, tmp_path, *FEW)], cwd=results.PROJECT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for _ in range(head):
-        process.stdout.readline()
+    process.stdout.readline()
     process.stdout.close()
-    return process.stderr.read(), process.wait()
-
-
-def test_whoever_reads_the_first_line_alone_has_the_page_all_the_same(weights, out):
-    error, code = piped("--weights", weights, "--out", out, "--timestep", 300, "--batch-size", 1, "--device", "cpu",
-                        head=1)
-    assert code == 0 and "Broken pipe" not in error and (out / "tiny/feature_00003/index.html").exists()
-    assert len(list(out.rglob("seed_*.json"))) == 5
-
-
-def test_a_file_that_the_system_does_not_take(weights, tmp_path):
-    """A limit on the size of files, as a quota sets it: the record does not fit, the others do."""
-    process, seen = begin(weights, tmp_path, "--feature", "3",
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)))
-    error = process.communicate()[1].splitlines()[-1]
-    assert (
-        process.returncode == 2
-        and error.startswith(b"featviz: [Errno 27] File too large: ")
-        and b"finished results stay" in error
-    )
-    assert finished(files(tmp_path)) == set() and not list(tmp_path.rglob("*.partial"))
+    error = process.stderr.read()
+    assert process.wait() == 0 and b"Broken pipe" not in error
+    assert len(finished(tmp_path)) == 5 and (tmp_path / "tiny/index.html").exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk(kind, weights, tmp_path, capsys):
-    """The system's own refusal: the temporary file is one that takes nothing."""
-    out, path = tmp_path / "out", tmp_path / f"out/tiny/feature_00003/t0300/seed_1.{kind}"
+def test_the_systems_own_refusals(weights, tmp_path, capsys):
+    """A limit on the size of files, as a quota sets it; a device that is always full; a folder that takes no file."""
+    process = begin(weights, tmp_path / "a", *FEW,
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)))
+    error = process.communicate()[1].splitlines()[-1].decode()
+    assert process.returncode == 2 and error.startswith("featviz: [Errno 27] File too large: ") and "stay" in error
+    assert finished(tmp_path / "a") == set()
+    path = tmp_path / "b/tiny/feature_00000/t0300/seed_1.safetensors"
     path.parent.mkdir(parents=True)
     path.with_name(path.name + ".partial").symlink_to("/dev/full")
-    command = flags(weights, out, "--feature", "3", "--seed", "1")
-    assert featviz.main(command) == 2
-    assert (
-        f"[Errno 28] No space left on device: '{path}'; make room or give another --out"
-        in capsys.readouterr().err.splitlines()[-1]
-    )
-    assert finished(files(out)) == set() and not list(out.rglob("*.partial"))
-    assert featviz.main(command) == 0 and len(finished(files(out))) == 1
+    assert featviz.main(flags(weights, tmp_path / "b", *FEW)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"[Errno 28] No space left on device: '{path}'; finished results stay: make room or give another" in error
+    assert featviz.main(flags(weights, "/proc/featviz", *FEW)) == 2
+    assert "/proc/featviz" in (error := capsys.readouterr().err.splitlines()[-1]) and "give another folder" in error
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody can write to")
-def test_an_unwritable_folder(weights, capsys):
-    assert featviz.main(flags(weights, "/proc/featviz")) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert (
-        error[-1].startswith("featviz: [Errno ") and "/proc/featviz" in error[-1] and "give another --out" in error[-1]
-    )
+def test_the_batch_size_splits_work_without_changing_results(weights, tmp_path):
+    """Scores and curves of 5 steered jobs, 1, 2 and 5 at a time: the same to 1e-5."""
+    made = {}
+    for size in (1, 2, 5):
+        out = tmp_path / str(size)
+        assert featviz.main(flags(weights, out, *FEW[:-1], size)) == 0
+        made[size] = {path.relative_to(out): json.loads(path.read_text()) for path in out.rglob("seed_*.json")}
+    for size in (2, 5):
+        assert made[size].keys() == made[1].keys()
+        for path, record in made[size].items():
+            numbers, expected = ([float(n) for n in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", json.dumps(
+                {k: v for k, v in one.items() if k not in ("sha256", "bytes")}))] for one in (record, made[1][path]))
+            assert numbers == pytest.approx(expected, rel=1e-5, abs=1e-5), path
+            assert record.get("recipe") == made[1][path].get("recipe")
