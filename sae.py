@@ -98,6 +98,13 @@ class SAE(nn.Module):
         return h_hat
 
 
+def reading(sae, before, h):
+    """Return what is read at a hook point, given its module's input `before` and output h, both (B, D, h, w): the output,
+    or where the SAE was trained on the update, h - before.
+    """
+    return h.float() - before.float() if sae is not None and sae.reads == "update" else h
+
+
 def fvu(h, h_hat):
     """Fraction of variance unexplained: sum (h - h^)^2 / sum (h - mean h)^2, over all of (n, D)."""
     return (h - h_hat).square().sum() / (h - h.mean(dim=0)).square().sum()

@@ -193,6 +193,11 @@ def order(name):
     return stages.index(stage), level, place
 
 
+def updates(name):
+    """Whether a hook point's module adds an update to its input: an attention, which `run` hands its input just before."""
+    return ".attentions." in name
+
+
 class UNet(nn.Module):
     """Noise prediction eps(z_t, t, text). Argument names are those of `unet/config.json`, defaults are SD 1.x [2].
 
@@ -249,22 +254,25 @@ class UNet(nn.Module):
         """D, the number of channels at hook point `name`."""
         return self.get_submodule(self.hook_name(name)).out_channels
 
-    def forward(self, z, t, context, until=None, add=None):
-        """Noised latents (B, 4, H, W), time steps (B,) int64, text (B, 77, Dc) -> predicted noise (B, 4, H, W).
+    def forward(self, z, t, context, until=None, add=None, update=False):
+        """Predict the noise of latents (B, 4, H, W) at time steps t (B,) int64 with text (B, 77, Dc): (B, 4, H, W).
 
-        until  a hook point: return its output (B, D, h, w) instead; nothing after it is computed.
-        add    {hook point: (B, D) or (D,)}: added to every position of that hook's output before the net goes on.
+        until   a hook point: return its output (B, D, h, w) instead; nothing after it is computed.
+        add     {hook point: (B, D) or (D,)}: added to every position of that hook's output before the net goes on.
+        update  of an attention: return its output minus its input, float32.
         """
         stop = self.hook_name(until) if until else "conv_out"
+        if update and not updates(stop):
+            raise ValueError(f"hook point {stop!r} has no update, output minus input; an attention has")
         add = {self.hook_name(name): v for name, v in (add or {}).items()}
         run = self.run(z, t, context)
-        name, h = next(run)
+        before, (name, h) = None, next(run)
         while True:
             if name in add:
                 h = h + add[name].reshape(-1, h.shape[1], 1, 1)
             if name == stop:
-                return h
-            name, h = run.send(h)
+                return h.float() - before.float() if update else h
+            before, (name, h) = h, run.send(h)
 
     def run(self, z, t, context):
         """The network, a hook point at a time: yields (its name, its output) and goes on with what is sent back."""

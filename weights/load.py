@@ -37,7 +37,7 @@ from clip import END, START, TextEncoder, Tokenizer, number
 from config import HOOK_POINT, SETTINGS
 from sae import GATES, NORMS, READS, SAE
 from schedule import Schedule
-from unet import UNet
+from unet import UNet, updates
 from vae import VAE
 from weights.quick import quicken
 
@@ -279,6 +279,17 @@ def read_tensors(path, shapes, dtype=torch.float32, device="cpu", part=None):
                 for name, key in found.items()}
 
 
+def read_vectors(path, width):
+    """Read {name: vector (width,)} of a safetensors file, float32; WeightsError for another shape."""
+    with open_tensors(path) as file:
+        found = {key: file.get_tensor(key).float() for key in file.keys()}
+    for key, vector in found.items():
+        if vector.squeeze().shape != (width,):
+            raise WeightsError(f"{path}: {key} has shape {list(vector.shape)}, expected [{width}], the channels of the hook "
+                               "point; give the model that the vector belongs to (--weights)")
+    return {key: vector.squeeze() for key, vector in found.items()}
+
+
 def read_tensor(path, key, dtype, device, file, large):
     tensor = file.get_tensor(key)
     if not tensor.is_floating_point():
@@ -376,6 +387,8 @@ def read_sae(folder, unet, hook_point, device):
     if sizes["d_in"] != unet.width(hook_point):
         raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of {folder / 'unet'} has "
                            f"{unet.width(hook_point)} channels; give the SAE of this UNet")
+    if sizes["reads"] == "update" and not updates(hook_point):
+        raise WeightsError(f"{cfg}: reads is 'update', output minus input, which {hook_point} has not; an attention has")
     sae = build(SAE, sizes, cfg, path, torch.float32, device)
     return sae, {p.relative_to(folder).as_posix(): p for p in (cfg, path)}, read_labels(cfg.with_name("labels.json"))
 
@@ -482,7 +495,8 @@ class Model:
     files: dict = field(default_factory=dict)                   # name -> path of every file that was read
     capture: object = None                                      # activity.profile.Capture, where one is attached
     directions: dict = field(default_factory=dict)              # name -> vector (D,) that was asked for
-    fit: tuple | None = None                                    # what weights.check.fit found
+    fit: tuple | None = None                                    # what weights.check.fit found, and
+    rows: list = field(default_factory=list)                    # at which time steps
 
     def __post_init__(self):
         self.hashing = Fingerprints(self.files)
@@ -491,6 +505,14 @@ class Model:
     def fingerprints(self):
         """{name: SHA-256} of every file that was read."""
         return self.hashing.result()
+
+    def feature(self, n):
+        """Return the direction (D,) along which feature n is read; sums and differences are directions, too."""
+        return self.sae.encoder.weight[n]
+
+    def channel(self, n):
+        """Return the unit vector (D,) of raw channel n."""
+        return torch.eye(self.unet.width(self.hook_point), device=self.device)[n]
 
     def require(self, *parts):
         """WeightsError for a part that is missing."""
