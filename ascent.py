@@ -26,6 +26,7 @@ import torch
 
 import regularizers as reg
 from config import REFERENCE_WIDTH
+from steering import directions, read_hook
 
 LOSS_SCALE = 2.0 ** 12                          # in float16, at first: gradients below 6e-8 are 0 there (ours) [4]
 
@@ -41,19 +42,18 @@ def draw(generator, shape, config):
             1 + (config.scale_max - 1) * turn[1], torch.randn(shape, generator=generator))
 
 
-def readout(model, h, jobs):
+def readout(model, h, jobs, position=None):
     """Read each job's target at each position, before the relu: h (B, D, h, w) -> (B, S), float32.
 
-    A feature f is W_enc[f] . (h - b_dec) + b_enc[f], with its own row of W_enc alone; a channel c is h_c; a direction
-    from a file is w . h. All jobs are of one kind.
+    A target is a direction: a feature f is W_enc[f] . (h - b_dec) + b_enc[f], with its own row of W_enc alone; a
+    channel is its unit vector, and a vector from a file itself, w . h. All jobs are of one kind. With `position` (row,
+    column) only that one is read: (B, 1).
     """
-    h = h.float().flatten(2)                                                                    # (B, D, S)
-    targets = [job.target for job in jobs]
-    if jobs[0].kind == "channel":
-        return h[torch.arange(len(jobs)), targets]
-    if jobs[0].kind == "direction":
-        return torch.einsum("bd,bds->bs", torch.stack([model.directions[name] for name in targets]), h)
-    return model.sae.linear(h.transpose(1, 2), targets)
+    h = h.float() if position is None else h.float()[:, :, position[0], position[1], None, None]
+    h = h.flatten(2).transpose(1, 2)                                                            # (B, S, D)
+    if jobs[0].kind == "feature":
+        return model.sae.linear(h, [job.target for job in jobs])
+    return (h @ directions(model, jobs)[:, :, None])[..., 0]
 
 
 def activation(values, kind):
@@ -155,15 +155,17 @@ def ascend(model, jobs, config, begin):
         # the feature must survive small moves and fresh noise, so it cannot be a trick of single latent pixels
         transformed = reg.transform(z, shift, angle, zoom)
         noised = model.schedule.add_noise(transformed, eps.to(z), t) if config.noise else transformed
-        hook = model.unet(noised.to(model.dtype), t, context, until=model.hook_point)           # (B, D, h, w)
+        hook = read_hook(model, noised, t, context)                                             # (B, D, h, w)
 
-        values = readout(model, hook, jobs)                                                     # (B, S)
+        values = readout(model, hook, jobs, config.position)                                    # (B, S or 1)
         a, silent, climb = objective(values, jobs[0].kind, config.silent_gradient)              # (B,) each
 
         # penalties act on the latent itself, not on its moved copy
         penalties = {"total_variation": config.total_variation_weight * reg.pitch(z) * reg.total_variation(z),
                      "range": config.range_weight * reg.range_penalty(z, config.range_threshold),
                      "moment": config.moment_weight * reg.moment_penalty(z)}
+        if config.diverse:                                          # the only term in which rows look at one another
+            penalties["likeness"] = config.diverse * reg.likeness(hook.float(), jobs)
         loss = -climb + sum(penalties.values())                                                 # (B,)
         gradient, scale, repeats = gradient_of(loss, z, scale)
 

@@ -5,6 +5,7 @@ Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.082
 marked (ours) is not in it. Nothing here needs torch, so that help and wrong flags are answered at once.
 """
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import get_args
 
@@ -14,6 +15,7 @@ REFERENCE_WIDTH = 64                            # latent pixels across the pictu
 LARGEST = 1e6                                   # of a setting (ours); AdamW's own arithmetic overflows far above it
 FINISH_FROM = (600, 800, 900)                   # time steps that finish_from "auto" tries (ours)
 StepOrAuto = int | str                          # a whole number or "auto"
+PRIORS = ("steer", "noise", "guided")           # anything else is the path of a picture
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,11 @@ class Config:
     noise: bool = setting(True, "see through fresh noise of the time step; off: the UNet sees the clean latent")
     silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere (ours)")
     prompt: str = setting("", "text that the UNet sees in ascent, scores and finish; the method's is empty (ours)")
-    prior: str = setting("steer", "start: a sample steered towards the feature, noise, or a sample guided by it (ours)",
-                         ("steer", "noise", "guided"))
+    position: tuple | None = setting(None, "row and column of the hook's grid at which the activation is taken, in "
+                                     "place of the mean (ours)")
+    diverse: float = setting(0.0, "weight of a term that pushes the seeds of a target apart in a batch (ours)", low=0)
+    prior: str = setting("steer", "start: steer, a sample steered towards the feature; noise; guided, a sample guided "
+                         "by it; or the path of a picture of your own (ours)")
     prior_steps: int = setting(50, "sampling steps of the prior", low=1)
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
     steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature "
@@ -88,6 +93,8 @@ def configure(own, preset=None, kind="feature", **changes):
             channels and directions. Unknown names of settings raise TypeError.
     """
     usual = "sae" if kind == "feature" else "raw"
+    if kind == "direction":                     # no capture knows how strong it is
+        changes = {"prior": "guided"} | changes
     quick = QUICK if preset == "quick" else {}
     name = usual if preset in (None, "quick") else preset
     return dataclasses.replace(PRESETS[name], **(own.get("presets", {}).get(name, {}) | quick | changes))
@@ -117,6 +124,12 @@ def check_setting(name, field, value):
     said = field.metadata
     if field.type == StepOrAuto and value == "auto":
         return
+    if name == "position":
+        if value is not None and not (len(value) == 2 and all(type(n) is int and n >= 0 for n in value)):
+            raise ValueError(f"--position takes a row and a column, counted from 0, got {value!r}")
+        return
+    if name == "prior" and value not in PRIORS and not os.path.isfile(str(value)):
+        raise ValueError(f"--prior must be one of {', '.join(PRIORS)}, or the path of a picture, got {value!r}")
     wanted = int if field.type == StepOrAuto else field.type
     right = type(value) is wanted or wanted is float and type(value) is int
     if not right or wanted is float and not abs(value) <= LARGEST:                              # NaN is not <=

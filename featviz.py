@@ -53,9 +53,20 @@ def open_model(path, device, dtype, hook_point, kind):
     return model
 
 
+def read_directions(model, path, *names):
+    """Read vectors (D,) from a safetensors file, all or those that are named: {name: vector}."""
+    from weights.load import read_vectors
+    found = read_vectors(path, model.unet.width(model.hook_point))
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"--direction {path}: holds no {missing[0]!r}; there are {', '.join(found)}")
+    return {name: found[name].to(model.device) for name in names or found}
+
+
 def choose_targets(model, kind, given, capture):
     """Return the numbers of the features or channels that were named by number, label or `live`, each once."""
     found = []
+    if kind == "direction":
+        return given
     for n in given or [model.settings.get("feature", 0) if kind == "feature" else 0]:
         if n == "live":
             if capture is None:
@@ -75,7 +86,8 @@ def choose_targets(model, kind, given, capture):
 
 def run(args, given):
     """Compute all results that are not there yet, then their pages; return the exit code."""
-    kind, axes, shard = "channel" if args.channel else "feature", read_axes(args.sweep), find_shard(args.shard)
+    kind = "channel" if args.channel else "direction" if args.direction else "feature"
+    axes, shard = read_axes(args.sweep), find_shard(args.shard)
     check_flags(args.batch_size, args.frames, given)
     named = list(itertools.chain(*(args.channel or args.feature or [])))
 
@@ -85,8 +97,11 @@ def run(args, given):
     from activity.thesis import features
     from visualize import batch_rows, list_jobs
     from weights.choose import choose_weights
-    path = choose_weights(args.weights, kind, named or ["live"] * args.thesis)
+    path = choose_weights(args.weights, kind, named or ["any"] * bool(args.thesis or args.direction))
     model = open_model(path, args.device, args.dtype, args.hook_point, kind)
+    if args.direction:
+        model.directions = read_directions(model, *args.direction)
+        named = list(model.directions)
     config = configure(model.settings, args.preset, kind, **given)
     configs = [replace(config, **dict(zip(axes, values))) for values in itertools.product(*axes.values())]
     for one in configs:

@@ -18,6 +18,8 @@ Sources
  [3] Pierzchlewicz et al., "Energy Guided Diffusion for Generating Neurally Exciting Images", NeurIPS 2023: by a neuron
  [4] Luo et al., "Brain Diffusion for Visual Exploration", arXiv 2306.03089: by a brain region
  [5] Nguyen et al., "Plug & Play Generative Networks", arXiv 1612.00005: a generative model as such pictures' prior
+ [6] arXiv 2605.17504, the KL-minimal soft constraint: strongest images and regularised ascents are biased in opposite
+     ways, and guided posterior sampling lies between them
 The pull relative to rms e, the filter and `auto` are ours.
 
 Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width. Read `redraw` first.
@@ -29,6 +31,7 @@ import torch
 import regularizers as reg
 from ascent import first_scale, gradient_of, objective, readout
 from config import FINISH_FROM
+from sae import reading
 
 FINISH_SEED = 0x6F3D91A5                        # a job's seed XOR this: the finish draws from a generator of its own
 
@@ -62,18 +65,18 @@ def rms(x):
 
 
 def look(model, x, t, context):
-    """Run the UNet once: predicted noise (B, 4, H, W), the hook's output (B, D, h, w), and the leaf it depends on.
+    """Run the UNet once: predicted noise (B, 4, H, W), what is read at the hook (B, D, h, w), the leaf it depends on.
 
     Gradients are recorded up to the hook only.
     """
     leaf = x.clone().requires_grad_(True)
     passes = model.unet.run(leaf.to(model.dtype), t, context)
     with torch.enable_grad():
-        name, hook = next(passes)
+        before, (name, h) = None, next(passes)
         while name != model.hook_point:
-            name, hook = passes.send(hook)
+            before, (name, h) = h, passes.send(h)
+        hook = reading(model.sae, before, h)
     with torch.no_grad():
-        h = hook
         while name != "conv_out":
             name, h = passes.send(h)
     return h.float(), hook, leaf
@@ -89,7 +92,7 @@ def redraw(model, jobs, x, times, config):
         before = x
         e, hook, leaf = look(model, before, torch.full((len(jobs),), t, device=model.device), context)
 
-        values = readout(model, hook, jobs)                                                     # (B, S)
+        values = readout(model, hook, jobs, config.position)                                    # (B, S or 1)
         a, silent, climb = objective(values, jobs[0].kind, config.silent_gradient)              # (B,) each
         gradient, scale, repeats = gradient_of(climb, leaf, scale)
 

@@ -8,6 +8,7 @@
     6  transformation robustness  transform(z, shift, angle, zoom)
     7  spectral gradient filter   spectral_filter(g)
    (8  weight decay               the optimiser's, in ascent.py: the original's library default, here a named setting)
+    -  likeness(h, jobs)          pushes the seeds of one target apart; off unless asked for, since rows then mix
 
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218, and its implementation.
 Axes: B jobs, C channels, H W latent height and width. Where a strength is a length (shift, sigma) or a slope (total
@@ -41,6 +42,16 @@ def range_penalty(z, limit=RANGE_LIMIT):
 def moment_penalty(z):
     """|mean z| + |std z - 1|, per row, the unbiased deviation: (B, C, H, W) -> (B,)."""
     return z.mean((1, 2, 3)).abs() + (z.flatten(1).std(dim=1) - 1).abs()
+
+
+def likeness(h, jobs):
+    """mean of cos(m_i, m_j) over the other rows j of row i's target and time step, m = mean of h over positions; 0 where
+    there is none: h (B, D, h, w) -> (B,). After the diversity term of Olah et al., "Feature Visualization", Distill 2017.
+    """
+    m = F.normalize(h.mean((2, 3)), dim=1)                                                      # (B, D)
+    same = torch.tensor([[a is not b and (a.target, a.timestep) == (b.target, b.timestep) for b in jobs] for a in jobs])
+    same = same.to(m)                                                                           # (B, B)
+    return (same * (m @ m.T)).sum(dim=1) / same.sum(dim=1).clamp(min=1)
 
 
 def smoothing_sigma(step, steps, start, end):

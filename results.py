@@ -32,7 +32,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save as save_tensors
 
-from config import HOOK_POINT
+from config import HOOK_POINT, PRIORS
 from vae import to_uint8
 
 PROJECT = Path(__file__).resolve().parent
@@ -101,7 +101,8 @@ def method_code():
 
 def recipe(model, job, config, usual):
     """Return everything that decides a job's result, as JSON values. `usual`: the config of a run without flags."""
-    settings, standard = dataclasses.asdict(config), dataclasses.asdict(usual)
+    # as the record will say it: a tuple is a list there
+    settings, standard = (json.loads(json.dumps(dataclasses.asdict(one))) for one in (config, usual))
     dtype = str(model.dtype).removeprefix("torch.")
     differs = {name: value for name, value in settings.items() if value != standard[name]}
     if dtype not in USUAL_DTYPES.get(model.device.type, (dtype,)):
@@ -109,6 +110,8 @@ def recipe(model, job, config, usual):
     fingerprints = dict(model.fingerprints)
     if model.capture is not None:
         fingerprints["activity.safetensors"] = model.capture.sha256
+    if config.prior not in PRIORS:
+        fingerprints["prior"] = sha256(Path(config.prior).read_bytes())
     if job.kind == "direction":
         fingerprints["direction"] = sha256(model.directions[job.target].cpu().numpy().tobytes())
     return {"job": dataclasses.asdict(job), "config": settings, "differs": differs, "hook_point": model.hook_point,

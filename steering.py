@@ -5,23 +5,25 @@ already wanted.
 
     at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation seen at t)
 
-d is W_dec[f] for a feature, the unit vector of c for a raw channel, the vector itself for a direction from a file. The
+d is W_dec[f] for a feature, the unit vector of c for a raw channel. The
 largest activations come as a curve over t from a capture of the model's images (activity/profile.py, `strength`). Many
 features are active only in the last steps, when the picture is settled; steering them there comes too late to shape it.
 
 Sources
  [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218: the steered prior
  [2] Cywinski & Deja, "SAeUron", arXiv 2501.18052: steering by a decoder row
+ [3] arXiv 2606.31699, PER: what steering along such a row changes, and what it leaves
 
 Axes: B jobs, D hook width, h x w positions at the hook point, 4 x H x W latents.
 """
 import torch
 
+from sae import reading
 from schedule import SAMPLERS, guided
 
 
 def directions(model, jobs):
-    """Return the direction d that each job is pushed along, all jobs of one kind: (B, D)."""
+    """Return the direction d of each job, all of one kind: (B, D). A feature's is its decoder row."""
     kind, targets = jobs[0].kind, [job.target for job in jobs]
     if kind == "feature":
         return model.sae.W_dec[targets]
@@ -30,20 +32,26 @@ def directions(model, jobs):
     return torch.stack([model.directions[name] for name in targets])
 
 
+def read_hook(model, x, t, context):
+    """Run the UNet up to the model's hook point and return what is read there, (B, D, h, w): see sae.reading."""
+    more = {"update": True} if model.sae is not None and model.sae.reads == "update" else {}
+    return model.unet(x.to(model.dtype), t, context, until=model.hook_point, **more)
+
+
 def predict(model, x, t, context, push=None, see=None):
     """Predict the noise (B, 4, H, W) of x (B, 4, H, W) at time steps t (B,), float32.
 
     push  {hook point: (B or 1, D)}: added to every position of that hook's output before the net goes on
-    see   is handed the output of the model's hook point, (B, D, h, w), before anything is added
+    see   is handed what is read at the model's hook point, (B, D, h, w), before anything is added
     """
     passes = model.unet.run(x.to(model.dtype), t, context)
-    name, h = next(passes)
+    before, (name, h) = None, next(passes)
     while name != "conv_out":
         if see and name == model.hook_point:
-            see(h)
+            see(reading(model.sae, before, h))
         if push and name in push:
             h = h + push[name].reshape(-1, h.shape[1], 1, 1)
-        name, h = passes.send(h)
+        before, (name, h) = h, passes.send(h)
     return h.float()
 
 

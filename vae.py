@@ -10,8 +10,12 @@ Sources
 Axes: B images, C channels, H W latent height and width. With n levels the image is 2^(n-1) times larger: 8 for SD,
 4 for the toy. Every GroupNorm here has eps 1e-6 [3]; the UNet's are 1e-5.
 """
+import warnings
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import nn
 
 EPS = 1e-6
@@ -185,3 +189,23 @@ class VAE(nn.Module):
 def to_uint8(image):
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded; NaN, which only a non-finite result has, is black."""
     return (image.permute(1, 2, 0).nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def read_picture(path):
+    """Read a picture upright, as RGB with 8 bits a colour; ValueError, one line, where it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # large, but not yet refused
+            with Image.open(path) as image:
+                image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):                          # grey with 16 bits, 65535 is white
+            image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:       # SyntaxError is Pillow's
+        raise ValueError(f"{path}: cannot be read as a picture ({e}); give a PNG or JPEG of ordinary size") from e
+
+
+def fitted(picture, height, width):
+    """Crop a PIL picture about its centre and scale it: (3, height, width) in [0, 1]."""
+    picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255

@@ -23,8 +23,8 @@ from PIL import Image
 from ascent import activation, ascend, readout
 from config import SEEDS, SETTINGS, Job, check_config, configure
 from finish import finish, guide, tries
-from steering import directions, steered_prior
-from vae import to_uint8
+from steering import directions, read_hook, steered_prior
+from vae import fitted, read_picture, to_uint8
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over
 SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own
@@ -109,22 +109,41 @@ def check_jobs(model, jobs):
             raise ValueError(f"--seed {job.seed} is out of range: seeds are 0..2^62 - 1")
 
 
+@torch.no_grad()
+def check_position(model, config):
+    """Raise ValueError for a --position outside the hook point's grid."""
+    if config.position is None:
+        return
+    z = torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)
+    t = torch.zeros(1, dtype=torch.int64, device=model.device)
+    h, w = model.unet(z, t, model.embed([""]), until=model.hook_point).shape[2:]
+    if not (config.position[0] < h and config.position[1] < w):
+        raise ValueError(f"--position {config.position[0]} {config.position[1]}: {model.hook_point} has {h} rows and "
+                         f"{w} columns, counted from 0")
+
+
 # --- start ------------------------------------------------------------------------------------------------------------
 
 def start(model, jobs, config, on_step=None):
     """Return (a generator for each job, their starting latents (B, 4, H, W)), by --prior: noise from the job's seed,
-    or the sample that is steered towards the target, or guided by it, from that noise."""
+    the sample that is steered towards the target or guided by it from that noise, or a picture, cropped and scaled."""
     generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
     z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
     if config.prior == "steer":
         z = steer(model, jobs, z, config, on_step)
     elif config.prior == "guided":
         z = guide(model, jobs, z, config, on_step)
+    elif config.prior != "noise":
+        size = [edge * model.vae.factor for edge in model.latent_shape[1:]]
+        z = model.encode(fitted(read_picture(config.prior), *size)[None].to(model.device)).expand(len(jobs), -1, -1, -1)
     return generators, z
 
 
 def steer(model, jobs, noise, config, on_step=None):
     """Sample from noise (B, 4, H, W) while each job's target is pushed up: latents (B, 4, H, W)."""
+    if jobs[0].kind == "direction":
+        raise ValueError("--prior steer: no capture says how strong a direction of your own is; start from a sample "
+                         "that it guides (--prior guided) or from noise (--prior noise)")
     if model.capture is None:
         raise ValueError(f"{model.folder} has no capture, from which a steered start takes its strength: start from "
                          f"noise (--prior noise), or run python -m activity capture --weights {model.folder}")
@@ -149,7 +168,7 @@ class Starts:
     def __call__(self, jobs):
         """Return `start` of these jobs."""
         keys = [(job.target, job.seed) for job in jobs]
-        if self.config.prior == "noise":
+        if self.config.prior not in ("steer", "guided"):
             return start(self.model, jobs, self.config)
         self.made = {i: self.made.get(i) or self.sample(i) for i in sorted({self.group_of[key] for key in keys})}
         generators, _ = start(self.model, jobs, dataclasses.replace(self.config, prior="noise"))
@@ -177,9 +196,10 @@ def measure(model, z, jobs, config, noise=True):
     for _ in range(draws):
         eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
         x = model.schedule.add_noise(z, eps, t) if noise else z
-        hook = model.unet(x.to(model.dtype), t, context, until=model.hook_point).float()        # (B, D, h, w)
+        hook = read_hook(model, x, t, context).float()                                          # (B, D, h, w)
         values = readout(model, hook, jobs)                                                     # (B, S)
-        own = own + activation(values, kind) / draws
+        place = slice(None) if config.position is None else [config.position[0] * hook.shape[3] + config.position[1]]
+        own = own + activation(values[:, place], kind) / draws
         values = values.relu() if kind == "feature" else values
         heat = heat + values.unflatten(1, hook.shape[2:]) / draws
         h = hook.flatten(2).transpose(1, 2)                                                     # (B, S, D)
@@ -326,7 +346,7 @@ def finish_batch(model, jobs, z, first, config, on_step=None):
 def course_lengths(config):
     """Return the steps of one batch by phase, at most."""
     twice = config.prior == "steer" and config.prior_sampler == "pndm"          # which takes its second step twice
-    return {"sampling": config.prior_steps + twice if config.prior != "noise" else 0, "ascent": config.num_steps,
+    return {"sampling": config.prior_steps + twice if config.prior in ("steer", "guided") else 0, "ascent": config.num_steps,
             "finish": config.finish * len(tries(config)) * config.finish_steps}
 
 
@@ -357,6 +377,7 @@ def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=
     Where memory runs out the batch is halved and computed again, with the same random numbers, and one line says so.
     """
     check_jobs(model, jobs)
+    check_position(model, config)
     size, done = batch_size or batch_rows(model, jobs, config), 0
     starts = Starts(model, jobs, config, size, on_step)
     while done < len(jobs):

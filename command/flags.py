@@ -145,6 +145,8 @@ def add_settings(group):
             kind, sae = {"action": argparse.BooleanOptionalAction}, "on" if sae else "off"
         elif field.metadata["choices"]:
             kind = {"choices": field.metadata["choices"]}
+        elif name == "position":
+            kind, sae = {"type": int, "nargs": 2, "metavar": ("Y", "X")}, "the mean"
         differs = f"; raw {raw}" if raw != getattr(PRESETS["sae"], name) else ""
         says = f"{field.metadata['help']} [{sae}{differs}]"
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=says, **kind)

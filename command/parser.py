@@ -9,6 +9,8 @@ EXAMPLES = """examples:
   python featviz.py --feature 14 37 --timestep 0 600 --seed 1   features, time steps, seeds: every combination
   python featviz.py --feature 0-199 --seed 1024                 a range of features
   python featviz.py --thesis                                    the thesis' five features on one page
+  python featviz.py --direction probe.safetensors               a vector of your own
+  python featviz.py --feature 12 --prompt "a castle"            what the feature looks like there
   python featviz.py --channel 37 --prior noise --timestep 600   a raw channel, without the SAE, from noise"""
 
 
@@ -21,6 +23,8 @@ def parse(argv=None):
     what.add_argument("--feature", type=numbers_or_words, nargs="+", metavar="F", help="features of the sparse "
                       "autoencoder by number, range (0-199) or label; live: all that are active in the capture")
     what.add_argument("--channel", type=numbers, nargs="+", metavar="C", help="raw channels at the hook point")
+    what.add_argument("--direction", nargs="+", metavar="FILE [NAME]", help="vectors (D,) of a safetensors file, such "
+                      "as a probe's weight or a difference of means: all, or those that are named")
     what.add_argument("--thesis", action="store_true", help="the thesis' five features, or the weights' own five, with "
                       "word and example prompt, on one page")
     group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in "
@@ -49,7 +53,8 @@ def parse(argv=None):
         "settings of the method", "in brackets what the preset sae has, and raw where it differs; weights may bring "
         "their own; docs/method.md explains each"))
     args = parser.parse_args(argv)
-    return args, {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
+    return args, given | ({"position": tuple(given["position"])} if "position" in given else {})
 
 
 def check_flags(batch_size, frames, settings):

@@ -6,12 +6,9 @@
 
 The folder is the model's own `clip/`, else weights/clip, where `python weights/fetch.py clip` puts CLIP ViT-L/14.
 """
-import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -20,6 +17,7 @@ from clip import Tokenizer
 from command.progress import Line
 from legibility.vision import CLIP, preprocess
 from results import replacing
+from vae import read_picture
 from weights.load import Fingerprints, WeightsError, build, check_config, pick_sizes, read_json, read_tokenizer
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "weights/clip"     # where fetch.py puts CLIP
@@ -79,20 +77,6 @@ def find_clip(model_folder):
     """Return the folder of the CLIP to use with a model, or None where there is none."""
     folders = (Path(model_folder) / "clip", PUBLISHED)
     return next((folder for folder in folders if (folder / "model.safetensors").exists()), None)
-
-
-def read_picture(path):
-    """Read a picture upright, as RGB with 8 bits a colour; ValueError, one line, where it cannot be read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # large, but not yet refused
-            with Image.open(path) as image:
-                image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):                          # grey with 16 bits, 65535 is white
-            image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:       # SyntaxError is Pillow's
-        raise ValueError(f"{path}: cannot be read as a picture ({e}); give a PNG or JPEG of ordinary size") from e
 
 
 def embed_examples(scorer, capture, path):

@@ -27,7 +27,7 @@ def choose_weights(path, kind, targets):
         if is_whole(FOLDER / name, kind):
             return FOLDER / name
     toy = json.loads(next((FOLDER / "toy").glob("sae/*/cfg.json")).read_text(encoding="utf-8"))
-    has, most = toy["num_latents" if kind == "feature" else "d_in"], SIZES[kind]
+    has, most = toy["num_latents" if kind == "feature" else "d_in"], SIZES.get(kind, 0)
     if beyond := [n for n in targets if isinstance(n, int) and has <= n < most]:
         return offer("style50", f"--{kind} {beyond[0]}: the toy has {has} {kind}s, 0..{has - 1}; Stable Diffusion's "
                      f"SAE has {most}, 0..{most - 1}")
