@@ -57,7 +57,7 @@ def measure(model, out, folders):
     measures = Legibility(model, out)
     for home in folders:
         measures.write(home)
-        say(f"look at {home / 'legibility.json'}")
+        say(f"wrote {home / 'legibility.json'}; python -m pages {home} shows it on the page")
 
 
 def run(args):

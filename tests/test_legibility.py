@@ -234,7 +234,7 @@ def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys
     stored = [StoredResult(path, {"job": job}, "excited", {}, []) for path in paths]
     monkeypatch.setattr(measures, "read_results", lambda folder: stored)
     code, lines, _ = run(capsys, "measure", model, tmp_path)
-    assert code == 0 and lines == [f"look at {tmp_path / 'legibility.json'}"]
+    assert code == 0 and lines[0].startswith(f"wrote {tmp_path / 'legibility.json'}; python -m pages")
     found = json.loads((tmp_path / "legibility.json").read_text())["groups"]["t0300"]
     opened = attached(model)
     seen, numbers = Legibility(opened, tmp_path), opened.capture.stored_examples("feature", 5)[0]
