@@ -1,14 +1,13 @@
-"""The command line, run in this process on the tiny model: files out, exit codes, and one line for whatever is wrong.
+"""The command line, run in this process on the tiny model, from flag to page: files out, exit codes, and one line for
+whatever is wrong. What is on disk: test_results.py; kills: slow/test_interrupted.py.
 """
 import dataclasses
-import errno
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,29 +16,36 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import featviz
+import results
 from command import progress
-from weights import disk
-import ascent
-import finish
-from pages import files as results
-from config import SEEDS, Config
+from command.flags import find_shard
+from config import SEEDS, Config, flag
 from tests.tiny import HOOK, PATHS, QUICK, edit_json, write_model
-from weights.quick import emulated
+from weights import choose
 
-SHOWN = ("sheet.png", "index.html")
-KINDS = ("png", "safetensors", "finished.png", "steps.jpg", "json")    # files of a result, in the order of writing
-FLAGS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Config)]
-
+KINDS = ("png", "safetensors", "curves.json", "finished.png", "steps.jpg", "json")      # in the order of writing
+GIVEN = dict(       # every setting with a value that is not the tiny model's
+    num_steps=1, learning_rate=0.02, beta1=0.5, beta2=0.9, epsilon=1e-6, weight_decay=0.1, total_variation_weight=0.3,
+    range_weight=0.2, range_threshold=2.0, moment_weight=0.1, gradient_smoothing_sigma_start=0.8,
+    gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0, scale_max=1.2,
+    spectral_filter=False, noise=False, silent_gradient=False, prompt="A tree", position=[1, 0],
+    diverse=0.5, prior="guided", prior_steps=3, prior_sampler="ddim", steer_steps="all", steer_scale=7.0, finish=True,
+    finish_from="auto", finish_scale=0.25, finish_steps=3)
 
 pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 
 
+def short(weights, out, *flags):
+    """The arguments of a command with two steps of everything at one time step."""
+    argv = ["--weights", weights, "--out", out, "--device", "cpu", "--num-steps", 2, "--prior-steps", 2, "--batch-size",
+            2, "--timestep", 300, *flags]
+    return [str(a) for a in argv]
+
+
 def run(weights, out, *flags):
-    """Exit code of `python featviz.py` with two steps of everything."""
-    short = ["--num-steps", 2, "--prior-steps", 2, "--batch-size", 2, "--timestep", 300]
-    argv = ["--weights", weights, "--out", out, "--device", "cpu", *short, *flags]
+    """Exit code of `python featviz.py`."""
     try:
-        return featviz.main([str(a) for a in argv])
+        return featviz.main(short(weights, out, *flags))
     except SystemExit as e:                                     # argparse's own way out
         return e.code
 
@@ -53,497 +59,267 @@ def once(weights, tmp_path_factory, one_thread, loaded_once):
 
 
 @pytest.fixture
-def made(once, out):
-    """--out as that run left it, for a test to change."""
-    return shutil.copytree(once, out)
+def own(weights, tmp_path):
+    """A copy of the tiny model that a test may change."""
+    return shutil.copytree(weights, tmp_path / "tiny")
 
 
 def files(folder):
     """{path below the folder: bytes}."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*")
-            if p.is_file()} if folder.exists() else {}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def record(out, path="tiny/feature_00003/t0300*/seed_5"):
-    """The only record of this name; of usual settings it lies in t0300."""
-    found, = out.glob(f"{path}.json")
+def stems(out):
+    """The paths of all results below a folder, without suffix."""
+    return sorted(name.removesuffix(".png") for name in files(out) if re.search(r"t\d{4}[^/]*/seed_\d+\.png$", name))
+
+
+def record(out, stem="tiny/feature_00003/t0300*/seed_5"):
+    found, = out.glob(f"{stem}.json")
     return json.loads(found.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def refused(capsys, code, *fragments):
     """Exit code 2 and exactly one line on stderr, which holds the fragments."""
     captured = capsys.readouterr()
-    assert code == 2 and captured.out == ""
-    assert captured.err.startswith("featviz: ") and captured.err.count("\n") == 1 and captured.err.endswith("\n"), (
-        captured.err
-    )
+    assert code == 2 and captured.out == "" and re.fullmatch(r"featviz: [^\n]+\n", captured.err), captured.err
     for fragment in fragments:
         assert fragment in captured.err, (fragment, captured.err)
 
 
-# --- success ---------------------------------------------------------------------------------------------------------
+# --- from flag to page ------------------------------------------------------------------------------------------------
 
-def test_the_weights_own_feature_and_time_step_with_the_method_s_seeds(tmp_path, out, capsys):
-    """Of weights without a capture."""
-    weights = write_model(tmp_path / "tiny", activity=None)
-    edit_json(weights / "featviz.json", presets={"sae": QUICK | {"prior": "noise"}})
-    assert featviz.main([str(a) for a in ("--weights", weights, "--out", out)]) == 0
-    stems = [f"tiny/feature_00003/t0300/seed_{seed}" for seed in SEEDS]
-    expected = {f"{stem}.{kind}" for stem in stems for kind in KINDS}
-    assert files(out).keys() == expected | {f"tiny/feature_00003/{name}" for name in ("sheet.png", "index.html")}
-    stdout = capsys.readouterr().out
-    assert (
-        all(f"{out / stem}.png: " in stdout for stem in stems)
-        and f"look at {out}/tiny/feature_00003/index.html, or print {out}/tiny/feature_00003/sheet.png" in stdout
-    )
-    latents = load_file(out / f"{stems[0]}.safetensors")
-    assert latents.keys() == {"latent", "finished"}
-    assert all(z.shape == (4, 8, 8) and z.dtype == torch.float32 for z in latents.values())
-    with Image.open(out / f"{stems[0]}.png") as picture:
-        assert picture.size == (32, 32) and picture.mode == "RGB"
+def test_without_flags_the_weights_own_feature_and_time_step_with_the_methods_seeds(weights, out, capsys):
+    assert featviz.main(["--weights", str(weights), "--out", str(out)]) == 0
+    expected = [f"tiny/feature_00003/t0300/seed_{seed}" for seed in SEEDS]
+    beside = {f"tiny/feature_00003/{name}" for name in ("activity.json", "index.html")}
+    assert files(out).keys() == {f"{stem}.{kind}" for stem in expected for kind in KINDS} | beside
+    *lines, conclusion, last = capsys.readouterr().out.splitlines()
+    assert sorted(line.partition(": ")[0] for line in lines) == sorted(f"{out / stem}.png" for stem in expected)
+    assert "feature 3" in conclusion and last == f"look at {out}/tiny/feature_00003/index.html"
+    latents = load_file(out / f"{expected[0]}.safetensors")
+    assert {name: (z.shape, z.dtype) for name, z in latents.items()} == dict.fromkeys(
+        ("latent", "finished"), ((4, 8, 8), torch.float32))
+    with Image.open(out / f"{expected[0]}.finished.png") as picture:
+        assert (picture.size, picture.mode) == ((32, 32), "RGB")
 
 
-def test_several_features_time_steps_and_seeds(weights, out):
-    assert run(weights, out, "--feature", 0, 63, "--timestep", 0, 999, "--seed", 1, 2, "--batch-size", 3) == 0
-    expected = {f"tiny/feature_{f:05d}/t{t:04d}/seed_{s}.json" for f in (0, 63) for t in (0, 999) for s in (1, 2)}
-    assert {name for name in files(out) if name.endswith(".json")} == expected | {f"tiny/feature_{f:05d}/activity.json"
-                                                                                  for f in (0, 63)}
-    assert {name for name in files(out) if name.endswith("sheet.png")} == {f"tiny/feature_{f:05d}/sheet.png"
-                                                                           for f in (0, 63)}
+def test_features_by_range_time_steps_and_seeds_end_in_one_line_and_the_atlas(weights, out, capsys):
+    assert run(weights, out, "--feature", "0-1", 63, 1, "--timestep", 0, 999, "--seed", 1, 2, 1) == 0
+    assert stems(out) == [f"tiny/feature_{f:05d}/t{t:04d}/seed_{s}" for f in (0, 1, 63) for t in (0, 999)
+                          for s in (1, 2)]
+    assert {name for name in files(out) if name.endswith(".html")} == {
+        "tiny/index.html", *(f"tiny/feature_{f:05d}/index.html" for f in (0, 1, 63))}
+    console = capsys.readouterr().out
+    assert console.endswith(f"\nlook at {out}/tiny/index.html\n") and console.count("look at") == 1
 
 
-def test_raw_channels_take_the_raw_preset(weights, out):
-    assert run(weights, out, "--channel", 31, "--seed", 5) == 0
-    made = record(out, "tiny/channel_0031/t0300/seed_5")["recipe"]
-    assert made["job"] == {"feature": None, "channel": 31, "timestep": 300, "seed": 5}
-    assert made["config"]["total_variation_weight"] == 0.5 and made["config"]["moment_weight"] == 0.0
-    assert made["config"]["steer_scale"] == 2.0                 # featviz.json's word over the preset's
+def test_features_by_their_label_and_all_that_are_live_in_shares(own, out, capsys):
+    labels = {"7": "cat", "9": {"word": "Cat"}, "12": "dog"}
+    (own / PATHS["sae"][0]).with_name("labels.json").write_text(json.dumps(labels))
+    assert run(own, out, "--feature", "cat", "--seed", 5, "--prior", "noise") == 0
+    assert run(own, out, "--feature", "live", "--shard", "1/32", "--seed", 5, "--prior", "noise") == 0
+    assert {stem[:18] for stem in stems(out)} == {f"tiny/feature_{f:05d}" for f in (1, 7, 9, 33)}
+    capsys.readouterr()
+    refused(capsys, run(own, out, "--feature", "cot"), "--feature cot: ", "labels no feature so; nearest: cat, ")
 
 
-def test_the_record_holds_recipe_fingerprints_scores_and_verdict(weights, out):
-    """Every setting by name, also those nobody gave; the PNG carries the same recipe; no date anywhere."""
-    assert run(weights, out, "--seed", 5, "--learning-rate", 0.125, "--no-noise") == 0
-    made = record(out)
-    assert made.keys() == {"recipe", "verdict", "scores", "history", "others", "nearest_channel", "heat",
-                           "stored_steps", "finished",
-                            "sha256", "bytes"}
-    assert made["finished"].keys() == {"verdict", "scores", "history", "others", "heat"}
-    assert made["finished"]["scores"]["finish_scale"] == 0.4 and len(made["finished"]["history"]["activation"]) == 2
-    recipe = made["recipe"]
-    assert recipe["job"] == {"feature": 3, "channel": None, "timestep": 300, "seed": 5}
-    given = QUICK | dict(learning_rate=0.125, noise=False)
-    assert recipe["differs"] == dict(learning_rate=0.125, noise=False) and recipe["code"] == results.method_code()
-    assert recipe["config"] == dataclasses.asdict(Config(**given))
-    assert recipe["hook_point"] == HOOK and recipe["weights"] == "tiny" and recipe["torch"] == torch.__version__
-    assert (recipe["device"], recipe["dtype"]) == ("cpu", "float32")
+def test_a_channel_needs_no_sae_and_any_attention_will_do(tmp_path, out):
+    bare = write_model(tmp_path / "bare", sae=None)
+    edit_json(bare / "featviz.json", presets={"raw": QUICK | {"prior": "noise"}})
+    assert run(bare, out, "--channel", 31, "--seed", 5) == 0
+    assert run(bare, out, "--channel", 1, "--seed", 5, "--hook-point", "unet.mid_block.attentions.0") == 0
+    assert stems(out) == ["bare/channel_0031/t0300/seed_5", "bare/mid_block.attentions.0_channel_0001/t0300/seed_5"]
+    made = record(out, "bare/channel_0031/t0300/seed_5")
+    assert made["recipe"]["job"] == {"kind": "channel", "target": 31, "timestep": 300, "seed": 5} and made["fit"] == ""
+    config = made["recipe"]["config"]
+    assert (config["total_variation_weight"], config["moment_weight"]) == (0.5, 0.0)            # the preset raw's
+    assert config["steer_scale"] == 2.0                         # featviz.json comes before the preset
+
+
+def test_a_record_holds_recipe_scores_verdicts_and_the_fit_checks_warning(weights, out, capsys):
+    """The PNG carries the same recipe; no date anywhere."""
+    flags = [part for name, value in GIVEN.items() for part in (
+        [flag("no_" * (value is False) + name)] if isinstance(value, bool) else
+        [flag(name), *(value if isinstance(value, list) else [value])])]
+    assert GIVEN.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert run(weights, out, "--seed", 5, *flags) == 0
+    made, recipe = record(out), record(out)["recipe"]
+    assert recipe["job"] == {"kind": "feature", "target": 3, "timestep": 300, "seed": 5}
+    assert recipe["config"] == GIVEN and recipe["code"] == results.method_code()
+    usual = dataclasses.asdict(Config()) | QUICK
+    assert recipe["differs"] == {name: value for name, value in GIVEN.items() if usual[name] != value}
+    assert (recipe["hook_point"], recipe["weights"], recipe["device"], recipe["dtype"]) == (HOOK, "tiny", "cpu",
+                                                                                             "float32")
     read = {name for name in files(weights) if not name.startswith("activity/")} | {"activity.safetensors"}
-    assert recipe["fingerprints"].keys() == read and all(len(h) == 64 for h in recipe["fingerprints"].values())
-    assert made["verdict"] in ("silent", "weak", "fragile", "raised", "excited")
-    assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded",
-            "rank"} <= made["scores"].keys()
-    assert all(len(curve) == 2 for curve in made["history"].values())
-    assert {"activation", "range", "moment", "gradient_norm"} <= made["history"].keys()
-    for name in ("seed_5.png", "seed_5.finished.png"):
-        with Image.open(next(out.glob(f"tiny/feature_00003/t0300-*/{name}"))) as picture:
+    assert recipe["fingerprints"].keys() == read
+    assert made["fit"].startswith("UNet and SAE do not belong together")                        # random numbers
+    assert f"warning: {made['fit']}" in capsys.readouterr().err.splitlines()
+    assert run(weights, out, "--seed", 5, *flags) == 0 and "1 of 1 results are there" in capsys.readouterr().err
+    for part in (made, made["finished"]):
+        assert part["verdict"] in ("silent", "weak", "fragile", "raised", "excited") and len(part["others"]) == 10
+        assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank",
+                "dataset_largest"} <= part["scores"].keys()
+    curves = results.read_result(next(out.rglob("seed_5.json"))).curves()
+    assert {len(values) for values in curves["history"].values()} == {1} and curves["history"].keys() >= {
+        "activation", "gradient_norm", "update_norm", "total_variation", "range", "moment"}
+    for path in out.rglob("seed_5*.png"):
+        with Image.open(path) as picture:
             assert json.loads(picture.text["featviz"]) == recipe
 
 
-def test_a_second_run_computes_nothing_and_changes_nothing(weights, made, capsys, monkeypatch):
-    before = files(made)
-    with monkeypatch.context() as patch:
-        patch.setattr(ascent, "run_batch", lambda *_: pytest.fail("an existing result was computed again"))
-        assert run(weights, made, "--seed", 5) == 0
-    assert files(made) == before and "1 of 1 results are there already" in capsys.readouterr().err
-
-
-def test_the_same_settings_give_the_same_bytes_elsewhere(weights, once, out):
+def test_two_pictures_have_two_verdicts_each_with_its_numbers(weights, out, capsys):
     assert run(weights, out, "--seed", 5) == 0
-    assert files(out) == files(once)
+    line, made = capsys.readouterr().out.splitlines()[0], record(out)
+    said = lambda name, one: (f"{name} {one['verdict']}, activation {one['scores']['activation']:.4f}, "
+                              f"rank {one['scores']['rank']}")
+    assert line == (f"{out}/tiny/feature_00003/t0300/seed_5.png: start {made['scores']['activation_start']:.4f}; "
+                    f"{said('ascent', made)}; {said('finished', made['finished'])}")
 
 
-def test_only_what_changed_is_computed_again(weights, made, out):
-    first = files(made)
-    assert run(weights, out, "--seed", 1, 5) == 0               # one seed more
-    second = files(out)
-    assert all(second[name] == data for name, data in first.items()
-               if "seed_5." in name) and len(second) == len(first) + len(KINDS)
-    assert run(weights, out, "--seed", 5, "--num-steps", 3) == 0
-    third = files(out)
-    made = record(out, "tiny/feature_00003/t0300-*/seed_5")
-    assert made["recipe"]["config"]["num_steps"] == 3 and len(made["history"]["activation"]) == 3
-    assert {name for name in second if third[name] != second[name]} == {f"tiny/feature_00003/{name}" for name in SHOWN}
-
-
-def test_results_of_other_settings_have_a_folder_of_their_own_that_says_which(weights, made, out):
-    """Nothing is overwritten, whatever runs after it; the same settings come to the same folder."""
-    bare = ("--dtype", "bfloat16", "--no-finish", "--prior", "noise")           # half precision is slow on a CPU
-    for flags in (("--num-steps", 3), ("--no-spectral-filter",), bare, ("--num-steps", 3)):
+def test_a_second_run_computes_nothing_and_other_settings_have_another_folder(weights, once, out, capsys, monkeypatch):
+    before = files(shutil.copytree(once, out))
+    with monkeypatch.context() as patch:
+        patch.setattr("visualize.run", lambda *_: pytest.fail("an existing result was computed again"))
+        for frames in (8, 2, 0):                                # fewer pictures of the course are part of more
+            assert run(weights, out, "--seed", 5, "--frames", frames) == 0 and files(out) == before
+    assert "1 of 1 results are there already" in capsys.readouterr().err
+    for flags in (("--num-steps", 3), ("--dtype", "bfloat16", "--no-finish", "--prior", "noise")):
         assert run(weights, out, "--seed", 5, *flags) == 0
-    folders = sorted((out / "tiny/feature_00003").glob("t0300*"))
-    assert len(folders) == 4 and all((folder / "seed_5.json").exists() for folder in folders)
-    assert {(f / "settings.txt").read_text() for f in folders if f.name != "t0300"} == {
-        "num_steps: 3\n", "spectral_filter: False\n", "prior: noise\nfinish: False\ndtype: bfloat16\n"}
-
-
-def test_a_precision_that_the_processor_only_emulates_is_told(weights, out, capsys, monkeypatch):
-    for lacks in (False, True):
-        monkeypatch.setattr("command.device.emulated", lambda dtype: lacks and dtype == torch.bfloat16)
-        for dtype in ("bfloat16", "float32"):
-            assert featviz.main(["--weights", str(weights), "--out", str(out), "--check", "--dtype", dtype]) == 0
-            told = "--dtype bfloat16: this processor has no instructions for it" in capsys.readouterr().err
-            assert told == (dtype == "bfloat16" and lacks)
-    assert not emulated(torch.float32) and emulated(torch.bfloat16) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def test_what_pixels_gave_lies_beside_what_the_latent_gave(weights, made, out, capsys):
-    """In a folder of its own; a second run takes it as it is; page and sheet show both, and the command of each."""
-    before = files(made)
-    assert run(weights, out, "--seed", 5, "--space", "pixel") == 0
-    path, = out.glob("tiny/feature_00003/t0300-*/seed_5.json")
-    assert (path.parent / "settings.txt").read_text() == "space: pixel\n"
-    after, recipe = files(out), record(out, "tiny/feature_00003/t0300-*/seed_5")["recipe"]
-    assert {name for name in before if after[name] != before[name]} == {f"tiny/feature_00003/{name}" for name in SHOWN}
-    assert recipe["config"] == dataclasses.asdict(Config(**QUICK, space="pixel"))
-    latents = load_file(path.with_suffix(".safetensors"))
-    assert latents["latent"].shape == latents["finished"].shape == (4, 8, 8)
-    page = (out / "tiny/feature_00003/index.html").read_text()
-    assert page.count("<h3") and "--space pixel" in page and "--seed 5 --device cpu --space pixel" in page
-    with Image.open(out / "tiny/feature_00003/sheet.png") as two, Image.open(made / "tiny/feature_00003/sheet.png"):
-        assert two.height
-    capsys.readouterr()
-    assert run(weights, out, "--seed", 5, "--space", "pixel") == 0
-    assert files(out) == after and "1 of 1 results are there already" in capsys.readouterr().err
-
-
-def test_a_trace_is_of_the_latent(weights, out, capsys):
-    refused(capsys, run(weights, out, "--space", "pixel", "--trace", 0), "--trace opens up steps of the latent; leave")
-    assert files(out) == {}
-
-
-def test_what_other_code_made_is_made_anew_or_kept(weights, made, out, capsys, monkeypatch):
-    """Comments and docstrings are no other code. --again makes anew in any case."""
-    before, stamps = files(out), lambda: (out / "tiny/feature_00003/t0300/seed_5.json").stat().st_mtime_ns
-    then = stamps()
-    monkeypatch.setattr(results, "method_code", lambda: "other")
-    assert run(weights, out, "--seed", 5, "--keep") == 0 and stamps() == then
-    assert run(weights, out, "--seed", 5) == 0 and stamps() > then
-    assert "1 results were made with another code and are made anew; --keep takes" in capsys.readouterr().err
-    assert record(out)["recipe"]["code"] == "other"
-    monkeypatch.undo()
-    then = stamps()
-    assert run(weights, out, "--seed", 5, "--again") == 0 and stamps() > then and files(out) == before
-
-
-def test_the_fingerprint_of_the_code_sees_code_alone(tmp_path, monkeypatch):
-    for name in results.METHOD:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(results.PROJECT / f"{name}.py", tmp_path / f"{name}.py")
-    text = (tmp_path / "ascent.py").read_text()
-    monkeypatch.setattr(results, "PROJECT", tmp_path)
-    prints = []
-    for changed in (text, text + "\n# a comment\n", text.replace('"""AdamW', '"""The AdamW'),
-                    text.replace("lerp(g, 1 -", "lerp(g, 2 -")):
-        (tmp_path / "ascent.py").write_text(changed)
-        results.method_code.cache_clear()
-        prints.append(results.method_code())
-    results.method_code.cache_clear()
-    assert prints[0] == prints[1] == prints[2] != prints[3]
-
-
-def test_other_frames_are_made_again_only_where_some_are_lacking(weights, out, capsys):
-    """The result itself stays the same; without frames there is no strip, and fewer are part of more."""
-    kept = out / "tiny/feature_00003/t0300/seed_5.steps.jpg"
-    assert run(weights, out, "--seed", 5, "--frames", 0) == 0
-    plain = files(out)
-    assert record(out)["stored_steps"] == [] and not kept.exists()
-    assert run(weights, out, "--seed", 5, "--num-steps", 2, "--frames", 2) == 0
-    assert record(out)["stored_steps"] == [0, 2] and Image.open(kept).size == (64, 32)
-    same = ("seed_5.png", "seed_5.safetensors", "seed_5.finished.png")
-    assert all(files(out)[name] == data for name, data in plain.items() if name.endswith(same))
-    assert run(weights, out, "--seed", 5) == 0                  # the default asks for step 1 as well
-    assert record(out)["stored_steps"] == [0, 1, 2] and Image.open(kept).size == (96, 32)
-    whole = files(out)
-    for fewer in (0, 2):
-        capsys.readouterr()
-        assert run(weights, out, "--seed", 5, "--frames", fewer) == 0
-        assert files(out) == whole and "1 of 1 results are there already" in capsys.readouterr().err
+    after = files(out)
+    assert {name for name in before if after[name] != before[name]} == {"tiny/feature_00003/index.html"}
+    assert {data for name, data in after.items() if name.endswith("settings.txt")} == {
+        b"num_steps: 3\n", b"prior: noise\nfinish: False\ndtype: bfloat16\n"}
     assert run(weights, out, "--seed", 5, "--frames", 0, "--again") == 0
-    assert not kept.exists()                                    # an older strip does not stay beside another result
+    assert "tiny/feature_00003/t0300/seed_5.steps.jpg" not in files(out)
+    assert files(out)["tiny/feature_00003/t0300/seed_5.png"] == before["tiny/feature_00003/t0300/seed_5.png"]
 
 
-def test_other_weights_under_the_same_name_are_computed_again(made, out, tmp_path):
-    first = record(out)
-    assert run(write_model(tmp_path / "tiny", seed=1), out, "--seed", 5) == 0
-    assert record(out)["recipe"]["fingerprints"] != first["recipe"]["fingerprints"]
-    assert record(out)["scores"] != first["scores"]
+def test_a_sweep_a_trace_and_a_check(weights, out, capsys):
+    """A sweep's results are usual ones on a sheet; a trace has a page and no results; a check writes nothing."""
+    assert run(weights, out, "--check", "--sweep", "range_weight=0,0.5") == 0 and not out.exists()
+    size, fit = (captured := capsys.readouterr()).out.splitlines()
+    assert size.startswith("2 results at ") and "GiB" in size and fit.startswith("fit of ") and captured.err == ""
+    assert run(weights, out, "--sweep", "range_weight=0,0.5", "finish=on,off") == 0
+    sheet = out / "tiny/feature_00003/sweep_range_weight_finish.png"
+    assert len(stems(out)) == 4 and sheet.is_file() and f"look at {sheet}\n" in capsys.readouterr().out
+    assert run(weights, out / "b", "--trace", 1, "--seed", 5) == 0 and stems(out / "b") == []
+    page = out / "b/tiny/feature_00003/t0300/seed_5_trace/trace.html"
+    assert page.is_file() and capsys.readouterr().out == f"look at {page}\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_result_that_lost_a_file_is_computed_again(kind, weights, made, out):
-    before = files(out)
-    (out / f"tiny/feature_00003/t0300/seed_5.{kind}").unlink()
-    assert run(weights, out, "--seed", 5) == 0
-    assert files(out) == before
+def test_the_notebooks_door(weights, tmp_path, capsys):
+    """The same results as the command's; wrong names and numbers are refused as flags are. Nothing is printed."""
+    model = featviz.load(weights, "cpu")
+    result, = featviz.visualize(model, features=[4], seeds=[1], num_steps=2)
+    assert model.capture is not None and result._repr_png_().startswith(b"\x89PNG") and result.finished.image.ndim == 3
+    assert (result.job.target, result.job.timestep, result.job.seed) == (4, 300, 1)
+    assert capsys.readouterr() == ("", "")
+    assert run(weights, tmp_path, "--feature", 4, "--seed", 1) == 0
+    made = load_file(tmp_path / "tiny/feature_00004/t0300/seed_1.safetensors")
+    assert torch.equal(made["latent"], result.latent) and torch.equal(made["finished"], result.finished.latent)
+    channel, = featviz.visualize(model, channels=[31], seeds=[1], timesteps=[0], prior="noise", finish=False)
+    assert channel.job.kind == "channel" and channel.finished is None
+    for wrong, says in ((dict(features=[64]), "--feature 64 is out of range"), (dict(), "give features=, channels= or"),
+                        (dict(features=[4], num_step=2), "num_step is no setting; nearest: num_steps"),
+                        (dict(features=[4], num_steps=0), "--num-steps must be at least 1, got 0")):
+        with pytest.raises(ValueError, match=says):
+            featviz.visualize(model, **wrong)
 
 
-def test_a_file_that_was_not_touched_since_its_record_is_not_read(made, monkeypatch):
-    """Any other is: of the same size and with its time set back, too; and one that is too short, however old."""
-    stem = made / "tiny/feature_00003/t0300/seed_5"
-    text, png, recipe = (stem.with_suffix(".json").read_text(), stem.with_suffix(".png").read_bytes(),
-                         record(made)["recipe"])
-
-    def last():                                                 # the record comes last, as in a run
-        time.sleep(0.02)
-        stem.with_suffix(".json").write_text(text)
-
-    last()
-    with monkeypatch.context() as patch:
-        patch.setattr(results, "sha256", lambda data: pytest.fail("a file was read"))
-        assert results.lacking(made, recipe) == ""
-    times = stem.with_suffix(".png").stat()
-    for changed, then, why in ((png[:-1] + b"?", lambda: None, "broken"), (png, lambda: None, ""),
-                               (png[:-1], last, "broken")):
-        stem.with_suffix(".png").write_bytes(changed)
-        os.utime(stem.with_suffix(".png"), ns=(times.st_atime_ns, times.st_mtime_ns))
-        then()
-        assert results.lacking(made, recipe) == why
-
-
-def test_a_record_is_read_without_its_curves(once, tmp_path):
-    """They are cut out of the text that a run writes; of any other layout all is read."""
-    path, changed = next(once.rglob("seed_5.json")), tmp_path / "changed.json"
-    whole = json.loads(path.read_text())
-    without = lambda made: {k: v for k, v in made.items() if k not in ("heat", "history")}
-    assert results.read_without(path, results.CURVES) == without(whole) | {"finished": without(whole["finished"])}
-    lone, empty = whole | {"finished": None}, whole | {"finished": None, "heat": [], "history": {}}
-    for made, indent, expected in ((whole, None, whole), (lone, 1, without(lone)), (empty, 1, empty)):
-        changed.write_text(json.dumps(made, indent=indent, sort_keys=True) + "\n")
-        assert results.read_without(changed, results.CURVES) == expected
-
-
-def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
-    """Each file is renamed into place; when the JSON is, the others lie there."""
-    order, replace = [], os.replace
-
-    def watch(source, target):
-        order.append(os.path.basename(target))
-        assert str(source) == f"{target}.partial"
-        replace(source, target)
-
-    monkeypatch.setattr(disk.os, "replace", watch)
-    assert run(weights, out, "--seed", 5) == 0
-    assert [name for name in order if "seed" in name] == [f"seed_5.{kind}" for kind in KINDS]
-
-
-def test_foreign_files_among_the_results_do_no_harm(weights, made):
-    """Neither a record that is no JSON nor one whose picture is gone keeps the sheet from being drawn."""
-    (made / "tiny/feature_00003/t0300/seed_5.png").unlink()
-    (made / "tiny/feature_00003/t0300/seed_9.json").write_text("{")
-    (made / "tiny/feature_00003/t0300/seed_1.json").write_text("[]")
-    assert run(weights, made, "--seed", 1) == 0
-
-
-def test_check_measures_and_writes_nothing(weights, out, capsys):
-    assert run(weights, out, "--check", "--seed", 5) == 0
-    captured = capsys.readouterr()
-    memory, measured, fit = captured.out.splitlines()
-    assert measured.startswith("1 results at ") and str(weights) in measured and captured.err == ""
-    assert memory.startswith("tiny: unet 0.6 M, vae 0.0 M") and "the weights take 3 MiB in float32" in memory
-    assert fit.startswith("fit of UNet and SAE: ") and "do not belong together" in fit      # random numbers
-    assert not out.exists()
-
-
-def test_check_tells_what_quick_would_take(weights, out, capsys):
-    for flags in (("--num-steps", 4000), ("--preset", "quick", "--num-steps", 40)):
-        assert run(weights, out, "--check", "--seed", 5, *flags) == 0
-    whole, fewer = (line for line in capsys.readouterr().out.splitlines() if line.startswith("1 results at "))
-    own, quick = map(int, re.search(r"about (\d+) s \((\d+) s with --preset quick\)", whole).groups())
-    assert own > 3 * quick and "--preset" not in fewer
-
-
-def test_help_names_every_setting(capsys):
-    with pytest.raises(SystemExit) as stop:
-        featviz.main(["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0 and "SUPPRESS" not in text
-    for flag in (*FLAGS, "--feature", "--channel", "--timestep", "--seed", "--weights", "--device", "--preset", "--out",
-                 "--check"):
-        assert f"  {flag} " in text or f"  {flag}," in text, flag
-
-
-# --- what is wrong with the call -------------------------------------------------------------------------------------
+# --- what is wrong with the call --------------------------------------------------------------------------------------
 
 BAD_FLAGS = {
-    "--feature 64": "--feature 64 is out of range: ",
-    "--feature -1": "--feature -1 is out of range: ",
-    "--feature 3 64": "has 64 features, 0..63",
-    "--feature x": "argument --feature: invalid whole number or 'live' value: 'x'",
-    "--timestep all": "argument --timestep: invalid whole number or 'auto' or 'active' value: 'all'",
-    "--channel 32": "--channel 32 is out of range: ",
-    "--channel -1": "has 32 channels, 0..31",
-    "--feature 1 --channel 1": "not allowed with argument",
+    "--feature 64": "--feature 64 is out of range: ", "--feature 3 64": "has 64 features, 0..63",
+    "--feature 9-3": "argument --feature: '9-3' is no whole number and no range such as 0-199",
+    "--feature cat": "--feature cat: ", "--channel 32": "has 32 channels, 0..31",
+    "--channel x": "argument --channel: 'x' is no whole number and no range", "--feature 1 --channel 1": "not allowed",
     "--timestep 1000": "--timestep 1000 is out of range: time steps are 0..999",
-    "--timestep -1": "--timestep -1 is out of range",
-    "--seed -1": "--seed -1 is out of range",
-    f"--seed {2 ** 63}": "is out of range: seeds are 0..",
-    "--frames 1": "--frames must be 0 or between 2 and 50, got 1",
-    "--frames 51": "--frames must be 0 or between 2 and 50, got 51",
-    "--batch-size 0": "--batch-size must be at least 1, got 0",
-    "--colour red": "unrecognized arguments: --colour red",
-    "--preset best": "argument --preset: invalid choice: 'best'",
-    "--dtype float8": "argument --dtype: invalid choice",
-    "--device tpu": "--device tpu: ",
-    "--num-steps 0": "--num-steps must be at least 1",
-    "--num-steps 1.5": "argument --num-steps: invalid int value",
-    "--learning-rate 0": "--learning-rate must be above 0",
-    "--learning-rate nan": "--learning-rate must be a number of size 1e+06 at most",
-    "--learning-rate 1e38": "--learning-rate must be a number of size 1e+06 at most",
-    "--beta1 1": "--beta1 must be between 0 and 1",
-    "--beta2 -0.5": "--beta2 must be between 0 and 1",
-    "--epsilon 0": "--epsilon must be above 0",
-    "--weight-decay -1": "--weight-decay must be at least 0",
-    "--total-variation-weight -1": "--total-variation-weight must be at least 0",
-    "--range-weight -0.1": "--range-weight must be at least 0",
-    "--moment-weight -0.1": "--moment-weight must be at least 0",
-    "--rotate-max -5": "--rotate-max must be at least 0",
-    "--finish-from 1000": "--finish-from must be between 1 and 999",
+    "--timestep all": "argument --timestep: must be a whole number, auto or active, got 'all'",
+    "--seed -1": "--seed -1 is out of range: seeds are 0..2^62 - 1", "--shard 4/4": "'4/4' is no share of a whole",
+    "--frames 1": "--frames must be 0 or between 2 and 50, got 1", "--batch-size 0": "--batch-size must be at least 1",
+    "--colour red": "unrecognized arguments: --colour red", "--preset best": "--preset: invalid choice: 'best'",
+    "--dtype float8": "argument --dtype: invalid choice", "--device tpu": "--device tpu: ",
+    "--hook-point up_blocks.1.attention.1": "nearest: up_blocks.1.attentions.1",
+    "--hook-point mid_block.attentions.0 --feature 3": "sae: is missing for mid_block.attentions.0",
+    "--trace 2": "--trace 2: the ascent has 2 steps, 0..1", "--sweep steps=1": "--sweep steps: is no setting; ",
+    "--sweep noise=maybe": "--noise takes on or off, got 'maybe'", "--out ": "argument --out: is empty",
+    "--num-steps 0": "--num-steps must be at least 1", "--num-steps 1.5": "argument --num-steps: invalid int value",
+    "--learning-rate nan": "--learning-rate must be a number of size 1e+06 at most", "--beta1 1": "must be below 1",
+    "--finish-from 1000": "--finish-from must be between 1 and 999, or auto",
+    "--finish-from x": "argument --finish-from: must be a whole number or auto",
     "--finish-steps 601": "--finish-steps must be between 1 and --finish-from, 600",
-    "--finish-scale -1": "--finish-scale must be at least 0, or auto",
-    "--finish-scale much": "argument --finish-scale: invalid number or 'auto' value: 'much'",
-    "--range-weight inf": "--range-weight must be a number of size 1e+06 at most",
-    "--gradient-smoothing-kernel-size 8": "--gradient-smoothing-kernel-size must be odd and below 16",
     "--gradient-smoothing-kernel-size 17": "--gradient-smoothing-kernel-size must be odd and below 16",
-    "--gradient-smoothing-kernel-size -1": "--gradient-smoothing-kernel-size must be odd",
-    "--jitter-max -1": "--jitter-max must be between 0 and 64",
-    "--scale-max 0": "--scale-max must be above 0",
-    "--space image": "argument --space: invalid choice: 'image'",
-    "--prior dream": "argument --prior: invalid choice: 'dream'",
-    "--prior-sampler euler": "argument --prior-sampler: invalid choice: 'euler'",
-    "--prior-steps 0": "--prior-steps must be between 1 and 999",
-    "--prior-steps 1001": "--prior-steps must be between 1 and 999",
-    "--steer-scale nan": "--steer-scale must be a number of size 1e+06 at most",
+    "--jitter-max 65": "--jitter-max must be at most 64", "--position 1 -1": "--position takes a row and a column",
+    "--prior dream": "--prior must be one of steer, noise, guided, or the path of a picture, got 'dream'",
+    "--prior-steps 1000": "--prior-steps must be between 1 and 999, got 1000",
 }
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_bad_flags(flags, weights, out, capsys):
-    refused(capsys, run(weights, out, *flags.split()), BAD_FLAGS[flags])
-    assert files(out) == {}
+def test_a_wrong_flag_ends_in_one_line(flags, weights, out, capsys):
+    refused(capsys, run(weights, out, *flags.split(" ")), BAD_FLAGS[flags])
+    assert not out.exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none(weights, out, capsys):
-    refused(capsys, run(weights, out, "--device", "cuda"), "--device cuda: no CUDA device", "use --device cpu")
-    assert files(out) == {}
-
-
-def test_every_other_flag_is_accepted(weights, out):
-    """Every setting at once with values of its own, and they arrive in the recipe."""
-    given = dict(space="pixel", num_steps=1, learning_rate=0.02, beta1=0.5, beta2=0.9, epsilon=1e-6, weight_decay=0.1,
-                 total_variation_weight=0.3,
-                 range_weight=0.2, range_threshold=2.0, moment_weight=0.1, gradient_smoothing_sigma_start=0.8,
-                 gradient_smoothing_sigma_end=0.2, gradient_smoothing_kernel_size=5, jitter_max=8, rotate_max=15.0,
-                 scale_max=1.2,
-                 spectral_filter=False, noise=False, silent_gradient=False, prior="noise", prior_steps=3,
-                 prior_sampler="ddim",
-                 steer_scale=7.0, steer_steps="all", finish=True, finish_from=500, finish_scale="auto", finish_steps=3)
-    assert given.keys() == {field.name for field in dataclasses.fields(Config)}
-    flags = [part for name, value in given.items() for part in (
-        [f"--no-{name}".replace("_", "-")] if value is False else [f"--{name}".replace("_", "-"),
-                                                                   value][:1 + (value is not True)])]
-    assert run(weights, out, "--seed", 5, *flags) == 0
-    assert record(out)["recipe"]["config"] == given
-
-
-# --- what is wrong with the weights ----------------------------------------------------------------------------------
-
-def cut(folder):
-    path = folder / PATHS["unet"][1]
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-BAD_WEIGHTS = {     # name: (damage, flags, fragment)
-    "no folder": (shutil.rmtree, [], "is no model folder"),
-    "truncated": (cut, [], "is not a whole safetensors file"),
-    "no SAE": (lambda f: shutil.rmtree(f / "sae"), ["--feature", "3"], "sae: not there, and this needs it"),
+BAD_WEIGHTS = {
+    "no folder": (shutil.rmtree, "is no folder of weights"),
+    "no SAE": (lambda f: shutil.rmtree(f / "sae"), "sae: is missing"),
+    "truncated": (lambda f: os.truncate(f / PATHS["unet"][1], 5000), "is not a whole safetensors file"),
     "a setting that does not exist": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer": 1}}),
-                                      [], "sets 'steer', which"),
-    "a setting of the wrong kind": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer_scale": "1"}}), [],
+                                      "sets 'steer', which"),
+    "a setting of the wrong kind": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer_scale": "1"}}),
                                     "--steer-scale must be a number of size 1e+06 at most, got '1'"),
-    "a default feature that does not exist": (lambda f: edit_json(f / "featviz.json", feature=99),
-                                              [], "--feature 99 is out of range"),
+    "no such default feature": (lambda f: edit_json(f / "featviz.json", feature=99), "--feature 99 is out of range"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_bad_weights(name, weights, out, tmp_path, capsys):
-    damage, flags, fragment = BAD_WEIGHTS[name]
-    folder = shutil.copytree(weights, tmp_path / "tiny")
-    damage(folder)
-    refused(capsys, run(folder, out, *flags), fragment)
-    assert files(out) == {}
+def test_wrong_weights_end_in_one_line(name, own, out, capsys):
+    damage, says = BAD_WEIGHTS[name]
+    damage(own)
+    refused(capsys, run(own, out), says)
+    assert not out.exists()
 
 
-# --- what is wrong with the disk -------------------------------------------------------------------------------------
-
-def test_a_file_in_the_way_of_out(weights, out, capsys):
-    out.write_text("mine")
-    refused(capsys, run(weights, out), str(out), "give another --out")
-    assert out.read_text() == "mine"
-
-
-def full_disk_after(monkeypatch, writes):
-    """The disk takes so many files, then no more."""
-    left, fsync = [writes], os.fsync
-
-    def limited(descriptor):
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    monkeypatch.setattr(disk.os, "fsync", limited)
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_toys_range_comes_first_then_the_fetch_where_the_number_fits(asked, weights, own, out, capsys, monkeypatch):
+    """Only without --weights, and at a terminal as a question."""
+    monkeypatch.setattr(choose, "FOLDER", own.rename(own.with_name("toy")).parent)
+    fetched = []
+    monkeypatch.setattr(choose.fetch, "fetch", lambda bundle: fetched.append(bundle))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: asked, readline=lambda: "no\n"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: asked, raising=False)
+    call = lambda *more: featviz.main(["--out", str(out), "--device", "cpu", *more])
+    assert call("--feature", "200") == 2
+    first, *more = capsys.readouterr().err.splitlines()
+    assert "--feature 200: the toy has 64 features, 0..63; Stable Diffusion's SAE has 20480, 0..20479" in first
+    assert "python weights/fetch.py style50" in [first, *more][-1]
+    assert len(more) == asked and all(line.startswith("Fetch ") and "[y/N]" in line for line in more)
+    refused(capsys, call("--feature", "20480"), "--feature 20480 is out of range: ", "toy has 64 features, 0..63")
+    refused(capsys, call("--weights", str(weights), "--feature", "200"), "tiny has 64 features, 0..63")
+    assert fetched == [] and not out.exists()
 
 
-def test_full_disk_before_the_start(weights, out, capsys, monkeypatch):
-    """Noticed before anything is computed."""
-    full_disk_after(monkeypatch, 0)
-    monkeypatch.setattr(ascent, "run_batch", lambda *_: pytest.fail("computed for nothing"))
-    refused(capsys, run(weights, out), "No space left on device", str(out))
-    assert files(out) == {}
+def test_help_and_wrong_flags_need_no_torch(tmp_path):
+    """So they are answered in a fraction of a second; a run says how to install it."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    call = lambda *flags: subprocess.run([sys.executable, "featviz.py", *flags], cwd=results.PROJECT, text=True,
+                                         capture_output=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    shown = call("--help")
+    assert (shown.returncode, shown.stderr) == (0, "") and "SUPPRESS" not in shown.stdout
+    for name in (*map(flag, GIVEN), "--feature", "--channel", "--timestep", "--seed", "--weights", "--trace"):
+        assert f"  {name} " in shown.stdout or f"  {name}," in shown.stdout, name
+    for flags, says in ((("--jitter", "x"), "argument --jitter-max: "), (("--num-steps", "0"), "must be at least 1"),
+                        ((), "torch is not installed; pip install -r requirements.txt")):
+        refusal = call(*flags)
+        assert refusal.returncode == 2 and says in refusal.stderr and refusal.stderr.count("\n") == 1, refusal.stderr
 
 
-@pytest.mark.parametrize("writes", [1, 2, 6, 8])
-def test_full_disk_on_the_way(writes, weights, made, out, capsys, monkeypatch):
-    """One file is the probe at the start, five are a result; whole results stay, the rest is as if it had not begun."""
-    before = {name: data for name, data in files(made).items() if "seed_5." in name}
-    with monkeypatch.context() as patch:
-        full_disk_after(patch, writes)
-        assert run(weights, out, "--seed", 5, 1, 6, "--batch-size", 1) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("featviz: ")]
-    assert len(errors) == 1 and "No space left on device" in errors[0] and "finished results stay" in errors[0]
-    left = files(out)
-    assert not any(name.endswith(".partial") for name in left) and before.items() <= left.items()
-    assert sum("seed_1" in name or "seed_6" in name for name in left) == writes - 1
-    assert ("tiny/feature_00003/t0300/seed_1.json" in left) == (writes >= 6) and not any("seed_6.json" in name
-                                                                                         for name in left)
-
-
-def test_after_room_was_made_the_same_command_finishes(weights, out, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        full_disk_after(patch, 7)
-        assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 2
-    assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 0
-    assert run(weights, tmp_path / "b", "--seed", 1, 5, "--batch-size", 1) == 0
-    assert files(out) == files(tmp_path / "b")
-
-
-# --- what goes wrong on the way --------------------------------------------------------------------------------------
+# --- on the way -------------------------------------------------------------------------------------------------------
 
 def test_an_ascent_that_leaves_the_numbers_says_so(weights, out, capsys):
-    """A decay of 1e12 a step ends in infinities: the record says so, is still JSON, the latent is
-    finite, the exit code is 2.
-    """
+    """A decay of 1e12 a step ends in infinities: the record says so and is still JSON, the latent is finite."""
     assert run(weights, out, "--seed", 5, "--learning-rate", 1e6, "--weight-decay", 1e6, "--num-steps", 4, "--prior",
                "noise") == 2
     assert record(out)["verdict"] == "non-finite at step 2"
@@ -551,82 +327,29 @@ def test_an_ascent_that_leaves_the_numbers_says_so(weights, out, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("featviz: 1 of 1 ascents met NaN or infinite values")
 
 
-def test_an_interruption_leaves_finished_results_and_exit_code_130(weights, out, capsys, monkeypatch):
-    save, saved = results.save, []
-
-    def interrupt(*args):
-        if saved:
-            raise KeyboardInterrupt
-        saved.append(save(*args))
-        return saved[0]
-
-    monkeypatch.setattr(results, "save", interrupt)
-    assert run(weights, out, "--seed", 1, 5, "--batch-size", 1) == 130
-    assert sorted(files(out)) == [f"tiny/feature_00003/t0300/seed_1.{kind}" for kind in sorted(KINDS)]
-    assert "finished results stay" in capsys.readouterr().err
-
-
-def test_a_channel_needs_no_sae_and_any_transformer_block_will_do(tmp_path, out):
-    bare = write_model(tmp_path / "bare", sae=None)
-    edit_json(bare / "featviz.json", presets={"raw": QUICK | {"prior": "noise"}})
-    assert run(bare, out, "--channel", 1, "--seed", 1) == 0
-    assert run(bare, out, "--channel", 1, "--seed", 1, "--hook-point", "unet.mid_block.attentions.0") == 0
-    made = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.json"))
-    assert made == ["bare/channel_0001/t0300/seed_1.json", "bare/mid_block.attentions.0_channel_0001/t0300/seed_1.json"]
-
-
-@pytest.mark.parametrize("flags, says", [
-    (["--hook-point", "up_blocks.1.attention.1"], "nearest: up_blocks.1.attentions.1"),
-    (["--hook-point", "mid_block.attentions.0", "--feature", 3], "the features of")])
-def test_a_hook_point_that_cannot_be(weights, out, capsys, flags, says):
-    assert run(weights, out, *flags) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and says in error and not out.exists()
-
-
-# --- what people do --------------------------------------------------------------------------------------------------
-
-def test_repeated_numbers_are_computed_once(weights, out, capsys):
-    assert run(weights, out, "--feature", 12, 12, 12, "--seed", 5, 5, "--timestep", 300, 300) == 0
-    assert capsys.readouterr().err.startswith("1 results, ")
-
-
-def test_a_batch_of_one_is_not_filled_up_with_copies_that_nobody_asked_for(weights, out, monkeypatch):
-    """Rows are those of the usual size; with more jobs twice as many, and so on up to --batch-size."""
-    rows, run_batch = [], finish.ascent.run_batch
-    monkeypatch.setattr(finish.ascent, "run_batch", lambda model, jobs, *a, **k: rows.append(len(jobs))
-                        or run_batch(model, jobs, *a, **k))
-    assert run(weights, out, "--batch-size", 100_000_000, "--seed", 5) == 0
-    assert run(weights, out, "--batch-size", 32, "--seed", *range(9)) == 0
-    assert rows == [8, 8] and [ascent.filled(n, 32, 8) for n in (1, 8, 9, 16, 17, 32)] == [8, 8, 16, 16, 32, 32]
-    assert ascent.filled(3, 2, 8) == 2 and ascent.filled(5, 6, 1) == 6
-
-
-def test_progress_where_nobody_watches_is_a_line_now_and_then(capsys, monkeypatch):
+def test_progress_is_a_line_a_phase_with_the_time_that_is_left(capsys, monkeypatch):
+    """Two batches of 10 sampling steps, 100 of the ascent and none of the finish, where a step of the ascent takes two
+    seconds: 210 s each. Without a terminal a line every ten seconds, and the last of each phase."""
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    show = progress.Progress(1, 1, 100)
-    for _ in range(100):
-        show(SimpleNamespace(activation=torch.zeros(1)))
-        clock[0] += 1
+    show, step = progress.Progress({"sampling": 10, "ascent": 100, "finish": 0}, 2), SimpleNamespace(
+        activation=torch.ones(2))
+    for phase, seconds, n in (("sampling", 1, 10), ("ascent", 2, 100)):
+        for _ in range(n):
+            clock[0] += seconds
+            show(phase, step if phase == "ascent" else None)
     lines = capsys.readouterr().err.splitlines()
-    assert 9 <= len(lines) <= 11 and all(line.startswith("step ")
-                                         for line in lines) and lines[-1].startswith("step 100/100")
+    assert lines[0] == "batch 1 of 2, sampling step 10 of 10, 410 s left" and len(lines) == 21
+    assert lines[1] == "batch 1 of 2, ascent step 5 of 100, activation 1.000, 400 s left"
+    assert lines[-1] == "batch 1 of 2, ascent step 100 of 100, activation 1.000, 210 s left"
 
 
-def test_without_torch_help_works_and_a_run_says_what_to_do(tmp_path, capsys, monkeypatch):
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    call = lambda *flags: subprocess.run([sys.executable, "featviz.py", *flags], cwd=results.PROJECT, env=env,
-                                         text=True, capture_output=True)
-    assert call("--help").returncode == 0 and call("--jitter", "x").returncode == 2
-    for flags, text in ((("--num-steps", "0"), "--num-steps must be at least 1"),       # whatever the model
-                        (("--finish-from", "1000"), "--finish-from must be between 1 and 999"),
-                        (("--weights", "nowhere"), "nowhere: is not there")):
-        assert call(*flags).stderr.startswith(f"featviz: {text}")
-    made = call("--out", str(tmp_path / "out"))
-    assert made.returncode == 2 and made.stderr == "featviz: torch is not installed; pip install -r requirements.txt\n"
-
-
-def test_an_empty_out_does_not_write_into_the_current_folder(weights, capsys):
-    refused(capsys, run(weights, ""), "argument --out: is empty")
+def test_a_share_of_a_cluster_is_followed_and_leftovers_are_not(monkeypatch, capsys):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_shard(None) == (0, 1) and find_shard((2, 3)) == (2, 3) and capsys.readouterr().err == ""
+    for rank, size, expected in (("1", "4", (1, 4)), ("", "4", (0, 1)), ("5", "4", (0, 1))):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert find_shard(None) == expected
+        assert "in the environment" in capsys.readouterr().err
