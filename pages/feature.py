@@ -7,7 +7,6 @@ the page (results.py, evidence.py).
 """
 from pathlib import Path
 
-from config import HOOK_POINT
 from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
 from pages.web import (
     NARROW, WIDE, bars, chart, document, escape, figure, folded, section, sharp, table, term)
@@ -56,8 +55,7 @@ def page(folder, found, others):
             folded("how", "How each picture came about", HEAT.format(kind=first.kind),
                    *(course(r) for results in (shown, *rest) for r in results)),
             folded("scores", "All scores", scores([r for results in (shown, *rest) for r in results])),
-            folded("beside", "What else its picture excites", beside(folder, first.last, others)),
-            folded("raw", "The nearest raw channel", raw(folder, first, others)),
+            folded("beside", "What else its picture excites", beside(folder, first, others)),
             folded("again", "Make it again", f"<pre><code>{escape(chr(10).join(commands(found)))}</code></pre>"),
             folded("settings", "All settings and fingerprints", settings(first)),
             folded("terms", "What the words mean", glossary(first.kind)), footer(first)]
@@ -96,7 +94,8 @@ def headline(name, evidence):
     source = f"<p>The words come from {escape(evidence.source)}.</p>" if evidence.words else ""
     checks = ""
     for text, holds in evidence.checks:
-        checks += f'<li class="{"holds" if holds else "fails"}"><b>{"Yes" if holds else "No"}</b> {escape(text)}</li>'
+        mark = "holds" if holds else "fails"
+        checks += f'<li class="{mark}"><b>{mark.capitalize()}:</b> {escape(text)}</li>'
     return f'<header><h1>{says}.</h1><ul class="checks">{checks}</ul>{source}</header>'
 
 
@@ -145,9 +144,9 @@ def example(e, kind):
                   f'{word("activation", kind)} {short(e.activation)}')
 
 
-def seeds(results, page=""):
-    """Results of one time step side by side, small."""
-    tiles = "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, SMALL, page)}</div>' for r in results)
+def seeds(results, page="", first=""):
+    """Results of one time step side by side, small. `first`: HTML to the left of them."""
+    tiles = first + "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, SMALL, page)}</div>' for r in results)
     return f'<div class="seeds">{tiles}</div>' if tiles else ""
 
 
@@ -284,12 +283,14 @@ def scores(found):
 
 
 def beside(folder, r, others):
-    """What else a picture excites, as bars; a feature that has a page is a link."""
-    if not r.others:
+    """What else the picture to look at excites, as bars; a feature that has a page is a link."""
+    if not r.last.others:
         return ""
-    order = sorted([*r.others, (r.target, r.scores["activation"])], key=lambda entry: -(entry[1] or 0))
+    order = sorted([*r.last.others, (r.target, r.last.scores["activation"])], key=lambda entry: -(entry[1] or 0))
     rows = [(linked(folder, r, r.kind, n, others), short(a), a or 0, n == r.target) for n, a in order]
-    return f"{bars(rows)}<p>Measured in the picture of time step {r.t}, seed {r.seed}.</p>"
+    raised = "" if r.nearest_channel is None else \
+        f" Its direction raises {linked(folder, r, 'channel', r.nearest_channel, others)} most."
+    return f"{bars(rows)}<p>Measured in the picture of time step {r.t}, seed {r.seed}.{raised}</p>"
 
 
 def linked(folder, r, kind, number, others):
@@ -297,20 +298,6 @@ def linked(folder, r, kind, number, others):
     name = folder_of("", r.recipe["weights"], r.recipe["hook_point"], kind, number).name
     there = name != folder.name and (name in others or (folder.parent / name / "index.html").exists())
     return f'<a href="../{escape(name)}/index.html">{kind} {number}</a>' if there else f"{kind} {number}"
-
-
-def raw(folder, first, others):
-    """The raw channel that the feature raises most: what the sparse autoencoder is for."""
-    number = first.nearest_channel
-    if number is None:
-        return ""
-    hook = first.recipe["hook_point"]
-    home = folder.parent / folder_of("", first.recipe["weights"], hook, "channel", number).name
-    link = f"<p>It raises {linked(folder, first, 'channel', number, others)} most.</p>"
-    if (home / "index.html").exists() and (there := read_results(home)):
-        return f'{link}{pair(best(there), SMALL, f"../{home.name}/index.html")}'
-    more = f" --hook-point {hook}" if hook != HOOK_POINT else ""
-    return f"{link}<p>Make its pictures: <code>python featviz.py --channel {number}{escape(more)}</code></p>"
 
 
 def settings(first):

@@ -49,4 +49,5 @@ def row_of(row, folder, home):
     else:
         known = activity.shown(shown[0].t)[:1] if activity and shown else []
         drawn = "".join(example(e, "feature") for e in known)
-    return section(f"f{row['feature']}", title, drawn, seeds(shown, f"../{home.name}/index.html"))
+    left = f"<div><h3>Prompt</h3>{drawn}</div>" if drawn else ""
+    return section(f"f{row['feature']}", title, seeds(shown, f"../{home.name}/index.html", left))

@@ -447,8 +447,10 @@ def of_verdict(s, result, panels):
     rows = [(name, *(f"{a:.5g}" for a in [*values.tolist(), values.mean().item()])) for name, values in found.items()]
     said = table(("", "noise 1", "noise 2", "noise 3", "noise 4", "mean"), rows, "Activations under each noise")
     for name, end in ends(result).items():
-        lines = "".join(f'<li class="{"holds" if holds else "fails"}">{"yes" if holds else "no"}: {escape(text)}'
-                        f"{'' if holds else f', so {fails}'}</li>" for fails, text, holds in rules(end.scores))
+        lines = ""
+        for fails, text, holds in rules(end.scores):
+            mark, so = ("holds", "") if holds else ("fails", f", so {fails}")
+            lines += f'<li class="{mark}">{mark}: {escape(text)}{so}</li>'
         said += f"<h3>{name.capitalize()}: {escape(end.verdict)}</h3><ol>{lines}</ol>"
     return section("verdict", VERDICT, "after all steps", {}, tensors(VERDICT, s) + said,
                    figures(panels["verdict", "pictures"]))

@@ -97,7 +97,7 @@ def test_the_first_sentence_says_what_it_responds_to_and_how_surely(folder):
     assert head.startswith("Feature 12 responds to Tree; the evidence is strong.")
     for text in ("Its strongest dataset images share a word.", "2 of 2 finished pictures excite it.",
                  "2 of 2 ascent pictures excite it."):
-        assert f"Yes {text}" in head
+        assert f"Holds: {text}" in head
     assert evidence.conclusion(folder) == ("Feature 12 responds to Tree; the evidence is strong: 3 of 3 checks hold")
 
 
@@ -116,8 +116,8 @@ def test_words_and_agreement_of_clip_count_where_they_were_measured(folder):
     groups = {"t0300": {"words": [["bush", 0.5], ["tree", 0.4]], "agreement": {"auc": 0.75, "rank": 2, "of": 9}}}
     (folder / "legibility.json").write_text(json.dumps({"groups": groups}))
     text = " ".join(read(folder).text.split())
-    assert "No Pictures resemble its dataset images: agreement 0.75, chance 0.5." in text
-    assert "Yes CLIP reads in the pictures: bush, tree." in text and "the evidence is fair" in text
+    assert "Fails: Pictures resemble its dataset images: agreement 0.75, chance 0.5." in text
+    assert "Holds: CLIP reads in the pictures: bush, tree." in text and "the evidence is fair" in text
 
 
 def test_two_pictures_have_two_verdicts_two_links_and_two_alternative_texts(tmp_path):
@@ -131,7 +131,7 @@ def test_two_pictures_have_two_verdicts_two_links_and_two_alternative_texts(tmp_
     assert [alt.rpartition(": ")[2] for alt in alts] == ["raised", "fragile"] and len(set(alts)) == 2
     numbers = re.sub(r"<[^>]*>", "", hero)
     assert "Finished: raisedactivation 0.1 to 1.25, rank 2" in numbers
-    assert "Ascent: fragileactivation 0.1 to 2.5, rank 1Re-encoded, only 1.25 of 2.5 is left." in numbers
+    assert "Ascent: fragileactivation 0.1 to 2.5, rank 1Re-encoded, it has 1.25: under half of 2.5." in numbers
     assert words.VERDICTS["fragile"] in page.source and words.VERDICTS["raised"] in page.source
 
 
