@@ -17,6 +17,7 @@ from command.flags import Parser, add_model, guarded
 from command.progress import CaptureProgress, Line, say, warn
 from dictionary.collect import HELD_OUT, Request, Vectors, collect, key, observe
 from dictionary.train import Recipe, export, found_again, report, train
+from unet import updates
 from weights.load import WeightsError, load
 
 TRAIN_SECONDS = 2e-12       # of one multiplication and addition, about; the first steps correct it
@@ -41,6 +42,8 @@ def run(weights, device, dtype, hook_point, check, again, work, seeds, positions
     settings = configure(model, images_per_prompt=1, batch_size=batch_size, **sampling)
     request = Request(settings.prompts, model.hook_point, settings.steps, settings.sampler, settings.guidance,
                       positions, reads)
+    if reads == "update" and not updates(model.hook_point):
+        raise ValueError(f"--reads update: {model.hook_point} has no update, output minus input; an attention has")
     folder = model.folder / "sae" / f"unet.{model.hook_point}"
     if (folder / "cfg.json").exists() and not again and not check:
         raise WeightsError(f"{folder}: holds an SAE already; --again replaces it")

@@ -11,9 +11,11 @@ An image's noise and positions follow from its number, so the vectors are the sa
 
 Axes: B images of a batch, N sampling steps in descending order of t, P positions kept of S, D hook width.
 """
+import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file, save
@@ -62,7 +64,9 @@ def observe(model, request, numbers):
         seen[t] = torch.stack([row[at.to(h.device)] for row, at in zip(h, rows)]).half().cpu()  # (B, P, D)
 
     context = model.embed([request.prompts[number] for number in numbers])
-    sample(model, noise, context, request.sampler, request.steps, request.guidance, see=see)
+    reader = copy.copy(model)
+    reader.sae = SimpleNamespace(reads=request.reads)           # the SAE to come: sample() hands out what it will read
+    sample(reader, noise, context, request.sampler, request.steps, request.guidance, see=see)
     return torch.stack([seen[t] for t in model.schedule.timesteps(request.steps)], dim=1)
 
 

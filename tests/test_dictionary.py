@@ -52,7 +52,7 @@ def test_the_loss_of_training(axes):
         assert fired.tolist() == [True, True, False, False]
 
 
-def test_dead_features_learn_the_residual_itself_without_the_bias_and_without_moving_the_others(axes):
+def test_dead_features_learn_the_residual_without_the_bias_and_move_no_other(axes):
     """The three errors of widely copied code: the sign, the residual not detached, b_dec added twice."""
     axes.b_dec.copy_(torch.tensor([1.0, 0.0]))
     axes.encoder.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 0.0]))                                 # the third is dead and on
@@ -65,7 +65,8 @@ def test_dead_features_learn_the_residual_itself_without_the_bias_and_without_mo
     expected = fvu(h, h - residual) + fvu(residual, guess) / 32
     assert training_loss(axes, h, dead)[0].item() == pytest.approx(expected.item())
     axes.requires_grad_(True)
-    whole, alone = (torch.autograd.grad(training_loss(axes, h, mask)[0], axes.W_dec)[0] for mask in (dead, dead & False))
+    whole, alone = (torch.autograd.grad(training_loss(axes, h, mask)[0], axes.W_dec)[0]
+                    for mask in (dead, dead & False))
     assert torch.allclose(whole[:2], alone[:2]) and not torch.allclose(whole[2], alone[2])
 
 
@@ -173,6 +174,17 @@ def test_positions_are_the_hooks_own(model):
         rows = maps[t][0].flatten(1).T.half()
         assert torch.equal(h[n].float().sum(0).sort().values, rows.float().sum(0).sort().values) or torch.allclose(
             h[n].float().mean(0), rows.float().mean(0), atol=1e-3)
+
+
+def test_the_update_is_the_output_minus_the_input(model):
+    """All positions, output minus update: the input of the attention, which the resnet before it put out."""
+    from dictionary.collect import observe
+    every = dict(guidance=1.0, positions=10_000)
+    output, update = (observe(model, request(model, reads=reads, **every), [2]).float()
+                      for reads in ("output", "update"))
+    before = model.at("up_blocks.1.resnets.1")
+    came = observe(before, request(model, **every), [2]).float()
+    assert torch.allclose(output - update, came, atol=2e-2) and (update - output).abs().max() > 0.1
 
 
 def test_the_command_from_prompts_to_an_sae_that_loads(tmp_path, capsys):
