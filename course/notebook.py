@@ -1,0 +1,74 @@
+"""Write the notebook of the course: the text of docs/lesson.md, its commands, and a cell and a check for each exercise.
+
+In the lesson a line `<!-- exercise 3 -->` stands where exercise 3 belongs; ```python blocks become cells, ```sh blocks
+cells that run in a shell. The format is Jupyter's, nbformat 4.5, which is JSON.
+"""
+import json
+import re
+from pathlib import Path
+
+from course.exercises import EXERCISES
+from course.marking import mark, solution, stub
+from results import write
+
+LESSON = Path(__file__).resolve().parent.parent / "docs/lesson.md"
+SETUP = '''# Colab, or a Jupyter without the project: fetch it, install what it needs. OWNER/REPO is where you found it.
+import os, pathlib, subprocess, sys
+if not pathlib.Path("featviz.py").exists() and pathlib.Path("../featviz.py").exists():
+    os.chdir("..")
+if not pathlib.Path("featviz.py").exists():
+    subprocess.run(["git", "clone", "https://github.com/OWNER/REPO", "featviz"], check=True)
+    os.chdir("featviz")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", "requirements.txt"], check=True)
+sys.path.insert(0, os.getcwd())
+import featviz
+from course.notebook import check
+model = featviz.load()   # a CPU is enough; with a GPU the same line takes it, and device="cpu" leaves it'''
+
+
+def check(number, *functions):
+    """Check a student's functions, print a sentence, and return whether they are right: check(3, step)."""
+    exercise = EXERCISES[number - 1]
+    sentence = mark(exercise, {function.__name__: function for function in functions})
+    print(f"exercise {number}: {sentence or 'passed'}")
+    return not sentence
+
+
+def cells(solved):
+    """Yield ("markdown" or "code", text) for every cell."""
+    yield "code", SETUP
+    text = LESSON.read_text(encoding="utf-8")
+    for piece in re.split(r"(^```(?:python|sh)\n.*?^```$|^<!-- exercise \d+ -->$)", text, flags=re.M | re.S):
+        if found := re.fullmatch(r"<!-- exercise (\d+) -->", piece):
+            yield from exercise_cells(EXERCISES[int(found[1]) - 1], solved)
+        elif piece.startswith("```python"):
+            yield "code", piece[10:-4]
+        elif piece.startswith("```sh"):
+            yield "code", "\n".join("!" + line for line in piece[6:-4].splitlines())
+        elif piece.strip():
+            yield "markdown", piece.strip()
+
+
+def exercise_cells(exercise, solved):
+    """Yield the cells of one exercise: its title, the function to write, its check."""
+    hints = "".join(f"<details><summary>hint {n}</summary>{text}</details>\n" for n, text in enumerate(exercise.hints, 1))
+    yield "markdown", (f"### Exercise {exercise.number}: {exercise.title}\n{exercise.objective} Difficulty "
+                       f"{exercise.difficulty} of 5, about {exercise.minutes} minutes; before it: "
+                       f"{exercise.prerequisite}.\n\n{hints}")
+    text = stub(exercise)
+    if solved and exercise.file:
+        text = text[:text.index("\n\n\ndef ")] + "\n\n\n" + solution(exercise)
+    yield "code", text
+    yield "code", f"check({exercise.number}, {', '.join(exercise.names)})"
+
+
+def write_notebook(path, solved=False):
+    """Write the notebook and return its path; with `solved` the project's functions are filled in."""
+    made = []
+    for i, (kind, text) in enumerate(cells(solved)):
+        cell = {"cell_type": kind, "id": f"cell-{i}", "metadata": {}, "source": text.splitlines(keepends=True)}
+        made.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
+    about = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    book = {"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+    write(path, json.dumps(book, indent=1, ensure_ascii=False).encode() + b"\n")
+    return path
