@@ -105,6 +105,20 @@ def test_names_as_published_for_sd14_give_identical_tensors(folder, whole):
             assert torch.equal(ours[part].state_dict()[name], tensor), name
 
 
+def test_a_tokenizer_in_one_file_as_transformers_5_saves_it(folder):
+    (folder / "tokenizer/vocab.json").unlink()
+    (folder / "tokenizer/merges.txt").unlink()
+    plain = {token: i for token, i in VOCAB.items() if token not in (START, END)}
+    (folder / "tokenizer/tokenizer.json").write_text(json.dumps({
+        "added_tokens": [{"id": VOCAB[token], "content": token} for token in (START, END)],
+        "model": {"type": "BPE", "vocab": plain, "merges": []}}))
+    model = load(folder, "cpu")
+    assert model.tokenizer.vocab == VOCAB and "tokenizer/tokenizer.json" in model.fingerprints
+    (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(VOCAB))
+    assert "tokenizer/tokenizer.json" not in load(folder, "cpu").fingerprints
+
+
 def test_published_configs_may_hold_more_keys_and_lack_those_with_a_default(folder):
     edit_json(folder / UNET_CONFIG, _class_name="FlaxUNet2DConditionModel", norm_eps=1e-5, sample_size=[8, 16],
               class_embed_type=None, down_block_types=["FlaxDownBlock2D"] * 4)
@@ -251,7 +265,7 @@ BAD = {     # name: (damage, fragments of the message)
     "SAE of no time steps": (config(CFG, timesteps=["all"]), ("expected \"all\" or a list of time steps",)),
     "labels of no feature": (write(f"{SAE_FOLDER}/labels.json", b'{"cat": 12}'), ('{"12": "cat"}',)),
 
-    "vocabulary is cut": (cut("tokenizer/vocab.json", 100), ("vocab.json or merges.txt cannot be used",)),
+    "vocabulary is cut": (cut("tokenizer/vocab.json", 100), ("vocab.json and merges.txt cannot be used",)),
     "merges of another vocabulary": (write("tokenizer/merges.txt", b"#version: 0.2\nt h\nth e</w>\n"),
                                      ("tokenizer: vocab.json and merges.txt disagree about",)),
     "merges are a page": (write("tokenizer/merges.txt", HTML), ("merges.txt: is no list of pairs", AGAIN)),
@@ -259,8 +273,8 @@ BAD = {     # name: (damage, fragments of the message)
         lambda f: write_vocab(f, number([("t", "h")]), "#version: 0.2\nt h\n"),
         ("tokenizer: has 515 tokens, the text encoder knows 514",)),
     "no merges": (unlink("tokenizer/merges.txt"), ("tokenizer/merges.txt: cannot be read (No such file",)),
-    "tokenizer.json alone": (lambda f: (f / "tokenizer/vocab.json").rename(f / "tokenizer/tokenizer.json"),
-                             ("has tokenizer.json alone; python weights/convert.py",)),
+    "tokenizer.json of words": (lambda f: (f / "tokenizer/vocab.json").rename(f / "tokenizer/tokenizer.json"),
+                                ("tokenizer.json: is no byte-pair tokenizer",)),
     "settings with a text as time step": (config("featviz.json", timestep="300"), ("whole numbers for timestep",)),
     "settings that nobody knows": (config("featviz.json", presets={"sae": {"speed": 1}}), ("sets 'speed', which is no",)),
 }

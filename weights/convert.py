@@ -38,7 +38,7 @@ from clip import Tokenizer  # noqa: E402
 from schedule import Schedule  # noqa: E402
 from weights.load import (  # noqa: E402
     AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, foreign, on_meta, open_tensors, read_json,
-    read_part, read_sae_config, read_scheduler, read_settings, read_tokenizer)
+    read_part, read_sae_config, read_scheduler, read_tokenizer, tokenizer_files, tokenizer_json)
 from weights.saes import is_sae, read_sae  # noqa: E402
 
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -496,18 +496,13 @@ def convert_folder(source, folder, ema):
 
 def convert_tokenizer(source, folder):
     """vocab.json and merges.txt: copied, taken out of tokenizer.json, or CLIP's where the folder has none."""
-    target = folder / "tokenizer"
-    if (source / "vocab.json").exists() and (source / "merges.txt").exists():
+    files, target = tokenizer_files(source), folder / "tokenizer"
+    if files[0].name == "tokenizer.json":
+        write_tokenizer(target, *tokenizer_json(*files))
+    elif files[0].exists():
         target.mkdir()
-        for name in ("vocab.json", "merges.txt"):
-            shutil.copyfile(source / name, target / name)
-    elif (path := source / "tokenizer.json").exists():
-        value = read_json(path)
-        model = value.get("model") or {}
-        if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
-            raise WeightsError(f"{path}: is no byte-pair tokenizer as CLIP's is")
-        vocab = model["vocab"] | {token["content"]: token["id"] for token in value.get("added_tokens", ())}
-        write_tokenizer(target, vocab, [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]])
+        for path in files:
+            shutil.copyfile(path, target / path.name)
     elif (folder / "text_encoder").exists():
         write_clip_tokenizer(target)
 

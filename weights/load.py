@@ -333,23 +333,40 @@ def read_part(folder, part, dtype, device):
     return quicken(net) if part == "unet" and torch.device(device).type == "cpu" else net
 
 
+def tokenizer_json(path):
+    """(vocabulary, merges) of the one file in which transformers 5 keeps a tokenizer."""
+    value = read_json(path)
+    model = value.get("model") or {}
+    if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
+        raise WeightsError(f"{path}: is no byte-pair tokenizer, as CLIP's is")
+    vocab = model["vocab"] | {token["content"]: token["id"] for token in value.get("added_tokens", ())}
+    return vocab, [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+
+
+def tokenizer_files(folder):
+    """The files in which a tokenizer is: vocab.json and merges.txt, else tokenizer.json."""
+    alone = (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
+    return [folder / "tokenizer.json"] if alone else [folder / "vocab.json", folder / "merges.txt"]
+
+
 def read_tokenizer(folder):
-    """Read the tokenizer; WeightsError where vocab.json is not what CLIP's rule makes of merges.txt."""
-    if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
-        raise WeightsError(f"{folder}: has tokenizer.json alone; python weights/convert.py {folder.parent} "
-                           f"{folder.parent}_converted makes vocab.json and merges.txt of it")
+    """Read the tokenizer; WeightsError where the vocabulary is not what CLIP's rule makes of the merges."""
+    files = tokenizer_files(folder)
+    names = " and ".join(path.name for path in files)
     try:
-        tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+        tokenizer = Tokenizer.from_files(*files) if len(files) == 2 else Tokenizer(*tokenizer_json(*files))
+    except WeightsError:
+        raise
     except OSError as e:
         raise WeightsError(f"{e.filename}: cannot be read ({e.strerror}); expected a text file there") from e
     except (ValueError, RecursionError) as e:
-        raise WeightsError(f"{folder}: vocab.json or merges.txt cannot be used ({e}); fetch or copy both again") from e
+        raise WeightsError(f"{folder}: {names} cannot be used ({e}); fetch or copy the tokenizer again") from e
     if any(len(pair) != 2 for pair in tokenizer.ranks):
-        raise WeightsError(f"{folder / 'merges.txt'}: is no list of pairs; {AGAIN}")
+        raise WeightsError(f"{files[-1]}: is no list of pairs; {AGAIN}")
     made = number(tokenizer.ranks)
     if tokenizer.vocab != made:
         odd = sorted(made.items() ^ tokenizer.vocab.items())[0][0] if isinstance(tokenizer.vocab, dict) else START
-        raise WeightsError(f"{folder}: vocab.json and merges.txt disagree about {odd!r}; fetch or copy both again")
+        raise WeightsError(f"{folder}: {names} disagree about {odd!r}; fetch or copy the tokenizer again")
     return tokenizer
 
 
@@ -645,7 +662,7 @@ def load(path=None, device=None, dtype=None, hook_point=None):
             files |= {f"{part}/{name}": folder / part / name for name in ("config.json", FILES[part])}
     if (folder / "tokenizer").exists():
         parts["tokenizer"] = read_tokenizer(folder / "tokenizer")
-        files |= {f"tokenizer/{name}": folder / "tokenizer" / name for name in ("vocab.json", "merges.txt")}
+        files |= {f"tokenizer/{path.name}": path for path in tokenizer_files(folder / "tokenizer")}
     check_widths(folder, parts)
     numbers, sampler = {}, "pndm"
     if (scheduler := folder / "scheduler/scheduler_config.json").exists():
