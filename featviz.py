@@ -139,7 +139,8 @@ def run(args, given):
     size, usual = args.batch_size or batch_rows(model, jobs, config), configure(model.settings, None, kind)
     if args.trace:
         return trace(model, jobs, config, usual, args.trace, args.out, size)
-    failed = compute(model, jobs, configs, usual, size, args.frames, args.again, args.out)
+    sound = model.settings.get("sound", False) if args.sound is None else args.sound
+    failed = compute(model, jobs, configs, usual, size, args.frames, args.again, args.out, sound)
     show(model, jobs, configs, usual, list(axes), args.thesis, args.out)
     return 2 if failed else 0
 
@@ -165,13 +166,13 @@ def check(model, jobs, config, batch_size):
 
 # --- jobs -> results --------------------------------------------------------------------------------------------------
 
-def compute(model, jobs, configs, usual, size, frames, again, out):
+def compute(model, jobs, configs, usual, size, frames, again, out, sound=False):
     """Compute what is missing and print a line for each result; return how many met NaN or infinity."""
     import results
     from visualize import course_lengths, kept_steps, stream
     results.prepare(out)
     recipes = {(job, one): results.recipe(model, job, one, usual) for one in configs for job in jobs}
-    why = {key: "again" if again else results.why_to_compute(out, recipe, kept_steps(key[1].num_steps, frames))
+    why = {key: "again" if again else results.why_to_compute(out, recipe, kept_steps(key[1].num_steps, frames), sound)
            for key, recipe in recipes.items()}
     fit, failed = announce(model, list(why.values()), configs[0], jobs[0].kind), []
     for one in configs:
@@ -181,7 +182,7 @@ def compute(model, jobs, configs, usual, size, frames, again, out):
         for batch in stream(model, jobs, one, size, wanted, frames, progress):
             for result in batch:
                 if result.job in wanted:
-                    path = results.save(out, result, recipes[result.job, one], fit)
+                    path = results.save(out, result, recipes[result.job, one], fit, sounds(result) if sound else None)
                     say(f"{path}: {summary(result)}")
                     failed += [path] if result.verdict.startswith("non-finite") else []
             progress.next_batch()
@@ -189,6 +190,23 @@ def compute(model, jobs, configs, usual, size, frames, again, out):
         warn(f"featviz: {len(failed)} of {len(recipes)} ascents met NaN or infinite values, first {failed[0]}; its "
              "latent is the last finite one; try a smaller --learning-rate or --steer-scale")
     return len(failed)
+
+
+def sounds(result):
+    """Turn a result's pictures into sounds: {suffix: bytes of a WAV file} of the start, the ascent and the finish."""
+    import torch
+
+    from audio.sound import to_sound, to_wav
+    from vae import to_uint8
+    pictures = {".wav": result.image, ".start.wav": result.frames[0] if result.frames else None,
+                ".finished.wav": result.finished.image if result.finished else None}
+    found = {}
+    for suffix, image in pictures.items():
+        if image is not None:
+            samples, left = to_sound(torch.from_numpy(to_uint8(image)), result.job.seed)
+            found[suffix] = to_wav(samples)
+            warn(f"sound{suffix}: the linear magnitudes leave {left:.2%} of the mel ones unexplained")
+    return found
 
 
 def announce(model, why, config, kind):

@@ -4,6 +4,7 @@
     out/<weights>/feature_00012/t0361/seed_1024.finished.png  what the model made of it (finish.py), likewise
     out/<weights>/feature_00012/t0361/seed_1024.safetensors   their latents (4, H, W) float32: latent, finished
     out/<weights>/feature_00012/t0361/seed_1024.steps.jpg     pictures of the course, side by side; none with --frames 0
+    out/<weights>/feature_00012/t0361/seed_1024.wav           with --sound: as a spectrogram; .start.wav, .finished.wav
     out/<weights>/feature_00012/t0361/seed_1024.curves.json   a number a step, and the activation at each position
     out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdicts, scores, sizes; written last
     out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same with other settings: settings.txt says which
@@ -39,6 +40,7 @@ PROJECT = Path(__file__).resolve().parent
 METHOD = ("config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae",
           "clip", "weights/load", "weights/quick", "activity/profile")      # files whose change can change a latent
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
+SOUNDS = (".start.wav", ".wav", ".finished.wav")
 DIGITS = {"feature": 5, "channel": 4}
 BROKEN = (OSError, ValueError, KeyError)        # what reading a record that is none may raise
 
@@ -157,15 +159,19 @@ def feature_folders(folder):
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-def save(out, result, recipe, fit=""):
-    """Write the files of a result, the record last; return the picture's path. `fit`: the fit check's warning."""
+def save(out, result, recipe, fit="", sounds=None):
+    """Write the files of a result, the record last; return the picture's path.
+
+    fit     the fit check's warning
+    sounds  {suffix: bytes of a WAV file}
+    """
     path, last = path_of(out, recipe), result.finished
-    for suffix in (".json", ".steps.jpg", ".finished.png"):     # from here on an older result is no longer finished
+    for suffix in (".json", ".steps.jpg", ".finished.png", *SOUNDS):     # from here on an older one is not finished
         with_suffix(path, suffix).unlink(missing_ok=True)
     latents = {"latent": result.latent.numpy()} | ({"finished": last.latent.numpy()} if last else {})
     curves = {"ascent": curves_of(result), "finished": curves_of(last) if last else None}
     files = {".png": picture(result.image, recipe), ".safetensors": save_tensors(latents),
-             ".curves.json": json.dumps(curves, allow_nan=False).encode() + b"\n"}
+             ".curves.json": json.dumps(curves, allow_nan=False).encode() + b"\n", **(sounds or {})}
     if last:
         files[".finished.png"] = picture(last.image, recipe)
     if result.frames:
@@ -217,11 +223,11 @@ def strip(frames):
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-def why_to_compute(out, recipe, steps=()):
+def why_to_compute(out, recipe, steps=(), sound=False):
     """Return why a result is still to be computed: "" where this very recipe's result is there, "new" where none is,
     else the entry that differs ("code", "fingerprints", ...), or "broken".
 
-    steps  those of the course whose pictures it must have
+    steps  those of the course whose pictures it must have; sound: it must have one
     """
     path = path_of(out, recipe)
     try:
@@ -229,6 +235,7 @@ def why_to_compute(out, recipe, steps=()):
         if different := [name for name in recipe if record["recipe"].get(name) != recipe[name]]:
             return different[0]
         whole = all(os.stat(with_suffix(path, suffix)).st_size == n for suffix, n in record["bytes"].items())
+        whole = whole and (not sound or ".wav" in record["bytes"])
         return "" if whole and set(steps) <= set(record["stored_steps"]) else "broken"
     except FileNotFoundError:
         return "broken" if with_suffix(path, ".json").exists() else "new"

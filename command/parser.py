@@ -1,4 +1,6 @@
 """The command line of featviz.py: every flag, and what is wrong with one whatever the model."""
+import argparse
+
 from command.flags import (
     Parser, add_model, add_out, add_settings, add_shard, moment, nearest, numbers, numbers_or_words, read_setting)
 from config import SEEDS, SETTINGS, check_setting
@@ -44,6 +46,8 @@ def parse(argv=None):
     add_out(group)
     group.add_argument("--frames", type=int, default=FRAMES, metavar="N",
                        help=f"pictures of the course to keep, 2 to 50, or 0 (default: {FRAMES})")
+    group.add_argument("--sound", action=argparse.BooleanOptionalAction, help="a .wav beside every picture, read as a "
+                       "spectrogram (default: on where featviz.json of the weights says so, as Riffusion's)")
     group.add_argument("--again", action="store_true", help="compute results again that are there already")
     group = group.add_mutually_exclusive_group()
     group.add_argument("--trace", type=int, nargs="+", metavar="K", help="no results: open up these steps instead")
