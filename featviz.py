@@ -17,7 +17,7 @@ from dataclasses import replace
 from command.flags import find_shard, forgiving_console, guarded, nearest
 from command.parser import check_flags, parse, read_axes
 from command.progress import CaptureProgress, Progress, say, warn
-from config import SEEDS, check_config, configure
+from config import PRIORS, SEEDS, check_config, configure
 
 
 # --- for notebooks ----------------------------------------------------------------------------------------------------
@@ -104,6 +104,8 @@ def run(args, given):
         named = list(model.directions)
     config = configure(model.settings, args.preset, kind, **given)
     configs = [replace(config, **dict(zip(axes, values))) for values in itertools.product(*axes.values())]
+    if config.prior not in PRIORS:
+        warn(f"starts from {config.prior}, cropped about its centre and scaled to the model's size")
     for one in configs:
         check_config(one, min(model.latent_shape[1:]), len(model.schedule))
     if bad := [k for k in args.trace or () if not 0 <= k < config.num_steps]:

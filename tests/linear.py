@@ -88,6 +88,7 @@ class Linear:
 
     def __init__(self, device="cpu", dtype=torch.float32):
         self.device, self.dtype, self.directions = torch.device(device), dtype, {}
+        self.vae = SimpleNamespace(factor=8)
         self.unet, self.schedule = UNet().requires_grad_(False).to(device, dtype), Schedule(device=device)
         self.sae = SAE(D, FEATURES, k=4).requires_grad_(False)
         self.sae.encoder.weight.copy_(randn(FEATURES, D, seed=3))

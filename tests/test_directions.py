@@ -1,0 +1,124 @@
+"""Richer questions on the linear stand-in: a text, a place, a picture of one's own, seeds pushed apart, own vectors."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import featviz
+import regularizers as reg
+from ascent import ascend
+from config import Job, check_config, configure
+from results import read_results
+from tests.linear import BARE, D, EDGE, JOBS, Linear, begin, change, close, roots
+from tests.seeded import randn
+from tests.tiny import write_model
+from vae import fitted, read_picture
+from visualize import list_jobs, measure, start, stream, visualize
+from weights.load import load
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def model():
+    return Linear()
+
+
+def test_a_prompt_is_what_the_unet_sees(model):
+    """The stand-in adds the text's length to h: ascent, scores and recipe follow."""
+    plain, text = (next(ascend(model, JOBS, change(prompt=p), begin(JOBS))) for p in ("", "castle"))
+    assert close(text.hook - plain.hook, 6.0) and close(text.noised, plain.noised)
+    z = begin(JOBS)[1]
+    raised = measure(model, z, JOBS, change(prompt="castle"))[0] - measure(model, z, JOBS, BARE)[0]
+    rows = model.sae.encoder.weight[[job.target for job in JOBS]].sum(dim=1)
+    assert close(raised, 6 * rows, 1e-3)
+
+
+def test_a_position_is_read_alone(model):
+    """The activation is the value there, its gradient -sqrt(abar_t) A^T W_enc[f] there and 0 elsewhere."""
+    step = next(ascend(model, JOBS, change(position=(3, 5)), begin(JOBS)))
+    for i, job in enumerate(JOBS):
+        values = model.values(step.noised[i], job.timestep, job.target)
+        assert close(step.activation[i], values[3, 5])
+        rise = -roots(model, job.timestep)[0] * model.unet.hook.weight.T @ model.sae.encoder.weight[job.target]
+        assert close(step.gradient[i, :, 3, 5], rise, 1e-6)
+        assert step.gradient[i].abs().sum().item() == pytest.approx(rise.abs().sum().item(), rel=1e-4)
+    own, _, heat = measure(model, begin(JOBS)[1], JOBS, change(position=(3, 5)))
+    assert close(own, heat[:, 3, 5]) and heat.shape == (2, EDGE, EDGE)
+    for position in ((16, 0), (0, 16)):
+        with pytest.raises(ValueError, match="hook has 16 rows and 16 columns"):
+            next(stream(model, JOBS, change(position=position), 2))
+    for bad in ((1,), (-1, 0), (0.5, 1)):
+        with pytest.raises(ValueError, match="--position takes a row and a column"):
+            check_config(change(position=bad))
+
+
+def test_likeness_is_the_mean_cosine_with_the_others_of_a_target(model):
+    """By hand: means (3, 4, 0), (4, 3, 0) and (0, 0, 1); the first two share target and time step: cos 24 / 25."""
+    h = torch.tensor([[3.0, 4, 0], [4, 3, 0], [0, 0, 1]])[:, :, None, None] + torch.tensor([[-1.0, 1.0]])
+    jobs = [Job("feature", 2, 300, 1), Job("feature", 2, 300, 2), Job("feature", 2, 400, 1)]
+    assert close(reg.likeness(h, jobs), [0.96, 0.96, 0.0])
+    step = next(ascend(model, jobs, change(diverse=2.0), begin(jobs)))
+    assert close(step.penalties["likeness"], 2 * reg.likeness(step.hook, jobs))
+    alone = next(ascend(model, jobs, BARE, begin(jobs)))
+    hook = step.hook.clone().requires_grad_(True)
+    (g,) = torch.autograd.grad(2 * reg.likeness(hook, jobs).sum(), hook)
+    for i in range(3):
+        pull = roots(model, jobs[i].timestep)[0] * torch.einsum("dc,dyx->cyx", model.unet.hook.weight, g[i])
+        assert close(step.gradient[i] - alone.gradient[i], pull, 1e-6)
+    assert step.gradient[0].ne(alone.gradient[0]).any() and close(step.gradient[2], alone.gradient[2])
+
+
+def test_the_start_is_a_picture_of_ones_own(model, tmp_path):
+    picture = Image.fromarray((randn(3, 128, 200, seed=1).sigmoid() * 255).byte().permute(1, 2, 0).numpy())
+    picture.save(tmp_path / "mine.png")
+    config = change(prior=str(tmp_path / "mine.png"))
+    _, z = start(model, JOBS, config)
+    square = fitted(read_picture(tmp_path / "mine.png"), 128, 128)
+    assert close(z, model.encode(square[None])) and square.shape == (3, 128, 128)
+    middle = np.asarray(picture.crop((36, 0, 164, 128)))
+    assert np.array_equal((square * 255).round().byte().permute(1, 2, 0).numpy(), middle)
+    with pytest.raises(ValueError, match="nowhere.png: cannot be read as a picture"):
+        start(model, JOBS, change(prior=str(tmp_path / "nowhere.png")))
+
+
+def test_a_direction_starts_from_what_it_guides(model):
+    config = configure({}, None, "direction", num_steps=2, prior_steps=2, finish_steps=2)
+    assert config.prior == "guided" and configure({}, None, "direction", prior="noise").prior == "noise"
+    found = visualize(model, directions={"probe": torch.tensor([1.0, 0, -1])}, seeds=[1], num_steps=2, prior_steps=2,
+                      finish_steps=2, timesteps=[300])
+    assert found[0].job == Job("direction", "probe", 300, 1) and found[0].scores["rank"] is None
+    with pytest.raises(ValueError, match="--prior steer: no capture says how strong"):
+        visualize(model, directions={"probe": torch.ones(D)}, seeds=[1], timesteps=[300], prior="steer")
+    with pytest.raises(ValueError, match="no vector 'other'; there are probe"):
+        list_jobs(model, "direction", ["other"], [1], [300])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+def test_sums_and_differences_of_features_are_directions(tiny):
+    model = load(tiny, "cpu")
+    assert torch.equal(model.feature(1) - model.feature(2), model.sae.encoder.weight[1] - model.sae.encoder.weight[2])
+    assert model.channel(3).nonzero().tolist() == [[3]] and model.channel(3).sum() == 1
+
+
+def test_the_command_takes_vectors_from_a_file(tiny, tmp_path, capsys):
+    width, path = load(tiny, "cpu").unet.width("up_blocks.1.attentions.1"), tmp_path / "probe.safetensors"
+    save_file({"a": randn(width, seed=1), "b": randn(1, width, seed=2)}, path)
+    short = ["--weights", tiny, "--out", tmp_path / "out", "--device", "cpu", "--seed", 1, "--timestep", 300,
+             "--num-steps", 2, "--prior-steps", 2, "--finish-steps", 2]
+    run = lambda *flags: featviz.main([str(a) for a in (*short, *flags)])
+    assert run("--direction", path, "a") == 0 and "direction_a" in capsys.readouterr().out
+    (result,) = read_results(tmp_path / "out/tiny/direction_a")
+    assert result.kind == "direction" and len(result.recipe["fingerprints"]["direction"]) == 64
+    assert (tmp_path / "out/tiny/direction_a/index.html").exists()
+    assert run("--direction", path, "c") == 2 and "holds no 'c'; there are a, b" in capsys.readouterr().err
+    save_file({"a": randn(width, seed=1), "b": randn(width - 1, seed=2)}, path)
+    assert run("--direction", path) == 2 and f"expected [{width}]" in capsys.readouterr().err
+    assert run("--feature", 1, "--prompt", "a castle", "--position", 0, 1) == 0
+    (result,) = read_results(tmp_path / "out/tiny/feature_00001")
+    assert result.recipe["differs"]["prompt"] == "a castle" and result.folder != "t0300"
