@@ -102,9 +102,10 @@ def headline(name, evidence):
 def hero(first, activity):
     """The best result's pictures, and beside them the dataset images that excite the feature most."""
     known = activity.shown(first.t)[:EXAMPLES] if activity else []
+    unusual = f"<p>Settings: <code>{escape(typed(first))}</code></p>" if typed(first) else ""
     made = (f'<div><h2>Made to excite it</h2>{pair(first)}{PAIR.format(kind=first.kind) if first.finished else ""}'
             f"<p>{word('seed', first.kind, 'Seed')} {first.seed}, {word('time step', first.kind)} {first.t}. "
-            f'{term("How it was chosen", RULE)}</p></div>')
+            f'{term("How it was chosen", RULE)}</p>{unusual}</div>')
     if not known:
         return f'<section id="best">{made}</section>'
     title = f"{word('dataset image', first.kind, 'Dataset images')} that excite it most"
@@ -287,7 +288,9 @@ def beside(folder, r, others):
     if not r.last.others:
         return ""
     order = sorted([*r.last.others, (r.target, r.last.scores["activation"])], key=lambda entry: -(entry[1] or 0))
-    rows = [(linked(folder, r, r.kind, n, others), short(a), a or 0, n == r.target) for n, a in order]
+    kind = "feature" if r.kind == "feature" else "channel"
+    rows = [(escape(f"{r.kind} {n}") if n == r.target else linked(folder, r, kind, n, others), short(a), a or 0,
+             n == r.target) for n, a in order]
     raised = "" if r.nearest_channel is None else \
         f" Its direction raises {linked(folder, r, 'channel', r.nearest_channel, others)} most."
     return f"{bars(rows)}<p>Measured in the picture of time step {r.t}, seed {r.seed}.{raised}</p>"

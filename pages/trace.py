@@ -119,13 +119,13 @@ def sampling(model, jobs, config):
 
 
 def follow_start(model, jobs, config, z):
-    """Record how the starts z (B, 4, H, W) came about; of a start from noise there is `start` alone.
+    """Record how the starts z (B, 4, H, W) came about; of noise or a picture there is `start` alone.
 
     strength (1001,), direction (D,)        s_t, d
     timestep (n,), push (n,)                t, s_t |d|
     before, noise, clean (n, 4, H, W)       x_t, the noise e predicted there, and what is left of x_t without e
     """
-    if config.prior == "noise":
+    if config.prior not in ("steer", "guided"):
         return [plain({"start": row}) for row in z]
     seen, s, d = sampling(model, jobs, config)
     times, found = torch.tensor([t for t, _, _ in seen]), []
@@ -139,12 +139,13 @@ def follow_start(model, jobs, config, z):
 
 @torch.no_grad()
 def record(model, job, config, step, i, values, drawn):
-    """All of one step of job i, {name: tensor}; values (S,) is what its relu is applied to."""
+    """All of one step of job i, {name: tensor}; values (S,) is what its relu is applied to at each place."""
     hook = step.hook[i].float()                                                                 # (D, h, w)
     flat, places = hook.flatten(1).T, hook.shape[1:]                                            # (S, D)
     everything = model.sae.pre_acts(flat) if job.kind == "feature" else flat                    # (S, F)
     top = everything.mean(dim=0).topk(min(STRONGEST, everything.shape[1]))
-    climb = objective(values[None], job.kind, config.silent_gradient)[2][0]
+    read = values.reshape(places)[config.position].reshape(1) if config.position else values    # (S,) or (1,)
+    climb = objective(read[None], job.kind, config.silent_gradient)[2][0]
     tensors = {name: getattr(step, name)[i] for name in ("before", "transformed", "noised", "gradient", "filtered",
                                                          "smoothed", "after", "activation", "silent")}
     tensors |= dict(zip(("shift", "angle", "zoom", "eps"), map(torch.as_tensor, drawn)))
@@ -236,5 +237,5 @@ def save_trace(model, recipe, parts, out, steps):
         for panel in found:
             write(folder / f"{name}_{stage}_{panel.name}.png", panel.png)
     command = f"{words.command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
-    write(folder / "trace.html", tracepage.page(model.schedule, recipe, command, parts, panels).encode("utf-8"))
+    write(folder / "trace.html", tracepage.page(model, recipe, command, parts, panels).encode("utf-8"))
     return folder / "trace.html"

@@ -45,6 +45,7 @@ STEERED = ("The model samples from noise, without a prompt. Meanwhile the direct
            "Its strength is {scale:g} times the largest activation known.")
 GUIDED = "The model samples from noise while the gradient of the {kind} pulls."
 NOISE = "Here it is noise from the seed alone."
+PICTURE = "Here it is a picture of your own, encoded."
 STAGES = (
     Stage("before", "The latent", "<i>z</i>",
           "Only this may change: {C} numbers at each of {H} × {W} places. First its decoded picture, then the numbers.",
@@ -62,8 +63,8 @@ STAGES = (
           [(schedule, "return abar.sqrt() * z + (1 - abar).sqrt() * eps")], ["eps", "noised"]),
     Stage("hook", "At the hook point", "<i>h</i> = UNet(<i>x<sub>t</sub></i>, <i>t</i>, “{prompt}”) at the hook point",
           "The UNet runs as far as {point} and stops. It gives {D} numbers at each of {h} × {w} places. First the "
-          "length of that vector, then its longest channels: {channels}.", [(ascent, "hook = model.unet(noised")],
-          ["hook"]),
+          "length of that vector, then its longest channels: {channels}.", [(ascent, "hook = read_hook(model, noised"),
+           (steering, "return model.unet(x.to(model.dtype), t, context, until")], ["hook"]),
     Stage("activation", "Activation of the {kind}", None, None, None, ["pre_activation"]),
     Stage("loss", "The loss", "loss = −<i>a</i> + <i>w</i><sub>tv</sub> TV(<i>z</i>) + <i>w</i><sub>range</sub> "
           "R(<i>z</i>) + <i>w</i><sub>moment</sub> M(<i>z</i>)",
@@ -91,18 +92,16 @@ STAGES = (
           [(ascent, "z = torch.where(alive")], ["after"]),
 )
 READOUT = {     # of the stage "activation", for each kind of target: formula, idea, cites
-    "feature": ("<i>a</i> = mean<sub><i>s</i></sub> relu( <i>W</i><sub>enc</sub>[{n}] · (<i>h<sub>s</sub></i> − "
-                "<i>b</i><sub>dec</sub>) + <i>b</i><sub>enc</sub>[{n}]&nbsp;)",
+    "feature": ("<i>a</i> = {over} relu( <i>W</i><sub>enc</sub>[{n}] · {read} + <i>b</i><sub>enc</sub>[{n}]&nbsp;)",
                 "At each place, one dot product with the feature's row. Numbers below 0 count as 0. Their mean, "
                 "{a:.4f}, is the activation that the ascent climbs. {place} It fires at {firing} of {places} places.",
                 [(sae, "(h * self.encoder.weight[feature]"), (ascent, 'values.relu() if kind == "feature"')]),
-    "channel": ("<i>a</i> = mean<sub><i>s</i></sub> <i>h<sub>s</sub></i>[{n}]",
+    "channel": ("<i>a</i> = {over} <i>h<sub>s</sub></i>[{n}]",
                 "The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation. {place}",
-                [(ascent, "return h[torch.arange(len(jobs)), targets]"),
-                 (ascent, 'values.relu() if kind == "feature"')]),
-    "direction": ("<i>a</i> = mean<sub><i>s</i></sub> <i>w</i> · <i>h<sub>s</sub></i>",
+                [(ascent, "return (h @ directions(model, jobs)"), (ascent, 'values.relu() if kind == "feature"')]),
+    "direction": ("<i>a</i> = {over} <i>w</i> · <i>h<sub>s</sub></i>",
                   "At each place, one dot product with the vector {n}. Their mean, {a:.4f}, is the activation.",
-                  [(ascent, 'torch.einsum("bd,bds->bs"'), (ascent, 'values.relu() if kind == "feature"')]),
+                  [(ascent, "return (h @ directions(model, jobs)"), (ascent, 'values.relu() if kind == "feature"')]),
 }
 FINISH = Stage(
     "finish", "The finish",
@@ -296,9 +295,11 @@ def facts(recipe, k, s, abar):
     more = order.index(job["target"]) if job["target"] in order else f"{len(order)} or more"
     sigma = regularizers.smoothing_sigma(k, config["num_steps"], config["gradient_smoothing_sigma_start"],
                                          config["gradient_smoothing_sigma_end"])
+    place = config.get("position")
     climbed = " The feature is silent everywhere, so its mean before the relu is climbed."
     told = {
-        "kind": kind, "n": escape(job["target"]), "t": job["timestep"], "point": recipe["hook_point"],
+        "kind": kind, "over": f"at place {tuple(place)}:" if place else "mean<sub><i>s</i></sub>",
+        "n": escape(job["target"]), "t": job["timestep"], "point": recipe["hook_point"],
         "prompt": escape(config["prompt"]), "steps": config["num_steps"],
         **dict(zip("CHW", s["before"].shape)), **dict(zip("Dhw", s["hook"].shape)),
         "down": s["shift"][0], "right": s["shift"][1], "angle": s["angle"], "zoom": s["zoom"],
@@ -399,7 +400,7 @@ def of_step(stage, k, s, panels, told):
 
 def of_start(config, s, kind, panels):
     """The section of the start: the sample that became it, with the curve of strengths."""
-    how = {"steer": STEERED, "guided": GUIDED, "noise": NOISE}[config["prior"]]
+    how = {"steer": STEERED, "guided": GUIDED, "noise": NOISE}.get(config["prior"], PICTURE)
     stage, shown = START, figures(panels["start", "end"])
     if config["prior"] == "steer":
         rows = zip(s["timestep"].tolist(), s["push"].tolist(), s["noise"].flatten(1).norm(dim=1).tolist())
@@ -412,7 +413,8 @@ def of_start(config, s, kind, panels):
         stage = START._replace(formula=FINISH.formula, cites=FINISH.cites)
         shown += figures(panels["start", "clean"])
     else:
-        stage = START._replace(formula="<i>z</i> ~ N(0, 1)", cites=START.cites[:0])
+        drawn = "<i>z</i> ~ N(0, 1)" if config["prior"] == "noise" else "<i>z</i> = encode(picture)"
+        stage = START._replace(formula=drawn, cites=[(visualize, "z = torch.stack([torch.randn(model.latent_shape")])
     told = {"how": how.format(kind=kind, scale=config["steer_scale"])}
     return section("start", stage, "before the ascent", told, tensors(stage, s), shown)
 
@@ -456,14 +458,20 @@ def of_verdict(s, result, panels):
                    figures(panels["verdict", "pictures"]))
 
 
-def page(noise_schedule, recipe, command, parts, panels):
+def reading(model, kind):
+    """What W_enc is applied to, as HTML: the hook's output, normalised and centred as this autoencoder asks."""
+    h = "<i>h<sub>s</sub></i>" if kind != "feature" or model.sae.norm == "none" else "n(<i>h<sub>s</sub></i>)"
+    return f"({h} − <i>b</i><sub>dec</sub>)" if kind == "feature" and model.sae.centre else h
+
+
+def page(model, recipe, command, parts, panels):
     """Build the document from all that was recorded (trace.Parts) and its pictures (all_pictures)."""
     job, config, steps = recipe["job"], recipe["config"], sorted(parts.steps)
-    abar, kind = noise_schedule.alphas_cumprod[job["timestep"]].double().cpu(), job["kind"]
+    abar, kind = model.schedule.alphas_cumprod[job["timestep"]].double().cpu(), job["kind"]
     name = f"{kind} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
     body = [("start", START.title, of_start(config, parts.start, kind, panels))]
     for k in steps:
-        told = facts(recipe, k, parts.steps[k], abar)
+        told = facts(recipe, k, parts.steps[k], abar) | {"read": reading(model, kind)}
         body += [(f"s{k}-{stage.name}", f"Step {k}: {stage.title.format(kind=kind)}",
                   of_step(stage, k, parts.steps[k], panels.get((f"step_{k:03d}", stage.name), []), told))
                  for stage in STAGES]

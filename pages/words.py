@@ -62,6 +62,8 @@ def flags(recipe):
     for name, value in recipe["differs"].items():
         if isinstance(value, bool):
             words.append(flag(name if value else f"no-{name}"))
+        elif isinstance(value, (list, tuple)):
+            words += [flag(name), *map(str, value)]
         elif name in SETTINGS or name == "dtype":
             words += [flag(name), str(value)]
     return words
@@ -69,13 +71,14 @@ def flags(recipe):
 
 def typed(r):
     """Join a result's unusual settings as they are typed; "" where there are none."""
-    return " ".join(flags(r.recipe))
+    return shlex.join(flags(r.recipe))
 
 
 def command(recipe, times, seeds, frames=FRAMES):
     """Write the command that makes this recipe's result at these time steps and seeds."""
     job, hook = recipe["job"], recipe["hook_point"]
-    words = ["python", "featviz.py", "--weights", f"weights/{recipe['weights']}", f"--{job['kind']}", job["target"]]
+    words = ["python", "featviz.py", "--weights", f"weights/{recipe['weights']}", f"--{job['kind']}"]
+    words += ["FILE.safetensors"] * (job["kind"] == "direction") + [job["target"]]
     words += ["--hook-point", hook] if job["kind"] != "feature" or hook != HOOK_POINT else []
     words += ["--timestep", *times, "--seed", *seeds, "--device", recipe["device"], *flags(recipe)]
     words += ["--frames", frames] if frames != FRAMES else []

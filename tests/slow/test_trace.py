@@ -390,7 +390,7 @@ def test_the_page_needs_no_network(traced):
 def test_cited_lines_are_the_ones_that_do_it(page):
     """Each stage's line, looked up by its number in the file itself, holds the operation that the section speaks of."""
     expected = {"before": "clone()", "transformed": "reg.transform(", "noised": "abar.sqrt() * z",
-                "hook": "until=model.hook_point",
+                "hook": "read_hook(model, noised",
                 "loss": "-climb + sum(", "gradient": "autograd.grad(", "filtered": "ifft2", "smoothed": "torch.exp(",
                 "update": "config.beta",
                 "after": "torch.where(alive"}
@@ -405,7 +405,7 @@ def test_cited_lines_are_the_ones_that_do_it(page):
         if stage.cites:
             assert expected[stage.name] in tracepage.cite(*stage.cites[0])[2]
     assert "encoder.weight[feature]" in tracepage.cite(*tracepage.READOUT["feature"][2][0])[2]
-    assert "h[torch.arange" in tracepage.cite(*tracepage.READOUT["channel"][2][0])[2]
+    assert "h @ directions" in tracepage.cite(*tracepage.READOUT["channel"][2][0])[2]
 
 
 def test_numbers_on_the_page_are_those_of_the_tensors(page, traced):
@@ -467,6 +467,16 @@ def test_other_starts(tiny, tmp_path, prior, said):
     s = saved(folder, "start")[0]
     assert set(s) == {"start"} if prior == "noise" else len(s["clean"]) == 2 and not s["push"].any()
     assert torch.equal(s["start"], saved(folder, 0)[0]["before"])
+
+
+def test_one_place_under_a_prompt(tiny, tmp_path):
+    flags = ["--position", 1, 0, "--prompt", "A <b> cat", "--prior", "noise", "--seed", 5, "--trace", 1]
+    assert run(tmp_path, "--weights", tiny, *SHORT, *flags) == 0
+    folder, = tmp_path.rglob("seed_5_trace")
+    s, text = saved(folder, 1)[0], (folder / "trace.html").read_text(encoding="utf-8")
+    near(s["pre_activation"][1, 0].clamp(min=0), s["activation"])
+    assert "at place (1, 0): relu(" in text and "“A &lt;b&gt; cat”" in text
+    assert "--position 1 0" in text and "--prompt &#x27;A &lt;b&gt; cat&#x27;" in text
 
 
 def test_an_ascent_that_left_the_numbers_can_be_looked_at(tiny, tmp_path):
