@@ -218,7 +218,8 @@ def announce(model, why, config, kind):
     if len(todo) < len(why):
         warn(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings")
     for reason in sorted(set(todo) - {"new", "again", "broken"}):
-        warn(f"{todo.count(reason)} results were made with another {reason} and are computed again")
+        name = {"fingerprints": "file of weights", "torch": "version of torch"}.get(reason, reason)
+        warn(f"{todo.count(reason)} results were made with another {name} and are computed again")
     if not todo:
         return ""
     warn(f"{len(todo)} results, {config.num_steps} steps, {model.folder} on {model.device}"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import featviz
 import results
@@ -31,6 +31,8 @@ GIVEN = dict(       # every setting with a value that is not the tiny model's
     spectral_filter=False, noise=False, silent_gradient=False, prompt="A tree", position=[1, 0],
     diverse=0.5, prior="guided", prior_steps=3, prior_sampler="ddim", steer_steps="all", steer_scale=7.0, finish=True,
     finish_from="auto", finish_scale=0.25, finish_steps=3)
+
+QUICK_START = ("--prior", "noise", "--no-finish")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 
@@ -105,11 +107,11 @@ def test_without_flags_the_weights_own_feature_and_time_step_with_the_methods_se
 
 
 def test_features_by_range_time_steps_and_seeds_end_in_one_line_and_the_atlas(weights, out, capsys):
-    assert run(weights, out, "--feature", "0-1", 63, 1, "--timestep", 0, 999, "--seed", 1, 2, 1) == 0
-    assert stems(out) == [f"tiny/feature_{f:05d}/t{t:04d}/seed_{s}" for f in (0, 1, 63) for t in (0, 999)
-                          for s in (1, 2)]
-    assert {name for name in files(out) if name.endswith(".html")} == {
-        "tiny/index.html", *(f"tiny/feature_{f:05d}/index.html" for f in (0, 1, 63))}
+    assert run(weights, out, "--feature", "0-1", 63, 1, "--timestep", 0, 999, "--seed", 1, 2, 1, *QUICK_START) == 0
+    folders = [f"tiny/feature_{f:05d}" for f in (0, 1, 63)]
+    assert [re.sub("-[0-9a-f]{8}", "", stem) for stem in stems(out)] == [
+        f"{folder}/t{t:04d}/seed_{s}" for folder in folders for t in (0, 999) for s in (1, 2)]
+    assert all((out / name / "index.html").exists() for name in ("tiny", *folders))
     console = capsys.readouterr().out
     assert console.endswith(f"\nlook at {out}/tiny/index.html\n") and console.count("look at") == 1
 
@@ -117,8 +119,8 @@ def test_features_by_range_time_steps_and_seeds_end_in_one_line_and_the_atlas(we
 def test_features_by_their_label_and_all_that_are_live_in_shares(own, out, capsys):
     labels = {"7": "cat", "9": {"word": "Cat"}, "12": "dog"}
     (own / PATHS["sae"][0]).with_name("labels.json").write_text(json.dumps(labels))
-    assert run(own, out, "--feature", "cat", "--seed", 5, "--prior", "noise") == 0
-    assert run(own, out, "--feature", "live", "--shard", "1/32", "--seed", 5, "--prior", "noise") == 0
+    assert run(own, out, "--feature", "cat", "--seed", 5, *QUICK_START) == 0
+    assert run(own, out, "--feature", "live", "--shard", "1/32", "--seed", 5, *QUICK_START) == 0
     assert {stem[:18] for stem in stems(out)} == {f"tiny/feature_{f:05d}" for f in (1, 7, 9, 33)}
     capsys.readouterr()
     refused(capsys, run(own, out, "--feature", "cot"), "--feature cot: ", "labels no feature so; nearest: cat, ")
@@ -135,6 +137,21 @@ def test_a_channel_needs_no_sae_and_any_attention_will_do(tmp_path, out):
     config = made["recipe"]["config"]
     assert (config["total_variation_weight"], config["moment_weight"]) == (0.5, 0.0)            # the preset raw's
     assert config["steer_scale"] == 2.0                         # featviz.json comes before the preset
+
+
+def test_a_direction_from_a_file_is_kept_under_its_name(weights, tmp_path, out, capsys):
+    file = tmp_path / "probe.safetensors"
+    command = (weights, out, "--seed", 5, "--direction", file)
+    vectors = {"cat": torch.randn(32, generator=torch.Generator().manual_seed(0)), "dog": torch.ones(32)}
+    save_file(vectors, file)
+    assert run(*command, "cat", *QUICK_START) == 0 and len(stems(out)) == 1
+    assert record(out, "tiny/direction_cat/t0300*/seed_5")["recipe"]["job"]["target"] == "cat"
+    assert run(*command, *QUICK_START) == 0 and len(stems(out)) == 2
+    assert "1 of 2 results are there already" in capsys.readouterr().err
+    save_file(vectors | {"cat": torch.ones(32)}, file)          # another vector under the same name
+    assert run(*command, "cat", *QUICK_START) == 0
+    assert "1 results were made with another file of weights and are computed again" in capsys.readouterr().err
+    refused(capsys, run(*command, "cow"), "holds no 'cow'; there are cat, dog")
 
 
 def test_a_record_holds_recipe_scores_verdicts_and_the_fit_checks_warning(weights, out, capsys):
@@ -200,12 +217,12 @@ def test_a_sweep_a_trace_and_a_check(weights, out, capsys):
     assert run(weights, out, "--check", "--sweep", "range_weight=0,0.5") == 0 and not out.exists()
     size, fit = (captured := capsys.readouterr()).out.splitlines()
     assert size.startswith("2 results at ") and "GiB" in size and fit.startswith("fit of ") and captured.err == ""
-    assert run(weights, out, "--sweep", "range_weight=0,0.5", "finish=on,off") == 0
-    sheet = out / "tiny/feature_00003/sweep_range_weight_finish.png"
+    assert run(weights, out, "--sweep", "range_weight=0,0.5", "noise=on,off", *QUICK_START) == 0
+    sheet = out / "tiny/feature_00003/sweep_range_weight_noise.png"
     assert len(stems(out)) == 4 and sheet.is_file() and f"look at {sheet}\n" in capsys.readouterr().out
-    assert run(weights, out / "b", "--trace", 1, "--seed", 5) == 0 and stems(out / "b") == []
-    page = out / "b/tiny/feature_00003/t0300/seed_5_trace/trace.html"
-    assert page.is_file() and capsys.readouterr().out == f"look at {page}\n"
+    assert run(weights, out / "b", "--trace", 1, "--seed", 5, *QUICK_START) == 0
+    page, = (out / "b").glob("tiny/feature_00003/t0300-*/seed_5_trace/trace.html")
+    assert stems(out / "b") == [] and capsys.readouterr().out == f"look at {page}\n"
 
 
 def test_the_notebooks_door(weights, tmp_path, capsys):
@@ -262,21 +279,12 @@ def test_a_wrong_flag_ends_in_one_line(flags, weights, out, capsys):
     assert not out.exists()
 
 
-BAD_WEIGHTS = {
-    "no folder": (shutil.rmtree, "is no folder of weights"),
-    "no SAE": (lambda f: shutil.rmtree(f / "sae"), "sae: is missing"),
-    "truncated": (lambda f: os.truncate(f / PATHS["unet"][1], 5000), "is not a whole safetensors file"),
-    "a setting that does not exist": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer": 1}}),
-                                      "sets 'steer', which"),
-    "a setting of the wrong kind": (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer_scale": "1"}}),
-                                    "--steer-scale must be a number of size 1e+06 at most, got '1'"),
-    "no such default feature": (lambda f: edit_json(f / "featviz.json", feature=99), "--feature 99 is out of range"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_wrong_weights_end_in_one_line(name, own, out, capsys):
-    damage, says = BAD_WEIGHTS[name]
+@pytest.mark.parametrize("damage, says", [
+    (shutil.rmtree, "is no folder of weights"),
+    (lambda f: os.truncate(f / PATHS["unet"][1], 5000), "is not a whole safetensors file"),
+    (lambda f: edit_json(f / "featviz.json", presets={"sae": {"steer_scale": "1"}}), "--steer-scale must be a number"),
+    (lambda f: edit_json(f / "featviz.json", feature=99), "--feature 99 is out of range")])
+def test_wrong_weights_end_in_one_line(damage, says, own, out, capsys):
     damage(own)
     refused(capsys, run(own, out), says)
     assert not out.exists()
