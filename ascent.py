@@ -183,4 +183,4 @@ def ascend(model, jobs, config, begin):
                    {k: v.detach() for k, v in penalties.items()}, gradient, filtered, smoothed, mean, square, z, alive,
                    repeats)
         mean, square = moments
-        del hook, values, a, climb, loss        # their graph, of which two at once would take twice the memory
+        del hook, values, a, climb, penalties, loss         # their graph: two at once would take twice the memory

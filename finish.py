@@ -104,7 +104,7 @@ def redraw(model, jobs, x, times, config):
         alive = alive & moved.flatten(1).isfinite().all(dim=1)
         x = torch.where(alive[:, None, None, None], moved, before)
         yield Step(index, t, before, e, hook.detach(), a.detach(), silent, gradient, g, pulled, x, alive, repeats)
-        del hook, values, a, climb              # their graph, of which two at once would take twice the memory
+        del hook, values, a, climb              # their graph: two at once would take twice the memory
 
 
 def guide(model, jobs, noise, config, on_step=None):

@@ -45,13 +45,17 @@ def moment_penalty(z):
 
 
 def likeness(h, jobs):
-    """mean of cos(m_i, m_j) over the other rows j of row i's target and time step, m = mean of h over positions; 0 where
-    there is none: h (B, D, h, w) -> (B,). After the diversity term of Olah et al., "Feature Visualization", Distill 2017.
+    """mean of cos(m_i, m_j) over the other rows j of row i's target and time step, m = mean of h over positions; 0
+    where there is none: h (B, D, h, w) -> (B,). After the diversity term of Olah et al., "Feature Visualization", 2017.
+
+    Each row is pushed away from the others as they are: no row's loss has a gradient in another row, and one that is
+    not finite leaves the others alone.
     """
     m = F.normalize(h.mean((2, 3)), dim=1)                                                      # (B, D)
+    others = m.detach().nan_to_num(nan=0)
     same = torch.tensor([[a is not b and (a.target, a.timestep) == (b.target, b.timestep) for b in jobs] for a in jobs])
     same = same.to(m)                                                                           # (B, B)
-    return (same * (m @ m.T)).sum(dim=1) / same.sum(dim=1).clamp(min=1)
+    return (same * (m @ others.T)).sum(dim=1) / same.sum(dim=1).clamp(min=1)
 
 
 def smoothing_sigma(step, steps, start, end):

@@ -50,9 +50,10 @@ def ascent(model, jobs, config):
 @pytest.mark.parametrize("kind, name", [("feature", "sae"), ("channel", "raw"), ("direction", "raw")])
 def test_quick_is_the_usual_preset_of_its_kind_in_fewer_steps(kind, name):
     own = {"presets": {name: {"steer_scale": 7.0}}}
-    quick = configure(own, "quick", kind, beta1=0.5)
-    assert quick == change(PRESETS[name], num_steps=40, learning_rate=0.15, steer_scale=7.0, beta1=0.5)
-    assert configure(own, None, kind) == change(PRESETS[name], steer_scale=7.0) != configure(own, "none", kind)
+    quick, prior = configure(own, "quick", kind, beta1=0.5), "guided" if kind == "direction" else "steer"
+    assert quick == change(PRESETS[name], num_steps=40, learning_rate=0.15, steer_scale=7.0, beta1=0.5, prior=prior)
+    usual = change(PRESETS[name], steer_scale=7.0, prior=prior)
+    assert configure(own, None, kind) == usual != configure(own, "none", kind)
     with pytest.raises(TypeError, match="strength"):
         configure(own, strength=3)
 

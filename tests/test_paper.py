@@ -109,7 +109,7 @@ def test_the_graph_of_a_step_is_gone_before_the_next_one(model):
         outputs.append(weakref.ref(h))
 
     model.unet.hook.register_forward_hook(look)
-    list(ascend(model, JOBS, BARE, begin(JOBS)))
+    list(ascend(model, JOBS, change(diverse=0.1), begin(JOBS)))
     list(finish.redraw(model, JOBS, begin(JOBS)[1], [600, 400, 200], BARE))
     assert [len(seen) for seen in alive] == [0, 1, 2, 3, 4, 5] and not any(map(any, alive))
 

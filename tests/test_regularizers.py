@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import regularizers as reg
-from config import Config
 from ascent import draw
+from config import Config, Job
 from tests.seeded import randn
 
 close = lambda a, b, atol=1e-6: torch.allclose(a, torch.as_tensor(b, dtype=a.dtype).expand_as(a), rtol=1e-5, atol=atol)
@@ -194,6 +194,20 @@ def test_rows_are_independent_and_inputs_are_left_alone(name):
         row = slice(i, i + 1)
         alone = function(z[row], row) if name in ("roll", "transform") else function(z[row])
         assert torch.allclose(together[row], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_likeness_couples_no_losses():
+    """Of three rows with one target: a row's loss has no gradient in another row, and one that is NaN spoils none."""
+    h, jobs = randn(3, 5, 2, 2, seed=8).requires_grad_(True), [Job("feature", 1, seed=s) for s in range(3)]
+    (g,) = torch.autograd.grad(reg.likeness(h, jobs)[0], h)
+    assert g[0].any() and not g[1:].any()
+    broken = h.detach().clone()
+    broken[2] = float("nan")
+    for some in (jobs, [*jobs[:2], Job("feature", 9)]):
+        leaf = broken.clone().requires_grad_(True)
+        losses = reg.likeness(leaf, some)
+        assert losses.isnan().tolist() == [False, False, True]
+        assert torch.autograd.grad(losses.sum(), leaf)[0][:2].isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["total_variation", "range", "moment", "transform"])
