@@ -99,8 +99,8 @@ class SAE(nn.Module):
 
 
 def reading(sae, before, h):
-    """Return what is read at a hook point, given its module's input `before` and output h, both (B, D, h, w): the output,
-    or where the SAE was trained on the update, h - before.
+    """Return what is read at a hook point, given its module's input `before` and output h, both (B, D, h, w): the
+    output or, where the SAE was trained on the update, h - before.
     """
     return h.float() - before.float() if sae is not None and sae.reads == "update" else h
 

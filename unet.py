@@ -194,7 +194,7 @@ def order(name):
 
 
 def updates(name):
-    """Whether a hook point's module adds an update to its input: an attention, which `run` hands its input just before."""
+    """Tell whether a hook point's module adds an update to its input: an attention, whose input `run` yields before."""
     return ".attentions." in name
 
 

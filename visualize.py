@@ -346,7 +346,8 @@ def finish_batch(model, jobs, z, first, config, on_step=None):
 def course_lengths(config):
     """Return the steps of one batch by phase, at most."""
     twice = config.prior == "steer" and config.prior_sampler == "pndm"          # which takes its second step twice
-    return {"sampling": config.prior_steps + twice if config.prior in ("steer", "guided") else 0, "ascent": config.num_steps,
+    return {"sampling": config.prior_steps + twice if config.prior in ("steer", "guided") else 0,
+            "ascent": config.num_steps,
             "finish": config.finish * len(tries(config)) * config.finish_steps}
 
 

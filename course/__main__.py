@@ -13,6 +13,7 @@ from command.progress import say
 from course.exercises import EXERCISES
 from course.marking import mark, run_text, solution, stub
 from course.notebook import write_notebook
+from course.questions import asked
 from results import write
 
 WORK = Path(__file__).resolve().parent / "work"
@@ -70,10 +71,9 @@ def show(exercise, work):
     if not path.exists():
         write(path, stub(exercise).encode())
         say(f"Exercise {exercise.number}: {exercise.title}. {exercise.objective}\nAbout {exercise.minutes} minutes, "
-            f"difficulty {exercise.difficulty} of 5; before it: {exercise.prerequisite}.\nWrite into {path}, then run the "
-            "same command again; --hint helps.")
+            f"difficulty {exercise.difficulty} of 5; before it: {exercise.prerequisite}.\nWrite into {path}, then run "
+            "the same command again; --hint helps.")
         if not exercise.file:
-            from course.questions import asked
             say("Find a feature that responds to {!r}; say what feature {} responds to.".format(*asked()))
         return 0
     state = state_of(exercise, work)
@@ -129,9 +129,11 @@ def main(argv=None):
     parser.add_argument("--all", action="store_true", help="marks of all exercises as JSON")
     parser.add_argument("--notebook", type=Path, metavar="FILE", help="write the notebook, such as course/course.ipynb")
     parser.add_argument("--solved", action="store_true", help="with solutions filled in, for whoever teaches")
-    parser.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help="of work files (default: course/work)")
+    parser.add_argument("--work", type=Path, default=WORK, metavar="FOLDER",
+                        help="of work files (default: course/work)")
     args = parser.parse_args(argv)
-    return guarded("course", run, args.number, args.hint, args.solution, args.all, args.notebook, args.solved, args.work)
+    return guarded("course", run, args.number, args.hint, args.solution, args.all, args.notebook, args.solved,
+                   args.work)
 
 
 if __name__ == "__main__":

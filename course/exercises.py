@@ -8,10 +8,15 @@ from types import SimpleNamespace
 
 import torch
 
+import ascent
 from config import Config, Job
 from course.marking import Case, Exercise
-from sae import SAE
+from course.questions import check_answers
+from dictionary.loss import batch_topk
+from sae import SAE, fvu
 from schedule import Schedule
+from visualize import start
+from weights.load import load
 
 G = torch.Generator
 
@@ -24,7 +29,8 @@ def randn(*shape, seed=0):
 # --- part 1: the model ------------------------------------------------------------------------------------------------
 
 def embedding_cases():
-    return {"time_embedding": [Case((torch.tensor([0]), 4), torch.tensor([[1.0, 1, 0, 0]]), says="t = 0 has cos 1, sin 0"),
+    return {"time_embedding": [Case((torch.tensor([0]), 4), torch.tensor([[1.0, 1, 0, 0]]),
+                                    says="t = 0 has cos 1, sin 0"),
                                Case((torch.tensor([3, 981]), 320))]}
 
 
@@ -47,7 +53,8 @@ def noise_cases():
 def step_cases():
     flat = SimpleNamespace(alphas_cumprod=torch.tensor([0.81, 0.25]), last=torch.tensor(1.0))
     x, eps = torch.full((1, 1, 1, 1), 1.0), torch.zeros(1, 1, 1, 1)
-    return {"step": [Case((flat, x, eps, 1, 0), torch.full((1, 1, 1, 1), 1.8), says="no noise: x0 = 1 / 0.5, times 0.9"),
+    return {"step": [Case((flat, x, eps, 1, 0), torch.full((1, 1, 1, 1), 1.8),
+                          says="no noise: x0 = 1 / 0.5, times 0.9"),
                      Case((Schedule(), randn(2, 4, 8, 8), randn(2, 4, 8, 8, seed=1), 981, 961)),
                      Case((Schedule(set_alpha_to_one=True), randn(2, 4, 8, 8), randn(2, 4, 8, 8, seed=1), 1, -19),
                           says="the step below 0 ends at self.last")]}
@@ -93,7 +100,8 @@ def random_sae(D=8, F=24, k=3):
 
 def encode_cases():
     h = torch.tensor([[4.0, 2.5], [2.0, 0.5]])
-    return {"encode": [Case((small_sae(2), h), torch.tensor([[3.0, 2.5, 0, 0], [1.0, 0, 4, 0]]), says="k 2, b_dec (1, 0)"),
+    return {"encode": [Case((small_sae(2), h), torch.tensor([[3.0, 2.5, 0, 0], [1.0, 0, 4, 0]]),
+                            says="k 2, b_dec (1, 0)"),
                        Case((random_sae(), randn(2, 5, 8)), gradient=1)]}
 
 
@@ -108,7 +116,8 @@ def topk_cases():
 
 def per_position(pre, k):
     top = pre.topk(k, dim=-1)
-    return torch.zeros_like(pre).scatter(-1, top.indices, top.values), top.values.masked_fill(top.values <= 0, 9e9).min()
+    return torch.zeros_like(pre).scatter(-1, top.indices, top.values), top.values.masked_fill(top.values <= 0,
+                                                                                              9e9).min()
 
 
 def loss_cases():
@@ -121,8 +130,6 @@ def loss_cases():
 def bad_loss(sign=1, detach=True, bias=False, weight=1 / 32):
     """training_loss with one of the errors that widely copied code has, or had."""
     def loss(sae, h, dead):
-        from dictionary.loss import batch_topk
-        from sae import fvu
         pre = sae.pre_acts(h)
         acts, least = batch_topk(pre, sae.k)
         residual = sign * (h - sae.decode(acts))
@@ -169,7 +176,8 @@ def penalty_cases():
     z, two = randn(3, 4, 8, 8) * 3, torch.zeros(1, 1, 2, 2)
     two[0, 0] = torch.tensor([[0.0, 1], [2, 5]])
     unbiased = abs(two.mean()) + abs(two.std() - 1)
-    return {"total_variation": [Case((two,), torch.tensor([3.0 + 2.0]), says="rows differ by 2 and 4, columns by 1 and 3"),
+    return {"total_variation": [Case((two,), torch.tensor([3.0 + 2.0]),
+                                     says="rows differ by 2 and 4, columns by 1 and 3"),
                                 Case((z,), gradient=0)],
             "range_penalty": [Case((two, 3.0), torch.tensor([1.0]), says="5 is 2 beyond 3: 2^2 over 4 values"),
                               Case((z, 3.0), gradient=0)],
@@ -193,7 +201,8 @@ def filtered(g, d=None, own=True, offset=1):
 def adamw_cases():
     one, config = torch.ones(1, 1, 1, 1), Config(learning_rate=0.1, weight_decay=0.5)
     first = (0.95 * one - 0.1, 0.1 * one, 0.001 * one)
-    return {"adamw": [Case((one, one, 0 * one, 0 * one, 1, config), first, says="the first step is lr, after the decay"),
+    return {"adamw": [Case((one, one, 0 * one, 0 * one, 1, config), first,
+                           says="the first step is lr, after the decay"),
                       Case((randn(2, 4, 8, 8), randn(2, 4, 8, 8, seed=1), randn(2, 4, 8, 8, seed=2),
                             randn(2, 4, 8, 8, seed=3).square(), 7, Config(epsilon=0.1)))]}
 
@@ -213,12 +222,9 @@ def decayed(how):
 
 def ascent_check(functions):
     """Five steps of the toy's ascent, with the student's own functions where there are some."""
-    from featviz import load
-    from visualize import start
     model, config = load(), Config(num_steps=5, prior="noise", finish=False)
     jobs = [Job("feature", model.settings.get("feature", 0), 500, seed) for seed in (1, 2)]
     run = lambda ascend: [step for step in ascend(model, jobs, config, start(model, jobs, config))]
-    import ascent
     theirs, ours = run(functions["ascend"]), run(ascent.ascend)
     if len(theirs) != 5:
         return f"ascend yields {len(theirs)} steps, expected config.num_steps = 5"
@@ -237,8 +243,7 @@ def ascent_check(functions):
 
 def open_check(functions):
     """The last exercise: a feature by its thing, a thing by its feature, and a latent that fools the measure."""
-    from course.questions import check
-    return check(functions)
+    return check_answers(functions)
 
 
 QUESTIONS = '''def find_feature():
@@ -271,7 +276,8 @@ why = ""
 EXERCISES = (
     Exercise(1, "the model", "Time embedding", "Tell the UNet how much noise there is.", 1, 8, "sine and cosine",
              ("time_embedding",), "unet.py", cases=embedding_cases, wrong={"time_embedding": (
-                 ("the sines come first; SD has flip_sin_to_cos, cosines first", lambda t, w: embedding(t, w, 10_000, True)),
+                 ("the sines come first; SD has flip_sin_to_cos, cosines first", lambda t,
+                  w: embedding(t, w, 10_000, True)),
                  ("the exponent is -i / (width / 2), not -i / (width / 2 - 1)",
                   lambda t, w: embedding(t, w, half=w // 2 - 1)),
                  ("the longest period is 10,000, not 1,000", lambda t, w: embedding(t, w, 1000)))},
@@ -281,7 +287,8 @@ EXERCISES = (
              ("add_noise",), "schedule.py", "Schedule", noise_cases, {"add_noise": (
                  ("this is abar without the root", lambda s, z, e, t: s.abar(t) * z + (1 - s.abar(t)) * e),
                  ("the roots are swapped", lambda s, z, e, t: (1 - s.abar(t)).sqrt() * z + s.abar(t).sqrt() * e),
-                 ("one time step for all rows", lambda s, z, e, t: s.abar(t[:1]).sqrt() * z + (1 - s.abar(t[:1])).sqrt() * e),
+                 ("one time step for all rows", lambda s, z, e,
+                  t: s.abar(t[:1]).sqrt() * z + (1 - s.abar(t[:1])).sqrt() * e),
                  ("the noise has (1 - root abar), not root (1 - abar)",
                   lambda s, z, e, t: s.abar(t).sqrt() * z + (1 - s.abar(t).sqrt()) * e))},
              hints=("self.abar(t) has the shape (B, 1, 1, 1)", "the variances abar and 1 - abar add up to 1",
@@ -293,11 +300,13 @@ EXERCISES = (
                  ("the noise is put back at t, not at t_next", lambda s, x, e, t, n: after(s, n).sqrt() * x0(s, x, e, t)
                   + (1 - s.alphas_cumprod[t]).sqrt() * e),
                  ("this is x0 itself: it must be noised to t_next", lambda s, x, e, t, n: x0(s, x, e, t)))},
-             hints=("solve exercise 2's formula for z: that is x0", "now = self.alphas_cumprod[t]; t_next may be below 0",
+             hints=("solve exercise 2's formula for z: that is x0",
+                    "now = self.alphas_cumprod[t]; t_next may be below 0",
                     "after.sqrt() * x0 + (1 - after).sqrt() * eps")),
     Exercise(4, "the model", "The hook", "Stop the UNet where the dictionary reads.", 1, 6, "exercise 2",
              ("read_hook",), "steering.py", cases=hook_cases, wrong={"read_hook": (
-                 ("an SAE that reads the update was given the output", lambda m, x, t, c: m.unet(x, t, c, until="hook")),)},
+                 ("an SAE that reads the update was given the output", lambda m, x, t,
+                  c: m.unet(x, t, c, until="hook")),)},
              hints=("the UNet stops by itself: until=", "model.dtype is the precision that x must have",
                     "model.sae may be None; its `reads` is output or update")),
     Exercise(5, "the dictionary", "Encoding", "Write a position as a few features.", 2, 10, "dot products",
@@ -314,7 +323,8 @@ EXERCISES = (
                  ("this is top-k a position, not over the batch", per_position),
                  ("k of the whole batch: it must be k times the number of rows",
                   lambda pre, k: batch(pre, k, 1)),)},
-             hints=("flatten first", "k * len(pre) values are kept", "values at or below 0 do not count for the least")),
+             hints=("flatten first", "k * len(pre) values are kept",
+                    "values at or below 0 do not count for the least")),
     Exercise(7, "the dictionary", "The auxiliary loss", "Revive dead features with what is left over.", 4, 15,
              "exercise 6", ("training_loss",), "dictionary/loss.py", cases=loss_cases, wrong={"training_loss": (
                  ("the sign: dead features learn minus the residual (sparsify, issue 48)", bad_loss(sign=-1)),
@@ -322,8 +332,10 @@ EXERCISES = (
                   bad_loss(bias=True)),
                  ("the residual is not detached (sparsify, issue 57)", bad_loss(detach=False)),
                  ("the auxiliary term counts in full, not a 32nd of it", bad_loss(weight=1.0)))}, check=detached,
-             hints=("the residual is (preprocess(h) - h_hat).detach()", "dead features alone: pre.masked_fill(~dead, 0)",
-                    "guess = their activations @ sae.W_dec, without b_dec", "loss = fvu + AUX_WEIGHT * fvu(residual, guess)")),
+             hints=("the residual is (preprocess(h) - h_hat).detach()",
+                    "dead features alone: pre.masked_fill(~dead, 0)",
+                    "guess = their activations @ sae.W_dec, without b_dec",
+                    "loss = fvu + AUX_WEIGHT * fvu(residual, guess)")),
     Exercise(8, "the dictionary", "Which features are dead", "Read a capture.", 1, 5, "tables", ("live",),
              "activity/profile.py", "Capture", live_cases, {"live": (
                  ("at every time step, not at some", lambda c, kind="feature": (c.tables["max_feature"] > 0).all(
@@ -331,10 +343,13 @@ EXERCISES = (
                  ("these are the dead ones", lambda c, kind="feature": (c.tables["max_feature"] <= 0).all(
                      dim=0).nonzero().flatten().tolist()))},
              hints=("self.tables[f'max_{kind}'] is (time steps, features)", "any(dim=0), then nonzero()")),
-    Exercise(9, "the method", "The activation", "Say what is climbed.", 2, 10, "exercise 5", ("activation", "objective"),
+    Exercise(9, "the method", "The activation", "Say what is climbed.", 2, 10, "exercise 5",
+             ("activation", "objective"),
              "ascent.py", cases=objective_cases, wrong={"activation": (
-                 ("the mean comes before the relu", lambda v, kind: v.mean(dim=1).relu() if kind == "feature" else v.mean(1)),
-                 ("the sum over positions, not the mean", lambda v, kind: (v.relu() if kind == "feature" else v).sum(dim=1)),
+                 ("the mean comes before the relu", lambda v,
+                  kind: v.mean(dim=1).relu() if kind == "feature" else v.mean(1)),
+                 ("the sum over positions, not the mean", lambda v,
+                  kind: (v.relu() if kind == "feature" else v).sum(dim=1)),
                  ("the mean over the jobs, not over the positions", lambda v, kind: v.relu().mean(dim=0)))},
              hints=("kind is 'feature' or 'channel'", "silent: (values <= 0).all(dim=1), of a feature only",
                     "torch.where(silent, values.mean(dim=1), a)")),
@@ -346,7 +361,8 @@ EXERCISES = (
                      ("the sum, not the mean", lambda z: z.diff(dim=-2).abs().sum((1, 2, 3)) + z.diff(dim=-1).abs().sum(
                          (1, 2, 3)))),
                  "range_penalty": (
-                     ("|z|^2 - limit^2 is not (|z| - limit)^2", lambda z, limit: (z ** 2 - limit ** 2).relu().mean((1, 2, 3))),
+                     ("|z|^2 - limit^2 is not (|z| - limit)^2", lambda z,
+                      limit: (z ** 2 - limit ** 2).relu().mean((1, 2, 3))),
                      ("the excess is not squared", lambda z, limit: (z.abs() - limit).relu().mean((1, 2, 3)))),
                  "moment_penalty": (
                      ("the biased deviation: std divides by n - 1 here", lambda z: z.mean((1, 2, 3)).abs()
@@ -358,7 +374,8 @@ EXERCISES = (
              ("spectral_filter",), "regularizers.py", cases=filter_cases, wrong={"spectral_filter": (
                  ("frequencies are in whole cycles a picture: fftfreq(n, d=1 / n)", lambda g: filtered(g, d=1.0)),
                  ("the deviation is not restored", lambda g: filtered(g, own=False)),
-                 ("the deviation of the whole batch: rows then influence one another", lambda g: filtered(g, own="batch")),
+                 ("the deviation of the whole batch: rows then influence one another",
+                  lambda g: filtered(g, own="batch")),
                  ("r + 1, so that frequency 0 is divided by 1", lambda g: filtered(g, offset=2)))},
              hints=("torch.fft.fftfreq(n, d=1 / n)", "r = sqrt(fy^2 + fx^2); divide the spectrum by r + 1",
                     "gain = std of the row before / after")),
@@ -371,12 +388,15 @@ EXERCISES = (
                     "z * (1 - lr * decay) before the step")),
     Exercise(13, "the method", "One whole step", "Put it together: the ascent.", 5, 20, "exercises 2, 9 to 12",
              ("ascend",), "ascent.py", check=ascent_check,
-             hints=("draw one set of random numbers for each generator", "transform, add_noise, read_hook, readout, objective",
-                    "loss = -climb + sum of penalties on z itself", "gradient_of, spectral_filter, blur, adamw, yield Step")),
+             hints=("draw one set of random numbers for each generator",
+                    "transform, add_noise, read_hook, readout, objective",
+                    "loss = -climb + sum of penalties on z itself",
+                    "gradient_of, spectral_filter, blur, adamw, yield Step")),
     Exercise(14, "the method", "Without a formula", "Find, name, and fool.", 4, 20, "the lesson, to its end",
              ("find_feature", "say", "fool"), check=open_check, task=QUESTIONS,
              hints=("which prompts do the strongest examples of a feature share?",
-                    "leave the regularizers out (--preset none), one at a time", "the score averages over four fresh noises")))
+                    "leave the regularizers out (--preset none), one at a time",
+                    "the score averages over four fresh noises")))
 
 
 def after(schedule, t):

@@ -170,7 +170,8 @@ def mark_case(exercise, name, theirs, case):
     if shape_of(got[0]) != shape_of(expected[0]):
         return f"{name} returned {shape_of(got[0])}, expected {shape_of(expected[0])}"
     if case.expected is not None:
-        return f"{name}: {case.says or 'an example worked out by hand'}: got {flat(got[0])}, expected {flat(expected[0])}"
+        example = case.says or "an example worked out by hand"
+        return f"{name}: {example}: got {flat(got[0])}, expected {flat(expected[0])}"
     if same(got[0], expected[0]):
         return f"{name}: the value is right and its gradient is not: is something detached, or changed in place?"
     return f"{name}: on random input it differs from ours; {case.says or 'read the formula once more'}"

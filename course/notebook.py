@@ -51,7 +51,8 @@ def cells(solved):
 
 def exercise_cells(exercise, solved):
     """Yield the cells of one exercise: its title, the function to write, its check."""
-    hints = "".join(f"<details><summary>hint {n}</summary>{text}</details>\n" for n, text in enumerate(exercise.hints, 1))
+    hints = "".join(f"<details><summary>hint {n}</summary>{text}</details>\n" for n,
+                    text in enumerate(exercise.hints, 1))
     yield "markdown", (f"### Exercise {exercise.number}: {exercise.title}\n{exercise.objective} Difficulty "
                        f"{exercise.difficulty} of 5, about {exercise.minutes} minutes; before it: "
                        f"{exercise.prerequisite}.\n\n{hints}")

@@ -5,9 +5,9 @@ from functools import cache
 import torch
 
 from config import Config, Job
-from featviz import load
 from regularizers import total_variation
 from visualize import assess, measure, start
+from weights.load import load
 
 NOISE = 1.8                 # total variation per deviation; white noise has 2.26, pictures of the model about 1
 
@@ -28,7 +28,7 @@ def asked():
     return meanings[features[len(features) // 3]], features[2 * len(features) // 3]
 
 
-def check(functions):
+def check_answers(functions):
     """Return "" where all three answers are right, else one sentence."""
     model, meanings = known()
     thing, number = asked()
@@ -50,4 +50,5 @@ def check(functions):
         return f"fool: the verdict is {verdict}, not excited"
     if (total_variation(z[None].float()) / z.float().std()).item() < NOISE:
         return "fool: that may show something: neighbours in the latent are alike, as in pictures"
-    return "" if len(str(functions.get("why", "")).split()) > 4 else "fool: it is excited and shows nothing; now say why"
+    return "" if len(str(functions.get("why",
+                                       "")).split()) > 4 else "fool: it is excited and shows nothing; now say why"

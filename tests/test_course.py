@@ -40,11 +40,13 @@ def test_a_known_wrong_answer_is_named(exercise, name, sentence, wrong):
 
 def test_other_mistakes_end_in_one_sentence():
     e = EXERCISES[1]
-    assert "raised ZeroDivisionError" in mark(e, run_text("def add_noise(self, z, eps, t):\n    return 1 / 0\n", "x.py"))
+    assert "raised ZeroDivisionError" in mark(e,
+                                              run_text("def add_noise(self, z, eps, t):\n    return 1 / 0\n", "x.py"))
     assert "in line 2" in mark(e, run_text("def add_noise(self, z, eps, t):\n    return 1 / 0\n", "x.py"))
     assert "returned (1,) float32, expected (2, 1, 1, 1) float32" in mark(e, {"add_noise": lambda *a: torch.zeros(1)})
     assert "got" in mark(e, {"add_noise": lambda s, z, eps, t: 0 * z})
-    assert "its gradient is not" in mark(e, {"add_noise": lambda s, z, eps, t: e.ours("add_noise")(s, z, eps, t).detach()
+    assert "its gradient is not" in mark(e,
+                                         {"add_noise": lambda s, z, eps, t: e.ours("add_noise")(s, z, eps, t).detach()
                                              + 0 * z.sum()})
     assert mark(e, {}) == "add_noise is missing: the function must keep its name"
     with pytest.raises(ValueError, match="cannot be run: SyntaxError"):

@@ -7,13 +7,15 @@ from audio import sound
 
 
 def test_the_filter_bank_is_librosas():
-    theirs = librosa.filters.mel(sr=sound.RATE, n_fft=sound.FFT, n_mels=512, fmin=0, fmax=sound.TOP, htk=True, norm=None)
+    theirs = librosa.filters.mel(sr=sound.RATE, n_fft=sound.FFT, n_mels=512, fmin=0, fmax=sound.TOP, htk=True,
+                                 norm=None)
     assert np.allclose(sound.mel_filters().numpy(), theirs, atol=2e-4)
 
 
 def test_the_spectrogram_is_librosas():
     samples = torch.randn(30_000, generator=torch.Generator().manual_seed(0))
-    theirs = librosa.stft(samples.numpy(), n_fft=sound.FFT, hop_length=sound.HOP, win_length=sound.WINDOW, window="hann",
+    theirs = librosa.stft(samples.numpy(), n_fft=sound.FFT, hop_length=sound.HOP, win_length=sound.WINDOW,
+                          window="hann",
                           center=True, pad_mode="reflect")
     ours = sound.spectrum(samples[None])[0].numpy()
     assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
