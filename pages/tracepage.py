@@ -94,7 +94,7 @@ STAGES = (
 READOUT = {     # of the stage "activation", for each kind of target: formula, idea, cites
     "feature": ("<i>a</i> = {over} relu( <i>W</i><sub>enc</sub>[{n}] · {read} + <i>b</i><sub>enc</sub>[{n}]&nbsp;)",
                 "At each place, one dot product with the feature's row. Numbers below 0 count as 0. Their mean, "
-                "{a:.4f}, is the activation that the ascent climbs. {place} It fires at {firing} of {places} places.",
+                "{a:.4f}, is the activation. {place} It fires at {firing} of {places} places.",
                 [(sae, "(h * self.encoder.weight[feature]"), (ascent, 'values.relu() if kind == "feature"')]),
     "channel": ("<i>a</i> = {over} <i>h<sub>s</sub></i>[{n}]",
                 "The channel itself, without the sparse autoencoder. Its mean, {a:.4f}, is the activation. {place}",
@@ -386,8 +386,7 @@ def of_step(stage, k, s, panels, told):
         stage = stage._replace(**dict(zip(("formula", "idea", "cites"), READOUT[told["kind"]])))
     said, shown = tensors(stage, s) if stage.tensors else "", figures(panels, f", step {k}")
     if stage.name == "loss":
-        said = table((), [(name, f"{v.item():.5g}") for name, v in loss_terms(s)], "Terms of the loss")
-        rows = [(name, f"{v.item():+.4f}", v.nan_to_num(0, 0, 0).item(), name == "loss") for name, v in loss_terms(s)]
+        rows = [(name, f"{v.item():.5g}", v.nan_to_num(0, 0, 0).item(), name == "loss") for name, v in loss_terms(s)]
         shown = bars(rows) + "<p>The terms and their sum. Grey lowers the loss.</p>"
     if stage.name == "activation":
         thing = "feature" if told["kind"] == "feature" else "channel"

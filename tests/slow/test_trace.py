@@ -382,6 +382,15 @@ def test_every_picture_is_a_file_beside_the_page_and_has_an_alternative(page, tr
     assert all(max(Image.open(f).size) >= 64 for f in files)
 
 
+def test_sentences_are_short():
+    texts = [stage.idea for stage in (*tracepage.STAGES, tracepage.START, tracepage.FINISH, tracepage.VERDICT)
+             if stage.idea]
+    texts += [idea for _, idea, _ in tracepage.READOUT.values()]
+    texts += [tracepage.STEERED, tracepage.GUIDED, tracepage.NOISE, tracepage.PICTURE, tracepage.OFF, tracepage.JUMPS]
+    sentences = [s for text in texts for s in re.split(r"(?<=[a-z0-9})>])[.:] ", re.sub("<.*?>", "", text))]
+    assert [s for s in sentences if len(s.split()) > 12] == []
+
+
 def test_the_page_needs_no_network(traced):
     text = (traced[0] / "trace.html").read_text(encoding="utf-8")
     assert "://" not in text and "@import" not in text and "url(" not in text
@@ -418,7 +427,7 @@ def test_numbers_on_the_page_are_those_of_the_tensors(page, traced):
                 shown, = [[float(v) for v in row[1:]] for row in rows if row[0] == name]
                 assert shown == pytest.approx([x.mean(), x.std(), x.min(), x.max(), np.sqrt((x ** 2).sum())], rel=1e-3,
                                               abs=1e-12)
-        terms = {row[0]: float(row[1]) for row in page.rows[f"s{k}-loss"] if len(row) == 2}
+        terms = {row[0]: float(row[1]) for row in page.rows[f"s{k}-loss"]}
         assert terms == pytest.approx({"-activation": -s["climbed"].item(), "loss": s["loss"].item(),
                                        "range": s["penalty_range"].item(),
                                        "moment": s["penalty_moment"].item(),
