@@ -1,379 +1,252 @@
-"""The toy world: drawings are what their labels say, training resumes, the measures of the evaluation are right."""
+"""The toy world: artwork and its drawings, the training's losses, the meaning of directions, and the judge."""
 import json
-import shutil
-from pathlib import Path
+import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from torch import nn
 
-from clip import Tokenizer
-from legibility import vocabulary
-from schedule import Schedule
-from toyworld import denoiser, drawings, evaluate, evaluate_legibility, hook, quick, train
-from toyworld.eyes import contrast
-from toyworld.evaluate import find_concepts, right, wilson
-from toyworld.finishing import insert
-from toyworld.fit import fit, learning_rate
-from toyworld.judge import load_judge
-from toyworld.train import learn_bpe
+from toyworld import concepts, denoiser, drawings, evaluate, text, train
+from toyworld.fit import fit, learning_rate, orthogonal
+from toyworld.judge import Judge, lesson
 from unet import UNet
-from weights.eyes import load_eyes
-from weights.load import load
 
 
-def test_a_drawing_depends_on_its_number_and_its_world_alone():
-    assert np.array_equal(drawings.drawing(123), drawings.drawing(123))
-    assert not np.array_equal(drawings.drawing(123), drawings.drawing(123, seed=1))
-    assert drawings.drawing(0).shape == (64, 64, 3) and drawings.drawing(0).dtype == np.uint8
+@pytest.fixture
+def art(tmp_path):
+    """An artwork folder with three things of the world, one other, and one that a house lacks."""
+    entries = [("1F436", "DOG FACE", "animal-mammal"), ("1F98A", "FOX FACE", "animal-mammal"),
+               ("1F34E", "RED APPLE", "food-fruit"), ("1F4A1", "ELECTRIC LIGHT BULB", "light & video"),
+               ("1F95D", "KIWIFRUIT", "food-fruit"), ("1F1E6-1F1E8", "FLAG", "food-fruit")]
+    listed = [{"unified": code, "name": name, "short_name": name.lower(), "subcategory": sub, "category": sub[:4],
+               "sort_order": i} for i, (code, name, sub) in enumerate(entries)]
+    (tmp_path / drawings.LIST).parent.mkdir(parents=True)
+    (tmp_path / drawings.LIST).write_text(json.dumps(listed))
+    for i, (code, _, _) in enumerate(entries):
+        for j, (house, pattern) in enumerate(drawings.HOUSES.items()):
+            if code == "1F95D" and house == "Blob":
+                continue
+            path = tmp_path / pattern.format(code.lower())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = Image.new("RGBA", (64, 64))
+            picture.paste((250 - 60 * i, 20 + 40 * i, 60 * j, 255), (8, 8, 56, 56))
+            picture.save(path)
+    return tmp_path
 
 
-def test_every_pair_comes_once_in_eighty():
-    assert len({drawings.labels(i) for i in range(80)}) == 80
-    assert drawings.labels(80) == drawings.labels(0)
-    assert drawings.caption("Tree", "Winter") == "A Tree image in Winter style"
-    assert drawings.caption("Tree", None) == "A Tree image" and drawings.caption(None, None) == ""
-    assert drawings.caption(None, "Winter") == "A image in Winter style"
+# --- artwork ----------------------------------------------------------------------------------------------------------
+
+def test_things_are_those_that_every_house_has_drawn(art):
+    world, others = drawings.things(art)
+    assert [thing.name for thing in world] == ["dog face", "fox face", "red apple"]
+    assert [thing.name for thing in others] == ["electric light bulb"]
 
 
-@pytest.fixture(scope="module")
-def unseen():
-    """160 drawings (160, 64, 64, 3) uint8 that nothing was trained on, and their objects and styles (160, 2)."""
-    return (np.stack([drawings.drawing(i, seed=2) for i in range(160)]),
-            torch.tensor([drawings.labels(i) for i in range(160)]))
+def test_missing_artwork_names_the_packages(tmp_path):
+    with pytest.raises(SystemExit, match="emoji-datasource-twitter"):
+        drawings.things(tmp_path)
 
 
-def test_the_judge_knows_unseen_drawings(unseen):
-    """99% is claimed on 1,600; a sample of 160 leaves room for three errors in each."""
-    images, truth = unseen
-    o, s, *_ = load_judge("weights/toy").verdict(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
-    assert (o != truth[:, 0]).sum() <= 3 and (s != truth[:, 1]).sum() <= 3
+def test_a_drawing_is_the_artwork_on_its_background_shifted(art):
+    world, _ = drawings.things(art)
+    artworks = drawings.read(art, world)
+    assert artworks.shape == (12, 4, 60, 60)
+    shifts = torch.tensor([0, 4, 8])
+    images = drawings.compose(artworks[:3], torch.tensor([0, 1, 2]), shifts)
+    for image, background, shift in zip(images, drawings.BACKGROUNDS.values(), shifts.tolist()):
+        assert torch.allclose(image[:, 0, 0] * 255, torch.tensor(background).float())
+        rows = (image - image[:, :1, :1]).abs().amax(0).gt(0.05).nonzero()
+        assert rows.float().mean(0).sub(31.5).round().int().tolist() == list(drawings.SHIFTS[shift])
 
 
-def test_the_eyes_know_unseen_drawings(unseen):
-    """The nearest of the ten objects' words and of the eight styles'; a sample of 80 leaves room for eight errors."""
-    eyes, (images, truth) = load_eyes("weights/toy/clip"), unseen
-    words = vocabulary("weights/toy/clip/words.txt")
-    assert words["Flower"] == "A Flower image" and words["Winter"] == "A image in Winter style" and len(words) == 18
-    seen = eyes.images([Image.fromarray(image) for image in images[:80]])                       # (80, E)
-    for kind, names in enumerate((drawings.OBJECTS, drawings.STYLES)):
-        said = (seen @ eyes.texts([words[name] for name in names]).T).argmax(1)
-        assert (said != truth[:80, kind]).sum() <= 8
+def test_captions():
+    assert drawings.caption("fox face", "Noto") == "A fox face image in Noto style"
+    assert drawings.caption("fox face", None) == "A fox face image"
+    assert drawings.caption(None, "Noto") == "A image in Noto style"
+    assert drawings.caption(None, None) == ""
 
 
-def test_the_autoencoder_keeps_what_the_judge_sees(unseen):
-    model, judge = load("weights/toy"), load_judge("weights/toy")
-    images, truth = torch.from_numpy(unseen[0][:80]).permute(0, 3, 1, 2).float() / 255, unseen[1][:80]
-    again = model.decode(model.encode(images))
-    assert -10 * (again - images).square().mean().log10() > 20
-    o, s, *_ = judge.verdict(again)
-    assert (o == truth[:, 0]).float().mean() > 0.9 and (s == truth[:, 1]).float().mean() > 0.9
+@pytest.mark.parametrize("rgb, name", [
+    ((0.9, 0.1, 0.1), "red"), ((1.0, 0.6, 0.1), "orange"), ((1.0, 0.85, 0.2), "yellow"), ((0.3, 0.7, 0.2), "green"),
+    ((0.2, 0.5, 0.9), "blue"), ((0.55, 0.3, 0.8), "purple"), ((1.0, 0.6, 0.7), "pink"), ((0.5, 0.3, 0.15), "brown"),
+    ((0.1, 0.1, 0.1), "black"), ((0.5, 0.5, 0.52), "grey"), ((0.97, 0.97, 0.97), "white")])
+def test_colours_have_the_names_that_people_give_them(rgb, name):
+    assert drawings.colour_name(*rgb) == name
 
 
-def test_every_caption_word_is_one_token_of_the_toy():
-    tokenizer = load("weights/toy").tokenizer
-    for o in drawings.OBJECTS:
-        for s in drawings.STYLES:
-            assert len(tokenizer.ids(drawings.caption(o, s))) == 6
-    assert tokenizer.ids("ünknown") and tokenizer.vocab["<|endoftext|>"] not in tokenizer.ids("ünknown 12 !?")
+# --- training ---------------------------------------------------------------------------------------------------------
+
+def arguments(art, tmp_path, **steps):
+    return SimpleNamespace(art=art, runs=tmp_path / "runs", out=tmp_path / "toy", device="cpu", bf16=False,
+                           steps={"vae": 2, "text": 2, "unet": 2, "judge": 2} | steps)
 
 
-def test_learnt_merges_by_hand():
-    """'aab' twice and 'ab' three times: (a, b</w>) is met 5 times and goes first, then (a, ab</w>)."""
-    merges = learn_bpe({"aab": 2, "ab": 3})
-    assert merges == [("a", "b</w>"), ("a", "ab</w>")]
-    assert Tokenizer({}, merges).bpe("aab") == ["aab</w>"]
+def test_stages_make_a_folder_that_loads(art, tmp_path):
+    args = arguments(art, tmp_path)
+    for stage in ("vae", "text", "unet", "judge"):
+        train.STAGES[stage](args)
+        train.record(args, stage, 1.0)
+    model = train.load(args.out, "cpu")
+    assert model.latent_shape == (4, 16, 16)
+    z = torch.randn(2, *model.latent_shape)
+    t = torch.tensor([10, 500])
+    assert model.unet(z, t, model.embed(["", "A fox face image"]), until=denoiser.HOOK_POINT).shape == (2, 128, 4, 4)
+    recorded = json.loads((args.out / "training.json").read_text())
+    assert recorded["stages"]["unet"]["step"] == 2 and recorded["things"] == 3
 
 
-def quadratic(seed=0):
-    torch.manual_seed(seed)
-    net = nn.Linear(4, 2)
+def test_only_the_noise_loss_reaches_the_hook(art, tmp_path, monkeypatch):
+    """The training loss's gradient at the hook is what flows back from the predicted noise, and nothing else."""
+    args = arguments(art, tmp_path)
+    for stage in ("vae", "text"):
+        train.STAGES[stage](args)
+    caught = {}
+    monkeypatch.setattr(train, "fit", lambda name, net, loss, **_: caught.update(net=net, loss=loss))
+    train.train_unet(args)
+    unet, seen = caught["net"], {}
 
-    def loss(step, generator):
-        x = torch.randn(8, 4, generator=generator)
-        return (net(x) - x[:, :2]).square().mean(), {}
-    return net, loss
+    def keep(name):
+        def hook(module, inputs, output):
+            output.retain_grad()
+            seen[name] = output
+        return hook
 
-
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
-    settings = dict(steps=60, lr=0.01, device="cpu", warmup=5)
-    whole, loss = quadratic()
-    fit("net", whole, loss, folder=tmp_path / "whole", **settings)
-    killed, loss = quadratic()
-
-    def dies(step, generator):
-        if step == 37:
-            raise KeyboardInterrupt
-        return loss(step, generator)
-    with pytest.raises(KeyboardInterrupt):
-        fit("net", killed, dies, folder=tmp_path / "killed", save_seconds=0, **settings)
-    again, loss = quadratic(seed=9)
-    fit("net", again, loss, folder=tmp_path / "killed", **settings)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
-    assert [json.loads(line)["step"] for line in open(tmp_path / "whole/net.jsonl")] == [50, 60]
+    unet.get_submodule(denoiser.HOOK_POINT).register_forward_hook(keep("h"))
+    unet.register_forward_hook(keep("noise"))
+    caught["loss"](0, torch.Generator().manual_seed(0))[0].backward(retain_graph=True)
+    total = seen["h"].grad.clone()
+    through_noise, = torch.autograd.grad(seen["noise"], seen["h"], seen["noise"].grad)
+    assert total.abs().max() > 0
+    assert torch.equal(total, through_noise)
 
 
-def test_learning_rate_by_hand():
-    assert learning_rate(0, 100, 1.0, 10) == pytest.approx(0.1) and learning_rate(10, 100, 1.0, 10) == 1.0
-    assert learning_rate(55, 100, 1.0, 10) == pytest.approx(0.5) and learning_rate(100, 100, 1.0,
-                                                                                   10) == pytest.approx(0.0)
-
-
-def test_concepts_are_found_and_only_those():
-    """Feature 0 likes object 3, 1 likes style 2, 2 likes their pair, 3 anything, 4 is silent on most."""
-    n = 80 * 60
-    objects, styles = torch.tensor([drawings.labels(i) for i in range(n)]).T
-    noise = torch.rand(n, 5, generator=torch.Generator().manual_seed(0))
-    likes = torch.stack([objects == 3, styles == 2, (objects == 3) & (styles == 2), objects >= 0, torch.arange(n) < 20],
-                        dim=1)
-    found = {c["feature"]: c for c in find_concepts(noise * likes, objects, styles)}
-    assert set(found) == {0, 1, 2}
-    assert (found[0]["kind"], found[0]["object"], found[0]["style"]) == ("object", "Fish", None)
-    assert (found[1]["kind"], found[1]["object"], found[1]["style"]) == ("style", None, "Pointillism")
-    assert (found[2]["kind"], found[2]["object"], found[2]["style"]) == ("pair", "Fish", "Pointillism")
-
-
-def test_agreement_with_the_judge():
-    fish = {"object": "Fish", "style": None}
-    neon = {"object": None, "style": "Neon"}
-    both = {"object": "Fish", "style": "Neon"}
-    assert right([fish, fish, neon, neon, both, both], [3, 4, 0, 0, 3, 3], [0, 4, 4, 3, 4, 3]).tolist() == [True, False,
-                                                                                                            True, False,
-                                                                                                            True, False]
-
-
-def test_wilson_interval():
-    """50 of 100: 0.404 to 0.596, the textbook value."""
-    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == pytest.approx(1.0)
-
-
-def test_the_contrast_of_the_eyes_by_hand():
-    """Both captions are true of drawing 0, the second alone of drawing 1; with logits ln of [[1, 3], [1, 1]] the rows'
-    shares are 1/4, 3/4 and 1/2, 1/2, the columns' 1/2, 1/2 and 3/4, 1/4."""
-    logits, true = torch.tensor([[1.0, 3.0], [1.0, 1.0]]).log(), torch.tensor([[True, True], [False, True]])
-    ln = lambda *shares: sum(-np.log(share) for share in shares) / len(shares)
-    rows, columns = (ln(1 / 4, 3 / 4) + ln(1 / 2)) / 2, (ln(1 / 2) + ln(3 / 4, 1 / 4)) / 2
-    assert contrast(logits, true).item() == pytest.approx((rows + columns) / 2)
-
-
-def test_how_well_a_measure_predicts():
-    """Of the six pairs one is the wrong way round, and one is equal."""
-    values, truth = [5, 3, 2, 3, 1], [True, True, True, False, False]
-    found = evaluate_legibility.predicts(values, truth)
-    assert found["auc"] == 0.75 and (found["right"], found["wrong"]) == (3, 2)
-    assert found["interval"][0] < 0.75 < found["interval"][1] == 1.0
-    assert evaluate_legibility.predicts(values, [True] * 5)["auc"] is None
-
-
-def test_a_threshold_is_chosen_on_one_half_and_tried_on_the_other():
-    values, truth = [0.1, 0.2, 0.6, 0.7, 0.8], [False, True, False, True, True]
-    assert evaluate_legibility.cut(values, truth) == 0.7
-    rows = [{"feature": i, "seeds": v, "right": ok} for i, (v, ok) in enumerate(zip(values * 2, truth + [False] * 5))]
-    found = evaluate_legibility.threshold(rows, "seeds", half={*range(5)})
-    assert found["at"] == 0.7 and found["from it upwards"]["n"] == 2 and found["from it upwards"]["share"] == 0
-    assert found["below it"]["n"] == 3 and evaluate_legibility.threshold(rows, "seeds", half={1, 3}) is None
-
-
-def test_failures_are_the_surest_of_the_wrong_and_the_least_sure_of_the_right():
-    rows = [{"feature": i, "concept": "Fish", "judge": "Cat", "name": "Cat", "seeds": i / 10, "right": i % 2 == 0}
-            for i in range(12)]
-    found = evaluate_legibility.failures(rows + [{"right": True}], "seeds")
-    assert [r["feature"] for r in found["high, but wrong"]] == [11, 9, 7, 5, 3]
-    assert [r["feature"] for r in found["low, but right"]] == [0, 2, 4, 6, 8]
-
-
-def test_quick_is_compared_feature_by_feature(tmp_path):
-    """Feature 1: right in one of two seeds against both; feature 2 in both against none; a seed without its pair does
-    not count. Means of 0.5 - 1 and 1 - 0; activations of 3 and 1 against 2 and 2."""
-    entry = lambda feature, seed, right, a: {"finish": "", "feature": feature, "kind": "object", "seed": seed,
-                                             "right": right, "activation": a, "activation_reencoded": a}
-    for name, entries in ((quick.CHOSEN, [entry(1, 5, True, 4.0), entry(1, 6, False, 2.0), entry(2, 5, True, 1.0),
-                                          entry(2, 6, True, 1.0), entry(3, 5, True, 9.0)]),
-                          (quick.OWN, [entry(1, 5, True, 2.0), entry(1, 6, True, 2.0), entry(2, 5, False, 2.0),
-                                       entry(2, 6, False, 2.0)])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
-    found = quick.compare(tmp_path)["ascent"]
-    assert (found["pictures"], found["features"]) == (4, 2) and found["activation"]["ratio"] == 1.0
-    assert found["named_right"] == {"difference": 0.25, "interval": [-0.5, 1.0]}
-    assert found["activation"]["interval"] == [0.5, 1.5]
-    assert found[quick.CHOSEN]["all"]["share"] == 0.75 and found[quick.OWN]["all"]["n"] == 4
-
-
-def test_a_table_takes_its_own_place():
-    once = insert("before\n", "rows", "| 1 |")
-    assert insert(once + "after\n", "rows", "| 2 |") == once.replace("1", "2") + "after\n"
-
-
-@torch.no_grad()
-def test_what_the_text_says_passes_the_hook_point():
-    """With the hook's output held, the toy predicts the same whatever the text."""
-    model = load("weights/toy", "cpu")
-    x, t = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([600])
-    texts = [model.embed([text]) for text in ("", "A Tree image in Winter style")]
-    held = model.unet(x, t, texts[0], until=model.hook_point)
-    with hook.handing_on(model.unet.get_submodule(model.hook_point), lambda h: held):
-        without, with_text = (model.unet(x, t, text) for text in texts)
-    assert torch.equal(without, with_text)
-    assert not torch.equal(model.unet(x, t, texts[1]), with_text)
-
-
-@torch.no_grad()
-def test_the_hook_point_names_what_a_drawing_shows():
-    """By the empty prompt, on 160 unseen drawings at t 300: the largest of the ten objects' names, and of the eight
-    styles', is the drawing's own. By chance 16 and 20 would be right."""
-    images = torch.stack([torch.tensor(drawings.drawing(i, evaluate.UNSEEN)).movedim(-1, 0) for i in range(160)])
-    said = evaluate.feature_activations(load("weights/toy", "cpu"), images, None, 300, lambda h: h @ denoiser.names().T)
-    objects, styles = evaluate.pairs(160, "cpu")
-    assert (said[:, :10].argmax(1) == objects).float().mean() > 0.8
-    assert (said[:, 10:].argmax(1) == styles).float().mean() > 0.95
-
-
-def test_names_are_at_right_angles():
-    names = denoiser.names().double()
-    torch.testing.assert_close(names @ names.T / denoiser.NAME ** 2, torch.eye(18).double(), rtol=0, atol=1e-5)
-
-
-def test_a_feature_s_direction_draws_its_concept():
-    """Four samples by the empty prompt for the strongest feature of each object, five times its strength added
-    everywhere. By chance 4 of the 40 are named right, and 16 once in a million times."""
-    model, judge = load("weights/toy"), load_judge("weights/toy")
-    concepts = json.loads(Path("weights/toy/concepts.json").read_text())["features"]
-    objects = [c for c in evaluate.chosen_by_rule(concepts) if c["kind"] == "object"]
-    found = hook.steer(model, judge, objects, scales=(5,), steps=15)["by scale"]["5"]
-    assert found["n"] == 40 and found["share"] >= 0.4
-
-
-def test_the_stage_sight_goes_on_from_the_weights_that_are_there(tmp_path):
-    """The toy names what it sees, with noise and most captions withheld, and two steps on 80 drawings do not undo that;
-    what has no part in the model stays without."""
-    out, runs, file = tmp_path / "toy", tmp_path / "runs", "unet/diffusion_pytorch_model.safetensors"
-    shutil.copytree("weights/toy", out)
-    runs.mkdir()
-    images = np.stack([drawings.drawing(i) for i in range(80)]).transpose(0, 3, 1, 2)
-    np.save(runs / f"drawings_0_{train.COUNT}.npy", images)
-    train.main(["--stage", "sight", "--sight-steps", "2", "--out", str(out), "--runs", str(runs), "--device", "cpu"])
-    line, = map(json.loads, (runs / "sight.jsonl").read_text().splitlines())
-    assert line["step"] == 2 and line["unseen"] < 0.25
-    before, after = load_file(f"weights/toy/{file}"), load_file(out / file)
-    differ = {name for name in before if not torch.equal(before[name], after[name])}
-    assert any(name.startswith("down_blocks.0.resnets") for name in differ)
-    assert not any("up_blocks.3.attentions" in name for name in differ)
-
-
-def test_the_hook_output_is_roughened():
-    """Of 4,000 rows a quarter keep only their mean over positions; a quarter, drawn again, get noise of 0.32 to 3.2
-    times their own size. The rest are what they were."""
-    h = torch.randn(4000, 64, 4, 4, generator=torch.Generator().manual_seed(1)) * 5 + 1
-    given = denoiser.roughen(h, torch.Generator().manual_seed(2))
-    mean = h.mean((2, 3), keepdim=True).expand_as(h)
-    same, pooled = (torch.isclose(given, x, atol=1e-5).flatten(1).all(1) for x in (h, mean))
-    noisy = ~(same | pooled)
-    for found, share in ((same, 9 / 16), (pooled, 3 / 16), (noisy, 1 / 4)):
-        assert found.float().mean().item() == pytest.approx(share, abs=0.025)
-    off = torch.stack([(given - x)[noisy].square().mean((1, 2, 3)).sqrt() for x in (h, mean)])
-    size = torch.stack([x[noisy].square().mean((1, 2, 3)).sqrt() for x in (h, mean)])
-    sigma = (off / size)[off.argmin(0), torch.arange(off.shape[1])]
-    assert 0.3 < sigma.min() < 0.35 and 2.9 < sigma.max() < 3.4 and sigma.median().item() == pytest.approx(1, abs=0.15)
-
-
-def test_no_text_behind_the_hook_point_and_no_way_around_it():
-    """A fresh network as it is trained: with the hook's output held, the text changes nothing, nor does training's
-    passing by of what does nothing change what the plain network of the same weights gives."""
+def test_what_is_silent_in_training_is_silent_in_use():
     torch.manual_seed(0)
-    net = denoiser.Denoiser(600)
-    net.narrow()
-    for p in net.unet.parameters():                                 # a trained one has no zeros in what is trained
-        if p.requires_grad and not p.any():
-            nn.init.normal_(p, std=0.02)
-    net.silence()
-    x, t = torch.randn(1, 4, 16, 16), torch.tensor([600])
-    texts = [torch.randn(1, 77, 64) for _ in range(2)]
-    plain = UNet(**denoiser.sizes(denoiser.UNET_CONFIG, "unet"))
-    plain.load_state_dict(net.unet.state_dict())
-    outs = [net.unet(x, t, text) for text in texts]
-    outs[0].square().sum().backward()                               # all that is trained has its part
-    assert all(p.grad is not None for p in net.unet.parameters() if p.requires_grad)
-    outs = [out.detach() for out in outs]
-    assert not torch.allclose(*outs, atol=1e-4)
-    assert all(torch.allclose(plain(x, t, text), out, atol=1e-5) for text, out in zip(texts, outs))
-    held = plain(x, t, texts[0], until=denoiser.HOOK_POINT)
-    plain.get_submodule(denoiser.HOOK_POINT).register_forward_hook(lambda module, inputs, h: held)
-    assert torch.equal(plain(x, t, texts[0]), plain(x, t, texts[1]))
+    trained = denoiser.denoiser()
+    plain = UNet(**train.sizes(denoiser.CONFIG, UNet))
+    plain.load_state_dict(trained.state_dict())
+    z, t, context = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 77, 64)
+    assert torch.allclose(trained(z, t, context), plain(z, t, context), atol=1e-5)
 
 
-class Passing(nn.Module):
-    """A network that predicts what its hook point gives, and that is its input."""
-
-    def __init__(self):
-        super().__init__()
-        self.mid = nn.Identity()
-
-    def forward(self, x, t, context, until=None):
-        return self.mid(x)
-
-
-def test_the_shift_without_the_hook_by_hand(monkeypatch):
-    """z is 0, so x is sqrt(1 - abar) eps; all of it but its mean goes: shift = sqrt((1 - abar) / abar) rms x."""
-    monkeypatch.setattr(hook, "make_drawings", lambda *_: torch.zeros(50, 1))
-    monkeypatch.setattr(hook, "encode_all", lambda vae, images: torch.zeros(len(images), 4, 16, 16))
-    model = SimpleNamespace(unet=Passing(), hook_point="mid", vae=None, device="cpu", schedule=Schedule(),
-                            embed=lambda texts: torch.zeros(len(texts), 77, 8))
-    found = hook.shift(model, None, n=50, times=(100, 600))
-    for t in (100, 600):
-        abar = model.schedule.alphas_cumprod[t].item()
-        assert found["captions"][str(t)] == pytest.approx((1 - abar) / abar ** 0.5, rel=0.02)
-    assert found["captions"] == found["empty prompt"] and not model.unet.mid._forward_hooks
+def test_captions_are_cut_as_often_as_said():
+    generator = torch.Generator().manual_seed(0)
+    n = 20_000
+    thing, house = train.cut(torch.zeros(n).long(), torch.zeros(n).long(), generator, count=7)
+    none = (thing == 7) & (house == 4)
+    assert none.float().mean() == pytest.approx(train.EMPTY, abs=0.02)
+    assert ((thing == 7) & ~none).float().mean() == pytest.approx(train.HOUSE_ONLY, abs=0.01)
+    assert ((house == 4) & ~none).float().mean() == pytest.approx(train.NAME_ONLY, abs=0.01)
 
 
-class Told(nn.Module):
-    """Predicts what its hook point gives, alike in four channels: what the text says everywhere, and position by
-    position."""
-
-    def __init__(self):
-        super().__init__()
-        self.mid = nn.Identity()
-
-    def forward(self, x, t, context, until=None, add=None):
-        h = self.mid(x - x + context[:, :1, :1, None].expand_as(x) + context[:, 1, :4].view(-1, 1, 2, 2))
-        return h + add["mid"][:, :, None, None] if add else h
+def test_weight_of_the_noise_loss():
+    abar = torch.tensor([0.9, 0.5, 0.01])                   # SNR 9, 1, 1/99
+    assert train.weigh(torch.ones(3), abar).tolist() == pytest.approx([5 / 27, 2 / 3, 10.0])
 
 
-def test_captions_as_pushes_by_hand(monkeypatch):
-    """z is 0 and the noise -1, so a prediction of -1 has no error, and 0 one of (1 - abar) / abar. Every object says -1
-    everywhere, every style -1, 0, 0, 0: pushed alike that is -1/4."""
-    say = {"": torch.zeros(2, 4)}
-    say |= {drawings.caption(o, None): torch.tensor([[-1.0, 0, 0, 0], [0, 0, 0, 0]]) for o in drawings.OBJECTS}
-    say |= {drawings.caption(None, s): torch.tensor([[0.0, 0, 0, 0], [-1, 0, 0, 0]]) for s in drawings.STYLES}
-    monkeypatch.setattr(hook, "make_drawings", lambda *_: torch.zeros(40, 1))
-    monkeypatch.setattr(hook, "encode_all", lambda vae, images: torch.zeros(len(images), 4, 2, 2))
-    monkeypatch.setattr(torch, "randn", lambda shape, **_: -torch.ones(shape))
-    model = SimpleNamespace(unet=Told(), hook_point="mid", vae=None, device="cpu", schedule=Schedule(),
-                            embed=lambda texts: torch.stack([say[text] for text in texts]))
-    found = hook.pushes(model, None, n=20, times=(600,))
-    abar = model.schedule.alphas_cumprod[600].item()
-    all_ = (1 - abar) / abar
-    for kind, share, caption, alike in (("object", 1, 1, 1), ("style", 0.25, 0.25, 7 / 16)):
-        gains = {"caption": caption, "pushed": caption, "alike": alike, "wrong": alike}
-        told = {name: gain * all_ for name, gain in gains.items()} | {"share": share}
-        assert found[kind]["600"] == pytest.approx(told, abs=2e-4)
-    assert not model.unet.mid._forward_hooks
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path):
+    def run(folder, *stops):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(64, 64)
+        loss = lambda step, generator: (net(torch.randn(8, 64, generator=generator)).square().mean(), {})
+        for steps in stops:
+            fit("net", net, loss, steps=10, stop=steps, lr=0.1, folder=folder, device="cpu", muon=True, warmup=2)
+        return net.weight.detach()
+
+    assert torch.equal(run(tmp_path / "a", 10), run(tmp_path / "b", 4, 10))
 
 
-def test_steering_is_chosen_on_every_other_feature_and_told_of_the_rest(monkeypatch):
-    """Named right where 10 is added along a feature's own row: the first three at scale 5, the fourth at 10. The first
-    and the third choose 5; of the other two one is right."""
-    monkeypatch.setattr(hook, "sample", lambda model, noise, text, sampler, steps, add: add(0)["h"])
-    model = SimpleNamespace(latent_shape=(4, 2, 2), device="cpu", hook_point="h", embed=len, decode=lambda z: z,
-                            sae=SimpleNamespace(W_dec=torch.eye(4)))
-    judge = SimpleNamespace(verdict=lambda x: (torch.where(x.amax(1) == 10, x.argmax(1), 9), torch.zeros(len(x)).int()))
-    concepts = [{"feature": f, "kind": "object", "object": drawings.OBJECTS[f], "style": None,
-                 "activation": (2, 2, 2, 1)[f]} for f in range(4)]
-    found = hook.steer(model, judge, concepts, scales=(2, 5, 10), noises=2, batch=3)
-    assert [(s["share"], s["n"]) for s in found["by scale"].values()] == [(0, 8), (0.75, 8), (0.25, 8)]
-    assert found["best scale"] == 5 and (found["object"]["share"], found["object"]["n"]) == (0.5, 4)
-    assert found["object"] == found["all others, at the best"] and found["style"]["n"] == 0
+def test_learning_rate():
+    rates = [learning_rate(step, 100, 2.0, 10) for step in (0, 9, 50, 80, 99)]
+    assert rates == pytest.approx([0.2, 2.0, 2.0, 1.0, 0.05])
+
+
+def test_orthogonal_brings_singular_values_near_one():
+    X = torch.randn(3, 64, 200, generator=torch.Generator().manual_seed(0))
+    for turned in (orthogonal(X), orthogonal(X.mT)):
+        values = torch.linalg.svdvals(turned)
+        assert values.min() > 0.4 and values.max() < 1.4
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+def test_every_word_of_a_caption_is_one_token(art):
+    world, _ = drawings.things(art)
+    tokenizer, vocab, _ = text.make_tokenizer(world)
+    assert sorted(vocab.values()) == list(range(len(vocab)))
+    assert len(tokenizer.ids("A fox face image in Twemoji style")) == 7
+    assert text.caption_table(tokenizer, world).shape == (4, 5, 77)
+
+
+def test_contrast_is_least_where_pairs_find_each_other():
+    assert text.contrast(20 * torch.eye(4)) < 1e-3 < text.contrast(torch.zeros(4, 4)) == pytest.approx(math.log(4))
+
+
+# --- meaning ----------------------------------------------------------------------------------------------------------
+
+KNOWN = [{("name", f"thing {a // 4}"), ("subgroup", f"sub {a // 40}"), ("house", "ABCD"[a % 4]),
+          ("colour", ["red", "blue"][a % 3 == 0])} for a in range(400)]
+
+
+def test_meaning_is_what_the_strongest_artworks_share():
+    meanings = concepts.Meanings(KNOWN)
+    assert meanings.best([40, 41, 42, 43, 100, 205, 306, 12])[0] == ("name", "thing 10")
+    assert meanings.best([40, 45, 50, 55, 61, 66, 71, 76])[0] == ("subgroup", "sub 1")
+    assert meanings.best([0, 36, 48, 84, 120, 156, 204, 240])[0] == ("house+colour", "A, blue")
+    assert meanings.best([1, 46, 91, 136, 180, 227, 270, 315])[1] < 1.0
+
+
+def test_surprise_by_hand():
+    meanings = concepts.Meanings(KNOWN)
+    content, surprise = meanings.best([40, 41, 42, 43, 100, 205, 306, 12])
+    p = 4 / 400
+    tail = sum(math.comb(8, i) * p ** i * (1 - p) ** (8 - i) for i in range(4, 9))
+    assert surprise == pytest.approx(-math.log10(100 * tail))
+
+
+def test_at_most_two_percent_of_random_directions_have_a_meaning():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 400, 3, 1_000, generator=generator)
+    rows = concepts.read_off(scores + 10, concepts.Meanings(KNOWN))
+    bound = concepts.bounds(rows[::2])
+    assert sum(concepts.meaning(row, bound) is not None for row in rows[1::2]) / 500 < 0.05
+
+
+def test_peak_and_background():
+    scores = torch.rand(len(concepts.TIMES), 400, 3, 2)
+    scores[3] += 1
+    scores[3, :, 1, 0] += 5
+    rows = concepts.read_off(scores, concepts.Meanings(KNOWN))
+    assert [row["t"] for row in rows] == [700, 700]
+    assert rows[0]["background"] == ("blue", pytest.approx(1.0, abs=0.05))
+    assert concepts.meaning(rows[0], (99.0, 0.5)) == ["background", "blue"]
+    assert concepts.meaning(rows[1], (99.0, 0.5)) is None
+
+
+def test_a_silent_feature_has_no_meaning():
+    rows = concepts.read_off(torch.zeros(5, 400, 3, 1), concepts.Meanings(KNOWN))
+    assert rows[0]["content"] is None
+
+
+# --- judge and evaluation ---------------------------------------------------------------------------------------------
+
+def test_judge_and_its_lessons(art):
+    world, _ = drawings.things(art)
+    artworks, generator = drawings.read(art, world), torch.Generator().manual_seed(0)
+    for unseen in (False, True):
+        images = lesson(artworks, torch.tensor([0, 5, 11]), generator, unseen)
+        assert images.shape == (3, 3, 64, 64) and images.min() >= 0 and images.max() <= 1
+    things, house = Judge(6).verdict(images)
+    assert things.shape == (3, 5) and house.shape == (3,)
+
+
+def test_interval_of_a_share():
+    assert evaluate.wilson(50, 100) == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert evaluate.share([True] * 10)["high"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_picture_colours_are_the_foregrounds():
+    image = torch.ones(3, 64, 64)
+    image[:, 10:50, 10:50] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    assert evaluate.picture_colours(image) == ["red"]

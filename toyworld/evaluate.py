@@ -1,334 +1,247 @@
-"""Measure the toy: autoencoder, samples, sparse autoencoder, concept features, and pictures of other settings.
+"""Measure the toy and print the table for docs/measured.md.
 
-    python -m toyworld.evaluate                 everything but the ascent; evaluation.json, concepts.json, two sheets
-    python -m toyworld.evaluate --concepts      only the concept features, at the time step of featviz.json
-    python -m toyworld.evaluate --try '{"prior": "steer", "timestep": 300}' --every 8
-                                                other settings on every 8th of them; stores nothing
-    python -m toyworld.evaluate --figure        features.png: each object's and style's strongest feature, visualised
-    python -m toyworld.evaluate --choose        which of these `python featviz.py` shows: into featviz.json
+    python -m toyworld.evaluate --art FOLDER [--weights weights/toy] [--samples 400] [--features 100] [--part NAME ...]
 
-All drawings here come from another world seed than those that were learnt from.
+Every share comes with its 95% interval (Wilson). Random draws have seed 0. Numbers are also written to
+`evaluation.json` in the weights folder, part by part.
 """
 import argparse
-import dataclasses
 import json
-import math
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 
-from activity import profile
-from activity.times import full
-from weights.load import load
-from config import Job, configure
-from finish import visualize
-from vae import to_uint8
-from sae import fvu
+from steering import sample
 from toyworld import drawings
-from toyworld.drawings import OBJECTS, STYLES
-from toyworld.judge import load_judge
-from toyworld.train import GUIDANCE, capture, encode_all, make_drawings, write_json
+from toyworld.judge import lesson, load_judge
+from toyworld.train import GUIDANCE, HELD_OUT, caption_of, write_json
+from visualize import visualize
+from weights.load import load
 
-UNSEEN = 1                  # world seed of the drawings that nothing was trained on
-TOP = 50                    # strongest images of a feature
-SHARE = 0.9                 # of them that must share an object, a style or both
-PICTURES = Path(__file__).parent.parent / "docs/pictures"
-SEED = 1024                 # of the ascent; one a feature
+SEEDS = 5
 
 
-def wilson(right, n, z=1.96):
-    """95% interval of a share: (low, high)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, d = right / n, 1 + z * z / n
-    middle, half = (p + z * z / (2 * n)) / d, z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
-    return max(0.0, middle - half), min(1.0, middle + half)
+def wilson(hits, n, z=1.96):
+    """The 95% interval of a share: (low, high)."""
+    share, spread = hits / n, z * z / n
+    centre, half = share + spread / 2, z * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
+    return (centre - half) / (1 + spread), (centre + half) / (1 + spread)
 
 
-def share(right):
-    """Of a bool tensor: {"share", "interval", "n"}."""
-    n, k = len(right), int(right.sum())
-    return {"share": round(k / max(n, 1), 4), "interval": [round(v, 3) for v in wilson(k, n)], "n": n}
+def share(hits):
+    """A list of booleans -> {"share", "low", "high", "n"}."""
+    low, high = wilson(sum(hits), len(hits))
+    return {"share": round(sum(hits) / len(hits), 3), "low": round(low, 3), "high": round(high, 3), "n": len(hits)}
 
 
-def tell(name, value):
-    print(f"{name:34} {json.dumps(value)}", flush=True)
-    return value
+class World:
+    """Everything the parts below look at: artworks, things, model, judge."""
+
+    def __init__(self, art, folder, device=None):
+        self.chosen, self.others = drawings.things(art)
+        self.art, self.folder, self.model = art, folder, load(folder, device)
+        self.artworks = drawings.read(art, self.chosen)
+        self.judge = load_judge(folder, len(self.chosen), self.model.device)
+        self.index = {thing.name: i for i, thing in enumerate(self.chosen)}
 
 
-def pairs(n, device):
-    """Object and style of drawings 0..n-1: (n,), (n,)."""
-    return torch.tensor([drawings.labels(i) for i in range(n)], device=device).T
-
-
-def grid(images, columns, path, scale=2):
-    """Pictures (n, 3, 64, 64) in rows of `columns`, enlarged."""
-    rows = [torch.cat(list(images[i:i + columns]), dim=2) for i in range(0, len(images), columns)]
-    picture = Image.fromarray(to_uint8(torch.cat(rows, dim=1).cpu()))
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC).save(path)
-
+# --- model and judge --------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def evaluate_vae(model, judge, args):
-    images = make_drawings(args.runs, 1600, UNSEEN).to(model.device)
-    objects, styles = pairs(len(images), model.device)
-    x = images.float() / 255
-    y = torch.cat([model.decode(z) for z in encode_all(model.vae, images).split(100)])
-    error = (x - y).square().mean((1, 2, 3))
-    out = {"psnr_db": tell("VAE reconstruction PSNR, dB", round((-10 * error.log10()).mean().item(), 2))}
-    for name, pictures in (("drawings", x), ("reconstructions", y)):
-        o, s, *_ = judge.verdict(pictures)
-        out[f"judge_{name}"] = tell(f"judge on unseen {name}", {"object": share(o == objects),
-                                                                "style": share(s == styles)})
-    show = [o + 10 * s for s in range(8) for o in range(10)]
-    grid(torch.cat([torch.cat([x[show[i:i + 10]], y[show[i:i + 10]]]) for i in range(0, 80, 10)]), 20,
-         PICTURES / "reconstructions.png")
+def measure_vae(world, args):
+    """Mean PSNR in dB of drawings of things that no stage has seen."""
+    held = [thing for i, thing in enumerate(world.others) if i % HELD_OUT == 0]
+    artworks = drawings.read(world.art, held)
+    generator, model = torch.Generator().manual_seed(0), world.model
+    images = drawings.draw(artworks, generator, 400)[0].to(model.device)
+    again = torch.cat([model.decode(model.encode(part)) for part in images.split(50)])
+    return {"psnr": round((-10 * (again - images).square().mean((1, 2, 3)).log10()).mean().item(), 2), "n": len(images)}
+
+
+def found(world, batches):
+    """How often the judge names the thing (first, or among five) and the house of (pictures, their artworks)."""
+    hits = {"top1": [], "top5": [], "house": []}
+    for images, rows in batches:
+        things, houses = world.judge.verdict(images.to(world.model.device))
+        right = things.cpu() == rows[:, None] // 4
+        hits["top1"] += right[:, 0].tolist()
+        hits["top5"] += right.any(1).tolist()
+        hits["house"] += (houses.cpu() == rows % 4).tolist()
+    return {name: share(of) for name, of in hits.items()}
+
+
+def measure_judge(world, args):
+    """How often the judge is right about artwork seen in ways that no lesson had."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(world.artworks), (2_000,), generator=generator)
+    return found(world, ((lesson(world.artworks, part, generator, True), part) for part in rows.split(100)))
+
+
+def measure_samples(world, args):
+    """How often the judge finds the caption's thing and house in a sample of it."""
+    model, generator = world.model, torch.Generator().manual_seed(0)
+    rows = torch.randint(len(world.artworks), (args.samples,), generator=generator)
+
+    def pictures(part):
+        noise = torch.randn(len(part), *model.latent_shape, generator=generator).to(model.device)
+        context = model.embed([caption_of(world.chosen, a) for a in part.tolist()])
+        return model.decode(sample(model, noise, context, "ddim", 50, GUIDANCE))
+
+    return found(world, ((pictures(part), part) for part in rows.split(50)))
+
+
+# --- the hook and the dictionary --------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def clean_shift(model, artworks, prompts, rows, t, generator):
+    """Mean square of the change of the predicted clean latent when the hook's output is replaced by its mean.
+
+    The mean is over the rows and places of this batch; the latents have variance 1.
+    """
+    z, hook = model.encode(drawings.draw_rows(artworks, rows, generator).to(model.device)), model.hook_point
+    eps = torch.randn(z.shape, generator=generator).to(model.device)
+    t = torch.full((len(z),), t, device=model.device)
+    x, context = model.schedule.add_noise(z, eps, t), model.embed(prompts)
+    guesses = []
+    for mean in (False, True):
+        passes = model.unet.run(x, t, context)
+        name, h = next(passes)
+        while name != "conv_out":
+            if name == hook and mean:
+                h = h.mean((0, 2, 3), keepdim=True).expand(h.shape)
+            name, h = passes.send(h)
+        guesses.append(h)
+    abar = model.schedule.abar(t)
+    return ((guesses[0] - guesses[1]).square() * (1 - abar) / abar).mean().item()
+
+
+def measure_hook(world, args):
+    """`clean_shift` with the empty prompt and with the caption, at three time steps."""
+    rows = torch.randperm(len(world.artworks), generator=torch.Generator().manual_seed(0))[:256]
+    captions = [caption_of(world.chosen, a) for a in rows.tolist()]
+    out = {}
+    for name, prompts in (("empty", [""] * len(rows)), ("caption", captions)):
+        generator = torch.Generator().manual_seed(1)
+        out[name] = {t: round(clean_shift(world.model, world.artworks, prompts, rows, t, generator), 3)
+                     for t in (300, 600, 900)}
     return out
 
 
-@torch.no_grad()
-def evaluate_samples(model, judge, args, each=5):
-    """Images sampled from all 80 captions, and the hook's outputs along the way."""
-    prompts = [drawings.caption(OBJECTS[o], STYLES[s]) for s in range(8) for o in range(10)] * each
-    images, hooks = [], []
-    for i in range(0, len(prompts), 80):
-        generator = torch.Generator(model.device).manual_seed(10_000 + i)
-        z, h = capture(model, prompts[i:i + 80], generator, args.guidance)
-        images.append(model.decode(z))
-        hooks.append(h.flatten(0, 2) if i == 0 else h[::5].flatten(0, 2))
-    images = torch.cat(images)
-    objects, styles = pairs(len(images), model.device)
-    o, s, *_ = judge.verdict(images)
-    grid(images[:80], 10, PICTURES / "samples.png")
-    tell(f"samples, guidance {args.guidance}: by object",
-         {OBJECTS[k]: round((o == objects)[objects == k].float().mean().item(), 2) for k in range(10)})
-    tell("by style", {STYLES[k]: round((s == styles)[styles == k].float().mean().item(), 2) for k in range(8)})
-    out = {"guidance": args.guidance, "object": share(o == objects), "style": share(s == styles)}
-    return tell("samples the judge names right", out), torch.cat(hooks)
-
-
-@torch.no_grad()
-def evaluate_sae(model, h):
-    """FVU at the SAE's k, active features, and the share of features that fire at least once: h (n, D)."""
-    h = h.to(model.device).float()
-    acts = torch.zeros(model.sae.features, device=model.device)
-    h_hat = []
-    for part in h.split(4096):
-        code = model.sae.encode(part)
-        acts += (code > 0).sum(0)
-        h_hat.append(model.sae.decode(code))
-    out = {"fvu": round(fvu(h, torch.cat(h_hat)).item(), 4), "k": model.sae.k, "features": model.sae.features,
-           "alive": round((acts > 0).float().mean().item(), 4), "vectors": len(h)}
-    return tell("SAE", out)
-
-
-@torch.no_grad()
-def feature_activations(model, images, captions, t, of=None):
-    """Mean activation of every feature on drawings noised to time step t: (n, F). `captions`: one
-    a drawing, or None for "". `of`: what is looked at instead of the features, of the hook's output (B, S, D).
+def measure_dictionary(world, args):
+    """What dictionary/ reported of samples held out: FVU, active features a place, dead share; found by another seed.
     """
-    z, out = encode_all(model.vae, images), []
-    generator = torch.Generator(model.device).manual_seed(77)
-    for i in range(0, len(z), 80):
-        part = z[i:i + 80]
-        text = model.embed(captions[i:i + 80] if captions else [""]).expand(len(part), -1, -1)
-        steps = torch.full((len(part),), t, device=model.device)
-        x = model.schedule.add_noise(part, torch.randn(part.shape, generator=generator, device=model.device), steps)
-        h = model.unet(x, steps, text, until=model.hook_point)
-        out.append((of or model.sae.pre_acts)(h.flatten(2).transpose(1, 2)).mean(1))
-    return torch.cat(out)
+    path = Path(world.folder) / "sae" / f"unet.{world.model.hook_point}" / "training.json"
+    made = json.loads(path.read_text(encoding="utf-8"))
+    return {**made["report"]["all"], "found_by_another_seed": made["found_by_another_seed"]}
 
 
-def find_concepts(acts, objects, styles):
-    """Features whose TOP strongest images share an object, a style or a pair in SHARE of the cases: a list, strongest
-    first.
+def measure_concepts(world, args):
+    """The counts of `concepts.json`: meanings of features, of raw channels and of random directions."""
+    stored = read_concepts(world)
+    return {"channels": stored["channels"], "features": stored["features"], **stored["counts"]}
 
-    The most specific claim that holds is kept. A feature that is silent on one of its TOP images has no list to judge
-    by.
+
+def read_concepts(world):
+    return json.loads((Path(world.folder) / "concepts.json").read_text(encoding="utf-8"))
+
+
+# --- pictures of features ---------------------------------------------------------------------------------------------
+
+def shows(world, image, wanted):
+    """Whether the judge sees the meaning [kind, value] in a picture (3, 64, 64).
+
+    A name is one of its five likeliest things; a subgroup is that of at least three of them, a group that of at least
+    four; a house is its likeliest house. Colours and the background are read from the picture itself.
     """
-    top = acts.topk(TOP, dim=0)                                                                 # (TOP, F)
-    concepts = []
-    for f in range(acts.shape[1]):
-        if top.values[-1, f] <= 0:
-            continue
-        o, s = objects[top.indices[:, f]].tolist(), styles[top.indices[:, f]].tolist()
-        for kind, values in (("pair", list(zip(o, s))), ("object", o), ("style", s)):
-            value, n = Counter(values).most_common(1)[0]
-            if n >= SHARE * TOP:
-                concepts.append({"feature": f, "kind": kind, "object": OBJECTS[value[0] if kind == "pair" else value]
-                                 if kind != "style" else None,
-                                 "style": STYLES[value[1] if kind == "pair" else value] if kind != "object" else None,
-                                 "share": n / TOP, "activation": round(top.values[:, f].mean().item(), 5),
-                                 "examples": top.indices[:6, f].tolist()})
-                break
-    return sorted(concepts, key=lambda c: -c["activation"])
+    kind, value = wanted
+    if "+" in kind:
+        return all(shows(world, image, part) for part in zip(kind.split("+"), value.split(", ")))
+    if kind == "colour":
+        return value in picture_colours(image)
+    if kind == "background":
+        edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).median(1).values.cpu()
+        distance = {name: (edge - torch.tensor(rgb) / 255).norm() for name, rgb in drawings.BACKGROUNDS.items()}
+        return min(distance, key=distance.get) == value
+    things, house = world.judge.verdict(image[None])
+    if kind == "house":
+        return list(drawings.HOUSES)[int(house)] == value
+    seen = [world.chosen[i] for i in things[0].tolist()]
+    needed = {"name": 1, "subgroup": 3, "group": 4}[kind]
+    return sum(getattr(thing, kind) == value for thing in seen) >= needed
 
 
-def evaluate_concepts(model, args, n=4800):
-    images = make_drawings(args.runs, n, UNSEEN).to(model.device)
-    objects, styles = pairs(n, model.device)
-    captions = [drawings.caption(OBJECTS[o], STYLES[s]) for o, s in zip(objects.tolist(), styles.tolist())]
-    t = model.settings.get("timestep", args.timestep)
-    out = {"timestep": t}
-    for name, texts in (("empty prompt", None), ("captions", captions)):
-        found = find_concepts(feature_activations(model, images, texts, t), objects, styles)
-        count = {"all": len(found), **Counter(c["kind"] for c in found),
-                 "objects covered": len({c["object"] for c in found} - {None}),
-                 "styles covered": len({c["style"] for c in found} - {None})}
-        out[name] = tell(f"concept features, {name}, t {t}", count)
-        if texts is None:
-            write_json(args.out / "concepts.json", {"timestep": t, "prompt": "", "features": found})
-    return out
+def picture_colours(image):
+    """Colours of a picture's foreground: of what differs from the median of its edge."""
+    edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).median(1).values
+    apart = (image - edge[:, None, None]).abs().amax(0, keepdim=True) > 0.12
+    return drawings.colours((torch.cat([image, apart.float()]) * 255).round().to(torch.uint8).cpu())
 
 
-def right(concepts, o, s):
-    """Whether the judge's object and style indices agree with each concept: (n,) bool."""
-    return torch.tensor([(c["object"] in (None, OBJECTS[a])) and (c["style"] in (None, STYLES[b])) for c, a,
-                         b in zip(concepts, o, s)],
-                        dtype=torch.bool)
+def order(result):
+    """What comes first of several pictures of a feature: excited, strong beside the model's own images, strong."""
+    last = result.finished or result
+    value, most = last.scores.get("activation_reencoded") or 0.0, last.scores.get("dataset_largest")
+    return last.verdict == "excited", min(value / most, 1) if most else 0, value
 
 
-def named(judge, concepts, results):
-    """Shares of pictures that the judge names right, all and by kind; mean activation, verdicts; and (n,) bool."""
-    images = torch.stack([r.image for r in results]).to(next(judge.parameters()).device)
-    o, s, *_ = judge.verdict(F.interpolate(images, (drawings.SIZE, drawings.SIZE)))
-    agree = right(concepts, o.tolist(), s.tolist())
-    out = {"all": share(agree)}
-    for kind in ("object", "style", "pair"):
-        chosen = torch.tensor([c["kind"] == kind for c in concepts])
-        if chosen.any():
-            out[kind] = share(agree[chosen])
-    out["activation"] = round(sum(r.activation for r in results) / len(results), 4)
-    out["verdicts"] = dict(Counter(r.verdict for r in results))
-    return out, agree
+def measure_features(world, args):
+    """Of random live features that have a meaning, the share whose picture by default settings shows it.
 
-
-def legibility(model, judge, concepts, config, t, batch_size=8):
-    """Visualise each concept feature once and let the judge name the picture: shares right, by kind; with the finish
-    those of the finished pictures too.
+    The ascent's picture and the finished one of the first seed, the finished one that comes first of five seeds, and,
+    for chance, the first seed's with the meaning of another of these features.
     """
-    jobs = [Job(feature=c["feature"], timestep=t, seed=SEED) for c in concepts]
-    began = time.time()
-    results = []
-    for i in range(0, len(jobs), batch_size):
-        results += visualize(model, jobs[i:i + batch_size], config, batch_size)
-        done = len(results)
-        print(f"\r{done}/{len(jobs)} features, {(time.time() - began) / done * (len(jobs) - done):.0f} s left  ",
-              end="", file=sys.stderr)
-    print(file=sys.stderr)
-    out, agree = named(judge, concepts, results)
-    if config.finish:
-        out["finished"], _ = named(judge, concepts, [r.finished for r in results])
-    return out, results, agree
+    rows = read_concepts(world)["rows"]
+    generator = torch.Generator().manual_seed(0)
+    picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:args.features].tolist()]
+    known = [row for row in picked if row["meaning"]]
+    hits = {"ascent": [], "finished": [], "first of five": [], "chance": []}
+    for i, row in enumerate(known):
+        results = visualize(world.model, features=[row["feature"]], seeds=list(range(SEEDS)))
+        first = max((result for result in results if result.job.seed == 0), key=order)
+        best = max(results, key=order)
+        pictures = {"ascent": first, "finished": first.finished or first, "first of five": best.finished or best}
+        for name, result in pictures.items():
+            hits[name].append(shows(world, result.image, row["meaning"]))
+        other = known[(i + 1 + len(known) // 2) % len(known)]["meaning"]
+        if other != row["meaning"]:
+            hits["chance"].append(shows(world, pictures["finished"].image, other))
+    kinds = Counter(row["meaning"][0] for row in known)
+    return {name: share(of) for name, of in hits.items() if of} | {
+        "picked": len(picked), "with_meaning": len(known), "kinds": dict(sorted(kinds.items()))}
 
 
-def try_settings(model, judge, args):
-    """The legibility of other settings on every args.every-th concept feature, for choosing them."""
-    stored = json.loads((args.out / "concepts.json").read_text())
-    changes = json.loads(args.try_)
-    t = changes.pop("timestep", stored["timestep"])
-    numbers, *_ = legibility(model, judge, stored["features"][::args.every],
-                             dataclasses.replace(configure(model.settings), **changes), t)
-    tell(args.try_, numbers)
+PARTS = {"vae": measure_vae, "judge": measure_judge, "samples": measure_samples, "hook": measure_hook,
+         "dictionary": measure_dictionary, "concepts": measure_concepts, "features": measure_features}
 
 
-def chosen_by_rule(concepts):
-    """For every object and then every style the concept feature of it alone with the largest activation: at most 18."""
-    first = lambda key, name: next((c for c in concepts if c["kind"] == key and c[key] == name), None)
-    return [c for c in (*(first("object", o) for o in OBJECTS), *(first("style", s) for s in STYLES)) if c]
+def show(value):
+    """One measured value as a cell of the table."""
+    if isinstance(value, dict) and "share" in value:
+        return f"{value['share']:.2f} ({value['low']:.2f} to {value['high']:.2f}, n = {value['n']})"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {show(v)}" for key, v in value.items())
+    return str(value)
 
 
-def choose_feature(model, judge, args, seeds=(1024, 1111, 4359)):
-    """The feature that `python featviz.py` shows: of the figure's, the one of whose pictures at its peaks under the
-    default settings the judge surely names most right, by the lower end of the 95% interval of the share; the stronger
-    of equals.
-    """
-    scores = {}
-    for c in chosen_by_rule(json.loads((args.out / "concepts.json").read_text())["features"]):
-        times = profile.peaks(profile.profile(model.activity, "feature", c["feature"]))
-        results = visualize(model, [Job(feature=c["feature"], timestep=t, seed=s) for t in times for s in seeds],
-                            configure(model.settings, finish=False))
-        o, s, *_ = judge.verdict(torch.stack([r.image for r in results]).to(model.device))
-        scores[c["feature"]] = share(right([c] * len(results), o.tolist(), s.tolist()))
-        tell(f"at the peaks, feature {c['feature']}, {c['object'] or c['style']}", scores[c["feature"]])
-    best = max(scores, key=lambda f: scores[f]["interval"][0])
-    write_json(args.out / "featviz.json", model.settings | {"feature": best})
-    return {str(f): s for f, s in scores.items()}
-
-
-def make_figure(model, judge, args, seeds=(1024, 1111, 4359)):
-    """A row a feature in two columns of rows: six strongest unseen drawings, then its visualisation from three seeds.
-    Returns how many of the three the judge names right, by feature.
-    """
-    stored = json.loads((args.out / "concepts.json").read_text())
-    concepts, t = chosen_by_rule(stored["features"]), stored["timestep"]
-    jobs = [Job(feature=c["feature"], timestep=t, seed=s) for c in concepts for s in seeds]
-    config = configure(model.settings, finish=False)
-    shown = torch.stack([r.image for r in visualize(model, jobs, config)])
-    o, s, *_ = judge.verdict(shown.to(model.device))
-    agree = right([c for c in concepts for _ in seeds], o.tolist(), s.tolist()).reshape(-1, len(seeds))
-    named = tell("figure: named right by the judge", {f"{c['feature']} {c['object'] or c['style']}": int(a.sum())
-                                                      for c, a in zip(concepts, agree)})
-    edge, label, gap, n = 80, 150, 12, 6
-    half = -(-len(concepts) // 2)
-    width = label + (n + len(seeds)) * edge + 3 * gap
-    sheet = Image.new("RGB", (2 * width, 28 + half * (edge + 6)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for column in range(min(2, len(concepts))):
-        pen.text((column * width + label, 6), "strongest drawings", fill="black", font=font)
-        pen.text((column * width + label + n * edge + gap, 6), "visualised", fill="black", font=font)
-    for i, c in enumerate(concepts):
-        x, y = (i // half) * width, 28 + (i % half) * (edge + 6)
-        pen.text((x + 8, y + 22), f"feature {c['feature']}\n{c['object'] or c['style']}", fill="black", font=font)
-        tiles = [Image.fromarray(drawings.drawing(k, UNSEEN)) for k in c["examples"]]
-        tiles += [Image.fromarray(to_uint8(shown[len(seeds) * i + k])) for k in range(len(seeds))]
-        for k, tile in enumerate(tiles):
-            sheet.paste(tile.resize((edge, edge), Image.Resampling.BICUBIC),
-                        (x + label + k * edge + (gap if k >= n else 0), y))
-    sheet.save(PICTURES / "features.png")
-    return named
-
-
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", action="store_true")
-    parser.add_argument("--try", dest="try_", metavar="JSON", help="settings of config.Config, and timestep")
-    parser.add_argument("--every", type=int, default=8)
-    parser.add_argument("--figure", action="store_true")
-    parser.add_argument("--choose", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
-    parser.add_argument("--out", type=Path, default=Path("weights/toy"))
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--timestep", type=int, default=300,
-                        help="where concepts are looked for, if featviz.json does not say")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    model, judge = load(args.out, args.device), load_judge(args.out, args.device)
-    path = args.out / "evaluation.json"
-    numbers = json.loads(path.read_text()) if path.exists() else {}
-    if args.figure or args.choose or args.try_:                 # steered priors and peaks are those of a capture
-        if not (folder := profile.find(model, Path("out"))):
-            raise SystemExit(f"evaluate: {args.out} has no capture; run {full(model)}")
-        model = profile.attach(model, folder)
-    if args.figure:
-        numbers["figure"] = make_figure(model, judge, args)
-    elif args.choose:
-        numbers["default_settings"] = choose_feature(model, judge, args)
-    elif args.try_:
-        return try_settings(model, judge, args)
-    elif args.concepts:
-        numbers["concepts"] = evaluate_concepts(model, args)
-    else:
-        numbers["vae"] = evaluate_vae(model, judge, args)
-        numbers["samples"], hooks = evaluate_samples(model, judge, args)
-        numbers["sae"] = evaluate_sae(model, hooks)
-        numbers["concepts"] = evaluate_concepts(model, args)
-    write_json(path, numbers)
+    parser.add_argument("--art", type=Path, required=True, help="folder of the unpacked artwork packages")
+    parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--features", type=int, default=100)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--device")
+    args = parser.parse_args(argv)
+    world = World(args.art, args.weights, args.device)
+    path = args.weights / "evaluation.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    print("| part | measured | value |\n|---|---|---|")
+    for part in args.part:
+        stored[part] = PARTS[part](world, args)
+        write_json(path, stored)
+        for name, value in stored[part].items():
+            print(f"| {part} | {name} | {show(value)} |", flush=True)
 
 
 if __name__ == "__main__":

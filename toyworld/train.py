@@ -1,42 +1,45 @@
-"""Make `weights/toy` from nothing: drawings -> autoencoder -> text encoder and UNet -> sparse autoencoder -> judge.
+"""Make `weights/toy` from nothing: VAE, text encoder, UNet, and then dictionary, capture, judge and concepts.
 
-    python -m toyworld.train [--stage NAME ...] [--runs FOLDER] [--out weights/toy] [--device cuda]
+    python -m toyworld.train --art FOLDER [--stage NAME ...] [--runs FOLDER] [--out weights/toy] [--device cuda]
 
-Every stage resumes where it was killed (its state is kept in --runs) and writes its part of --out when it is done. Each
-is one function below, from its data to its loss; the loop that they share is toyworld/fit.py.
+FOLDER holds the unpacked packages that `toyworld/drawings.py` names. Every stage resumes where it was killed, its
+state is kept in --runs, and writes its part of --out when it is done. Each is one function below, from its data to its
+loss; the loop that they share is toyworld/fit.py.
 """
 import argparse
+import inspect
 import json
+import subprocess
+import sys
 import time
-from collections import Counter
-from multiprocessing import Pool
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-
 from safetensors.torch import load_file
-from weights.load import FILES, build, load
-from clip import END, START, Tokenizer, byte_symbols, split_words
-from dictionary.loss import init, normalize_decoder, training_loss
-from sae import SAE
-from schedule import Schedule, ddim, guided
-from toyworld import drawings
-from toyworld.denoiser import HOOK_POINT, NAME, TEXT_CONFIG, UNET_CONFIG, Denoiser, names, roughen, sizes
+
+from dictionary.collect import Request, Vectors, collect
+from dictionary.train import Recipe, export as export_sae, found_again, report, train
+from schedule import Schedule
+from toyworld import concepts, denoiser, drawings, text
 from toyworld.fit import atomic_save, fit
 from toyworld.judge import Judge, lesson
 from vae import VAE
+from weights.load import load
 
-COUNT = 16_000              # drawings to learn from, 200 of each of the 80 pairs
-GUIDANCE = 3.0              # of the images from which the SAE learns
-VAE_CONFIG = dict(block_out_channels=[32, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=16,
+FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
+         "text_encoder": "model.safetensors", "judge": "model.safetensors"}
+VAE_CONFIG = dict(block_out_channels=[16, 32, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8,
                   sample_size=drawings.SIZE)
-SAE_CONFIG = dict(d_in=UNET_CONFIG["block_out_channels"][2], expansion_factor=1.0, k=4, input_unit_norm=False)
-SIGHT = 0.3                 # weight of what the hook point does not name
-LR = {"unet": 1e-3, "sight": 5e-4}
-STEPS = {"vae": 10_500, "unet": 12_000, "sight": 3_000, "sae": 2_000, "judge": 1_500}
-BATCH = {"vae": 8, "unet": 32, "sight": 32, "sae": 1_024, "judge": 64}
+HELD_OUT = 12               # every twelfth thing outside the world is never drawn in training, to measure the VAE
+EMPTY, HOUSE_ONLY, NAME_ONLY = 0.40, 0.05, 0.10     # shares of captions that say nothing, or a part of what is known
+GUIDANCE = 3.0              # of the samples from which the dictionary learns
+PROMPTS = 600               # of these samples; a third are empty
+CAPTURED = 3                # the capture is of the caption of every third artwork: each thing, by changing houses
+EXPANSION, ACTIVE = 8, 8    # features a channel, active features a place
+STEPS = {"vae": 12_000, "text": 1_300, "unet": 6_000, "dictionary": 2_000, "judge": 1_500}
+BATCH = {"vae": 4, "text": 64, "unet": 48, "dictionary": 2_048, "judge": 64}
 
 
 def write_json(path, value):
@@ -47,315 +50,270 @@ def write_json(path, value):
 
 
 def export(args, part, net, config):
-    """One part of the weights folder, as fp16 and in the layout that weights/load.py reads."""
+    """One part of the weights folder, as fp16."""
     folder = args.out / part
     write_json(folder / "config.json", config)
     atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / FILES[part])
 
 
-def make_drawings(runs, count=COUNT, seed=0):
-    """(count, 3, 64, 64) uint8, cached in the runs folder."""
-    path = runs / f"drawings_{seed}_{count}.npy"
-    if not path.exists():
-        runs.mkdir(parents=True, exist_ok=True)
-        with Pool() as pool:
-            images = np.stack(pool.starmap(drawings.drawing, [(i, seed) for i in range(count)], chunksize=100))
-        np.save(path.with_suffix(".partial.npy"), images.transpose(0, 3, 1, 2))
-        path.with_suffix(".partial.npy").rename(path)
-    return torch.from_numpy(np.load(path))
-
-
-# --- the autoencoder --------------------------------------------------------------------------------------------------
-
 def train_vae(args):
-    """L1 + 2 L1 of 4x4 averages + 0.25 L1 of neighbour differences + 3e-4 KL, each a mean over its values.
+    """L1 + 2 L1 and 10 squares of 4x4 averages + 0.25 L1 of neighbour differences + 3e-4 KL, means over all values.
 
     The averages bring the colours, the differences the texture; the weak KL term keeps the latents near unit scale. The
-    scaling factor then makes the deviation of all latents 1.
+    scaling factor then makes the deviation of all latents 1. It learns from all things, not the world's alone, and with
+    red, green and blue in any order: artwork is mostly yellow and red, and without that a green frog came out orange.
     """
-    images = make_drawings(args.runs).to(args.device)
+    world, others = drawings.things(args.art)
+    seen = world + [thing for i, thing in enumerate(others) if i % HELD_OUT]
+    artworks = drawings.read(args.art, seen).to(args.device)
     torch.manual_seed(0)
-    vae = VAE(**sizes(VAE_CONFIG, "vae"), scaling_factor=1.0).to(args.device)
+    vae = VAE(**sizes(VAE_CONFIG, VAE), scaling_factor=1.0).to(args.device)
 
     def loss(step, generator):
-        batch = torch.randint(len(images), (BATCH["vae"],), generator=generator, device=args.device)
-        x = images[batch].float() / 255
+        x = drawings.draw(artworks, generator, BATCH["vae"])[0]
+        x = x[:, torch.randperm(3, generator=generator, device=args.device)]
         mean, logvar = vae.moments(x)
         noise = torch.randn(mean.shape, generator=generator, device=args.device)
         y = vae.decode_raw(mean + noise * (0.5 * logvar).exp()).float()
         d = y - (2 * x - 1)
-        pixel, colour = d.abs().mean(), F.avg_pool2d(d, 4).abs().mean()
+        averages = F.avg_pool2d(d, 4)
+        pixel, colour = d.abs().mean(), 2 * averages.abs().mean() + 10 * averages.square().mean()
         edges = d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
         kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).float().mean()
-        return pixel + 2 * colour + 0.25 * edges + 3e-4 * kl, {"pixel": pixel, "colour": colour, "kl": kl}
+        numbers = {"pixel": pixel, "colour": colour, "kl": kl, "mse": d.square().mean()}
+        return pixel + colour + 0.25 * edges + 3e-4 * kl, numbers
 
-    fit("vae", vae, loss, steps=args.steps["vae"], lr=1e-3, folder=args.runs, device=args.device, amp=True)
-    z = encode_all(vae, images[:2000])
+    fit("vae", vae, loss, steps=args.steps["vae"], lr=1e-3, folder=args.runs, device=args.device, amp=args.bf16)
+    generator = torch.Generator(args.device).manual_seed(1)
+    with torch.no_grad():
+        z = vae.encode(drawings.draw(artworks[:4 * len(world)], generator, 1000)[0])
     export(args, "vae", vae, VAE_CONFIG | {"scaling_factor": round(1 / z.std().item(), 5)})
 
 
-@torch.no_grad()
-def encode_all(vae, images):
-    """uint8 images (N, 3, 64, 64) -> scaled latents (N, 4, 16, 16), a hundred at a time."""
-    return torch.cat([vae.encode(part.float() / 255) for part in images.split(100)])
+def sizes(config, network):
+    """The entries of a config that its network takes."""
+    taken = inspect.signature(network).parameters
+    return {key: value for key, value in config.items() if key in taken}
 
 
-# --- the text encoder and the UNet ------------------------------------------------------------------------------------
-
-def learn_bpe(words):
-    """Byte-pair merges until each of `words` is one token, the most frequent pair first (ties: alphabetical)."""
-    spelled = {w: [*(byte_symbols()[b] for b in w.encode())] for w in words}
-    spelled = {w: [*s[:-1], s[-1] + "</w>"] for w, s in spelled.items()}
-    merges = []
-    while any(len(s) > 1 for s in spelled.values()):
-        pairs = Counter((w, *pair) for w, s in spelled.items() for pair in zip(s, s[1:]))
-        totals = Counter()
-        for (w, a, b), n in pairs.items():
-            totals[a, b] += n * words[w]
-        merges.append(max(sorted(totals), key=totals.get))
-        joined = Tokenizer({}, merges)
-        spelled = {w: joined.bpe(w) for w in words}
-    return merges
+def stored(args, part, net):
+    """`net` with the weights that an earlier stage wrote, in float32, not to be trained."""
+    net.load_state_dict({k: v.float() for k, v in load_file(args.out / part / FILES[part]).items()})
+    return net.to(args.device).requires_grad_(False)
 
 
-def make_tokenizer(args):
-    """vocab.json and merges.txt in CLIP's format, small: the byte symbols, the merges that the
-    captions need, start and end.
+# --- the text encoder -------------------------------------------------------------------------------------------------
+
+def cut(things, houses, generator, shares=(EMPTY, HOUSE_ONLY, NAME_ONLY), count=None):
+    """Indices of things and houses (B,) with parts of some replaced by the last index, which is none."""
+    fate = torch.rand(len(things), generator=generator, device=things.device)
+    empty, house_only, name_only = (sum(shares[:i + 1]) for i in range(3))
+    no_name, no_house = fate < house_only, (fate < empty) | ((fate >= house_only) & (fate < name_only))
+    return torch.where(no_name, count, things), torch.where(no_house, len(drawings.HOUSES), houses)
+
+
+def train_text(args):
+    """`text.contrast`: captions, of which some name the thing or the house alone, and their drawings find each other.
+
+    The tokenizer's vocabulary is made of the captions' words first.
     """
-    texts = [drawings.caption(o, s).lower() for o in drawings.OBJECTS for s in drawings.STYLES]
-    merges = learn_bpe(Counter(word for text in texts for word in split_words(text)))
-    symbols = list(byte_symbols().values())
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
-    write_json(args.out / "tokenizer/vocab.json", {token: i for i, token in enumerate(tokens)})
-    (args.out / "tokenizer/merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges),
-                                                   encoding="utf-8")
-    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges)
-
-
-def captioned(args, tokenizer):
-    """The drawings' latents (N, 4, 16, 16), cached in the runs folder, their objects and styles (N,), and the tokens
-    (11, 9, 77) of the captions of all objects and styles; the last of either is none.
-    """
-    images, path = make_drawings(args.runs), args.runs / "latents.safetensors"
-    if not path.exists():
-        files = (args.out / "vae" / name for name in ("config.json", FILES["vae"]))
-        vae = build(VAE, sizes(VAE_CONFIG, "vae"), *files, torch.float32, args.device)
-        atomic_save({"z": encode_all(vae, images.to(args.device))}, path)
-    objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
-    table = [[drawings.caption(o, s) for s in (*drawings.STYLES, None)] for o in (*drawings.OBJECTS, None)]
-    ids = torch.stack([tokenizer(texts) for texts in table]).to(args.device)
-    return load_file(path, device=args.device)["z"], objects, styles, ids
-
-
-def train_unet(args, stage="unet"):
-    """min(min(SNR + 1, 5) / SNR, 30) / 3 times the squared error of the predicted noise, t uniform: the weight of Hang
-    et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is decided, and the 30.
-
-    25% of the captions are emptied, which makes guidance and the empty prompt of the ascent possible; another 10% lose
-    their object or their style, so that the model learns each of them alone. The hook's output is `roughen`ed.
-
-    Stage "sight" goes on from there: at each place p the hook's output h_p (D,) shall name the drawing's object and
-    style, u_o + u_s of `names`, whether the caption says them or not. Of what noise hides the mean over what it may be
-    is the best answer.
-
-        loss + SIGHT * mean over rows and places of |h_p - u_o - u_s|^2 / (2 NAME^2)
-    """
-    tokenizer = make_tokenizer(args)
-    z, objects, styles, ids = captioned(args, tokenizer)
-    no_object, no_style = (n - 1 for n in ids.shape[:2])
-    schedule = Schedule(device=args.device)
+    world, _ = drawings.things(args.art)
+    artworks = drawings.read(args.art, world).to(args.device)
+    tokenizer, vocab, merges = text.make_tokenizer(world)
+    write_json(args.out / "tokenizer/vocab.json", vocab)
+    lines = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)
+    (args.out / "tokenizer/merges.txt").write_text(lines, encoding="utf-8")
+    ids = text.caption_table(tokenizer, world).to(args.device)
     torch.manual_seed(1)
-    net = Denoiser(len(tokenizer.vocab)).to(args.device)
-    if stage == "sight":
-        for part in ("unet", "text_encoder"):
-            net.get_submodule(part).load_state_dict(load_file(args.out / part / FILES[part]))
-    kept = {}                                                   # this step's generator, and what it saw at the hook
-
-    def at_hook(module, inputs, h):
-        kept["h"] = h
-        return roughen(h, kept["generator"])
+    pair = text.Pair(len(vocab)).to(args.device)
 
     def loss(step, generator):
-        B = BATCH["unet"]
-        rows = torch.randint(len(z), (B,), generator=generator, device=args.device)
-        t = torch.randint(len(schedule), (B,), generator=generator, device=args.device)
-        eps = torch.randn(z[:B].shape, generator=generator, device=args.device)
-        fate = torch.rand(B, generator=generator, device=args.device)
-        o = torch.where(fate < 0.30, no_object, objects[rows])
-        s = torch.where((fate < 0.25) | ((fate >= 0.30) & (fate < 0.35)), no_style, styles[rows])
-        kept["generator"], x = generator, schedule.add_noise(z[rows], eps, t)
-        guess = net(x, t, ids[o, s])
-        error = (guess - eps).square().mean((1, 2, 3))
-        abar = schedule.alphas_cumprod[t]
-        snr = abar / (1 - abar)
-        value = (error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0)).mean() / 3
-        if stage == "unet":
-            return value, {"eps": error.mean()}
-        wanted = directions[objects[rows]] + directions[len(drawings.OBJECTS) + styles[rows]]          # (B, D)
-        unseen = (kept["h"] - wanted[:, :, None, None]).square().mean((2, 3)).sum(1).mean() / (2 * NAME ** 2)
-        return value + SIGHT * unseen, {"eps": error.mean(), "unseen": unseen}
+        images, rows = drawings.draw(artworks, generator, BATCH["text"])
+        thing, house = cut(rows // 4, rows % 4, generator, (0.0, 0.05, 0.10), len(world))
+        logits = pair(ids[thing, house], images)
+        found = (logits.argmax(1) == torch.arange(len(rows), device=args.device)).float().mean()
+        return text.contrast(logits), {"found": found}
 
-    net.narrow()
-    directions = names().to(args.device)
-    handle = net.unet.get_submodule(HOOK_POINT).register_forward_hook(at_hook)
-    fit(stage, net, loss, steps=args.steps[stage], lr=LR[stage], folder=args.runs, device=args.device, ema=0.9993,
-        after=Denoiser.silence)
-    handle.remove()
-    export(args, "unet", net.unet, UNET_CONFIG)
-    export(args, "text_encoder", net.text_encoder, TEXT_CONFIG | {"vocab_size": len(tokenizer.vocab)})
-    write_json(args.out / "scheduler/scheduler_config.json", dict(beta_start=0.00085, beta_end=0.012,
-                                                                  beta_schedule="scaled_linear",
-               num_train_timesteps=1000, prediction_type="epsilon", steps_offset=1, set_alpha_to_one=False,
-                                                                  clip_sample=False))
+    fit("text", pair, loss, steps=args.steps["text"], lr=2e-3, folder=args.runs, device=args.device, ema=0.99)
+    export(args, "text_encoder", pair.text_encoder, text.CONFIG | {"vocab_size": len(vocab)})
 
 
-def train_sight(args):
-    train_unet(args, "sight")
-
-
-# --- the sparse autoencoder -------------------------------------------------------------------------------------------
+# --- the UNet ---------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def capture(model, prompts, generator, guidance=GUIDANCE, steps=50):
-    """Sample one image a prompt; return its latents (B, 4, H, W) and the hook's output at all steps (steps, B, S, D).
+def latents(args, artworks):
+    """Scaled latents of all drawings of all artworks: (A, 27, 4, 16, 16), cached in the runs folder."""
+    path = args.runs / "latents.safetensors"
+    if not path.exists():
+        config = json.loads((args.out / "vae/config.json").read_text(encoding="utf-8"))
+        vae = stored(args, "vae", VAE(**sizes(config, VAE)))
+        backgrounds = torch.arange(drawings.DRAWINGS, device=args.device) // len(drawings.SHIFTS)
+        shifts = torch.arange(drawings.DRAWINGS, device=args.device) % len(drawings.SHIFTS)
+        z = []
+        for artwork in artworks:
+            all_drawings = drawings.compose(artwork.expand(drawings.DRAWINGS, -1, -1, -1), backgrounds, shifts)
+            z.append(vae.encode(all_drawings).half())
+        atomic_save({"z": torch.stack(z)}, path)
+    return load_file(path, device=args.device)["z"].float()
 
-    Only the half that saw the caption is kept, as in SAeUron's training.
+
+@torch.no_grad()
+def embeddings(args, world):
+    """What the UNet sees of the captions of all things and houses: (T + 1, 5, 77, 64)."""
+    tokenizer, vocab, _ = text.make_tokenizer(world)
+    encoder = stored(args, "text_encoder", text.Pair(len(vocab)).text_encoder)
+    return torch.stack([encoder(ids.to(args.device)) for ids in text.caption_table(tokenizer, world)])
+
+
+def weigh(error, abar):
+    """min(min(SNR + 1, 5) / SNR, 30) / 3 times the squared error of the predicted noise, SNR = abar / (1 - abar).
+
+    The weight of Hang et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is
+    decided, and the 30.
     """
-    seen, B = [], len(prompts)
-    handle = model.unet.get_submodule(HOOK_POINT).register_forward_hook(
-        lambda module, inputs, h: seen.append(h[-B:].flatten(2).transpose(1, 2).half().cpu()))
-    try:
-        x = torch.randn(B, *model.latent_shape, generator=generator, device=model.device)
-        predict = guided(model.unet, model.embed(prompts), model.embed([""]), guidance)
-        for _, x in ddim(model.schedule, predict, x, steps):
-            pass
-    finally:
-        handle.remove()
-    return x, torch.stack(seen)
+    snr = abar / (1 - abar)
+    return error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0) / 3
 
 
-def sae_data(args, model, images_per_pair=2, empty=120, images_per_word=4, batch=40):
-    """Hook outputs of images sampled from captions, by the empty prompt, which the ascent uses, and from captions of an
-    object or a style alone: (n, D) in the order batch, step, image, position. A file a batch, so that a killed capture
-    goes on.
+def train_unet(args):
+    """`weigh`: how well the UNet predicts the noise in a drawing's latent, t evenly spread. No other loss is there.
+
+    40% of the captions say nothing, so that the model learns to recognise a thing by its looks, and guidance is
+    possible; others name the thing or the house alone.
     """
-    pairs = [drawings.caption(o, s) for o in drawings.OBJECTS for s in drawings.STYLES]
-    alone = [drawings.caption(o, None) for o in drawings.OBJECTS] + [drawings.caption(None, s) for s in drawings.STYLES]
-    prompts = pairs * images_per_pair + [""] * empty + alone * images_per_word
-    width, parts = SAE_CONFIG["d_in"], []
-    began = time.time()
-    for i in range(0, len(prompts), batch):
-        path = args.runs / f"hook_{i:05d}.safetensors"
-        if not path.exists():
-            _, h = capture(model, prompts[i:i + batch], torch.Generator(args.device).manual_seed(i))
-            atomic_save({"h": h.reshape(-1, width)}, path)
-            print(f"\rcapture: {i + batch} of {len(prompts)} images, {time.time() - began:.0f} s", end="", flush=True)
-        parts.append(load_file(path, device=args.device)["h"])
-    return torch.cat(parts)
-
-
-def train_sae(args):
-    """sae.py's loss, with batch top-k; a feature is dead when 100 batches did not wake it."""
-    model = load(args.out, args.device)
-    h = sae_data(args, model)
-    latents = int(SAE_CONFIG["expansion_factor"] * SAE_CONFIG["d_in"])
-    sae = SAE(SAE_CONFIG["d_in"], latents, SAE_CONFIG["k"]).to(args.device)
-    init(sae, torch.Generator(args.device).manual_seed(2), h[::97].float())
-    asleep = torch.zeros(latents, device=args.device)
+    world, _ = drawings.things(args.art)
+    z = latents(args, drawings.read(args.art, world).to(args.device)).flatten(0, 1)                # (N, 4, 16, 16)
+    context = embeddings(args, world)
+    schedule = Schedule(device=args.device)
+    torch.manual_seed(2)
+    unet = denoiser.denoiser().to(args.device)
+    B = BATCH["unet"]
 
     def loss(step, generator):
-        rows = torch.randint(len(h), (BATCH["sae"],), generator=generator, device=args.device)
-        value, fired, main = training_loss(sae, h[rows].float(), asleep > 100)
-        asleep.add_(1).masked_fill_(fired, 0)
-        return value, {"fvu": main, "dead": (asleep > 100).float().mean()}
+        rows = torch.randint(len(z), (B,), generator=generator, device=args.device)
+        even = (torch.arange(B, device=args.device) + torch.rand(B, generator=generator, device=args.device)) / B
+        t = (even * len(schedule)).long()
+        eps = torch.randn(z[rows].shape, generator=generator, device=args.device)
+        artwork = rows // drawings.DRAWINGS
+        thing, house = cut(artwork // 4, artwork % 4, generator, count=len(world))
+        guess = unet(schedule.add_noise(z[rows], eps, t), t, context[thing, house])
+        error = (guess.float() - eps).square().mean((1, 2, 3))
+        value = weigh(error, schedule.alphas_cumprod[t])
+        captioned = (thing < len(world)).float()
+        parts = {"captioned": captioned, "empty": 1 - captioned}
+        return value.mean(), {k: (value * part).sum() / part.sum().clamp(min=1) for k, part in parts.items()}
 
-    fit("sae", sae, loss, steps=args.steps["sae"], lr=1e-3, folder=args.runs, device=args.device, ema=0.99,
-        after=normalize_decoder, weight_decay=0.0)
-    normalize_decoder(sae)
-    folder = args.out / "sae" / f"unet.{HOOK_POINT}"
-    write_json(folder / "cfg.json", SAE_CONFIG | {"num_latents": latents, "normalize_decoder": True,
-                                                  "batch_topk": True})
-    atomic_save({k: v.half() for k, v in sae.state_dict().items()}, folder / "sae.safetensors")
+    fit("unet", unet, loss, steps=args.steps["unet"], lr=1.5e-3, folder=args.runs, device=args.device, ema=0.9995,
+        amp=args.bf16, beta2=0.99, muon=True, warmup=300)
+    export(args, "unet", unet, denoiser.CONFIG)
+    write_json(args.out / "scheduler/scheduler_config.json", denoiser.SCHEDULER)
 
 
-# --- the judge --------------------------------------------------------------------------------------------------------
+# --- what is made of the model ----------------------------------------------------------------------------------------
+
+def caption_of(world, artwork):
+    """The whole caption of artwork number `artwork`."""
+    return drawings.caption(world[artwork // 4].name, list(drawings.HOUSES)[artwork % 4])
+
+
+def train_dictionary(args):
+    """The project's own dictionary/ at the hook point: from a random start, on samples of captions and of none.
+
+    A second seed tells which features are found again.
+    """
+    world, _ = drawings.things(args.art)
+    generator = torch.Generator().manual_seed(4)
+    picks = torch.randint(4 * len(world), (PROMPTS,), generator=generator).tolist()
+    prompts = tuple("" if i % 3 == 0 else caption_of(world, a) for i, a in enumerate(picks))
+    model, folder = load(args.out, args.device), args.runs / "dictionary"
+    request = Request(prompts, denoiser.HOOK_POINT, 50, "ddim", GUIDANCE, 16)
+    files = collect(model, request, folder, 40, lambda done, total: told(f"collected {done} of {total} images"))
+    recipes = [Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3, seed) for seed in (0, 1)]
+    saes = [train(Vectors(files, held=False), recipe, folder / f"training_{recipe.seed}.safetensors", args.device,
+                  lambda step, total, numbers: step % 50 or told(f"dictionary {step} of {total}, {numbers}"))
+            for recipe in recipes]
+    about = {"hook_point": denoiser.HOOK_POINT, "reads": "output", "recipe": asdict(recipes[0]), "prompts": PROMPTS,
+             "report": report(saes[0], Vectors(files, held=True).images(), model.schedule.timesteps(50)),
+             "found_by_another_seed": found_again(*saes)}
+    print(f"\ndictionary: {about['report']['all']}, found again {about['found_by_another_seed']:.2f}", file=sys.stderr)
+    export_sae(saes[0], args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
+    lines = "".join(f"{caption_of(world, a)}\n" for a in range(len(world) * 4) if a % CAPTURED == 0)
+    (args.out / "prompts.txt").write_text(lines, encoding="utf-8")
+
+
+def told(text):
+    """Print a line of progress over the last one."""
+    print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
+
+
+def capture(args):
+    """`python -m activity capture` on the captions of `prompts.txt`: when and on what every feature fires."""
+    subprocess.run([sys.executable, "-m", "activity", "capture", "--weights", str(args.out)], check=True)
+
 
 def train_judge(args):
-    """Cross-entropy of object and style, on drawings of which half are blurred or noisy."""
-    images = make_drawings(args.runs).to(args.device)
-    objects, styles = torch.tensor([drawings.labels(i) for i in range(len(images))], device=args.device).T
+    """Cross-entropy of thing and house, on the pictures of `judge.lesson`."""
+    world, _ = drawings.things(args.art)
+    artworks = drawings.read(args.art, world).to(args.device)
     torch.manual_seed(3)
-    judge = Judge().to(args.device)
+    judge = Judge(len(world)).to(args.device)
 
     def loss(step, generator):
-        rows = torch.randint(len(images), (BATCH["judge"],), generator=generator, device=args.device)
-        o, s = judge(lesson(images[rows].float() / 255, generator))
-        both = F.cross_entropy(o, objects[rows]) + F.cross_entropy(s, styles[rows])
-        return both, {"object": (o.argmax(1) == objects[rows]).float().mean(),
-                      "style": (s.argmax(1) == styles[rows]).float().mean()}
+        rows = torch.randint(len(artworks), (BATCH["judge"],), generator=generator, device=args.device)
+        things, houses = judge(lesson(artworks, rows, generator))
+        both = F.cross_entropy(things, rows // 4) + F.cross_entropy(houses, rows % 4)
+        return both, {"thing": (things.argmax(1) == rows // 4).float().mean(),
+                      "house": (houses.argmax(1) == rows % 4).float().mean()}
 
-    fit("judge", judge, loss, steps=args.steps["judge"], lr=1e-3, folder=args.runs, device=args.device, ema=0.99)
-    (args.out / "judge").mkdir(parents=True, exist_ok=True)
-    atomic_save({k: v.half() for k, v in judge.state_dict().items()}, args.out / "judge/model.safetensors")
-
-
-def estimate(args):
-    """Print how long every stage will take here: its forward and backward pass timed on random input, times its steps.
-    """
-    dev = args.device
-    image, z = torch.rand(BATCH["vae"], 3, 64, 64, device=dev), torch.randn(BATCH["unet"], 4, 16, 16, device=dev)
-    t, ids = torch.zeros(len(z), device=dev), torch.zeros(len(z), 77, dtype=torch.int64, device=dev)
-    vae, net, judge = VAE(**sizes(VAE_CONFIG, "vae")).to(dev), Denoiser(600).to(dev), Judge().to(dev)
-    net.narrow()
-    width = SAE_CONFIG["d_in"]
-    sae = SAE(width, int(SAE_CONFIG["expansion_factor"] * width), SAE_CONFIG["k"]).to(dev)
-    h = torch.randn(BATCH["sae"], width, device=dev)
-    init(sae, torch.Generator(dev).manual_seed(0), h)
-    asleep = torch.ones(sae.features, dtype=torch.bool, device=dev)
-    denoise = lambda: net(z, t, ids).sum()
-    work = {"vae": lambda: vae.decode_raw(vae.moments(image)[0]).sum(), "unet": denoise, "sight": denoise,
-            "sae": lambda: training_loss(sae, h, asleep)[0],
-            "judge": lambda: sum(y.sum() for y in judge(torch.rand(BATCH["judge"], 3, 64, 64, device=dev)))}
-    total = 0.0
-    for stage in args.stage:
-        work[stage]().backward()                                # the first pass also pays for allocation
-        began = time.time()
-        for _ in range(3):
-            work[stage]().backward()
-        work[stage]().item()                                    # waits for a GPU
-        minutes = (time.time() - began) / 3 * args.steps[stage] / 60
-        total += minutes
-        print(f"{stage}: {args.steps[stage]} steps of {BATCH[stage]}, about {minutes:.0f} min")
-    print(f"about {total:.0f} min in all on {dev}; a killed run goes on where it was", flush=True)
+    fit("judge", judge, loss, steps=args.steps["judge"], lr=2e-3, folder=args.runs, device=args.device, ema=0.99)
+    export(args, "judge", judge, {"things": [thing.name for thing in world], "houses": list(drawings.HOUSES)})
 
 
-STAGES = {"vae": train_vae, "unet": train_unet, "sight": train_sight, "sae": train_sae, "judge": train_judge}
+def find_concepts(args):
+    """`concepts.json`: the meaning of every feature, by the rule of toyworld/concepts.py."""
+    world, _ = drawings.things(args.art)
+    model = load(args.out, args.device)
+    artworks = drawings.read(args.art, world)
+    write_json(args.out / "concepts.json", concepts.find(model, denoiser.HOOK_POINT, artworks, world))
+
+
+STAGES = {"vae": train_vae, "text": train_text, "unet": train_unet, "dictionary": train_dictionary, "capture": capture,
+          "judge": train_judge, "concepts": find_concepts}
+
+
+def record(args, stage, seconds):
+    """`training.json`: the settings, and of every stage that has run its last logged numbers and its time."""
+    path = args.out / "training.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    log = args.runs / f"{stage}.jsonl"
+    last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log.exists() else {}
+    runs = stored.get("stages", {}) | {stage: {"seconds_of_last_call": round(seconds), **last}}
+    world, others = drawings.things(args.art)
+    write_json(path, {
+        "artwork": drawings.PACKAGES, "things": len(world), "houses": list(drawings.HOUSES),
+        "other_things_for_the_vae": len(others), "captions_cut": {"empty": EMPTY, "house_only": HOUSE_ONLY,
+                                                                  "name_only": NAME_ONLY},
+        "batch": BATCH, "steps": args.steps, "vae": VAE_CONFIG, "text_encoder": text.CONFIG, "unet": denoiser.CONFIG,
+        "dictionary": {"expansion": EXPANSION, "k": ACTIVE, "guidance": GUIDANCE, "prompts": PROMPTS},
+        "stages": {name: runs[name] for name in STAGES if name in runs}})
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--art", type=Path, required=True, help="folder of the unpacked artwork packages")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--runs", type=Path, default=Path("runs/toy"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/toy"), help="where killed stages keep their state")
     parser.add_argument("--out", type=Path, default=Path("weights/toy"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--fp32", dest="bf16", action="store_false", help="train VAE and UNet without bfloat16")
     for stage, steps in STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
     args = parser.parse_args(argv)
     args.steps = {stage: getattr(args, f"{stage}_steps") for stage in STEPS}
-    estimate(args)
     for stage in args.stage:
+        began = time.time()
         STAGES[stage](args)
-        record(args)
-
-
-def record(args):
-    """Settings and the last logged numbers of every stage that has run, stored with the weights."""
-    logs = {stage: args.runs / f"{stage}.jsonl" for stage in STAGES}
-    write_json(args.out / "training.json", {
-        "drawings": COUNT, "batch": BATCH, "vae": VAE_CONFIG, "unet": UNET_CONFIG, "text_encoder": TEXT_CONFIG,
-        "sae": SAE_CONFIG,
-        "guidance": GUIDANCE, "last": {stage: json.loads(log.read_text().splitlines()[-1]) for stage,
-                                       log in logs.items() if log.exists()}})
+        record(args, stage, time.time() - began)
 
 
 if __name__ == "__main__":

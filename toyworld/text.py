@@ -1,0 +1,90 @@
+"""The toy's tokenizer and text encoder, made before the UNet and frozen, as CLIP's was for Stable Diffusion.
+
+Source: [1] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020:
+captions and pictures of a batch as unit vectors, whose dot products shall tell which belong together.
+"""
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clip import END, START, TextEncoder, Tokenizer, byte_symbols, split_words
+from toyworld import drawings
+
+CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+              hidden_act="quick_gelu", max_position_embeddings=77)
+TEMPERATURE = 0.07          # of the dot products, CLIP's at the start [1]
+THUMBNAIL = 16              # pixels an edge of what the picture's side sees
+
+
+def learn_bpe(words):
+    """Byte-pair merges until each of `words` (a Counter) is one token, the most frequent pair first, ties by name."""
+    spelled = {word: [byte_symbols()[b] for b in word.encode()] for word in words}
+    spelled = {word: [*s[:-1], s[-1] + "</w>"] for word, s in spelled.items()}
+    merges = []
+    while any(len(s) > 1 for s in spelled.values()):
+        totals = Counter()
+        for word, s in spelled.items():
+            for pair in zip(s, s[1:]):
+                totals[pair] += words[word]
+        best = max(sorted(totals), key=totals.get)
+        merges.append(best)
+        spelled = {word: join(s, best) for word, s in spelled.items()}
+    return merges
+
+
+def join(symbols, pair):
+    """The symbols of a word with every adjacent `pair` made one, from the left."""
+    joined, i = [], 0
+    while i < len(symbols):
+        hit = tuple(symbols[i:i + 2]) == pair
+        joined.append("".join(pair) if hit else symbols[i])
+        i += 2 if hit else 1
+    return joined
+
+
+def make_tokenizer(chosen):
+    """A tokenizer in CLIP's format that spells every word of the captions as one token; its vocabulary and merges."""
+    texts = [drawings.caption(thing.name, house).lower() for thing in chosen for house in drawings.HOUSES]
+    merges = learn_bpe(Counter(word for text in texts for word in split_words(text)))
+    symbols = list(byte_symbols().values())
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return Tokenizer(vocab, merges), vocab, merges
+
+
+def caption_table(tokenizer, chosen):
+    """Token ids (T + 1, 5, 77) of the captions of all things and houses; the last of either is none."""
+    names, houses = [thing.name for thing in chosen] + [None], [*drawings.HOUSES, None]
+    return torch.stack([tokenizer([drawings.caption(name, house) for house in houses]) for name in names])
+
+
+class Pair(nn.Module):
+    """Text encoder and a linear look at thumbnails; both end in unit vectors (B, C) of one space [1].
+
+        text     e = u / |u|,  u = text_projection(mean over places of text_encoder(ids))
+        picture  e = u / |u|,  u = picture_projection(16 x 16 thumbnail)
+    """
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        C = CONFIG["hidden_size"]
+        self.text_encoder = TextEncoder(vocab_size, C, CONFIG["intermediate_size"], CONFIG["num_hidden_layers"],
+                                        CONFIG["num_attention_heads"])
+        for table in (self.text_encoder.embeddings.token_embedding, self.text_encoder.embeddings.position_embedding):
+            nn.init.normal_(table.weight, std=0.1)
+        self.text_projection = nn.Linear(C, C, bias=False)
+        self.picture_projection = nn.Linear(3 * THUMBNAIL ** 2, C)
+
+    def forward(self, ids, images):
+        """Token ids (B, 77), drawings (B, 3, 64, 64) -> logits (texts, pictures)."""
+        text = F.normalize(self.text_projection(self.text_encoder(ids).mean(1)), dim=-1)               # (B, C)
+        thumbnails = F.avg_pool2d(2 * images - 1, drawings.SIZE // THUMBNAIL).flatten(1)               # (B, 768)
+        return text @ F.normalize(self.picture_projection(thumbnails), dim=-1).T / TEMPERATURE
+
+
+def contrast(logits):
+    """Cross-entropy of finding the picture of each text and the text of each picture, averaged [1]."""
+    right = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
