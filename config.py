@@ -97,6 +97,8 @@ def configure(own, preset=None, kind="feature", **changes):
         changes = {"prior": "guided"} | changes
     quick = QUICK if preset == "quick" else {}
     name = usual if preset in (None, "quick") else preset
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}, quick")
     return dataclasses.replace(PRESETS[name], **(own.get("presets", {}).get(name, {}) | quick | changes))
 
 
@@ -125,7 +127,8 @@ def check_setting(name, field, value):
     if field.type == StepOrAuto and value == "auto":
         return
     if name == "position":
-        if value is not None and not (len(value) == 2 and all(type(n) is int and n >= 0 for n in value)):
+        pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(type(n) is int and n >= 0 for n in value)
+        if value is not None and not pair:
             raise ValueError(f"--position takes a row and a column, counted from 0, got {value!r}")
         return
     if name == "prior" and value not in PRIORS and not os.path.isfile(str(value)):

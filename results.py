@@ -22,6 +22,7 @@ import io
 import json
 import math
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -121,9 +122,18 @@ def recipe(model, job, config, usual):
             "dtype": dtype, "torch": torch.__version__}
 
 
+def file_name(text, most=80):
+    """Turn text into a part of a file's name, of `most` bytes and a few: file systems count bytes, 255 at most.
+
+    What is cut or replaced ends in a hash of the whole, so that two texts do not share a file.
+    """
+    name = re.sub(r"[^\w.=+-]+", "-", text).strip("-.").encode("utf-8")[:most].decode("utf-8", "ignore")
+    return name if name == text else f"{name}-{sha256(text.encode())[:8]}".lstrip("-")
+
+
 def folder_of(out, weights, hook_point, kind, target):
     """Return the folder of all that is known of one feature, channel or direction."""
-    name = f"{kind}_{target:0{DIGITS[kind]}d}" if kind in DIGITS else f"{kind}_{target}"
+    name = f"{kind}_{target:0{DIGITS[kind]}d}" if kind in DIGITS else f"{kind}_{file_name(target)}"
     return Path(out) / weights / (name if hook_point == HOOK_POINT else f"{hook_point}_{name}")
 
 
@@ -258,31 +268,15 @@ class StoredResult:
     sha256: str = ""                    # of the picture
     finished: "StoredResult | None" = None
 
+    def __post_init__(self):
+        job = self.recipe["job"]
+        self.kind, self.target, self.t, self.seed = job["kind"], job["target"], job["timestep"], job["seed"]
+        self.folder = self.path.parent.name         # of its time step and settings: t0600, or t0600-1a2b3c4d
+
     @property
     def last(self):
         """The finished picture and its numbers, or the ascent's where there is none."""
         return self.finished or self
-
-    @property
-    def t(self):
-        return self.recipe["job"]["timestep"]
-
-    @property
-    def seed(self):
-        return self.recipe["job"]["seed"]
-
-    @property
-    def kind(self):
-        return self.recipe["job"]["kind"]
-
-    @property
-    def target(self):
-        return self.recipe["job"]["target"]
-
-    @property
-    def folder(self):
-        """The name of its time step and settings: t0600, or t0600-1a2b3c4d."""
-        return self.path.parent.name
 
     def curves(self):
         """Read {"history": {name: one number a step}, "heat": h x w activations}; of a finished picture its own."""

@@ -66,6 +66,8 @@ def timesteps_of(model, kind, target, given=None):
     given  numbers and "auto" (0 and the peaks of its activity) or "active" (0 and all sampling steps at which it is
            active); None: the weights' own, or auto. ValueError where a capture is needed and there is none.
     """
+    if isinstance(given, (int, str)):
+        given = [given]
     if given is None:
         given = [model.settings["timestep"]] if "timestep" in model.settings else ["auto"]
     words = [when for when in given if isinstance(when, str)]
@@ -367,7 +369,8 @@ def batch_rows(model, jobs, config):
     next(ascend(model, jobs[:1], one, start(model, jobs[:1], one)))
     each = torch.cuda.max_memory_allocated(model.device) - held
     whole = torch.cuda.get_device_properties(model.device).total_memory
-    return max(1, min(MOST_ROWS, int(ROOM * (whole - held) / max(each, 1))))
+    rows = max(1, min(MOST_ROWS, int(ROOM * (whole - held) / max(each, 1))))
+    return 2 ** int(math.log2(rows))            # so that halves fall together with the first cut
 
 
 def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=None):
@@ -416,11 +419,17 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
         if name not in SETTINGS:
             near = ", ".join(difflib.get_close_matches(name, SETTINGS, n=3, cutoff=0.0))
             raise ValueError(f"{name} is no setting; nearest: {near}")
-    (kind,) = kinds
+    (kind,), width = kinds, model.unet.width(model.hook_point)
     if kind == "direction":
         model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
                             for name, w in directions.items()}
+        if wrong := [name for name, w in model.directions.items() if w.shape != (width,)]:
+            raise ValueError(f"directions: {wrong[0]} has shape {list(model.directions[wrong[0]].shape)}, expected "
+                             f"[{width}], the channels of {model.hook_point}")
+    if batch_size is not None and batch_size < 1 or not 0 <= frames <= 50:
+        raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
     config = configure(model.settings, preset, kind, **settings)
     check_config(config, min(model.latent_shape[1:]), len(model.schedule))
-    jobs = list_jobs(model, kind, given[kind], seeds, timesteps)
+    some = lambda value: [value] if isinstance(value, int) else value
+    jobs = list_jobs(model, kind, some(given[kind]), some(seeds), timesteps)
     return [result for batch in stream(model, jobs, config, batch_size, None, frames, on_step) for result in batch]

@@ -348,3 +348,17 @@ def test_a_notebook_shows_the_finished_picture(model):
         pixels = torch.tensor(list(shown.tobytes())).reshape(128, 128, 3) / 255
         assert (pixels - image.permute(1, 2, 0).clamp(0, 1)).abs().max() < 0.003
     assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_a_notebook_may_say_it_shortly(model):
+    """One number for a list, one word for time steps; what cannot be is a ValueError with one line."""
+    short = dict(num_steps=1, prior="noise", finish=False)
+    (result,) = visualize(model, features=2, seeds=3, timesteps=40, **short)
+    assert result.job == Job("feature", 2, 40, 3)
+    assert [r.job.timestep for r in visualize(model, features=[2], seeds=3, timesteps="auto", **short)] == [0, 40]
+    for wrong, said in ((dict(preset="fast"), "no preset 'fast'"), (dict(batch_size=0), "batch_size"),
+                        (dict(frames=-1), "frames"), (dict(position=3), "--position takes a row and a column")):
+        with pytest.raises(ValueError, match=said):
+            visualize(model, features=[2], seeds=[1], timesteps=[40], **wrong)
+    with pytest.raises(ValueError, match="a has shape \\[2\\], expected \\[3\\]"):
+        visualize(model, directions={"a": [1.0, 2.0]}, seeds=[1], timesteps=[40])
