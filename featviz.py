@@ -13,11 +13,14 @@ What needs torch is imported where it is used, so that --help and wrong flags ar
 import itertools
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-from command.flags import find_shard, forgiving_console, guarded, nearest
-from command.parser import check_flags, parse, read_axes
-from command.progress import CaptureProgress, Progress, say, warn
-from config import PRIORS, SEEDS, check_config, configure
+if (ROOT := str(Path(__file__).resolve().parent)) not in sys.path:      # as where PYTHONSAFEPATH is set
+    sys.path.insert(0, ROOT)
+from command.flags import find_shard, forgiving_console, guarded, nearest  # noqa: E402
+from command.parser import check_flags, parse, read_axes  # noqa: E402
+from command.progress import CaptureProgress, Progress, say, warn  # noqa: E402
+from config import PRIORS, SEEDS, check_config, configure  # noqa: E402
 
 
 # --- for notebooks ----------------------------------------------------------------------------------------------------

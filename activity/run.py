@@ -17,7 +17,7 @@ from activity.profile import find_capture, folder_name
 from activity.prompts import WORDS, read_prompts
 from command.progress import CaptureProgress, say, warn
 from config import Job
-from results import folder_of, replacing, times_in
+from results import file_name, folder_of, replacing, times_in
 from steering import directions
 from steering import sample as steered_sample
 from vae import to_uint8
@@ -136,8 +136,9 @@ def sample(model, out, prompt, steer, steer_channel, seeds, **settings):
 
 def save_sample(out, made, image):
     """Write a picture with its recipe in the text chunk "featviz"; returns its path."""
-    name = re.sub(r"\W+", "-", made["prompt"].lower()).strip("-")[:80] or "empty"
-    name += "".join(f"_{kind}{n}={s:g}" for kind, key in (("f", "steer"), ("c", "steer_channel")) for n, s in made[key])
+    name = file_name(re.sub(r"\W+", "-", made["prompt"].lower()).strip("-")) or "empty"
+    name += file_name("".join(f"_{kind}{n}={s:g}" for kind, key in (("f", "steer"), ("c", "steer_channel"))
+                              for n, s in made[key]))
     path = out / made["weights"] / folder_name(made["hook_point"], "samples") / f"{name}_seed_{made['seed']}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = PngInfo()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
-    sys.path[0] = str(ROOT.parent)
+    sys.path[:] = [str(ROOT.parent), *(path for path in sys.path if path != str(ROOT))]
 from command.flags import Parser, guarded  # noqa: E402
 from command.progress import Line, say  # noqa: E402
 from weights.hub import MIB, FetchError, Gone, Source, list_files, mismatch, spellings, transfer, url_of  # noqa: E402
@@ -114,8 +114,11 @@ def describe(bundle):
 
 
 def home(bundle):
-    """Return the folder of a bundle where none is given."""
-    return Path(os.path.relpath(ROOT / bundle))
+    """Return the folder of a bundle where none is given, as it is typed from here; whole where that is another drive."""
+    try:
+        return Path(os.path.relpath(ROOT / bundle))
+    except ValueError:
+        return ROOT / bundle
 
 
 def amount(size):
