@@ -204,19 +204,14 @@ def follow_scores(model, jobs, config, begin, results):
     """
     eps, start = under_noise(model, jobs, begin, config)
     found = [{"eps": eps[i], "activation_start": start[i]} for i in range(len(jobs))]
-    for name, ends in pictures_of(results):
-        z = torch.stack([end.latent for end in ends]).to(model.device)
+    for name in tracepage.ends(results[0]):
+        z = torch.stack([tracepage.ends(result)[name].latent for result in results]).to(model.device)
         again = model.encode(model.decode(z))
         own, reencoded = (under_noise(model, jobs, latents, config)[1] for latents in (z, again))
         for i, tensors in enumerate(found):
             tensors |= {f"{name}_latent": z[i], f"{name}_reencoded": again[i], f"{name}_activation": own[i],
                         f"{name}_activation_reencoded": reencoded[i]}
     return [plain(tensors) for tensors in found]
-
-
-def pictures_of(results):
-    """List ("ascent", results) and, where there are some, ("finished", results)."""
-    return [("ascent", results), *([("finished", [r.finished for r in results])] if results[0].finished else [])]
 
 
 def save_trace(model, recipe, parts, out, steps):
@@ -227,10 +222,10 @@ def save_trace(model, recipe, parts, out, steps):
         old.unlink()
     files = {"start": parts.start, **{f"step_{k:03d}": s for k, s in sorted(parts.steps.items())},
              "finish": parts.finish, "verdict": parts.verdict}
+    scores = {name: end.scores for name, end in tracepage.ends(parts.result).items()}
+    meta = json.dumps({"recipe": recipe, "scores": scores}, sort_keys=True)
     for name, tensors in files.items():
         if tensors is not None:
-            meta = json.dumps({"recipe": recipe, "scores": {name: end.scores for name, (end,) in
-                                                            pictures_of([parts.result])}}, sort_keys=True)
             write(folder / f"{name}.safetensors", save_tensors(tensors, metadata={"featviz": meta}))
     panels = tracepage.all_pictures(model, job["kind"], parts)
     for (name, stage), found in panels.items():

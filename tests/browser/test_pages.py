@@ -132,7 +132,9 @@ def test_terms_are_explained_on_hover_focus_and_tap(browser, toy):
         tab_to(browser, ".pair abbr")
         said = browser.run("getComputedStyle(document.activeElement, '::after').content")
         assert len(said) > 20 and said != "none"
-        assert browser.run("document.documentElement.scrollWidth") <= width
+        wide = ("[...document.querySelectorAll('abbr')].filter(a => a.checkVisibility()).map(a => { a.focus(); "
+                "return document.documentElement.scrollWidth; })")
+        assert max(browser.run(wide)) <= width
 
 
 def test_the_way_to_the_atlas_and_back(browser, toy):
