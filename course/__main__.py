@@ -65,6 +65,12 @@ def listing(work):
     return lines
 
 
+def ask(exercise):
+    """Print the two questions of the last exercise."""
+    if not exercise.file:
+        say("Find a feature that responds to {!r}; say what feature {} responds to.".format(*asked()))
+
+
 def show(exercise, work):
     """Make the work file where there is none, else check it; return the exit code."""
     path = path_of(exercise, work)
@@ -73,12 +79,12 @@ def show(exercise, work):
         say(f"Exercise {exercise.number}: {exercise.title}. {exercise.objective}\nAbout {exercise.minutes} minutes, "
             f"difficulty {exercise.difficulty} of 5; before it: {exercise.prerequisite}.\nWrite into {path}, then run "
             "the same command again; --hint helps.")
-        if not exercise.file:
-            say("Find a feature that responds to {!r}; say what feature {} responds to.".format(*asked()))
+        ask(exercise)
         return 0
     state = state_of(exercise, work)
     if state != "passed":
         say(f"exercise {exercise.number}: {state}")
+        ask(exercise)
         return 1
     left = sum(state_of(e, work) != "passed" for e in EXERCISES)
     say(f"exercise {exercise.number} passed, {left} of {len(EXERCISES)} to go")

@@ -31,7 +31,7 @@ def randn(*shape, seed=0):
 def embedding_cases():
     return {"time_embedding": [Case((torch.tensor([0]), 4), torch.tensor([[1.0, 1, 0, 0]]),
                                     says="t = 0 has cos 1, sin 0"),
-                               Case((torch.tensor([3, 981]), 320))]}
+                               Case((torch.tensor([3, 81]), 320))]}
 
 
 def embedding(t, width, base=10_000, sine_first=False, half=None):
@@ -42,7 +42,8 @@ def embedding(t, width, base=10_000, sine_first=False, half=None):
 
 
 def noise_cases():
-    small = SimpleNamespace(abar=lambda t: torch.tensor([0.25, 0.64])[t].reshape(-1, 1, 1, 1))
+    abar = torch.tensor([0.25, 0.64])
+    small = SimpleNamespace(alphas_cumprod=abar, abar=lambda t: abar[t].reshape(-1, 1, 1, 1))
     z, eps = torch.full((2, 1, 1, 1), 2.0), torch.full((2, 1, 1, 1), 10.0)
     by_hand = torch.tensor([1 + 10 * 0.75 ** 0.5, 1.6 + 6]).reshape(2, 1, 1, 1)
     return {"add_noise": [Case((small, z, eps, torch.tensor([0, 1])), by_hand, says="abar 0.25 and 0.64, z 2, eps 10"),
@@ -102,6 +103,8 @@ def encode_cases():
     h = torch.tensor([[4.0, 2.5], [2.0, 0.5]])
     return {"encode": [Case((small_sae(2), h), torch.tensor([[3.0, 2.5, 0, 0], [1.0, 0, 4, 0]]),
                             says="k 2, b_dec (1, 0)"),
+                       Case((small_sae(4), h), torch.tensor([[3.0, 2.5, 2, 0], [1, 0.5, 4, 0]]),
+                            says="the relu comes first: no feature is negative"),
                        Case((random_sae(), randn(2, 5, 8)), gradient=1)]}
 
 
@@ -249,7 +252,8 @@ def open_check(functions):
 QUESTIONS = '''def find_feature():
     """Return the number of a feature that responds to the thing that `python -m course 14` names, without `match`.
 
-    You have the capture (model.capture.examples(kind, n, t), .prompts) and python -m activity analyse.
+    You have the capture: model = featviz.load(), then model.capture.live(), .examples(kind, n, t), .prompt(image).
+    Search here, or return the number that you found.
     """
     raise NotImplementedError
 
@@ -301,14 +305,15 @@ EXERCISES = (
                   + (1 - s.alphas_cumprod[t]).sqrt() * e),
                  ("this is x0 itself: it must be noised to t_next", lambda s, x, e, t, n: x0(s, x, e, t)))},
              hints=("solve exercise 2's formula for z: that is x0",
-                    "now = self.alphas_cumprod[t]; t_next may be below 0",
+                    "abar is self.alphas_cumprod[t]; abar' that of t_next, or self.last where t_next is below 0",
                     "after.sqrt() * x0 + (1 - after).sqrt() * eps")),
     Exercise(4, "the model", "The hook", "Stop the UNet where the dictionary reads.", 1, 6, "exercise 2",
              ("read_hook",), "steering.py", cases=hook_cases, wrong={"read_hook": (
                  ("an SAE that reads the update was given the output", lambda m, x, t,
                   c: m.unet(x, t, c, until="hook")),)},
-             hints=("the UNet stops by itself: until=", "model.dtype is the precision that x must have",
-                    "model.sae may be None; its `reads` is output or update")),
+             hints=("the UNet stops by itself: model.unet(x, t, context, until=model.hook_point)",
+                    "x must have the precision model.dtype",
+                    "model.sae may be None; where model.sae.reads is 'update' the UNet also takes update=True")),
     Exercise(5, "the dictionary", "Encoding", "Write a position as a few features.", 2, 10, "dot products",
              ("encode",), "sae.py", "SAE", encode_cases, {"encode": (
                  ("the decoder's bias is counted twice: `linear` subtracts it already",
@@ -316,14 +321,16 @@ EXERCISES = (
                  ("without the k largest: this is pre_acts", lambda s, h: s.pre_acts(h)),
                  ("the k largest over all positions together: that is batch top-k",
                   lambda s, h: together(s.pre_acts(h), s.k)))},
-             hints=("self.linear(h) is W_enc (h - b_dec) + b_enc", "pre.topk(self.k, dim=-1) gives values and indices",
+             hints=("pre = self.linear(h).relu(), where self.linear(h) is W_enc (h - b_dec) + b_enc",
+                    "the gate of this SAE keeps the self.k largest of each position: pre.topk(self.k, dim=-1)",
                     "torch.zeros_like(pre).scatter(-1, top.indices, top.values)")),
     Exercise(6, "the dictionary", "Batch top-k", "Let each position take as many features as it needs.", 3, 10,
              "exercise 5", ("batch_topk",), "dictionary/loss.py", cases=topk_cases, wrong={"batch_topk": (
                  ("this is top-k a position, not over the batch", per_position),
                  ("k of the whole batch: it must be k times the number of rows",
                   lambda pre, k: batch(pre, k, 1)),)},
-             hints=("flatten first", "k * len(pre) values are kept",
+             hints=("flatten first: top = pre.flatten().topk(...)",
+                    "k * len(pre) values are kept, all others become 0",
                     "values at or below 0 do not count for the least")),
     Exercise(7, "the dictionary", "The auxiliary loss", "Revive dead features with what is left over.", 4, 15,
              "exercise 6", ("training_loss",), "dictionary/loss.py", cases=loss_cases, wrong={"training_loss": (
@@ -332,17 +339,20 @@ EXERCISES = (
                   bad_loss(bias=True)),
                  ("the residual is not detached (sparsify, issue 57)", bad_loss(detach=False)),
                  ("the auxiliary term counts in full, not a 32nd of it", bad_loss(weight=1.0)))}, check=detached,
-             hints=("the residual is (preprocess(h) - h_hat).detach()",
-                    "dead features alone: pre.masked_fill(~dead, 0)",
-                    "guess = their activations @ sae.W_dec, without b_dec",
-                    "loss = fvu + AUX_WEIGHT * fvu(residual, guess)")),
+             hints=("first part: pre_acts, batch_topk, sae.decode, then main = fvu(sae.preprocess(h), h_hat)",
+                    "the residual is (sae.preprocess(h) - h_hat).detach()",
+                    "dead features alone: pre.masked_fill(~dead, 0); of each position only the k_aux largest are kept",
+                    "k_aux is the number of dead features, at most int(AUX_K_SHARE * D); at 0 the loss is main",
+                    "guess = what is kept @ sae.W_dec, without b_dec; loss = main + AUX_WEIGHT * fvu(residual, guess)",
+                    "fired is (acts > 0).any(dim=0); the last two results are for display only: detach them")),
     Exercise(8, "the dictionary", "Which features are dead", "Read a capture.", 1, 5, "tables", ("live",),
              "activity/profile.py", "Capture", live_cases, {"live": (
                  ("at every time step, not at some", lambda c, kind="feature": (c.tables["max_feature"] > 0).all(
                      dim=0).nonzero().flatten().tolist()),
                  ("these are the dead ones", lambda c, kind="feature": (c.tables["max_feature"] <= 0).all(
                      dim=0).nonzero().flatten().tolist()))},
-             hints=("self.tables[f'max_{kind}'] is (time steps, features)", "any(dim=0), then nonzero()")),
+             hints=("self.tables[f'max_{kind}'] is (time steps, features)",
+                    "(table > 0).any(dim=0), then nonzero().flatten().tolist()")),
     Exercise(9, "the method", "The activation", "Say what is climbed.", 2, 10, "exercise 5",
              ("activation", "objective"),
              "ascent.py", cases=objective_cases, wrong={"activation": (
@@ -384,19 +394,24 @@ EXERCISES = (
                  ("the decay is in the gradient: that is Adam with L2, not AdamW", decayed("l2")),
                  ("without bias correction", decayed("bias")), ("epsilon is inside the root", decayed("epsilon")),
                  ("the decay is missing", decayed("none")), ("the sign: the loss goes down", decayed("sign")))},
-             hints=("three lines of formula, in this order", "divide by 1 - beta ** n",
-                    "z * (1 - lr * decay) before the step")),
+             hints=("three lines of formula, in this order; lr is config.learning_rate, decay is config.weight_decay",
+                    "divide by 1 - beta ** n, since both means start at 0", "z * (1 - lr * decay) before the step")),
     Exercise(13, "the method", "One whole step", "Put it together: the ascent.", 5, 20, "exercises 2, 9 to 12",
              ("ascend",), "ascent.py", check=ascent_check,
-             hints=("draw one set of random numbers for each generator",
-                    "transform, add_noise, read_hook, readout, objective",
-                    "loss = -climb + sum of penalties on z itself",
-                    "gradient_of, spectral_filter, blur, adamw, yield Step")),
+             hints=("config.num_steps times: z = before.clone().requires_grad_(True) is a new leaf",
+                    "draw(g, z.shape[1:], config) gives one job's shift, angle, zoom, eps: stack each over the jobs",
+                    "reg.transform(z, shift, angle, zoom); schedule.add_noise(..., eps, t); read_hook(..., t, context)",
+                    "t (B,) of the jobs; context = model.embed([config.prompt]).expand(len(jobs), -1, -1)",
+                    "values = readout(model, hook, jobs); a, silent, climb = objective(values, jobs[0].kind)",
+                    "loss = -climb + range_weight * reg.range_penalty(z) + moment_weight * reg.moment_penalty(z)",
+                    "gradient, _, repeats = gradient_of(loss, z); spectral_filter; adamw(before, ..., index + 1, ...)",
+                    "yield Step(...), its fields in order; smoothed may be the filtered gradient, alive all True")),
     Exercise(14, "the method", "Without a formula", "Find, name, and fool.", 4, 20, "the lesson, to its end",
              ("find_feature", "say", "fool"), check=open_check, task=QUESTIONS,
-             hints=("which prompts do the strongest examples of a feature share?",
-                    "leave the regularizers out (--preset none), one at a time",
-                    "the score averages over four fresh noises")))
+             hints=("go through model.capture.live(): which prompts do the strongest examples of a feature share?",
+                    "for a group, such as animal-bird, look for captions of several of its things",
+                    "without regularizers: featviz.visualize(model, features=[...], preset='none', ...)[0].latent",
+                    "if that shows something: ascend takes a negative total_variation_weight, so neighbours differ")))
 
 
 def after(schedule, t):

@@ -10,7 +10,7 @@ from command.parser import check_flags, parse, read_axes
 ROOT = Path(__file__).parent.parent
 STUDIES = "results.md"                          # of commands at an older commit, which it names
 DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "*/README.md") for path in ROOT.glob(pattern)
-             if path.name not in (STUDIES, "lesson.md")]        # the lesson is to be written anew for the next toy
+             if path.name != STUDIES]
 
 
 def commands(path):
