@@ -1,5 +1,6 @@
 """The last exercise: its questions, and how their answers are checked against what is known of the toy."""
 import json
+import re
 from functools import cache
 
 import torch
@@ -14,29 +15,39 @@ NOISE = 1.8                 # total variation per deviation; white noise has 2.2
 
 @cache
 def known():
-    """Return (the model, {feature: its meaning}) of the toy, from its concepts.json."""
+    """Return (the model, {feature: its row of concepts.json}) of the toy."""
     model = load()
     rows = json.loads((model.folder / "concepts.json").read_text(encoding="utf-8"))["rows"]
-    return model, {row["feature"]: row["meaning"][1] for row in rows
-                   if row["meaning"] and row["meaning"][0] in ("name", "subgroup")}
+    return model, {row["feature"]: row for row in rows}
 
 
 def asked():
     """Return (the thing to find a feature of, the feature to name): two that are not the same."""
-    _, meanings = known()
-    features = sorted(meanings, key=lambda f: (meanings[f], f))
+    meanings = {n: row["meaning"][1] for n, row in known()[1].items()
+                if row["meaning"] and row["meaning"][0] in ("name", "subgroup")}
+    features = sorted(meanings, key=lambda n: (meanings[n], n))
     return meanings[features[len(features) // 3]], features[2 * len(features) // 3]
+
+
+def fits(row, text):
+    """Check whether all words of a text are in a feature's meaning, or in three names of its strongest artworks."""
+    words = set(re.findall(r"\w+", text.lower()))
+    within = [words <= set(re.findall(r"\w+", said.lower())) for said in
+              [row["meaning"][1] if row["meaning"] else "", *(label.rsplit(", ", 1)[0] for label in row["strongest"])]]
+    return bool(words) and (within[0] or sum(within[1:]) >= 3)
 
 
 def check_answers(functions):
     """Return "" where all three answers are right, else one sentence."""
-    model, meanings = known()
+    model, rows = known()
     thing, number = asked()
     found = functions["find_feature"]()
-    if meanings.get(found) != thing:
-        return f"find_feature: {found!r} responds to {meanings.get(found, 'nothing that is known')!r}, not to {thing!r}"
-    word = str(functions["say"](number)).strip().lower()
-    if not word or word not in meanings[number].lower():
+    if found not in rows:
+        return f"find_feature: {found!r} is no feature that is active on an artwork"
+    if not fits(rows[found], thing):
+        return f"find_feature: not {thing!r} excites {found} most but {'; '.join(rows[found]['strongest'][:3])}"
+    word = str(functions["say"](number)).strip()
+    if not fits(rows[number], word):
         return f"say: {word!r} is not what feature {number} responds to; look at what its pictures have in common"
     job = Job("feature", model.settings.get("feature", 0), 500, 7)
     z = functions["fool"](model, job)
@@ -50,5 +61,5 @@ def check_answers(functions):
         return f"fool: the verdict is {verdict}, not excited"
     if (total_variation(z[None].float()) / z.float().std()).item() < NOISE:
         return "fool: that may show something: neighbours in the latent are alike, as in pictures"
-    return "" if len(str(functions.get("why",
-                                       "")).split()) > 4 else "fool: it is excited and shows nothing; now say why"
+    why = str(functions.get("why", ""))
+    return "" if len(why.split()) > 4 else "fool: it is excited and shows nothing; now say why"
