@@ -272,7 +272,7 @@ def judge_result(scores, alive, stopped):
         return "silent"
     if a <= scores["activation_start"]:
         return "weak"
-    if scores["activation_reencoded"] < 0.5 * a:
+    if scores["activation_reencoded"] < a - 0.5 * abs(a):       # a channel's may be below 0
         return "fragile"
     if rank is not None and rank > TOP_RANKS or largest is not None and a < 0.5 * max(largest, 0):
         return "raised"

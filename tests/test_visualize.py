@@ -100,6 +100,8 @@ GOOD = {"activation": 1.0, "activation_start": 0.5, "activation_reencoded": 0.8,
     ({"rank": None}, None, "excited"),                                                                   # a direction
     ({"activation_reencoded": 0.5}, None, "excited"), ({"activation_reencoded": 0.49}, None, "fragile"),
     ({"activation_reencoded": 0.49, "rank": 11}, 9.0, "fragile"),
+    ({"activation": -5.0, "activation_start": -9.0, "activation_reencoded": -5.5}, None, "excited"),
+    ({"activation": -5.0, "activation_start": -9.0, "activation_reencoded": -7.6}, None, "fragile"),
     ({"activation": -0.1, "activation_start": -0.5, "activation_reencoded": -0.04}, -1.0, "raised"),     # a raw channel
     ({"activation_start": 1.0}, None, "weak"), ({"activation_start": 0.99}, None, "excited"),
     ({"activation_start": 2.0, "activation_reencoded": 0.1}, None, "weak"),
