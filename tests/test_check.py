@@ -92,7 +92,7 @@ def test_verdicts(k, unexplained, active, says):
 
 
 def test_what_an_sae_of_the_update_reads(own, tmp_path):
-    """Everywhere the same: until the hook, on the way through the UNet, in the fit check; steering adds to the output."""
+    """Everywhere the same: until the hook, on the way through, in the fit check. Steering adds to the output."""
     folder = write_model(tmp_path / "update", sae=dict(k=8, reads="update"), activity=None)
     model = load(folder, "cpu")
     save_file(trained(activations(model, update=True)), folder / PATHS["sae"][1])
@@ -105,7 +105,7 @@ def test_what_an_sae_of_the_update_reads(own, tmp_path):
     push = {HOOK: torch.ones(2, 32)}
     plain, pushed = predict(model, x, t, context, see=seen.append), predict(model, x, t, context, push, see=seen.append)
     assert torch.equal(seen[0], h) and torch.equal(seen[1], h) and not torch.allclose(plain, pushed)
-    assert torch.equal(model.unet(x, t, context, until=HOOK, add=push), output + 1)             # steering is the output's
+    assert torch.equal(model.unet(x, t, context, until=HOOK, add=push), output + 1)
     assert torch.equal(reading(None, before, output), output)
     assert check.verdict(8, *check.fit(model)) == ""
     edit_json(folder / PATHS["sae"][0], reads="output")

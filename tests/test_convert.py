@@ -1,5 +1,6 @@
-"""What ends a conversion: damaged pickles, wrong arguments, a part that fails. tests/slow/test_layouts.py converts models in
-every layout, tests/test_saes.py SAEs of every family.
+"""What ends a conversion: damaged pickles, wrong arguments, a part that fails.
+
+tests/slow/test_layouts.py converts models in every layout, tests/test_saes.py SAEs of every family.
 """
 import pytest
 import torch
@@ -64,9 +65,9 @@ def test_a_conversion_that_fails_can_be_repeated(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "sd"]
 
 
-@pytest.mark.parametrize("source, target, says", [("none", "b", "no such file"), ("a.ckpt", "b.safetensors", "is a folder"),
-                                                  ("a.ckpt", "a.ckpt", "is a folder"), (".", "b", "holds no weights"),
-                                                  ("a.gguf", "b", "cannot be converted")])
+@pytest.mark.parametrize("source, target, says", [
+    ("none", "b", "no such file"), ("a.ckpt", "b.safetensors", "is a folder"), ("a.ckpt", "a.ckpt", "is a folder"),
+    (".", "b", "holds no weights"), ("a.gguf", "b", "cannot be converted")])
 def test_wrong_arguments(source, target, says, tmp_path, capsys):
     (tmp_path / "x").mkdir()
     for name in ("a.ckpt", "a.gguf"):

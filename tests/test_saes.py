@@ -92,8 +92,9 @@ CFG = {"expansion_factor": 2, "normalize_decoder": True, "num_latents": 0, "k": 
 UNBOX = {"n_dirs_local": F, "d_model": D, "k": K, "auxk": 256, "dead_steps_threshold": 2441}
 OVERCOMPLETE = {"encoder.final_block.0.weight": W, "encoder.final_block.0.bias": B, "dictionary._weights": V,
                 "dictionary.multiplier": torch.tensor(0.5)}
-BATCH_NORM = {"running_mean": G, "running_var": THETA, "weight": R, "bias": B,
-              "num_batches_tracked": torch.tensor(7)}
+BATCH_NORM = {f"encoder.final_block.1.{name}": t for name, t in (
+    ("running_mean", G), ("running_var", THETA), ("weight", R), ("bias", B), ("num_batches_tracked", torch.tensor(7)))}
+SCALE = R / (THETA + 1e-5).sqrt()
 
 
 def trained(name):
@@ -104,9 +105,9 @@ def trained(name):
 FAMILIES = {    # name: (file, tensors, config's name, config, definition, fields of our cfg.json)
     "SAeUron": ("sae.safetensors", A, "cfg.json", CFG, plain(), {"gate": "topk", "k": K, "reads": "output"}),
     "SAeUron, unit norm": ("sae.safetensors", A, "cfg.json", CFG | {"input_unit_norm": True}, None, {"norm": "unit"}),
-    "sparsify": ("sae.safetensors", A, "cfg.json", {"activation": "topk", "expansion_factor": 2, "normalize_decoder": True,
-                                                    "num_latents": F, "k": K, "multi_topk": False, "transcode": False,
-                                                    "skip_connection": False, "d_in": D}, plain(), {}),
+    "sparsify": ("sae.safetensors", A, "cfg.json", {
+        "activation": "topk", "expansion_factor": 2, "normalize_decoder": True, "num_latents": F, "k": K, "d_in": D,
+        "multi_topk": False, "transcode": False, "skip_connection": False}, plain(), {}),
     "sdxl-unbox": ("state_dict.pth", OPENAI, "config.json", UNBOX, plain(), {"reads": "update", "gate": "topk"}),
     "SAEmnesia, pth": ("state_dict.pth", OPENAI, "cfg.json", {"d_in": D, "n_dirs_local": F, "k": K}, plain(),
                        {"reads": "output"}),
@@ -147,8 +148,8 @@ FAMILIES = {    # name: (file, tensors, config's name, config, definition, field
                               LENS | {"architecture": "topk", "k": K, "normalize_activations": "constant_norm_rescale"},
                               length, {"norm": "length"}),
     "SAELens gated": ("sae_weights.safetensors", {"W_enc": W.T, "b_gate": G, "b_mag": B, "r_mag": R, "W_dec": V,
-                                                  "b_dec": C}, "cfg.json", LENS | {"architecture": "gated"}, gated(W, C),
-                      {}),
+                                                  "b_dec": C}, "cfg.json", LENS | {"architecture": "gated"},
+                      gated(W, C), {}),
     "SAELens 4 standard": ("sae_weights.safetensors", MATRICES, "cfg.json",
                            {"d_in": D, "d_sae": F, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K},
                             "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "hook_layer": 5,
@@ -157,10 +158,9 @@ FAMILIES = {    # name: (file, tensors, config's name, config, definition, field
                      plain(rows=ROWS * torch.tensor(0.5).exp(), centre=0, shift=0, gate=relu), {"gate": "relu"}),
     "overcomplete, jump": ("sae.pt", OVERCOMPLETE | {"thresholds": THETA.log()}, None, None,
                            plain(rows=ROWS * torch.tensor(0.5).exp(), centre=0, shift=0, gate=above(THETA)), {}),
-    "overcomplete, batch norm": ("sae.pt", OVERCOMPLETE | {f"encoder.final_block.1.{k}": v for k, v in BATCH_NORM.items()},
-                                 "config.json", {"top_k": K},
-                                 plain(W * (R / (THETA + 1e-5).sqrt())[:, None], (B - G) * R / (THETA + 1e-5).sqrt() + B,
-                                       ROWS * torch.tensor(0.5).exp(), 0, 0), {"gate": "topk"}),
+    "overcomplete, batch norm": ("sae.pt", OVERCOMPLETE | BATCH_NORM, "config.json", {"top_k": K},
+                                 plain(W * SCALE[:, None], (B - G) * SCALE + B, ROWS * torch.tensor(0.5).exp(), 0, 0),
+                                 {"gate": "topk"}),
 }
 
 
@@ -202,7 +202,7 @@ def test_a_family_computes_what_its_source_defines(name, tmp_path):
         x, _, _ = unit(H)
         assert torch.allclose(sae.encode(H), plain()(x)[1], atol=1e-5)
         assert torch.allclose(sae.decode(sae.encode(H)), plain()(x)[2], atol=1e-5)
-    assert "Converted once more" and convert.convert(tmp_path / "sae/unet.up_blocks.1.attentions.1", tmp_path / "again")
+    convert.convert(tmp_path / "sae/unet.up_blocks.1.attentions.1", tmp_path / "again")         # of our own form
     again = loaded(tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), sae.state_dict().values()))
     assert torch.equal(again.encode(H), sae.encode(H)) and torch.equal(again.reconstruct(H), sae.reconstruct(H))
@@ -210,6 +210,14 @@ def test_a_family_computes_what_its_source_defines(name, tmp_path):
 
 def test_saeuron_s_files_are_read_as_they_are(tmp_path):
     agree(loaded(written(tmp_path / "in", "sae.safetensors", A, "cfg.json", CFG)), plain())
+
+
+def test_our_own_dictionary_s_threshold_is_one_number_in_cfg(tmp_path):
+    config = {"d_in": D, "num_latents": F, "k": K, "gate": "threshold", "threshold": 0.7}
+    source = written(tmp_path / "in", "sae.safetensors", A, "cfg.json", config)
+    convert.convert(source, tmp_path / "out")
+    for folder in (source, tmp_path / "out"):
+        agree(loaded(folder), plain(gate=above(0.7)))
 
 
 def test_names_with_a_beginning_and_a_whole_pickled_network(tmp_path):
@@ -251,8 +259,8 @@ REFUSED = {     # name: (file, tensors, config's name, config, what the line say
              "config.json", {"features": F, "pages": 4, "k": K}, "SAE of FLUX"),
     "lost latent_bias": ("ae.pt", TOPK | {"encoder.bias": torch.zeros(F), "k": torch.tensor(F)}, "config.json",
                          trained("AutoEncoderTopK"), "lost the latent_bias"),
-    "layer norm in overcomplete": ("sae.pt", OVERCOMPLETE | {"encoder.final_block.1.weight": R,
-                                                             "encoder.final_block.1.bias": B}, None, None, "layer norm"),
+    "layer norm in overcomplete": ("sae.pt", OVERCOMPLETE | {
+        "encoder.final_block.1.weight": R, "encoder.final_block.1.bias": B}, None, None, "layer norm"),
     "W_enc without a config": ("sae.pt", MATRICES, None, None, "put its config"),
     "k nowhere": ("state_dict.pth", OPENAI, None, None, "says nowhere what k is"),
     "unknown names": ("sae.pt", {"W_dec": V, "U": W}, None, None, "its tensors are U, W_dec"),
@@ -296,5 +304,6 @@ def test_a_hub_folder_of_several_hook_points(tmp_path):
     for hook in ("unet.up_blocks.1.attentions.1", "unet.up_blocks.1.attentions.2"):
         written(tmp_path / "hub" / hook, "sae.safetensors", A, "cfg.json", CFG)
     convert.convert(tmp_path / "hub", tmp_path / "out")
-    assert {p.parent.name for p in (tmp_path / "out").rglob("cfg.json")} == {p.name for p in (tmp_path / "hub").iterdir()}
+    made = {path.parent.name for path in (tmp_path / "out").rglob("cfg.json")}
+    assert made == {path.name for path in (tmp_path / "hub").iterdir()}
     assert torch.equal(load_file(tmp_path / "out/unet.up_blocks.1.attentions.2/sae.safetensors")["b_dec"], C)

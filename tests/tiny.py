@@ -50,7 +50,8 @@ CLIP_CONFIG = dict(text_config=CONFIGS["text_encoder"], projection_dim=8,
 ACTIVITY = "activity/activity.safetensors"
 BUILD = {   # the same config keys that weights/load.py hands on
     "unet": lambda c: UNet(**{k: v for k, v in c.items() if k != "sample_size"}),
-    "vae": lambda c: VAE(**c), "text_encoder": lambda c: TextEncoder(**c), "sae": lambda c: SAE(**{k: v for k, v in c.items() if k != "input_unit_norm"}),
+    "vae": lambda c: VAE(**c), "text_encoder": lambda c: TextEncoder(**c),
+    "sae": lambda c: SAE(**{k: v for k, v in c.items() if k != "input_unit_norm"}),
     "clip": lambda c: CLIP(**c),
 }
 

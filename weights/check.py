@@ -1,9 +1,9 @@
 """Check whether UNet and SAE belong together, from activations of two fixed prompts.
 
-An SAE describes the activations that it was trained on. On those of its UNet it leaves little variance unexplained, with
-about k features active at a position; on another model's, at another hook point, or on the output where it was trained
-on the update, both are far off. So it is looked at where it was trained: at its own time steps, three of them at most.
-The inputs are noise of fixed seeds and what a sampler of few steps makes of it on the way down to them.
+An SAE describes the activations that it was trained on. On those of its UNet it leaves little variance unexplained,
+with about k features active at a position; on another model's, at another hook point, or on the output where it was
+trained on the update, both are far off. It is looked at where it was trained: at three of its time steps. The inputs
+are noise of fixed seeds, and what a sampler of a few steps makes of it on the way down to them.
 """
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sae import fvu
 from unet import updates
 
 PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")            # as SAeUron and the toy train
-STEPS = (981, 501, 21)                          # looked at where an SAE is for all time steps; the first are on every way
+STEPS = (981, 501, 21)                          # where an SAE for all time steps is looked at
 BLOCK = 256                                     # positions encoded at a time
 FVU_FITS, FVU_WRONG = 0.5, 0.8                  # fits below the one, does not from the other on; the mean alone has 1
 ACTIVE_WRONG = 0.25                             # share of k; fewer active features at a position do not describe it
@@ -27,7 +27,7 @@ class Row:
     unexplained: float                          # fraction of variance
     active: float                               # features at a position
     mean: float                                 # |mean of h|, beside |b_dec|
-    other: float                                # `unexplained` if the SAE read the update instead of the output, or so
+    other: float                                # `unexplained` of the other reading, output or update
 
 
 def chosen(timesteps):
@@ -49,9 +49,9 @@ def describe(sae, h):
 @torch.no_grad()
 def measure(model):
     """Look at every chosen time step on the way down: [Row]."""
-    flat = lambda h: h.float().flatten(2).transpose(1, 2).flatten(0, 1)                         # (B, D, h, w) -> (B * S, D)
+    flat = lambda h: h.float().flatten(2).transpose(1, 2).flatten(0, 1)                         # to (B * S, D)
     noises = [torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    x, context = torch.stack(noises).to(model.device), model.embed(list(PROMPTS))               # (B, 4, H, W), (B, 77, Dc)
+    x, context = torch.stack(noises).to(model.device), model.embed(list(PROMPTS))               # (B, 4, H, W)
     looked, rows = chosen(model.sae.timesteps), []
     way = sorted({*looked, *(t for t in STEPS if t > min(looked))}, reverse=True)
     for t, t_next in zip(way, [*way[1:], None]):
@@ -98,13 +98,13 @@ def verdict(k, unexplained, active, hint=""):
         return ""
     sure = not unexplained < FVU_WRONG or active < ACTIVE_WRONG * k                   # NaN is sure, too
     return (f"UNet and SAE {'do not' if sure else 'may not'} belong together: the SAE leaves {unexplained:.2f} of the "
-            f"activations' variance unexplained (below {FVU_FITS} where they do), with {active:.1f} features active at a "
-            f"position{f' (k is {k})' * bool(k)}; {hint or 'give the UNet that it was trained on'}")
+            f"activations' variance unexplained (below {FVU_FITS} where they do), with {active:.1f} features active at "
+            f"a position{f' (k is {k})' * bool(k)}; {hint or 'give the UNet that it was trained on'}")
 
 
 def check_fit(model):
     """Write the line of --check about UNet and SAE."""
     said = verdict(model.sae.k, *fit(model)) or "they belong together"
-    rows = ", ".join(f"t {row.t}: {row.unexplained:.3f} of the variance unexplained, {row.active:.1f} active, |mean of h| "
-                     f"{row.mean:.1f}" for row in model.rows)
+    rows = ", ".join(f"t {row.t}: {row.unexplained:.3f} of the variance unexplained, {row.active:.1f} active, "
+                     f"|mean of h| {row.mean:.1f}" for row in model.rows)
     return f"fit of UNet and SAE: {rows}; |b_dec| {model.sae.b_dec.norm():.1f}, k {model.sae.k}: {said}"

@@ -36,14 +36,16 @@ if __name__ == "__main__":                                      # as a script th
     sys.path[:] = [str(ROOT), *(p for p in sys.path if p != str(ROOT / "weights"))]
 from clip import Tokenizer  # noqa: E402
 from schedule import Schedule  # noqa: E402
+from command.progress import say, warn  # noqa: E402
 from weights.load import (  # noqa: E402
-    AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, foreign, on_meta, open_tensors, read_json,
-    read_part, read_sae_config, read_scheduler, read_tokenizer, tokenizer_files, tokenizer_json)
+    AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, foreign, on_meta, open_tensors,
+    read_json, read_part, read_sae_config, read_scheduler, read_tokenizer, tokenizer_files, tokenizer_json)
 from weights.saes import is_sae, read_sae  # noqa: E402
 
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
           pickle.UnpicklingError, zipfile.BadZipFile)           # what a damaged pickle makes torch.load raise
+WHAT = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")   # of a network's file in a folder [1]
 VARIANTS = ("", "fp16", "bf16", "non_ema")                      # between stem and suffix, in the order of choice
 SAE_FILES = ("sae.safetensors", "sae_weights.safetensors", "state_dict.pth", "ae.pt")
@@ -165,17 +167,17 @@ def find_part(part, tensors, shapes, path, ema=False):
 
 
 def cause(tensors):
-    """What a file is that is no SD 1.x, judged by its names and shapes; "" where that is not known."""
+    """What a file is that is no SD 1.x, judged by its names and shapes: "this is ..."; "" where that is not known."""
     for pattern, what in OTHERS.items():
         if any(re.search(pattern, name) for name in tensors):
-            return what
+            return f"this is {what}"
     widths = {}
     for name, tensor in tensors.items():
         if name.endswith(("input_blocks.0.0.weight", "conv_in.weight")) and "coder" not in name and tensor.ndim == 4:
             widths["in_channels"] = tensor.shape[1]
         if name.endswith("attn2.to_k.weight"):
             widths["cross_attention_dim"] = tensor.shape[1]
-    return foreign(widths).removeprefix("this is ")
+    return foreign(widths)
 
 
 def same_numbers(shape, wanted):
@@ -191,18 +193,16 @@ def pick_part(part, tensors, sizes, path, ema=False):
     found, met = find_part(part, tensors, shapes, path, ema)
     if not found:
         return {}, set()
-    what = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}[part]
-    why = f"this is {other}" if (other := cause(tensors)) else AGAIN
-    wrong = [name for name in sorted(found) if not same_numbers(tensors[found[name]].shape, shapes[name])]
-    inside = lambda key: any(key.startswith(prefix) for prefix in met)
-    extra = sorted(key for key in tensors.keys() - {*found.values()} if inside(key) and not UNREAD.search(key)
-                   and not any(key.startswith(p) for other in PREFIXES if other != part for p in PREFIXES[other] if p))
+    what, why = WHAT[part], cause(tensors) or AGAIN
+    foreign_names = tuple(p for other in PREFIXES if other != part for p in PREFIXES[other] if p)
+    extra = sorted(key for key in tensors.keys() - {*found.values()} if key.startswith(tuple(met))
+                   and not UNREAD.search(key) and not key.startswith(foreign_names))
     if missing := sorted(shapes.keys() - found.keys()):
         raise WeightsError(f"{path}: lacks {missing[0]!r} of the {what}, and {len(missing) - 1} more; {why}")
-    if wrong:
-        shape = list(tensors[found[wrong[0]]].shape)
-        raise WeightsError(f"{path}: {found[wrong[0]]} has shape {shape}, the {what} of Stable Diffusion 1.x has "
-                           f"{list(shapes[wrong[0]])}; {why}")
+    for name, key in sorted(found.items()):
+        if not same_numbers(tensors[key].shape, shapes[name]):
+            raise WeightsError(f"{path}: {key} has shape {list(tensors[key].shape)}, the {what} of Stable Diffusion "
+                               f"1.x has {list(shapes[name])}; {why}")
     if extra:
         raise WeightsError(f"{path}: has {extra[0]!r}, and {len(extra) - 1} more, which the {what} of Stable Diffusion "
                            f"1.x has not; {why}")
@@ -388,9 +388,17 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def write_part(folder, part, tensors, config):
-    write_tensors(folder / part / FILES[part], tensors)
+def write_part(folder, part, tensors, config, path, ema=False):
+    """Write one network of `tensors` with its config; returns ("unet 686", the keys that were taken), ("", {}) where
+    there is none.
+    """
+    config = {key: value for key, value in config.items() if key != "use_linear_projection"}    # the same numbers
+    found, keys = pick_part(part, tensors, check_config(part, config, path), path, ema)
+    if not found:
+        return "", set()
+    write_tensors(folder / part / FILES[part], found)
     write_json(folder / part / "config.json", config)
+    return f"{part} {len(found)}", keys
 
 
 def write_tokenizer(folder, vocab, merges):
@@ -425,36 +433,23 @@ def check_marks(path, tensors):
             raise WeightsError(f"{yaml}: {path.name} {V_PREDICTION}")
 
 
-def convert_tensors(path, tensors, folder, ema, configs=None):
-    """Write every network that is in one set of tensors; returns the keys that no network reads."""
-    check_marks(path, tensors)
-    taken, parts = set(), []
-    for part in NETWORKS:
-        config = (configs or {}).get(part, SIZES[part])
-        sizes = check_config(part, config, path)
-        found, keys = pick_part(part, tensors, sizes, path, ema and part == "unet")
-        if found:
-            write_part(folder, part, found, config)
-            parts.append(f"{part} {len(found)}")
-            taken |= keys
-    if ema and not (folder / "unet").exists():
-        raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; an `emaonly` file holds the moving "
-                           "average under the plain names, leave --ema out")
-    if not parts:
-        why = f"this is {other}" if (other := cause(tensors)) else f"its first tensor is {min(tensors)!r}"
-        raise WeightsError(f"{path}: holds no network of Stable Diffusion 1.x; {why}")
-    averages = sum(key.startswith(EMA) for key in tensors) > 2
-    note = f"; the UNet is {'the moving average' if ema else 'the plain one, --ema takes the moving average'}" * averages
-    return f"{', '.join(parts)} tensors{note}", tensors.keys() - taken
-
-
 def convert_single(path, tensors, folder, ema, configs=None):
-    """Write the folder of a single file; its tokenizer and scheduler are SD 1.x's."""
-    said, left = convert_tensors(path, tensors, folder, ema, configs)
+    """Write every network that is in one set of tensors; tokenizer and scheduler are SD 1.x's."""
+    check_marks(path, tensors)
+    said, taken = zip(*(write_part(folder, part, tensors, (configs or SIZES)[part], path, ema and part == "unet")
+                        for part in NETWORKS))
+    if ema and not (folder / "unet").exists():
+        raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; an `emaonly` file holds the "
+                           "moving average under the plain names, leave --ema out")
+    if not any(said):
+        raise WeightsError(f"{path}: holds no network of Stable Diffusion 1.x; "
+                           + (cause(tensors) or f"its first tensor is {min(tensors)!r}"))
     if (folder / "text_encoder").exists():
         write_clip_tokenizer(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
-    return said + left_out(left)
+    which = "the moving average" if ema else "the plain one, --ema takes the moving average"
+    note = f"; the UNet is {which}" if sum(key.startswith(EMA) for key in tensors) > 2 else ""
+    return f"{', '.join(filter(None, said))} tensors{note}" + left_out(tensors.keys() - set().union(*taken))
 
 
 def left_out(keys):
@@ -473,25 +468,22 @@ def convert_folder(source, folder, ema):
         home = source / ("unet_ema" if ema and part == "unet" else part)
         if not home.exists():
             if part == "unet":
-                raise WeightsError(f"{home}: is missing" + ("; leave --ema out" if ema else ""))
+                raise WeightsError(f"{home}: is missing" + "; leave --ema out" * ema)
             continue
         tensors, path = read_folder(home)
-        config = read_json(home / "config.json") if (home / "config.json").exists() else dict(SIZES[part])
-        config.pop("use_linear_projection", None)               # the same numbers as a matrix or a 1x1 convolution
-        sizes = check_config(part, config, home / "config.json")
-        found, keys = pick_part(part, tensors, sizes, path)
-        if not found:
-            raise WeightsError(f"{path}: holds no tensor of the {part} of Stable Diffusion 1.x; "
-                               + (f"this is {other}" if (other := cause(tensors)) else AGAIN))
-        write_part(folder, part, found, config)
-        said.append(f"{part} {len(found)}" + f" (from {path.name})" * (path.name != FILES[part]))
+        config = home / "config.json"
+        text, keys = write_part(folder, part, tensors, read_json(config) if config.exists() else SIZES[part], path)
+        if not text:
+            raise WeightsError(f"{path}: holds no tensor of the {WHAT[part]} of Stable Diffusion 1.x; "
+                               + (cause(tensors) or AGAIN))
+        said.append(text + f" (from {path.name})" * (path.name != FILES[part]))
         left |= tensors.keys() - keys
     convert_tokenizer(source / "tokenizer", folder)
     for name in ("scheduler/scheduler_config.json", "featviz.json"):
         if (source / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
-    return ", ".join(said) + " tensors" + left_out(left)
+    return f"{', '.join(said)} tensors" + left_out(left)
 
 
 def convert_tokenizer(source, folder):
@@ -597,15 +589,15 @@ def main(argv=None):
     parser.add_argument("source", metavar="IN", help="a single file or a folder, of a model or of an SAE")
     parser.add_argument("target", metavar="OUT", help="the folder to make; of an SAE weights/<model>/sae/<hook point>")
     parser.add_argument("--ema", action="store_true", help="of two sets of weights for the UNet, the moving average")
-    parser.add_argument("--reads", choices=("output", "update"), help="of an SAE: it was trained on the output of the hook "
-                        "point's module, or on its update, output - input")
-    parser.add_argument("--timesteps", type=time_steps, metavar="T,T", help="of an SAE: those it was trained on, or all")
+    parser.add_argument("--reads", choices=("output", "update"), help="what an SAE was trained on: the output of the "
+                        "hook point's module, or its update, output - input")
+    parser.add_argument("--timesteps", type=time_steps, metavar="T,T", help="those an SAE was trained on, or all")
     args = parser.parse_args(argv)
     changes = {key: value for key in ("reads", "timesteps") if (value := getattr(args, key))}
     try:
-        print(convert(args.source, args.target, args.ema, changes))
+        say(convert(args.source, args.target, args.ema, changes))
     except (WeightsError, OSError) as e:
-        print("convert: " + " ".join(str(e).split()), file=sys.stderr)
+        warn("convert: " + " ".join(str(e).split()))
         return 2
     return 0
 

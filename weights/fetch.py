@@ -114,7 +114,7 @@ def describe(bundle):
 
 
 def home(bundle):
-    """Return the folder of a bundle where none is given, as it is typed from here; whole where that is another drive."""
+    """Return the folder of a bundle where none is given, as it is typed from here, whole from another drive."""
     try:
         return Path(os.path.relpath(ROOT / bundle))
     except ValueError:

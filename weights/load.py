@@ -33,7 +33,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from clip import END, START, TextEncoder, Tokenizer, number
+from clip import START, TextEncoder, Tokenizer, number
 from config import HOOK_POINT, SETTINGS
 from sae import GATES, NORMS, READS, SAE
 from schedule import Schedule
@@ -49,7 +49,7 @@ CONTENTS = {part: f"config.json and {file}" for part, file in FILES.items()} | {
     "tokenizer": "vocab.json and merges.txt", "sae": "<hook point>/cfg.json and <hook point>/sae.safetensors"}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 AGAIN = "fetch or copy this file again"
-LARGE = 2 ** 20             # numbers of a tensor, bytes of a file: below, reopening or remembering costs more than it saves
+LARGE = 2 ** 20             # numbers of a tensor, bytes of a file; below, reopening or remembering does not pay
 
 # Keys of a config whose value changes the mathematics, with the only value for which there is code here.
 FIXED = {
@@ -77,7 +77,7 @@ SAE_FIELDS = {  # of a cfg.json: those that are read, then those that only train
     *SIZES["sae"], *FIXED["sae"], "input_unit_norm", "norm", "gate", "threshold", "reads", "timesteps",
     "expansion_factor", "normalize_decoder", "batch_topk", "sample_topk", "multi_topk", "num_timesteps",
     "time_embedding_type", "source", "hook_point", "hookpoint"}
-LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}   # of the VAE, before 2023
+LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the VAE, before 2023
 INSTEAD = {     # what people find where weights should be, by its first bytes
     b"version https://git-lfs": "a git-lfs pointer; git lfs pull fetches the file itself",
     b"<": "a web page saved under this name; fetch the file again, signed in where the site asks for it",
@@ -189,14 +189,15 @@ def read_settings(path):
 
 
 def read_sae_config(path):
-    """What an SAE is built with: the fields of sae.SAE, SAeUron's where they are missing. A field that nobody here knows
-    and that is not off may change the mathematics, so it is refused.
+    """Read what an SAE is built with: the fields of sae.SAE, SAeUron's where they are missing.
+
+    A field that is on and that nobody here knows may change the mathematics, so it is refused.
     """
     config = read_json(path)
     check_fixed(config, FIXED["sae"], path, "python weights/convert.py IN OUT may know the file")
     if unknown := [key for key in config if key not in SAE_FIELDS and config[key]]:
-        raise WeightsError(f"{path}: nobody here knows the field {unknown[0]!r}, which may change the mathematics; take it "
-                           "out if it does not")
+        raise WeightsError(f"{path}: nobody here knows the field {unknown[0]!r}, which may change the mathematics; "
+                           "take it out if it does not")
     if not config.get("num_latents"):
         config["num_latents"] = int(config.get("expansion_factor", 0) * config.get("d_in", 0))
     gate, times = config.get("gate", "topk"), config.get("timesteps", "all")
@@ -209,7 +210,7 @@ def read_sae_config(path):
         if value not in known:
             raise WeightsError(f"{path}: {key} is {value!r}, expected one of {', '.join(known)}")
     if times != "all" and not (isinstance(times, list) and times and all(type(t) is int for t in times)):
-        raise WeightsError(f"{path}: timesteps is {str(times)[:80]}, expected \"all\" or a list of time steps")
+        raise WeightsError(f'{path}: timesteps is {str(times)[:80]}, expected "all" or a list of time steps')
     if sizes["k"] > sizes["num_latents"]:
         raise WeightsError(f"{path}: k is {sizes['k']}, more than the {sizes['num_latents']} features")
     if type(threshold := config.get("threshold")) not in (int, float, type(None)):
@@ -258,12 +259,12 @@ def find_tensors(file, path, shapes, part=None):
     if missing or extra:
         kind, first = ("lacks", missing) if missing else ("has an unexpected", extra)
         more = f" and {len(missing) + len(extra) - 1} more mismatches" if len(missing) + len(extra) > 1 else ""
-        raise WeightsError(f"{path}: {kind} tensor {first[0]!r}{more}; the file does not belong to its config, or is of "
-                           "another layout, which python weights/convert.py IN OUT may know")
+        raise WeightsError(f"{path}: {kind} tensor {first[0]!r}{more}; the file does not belong to its config, or is "
+                           "of another layout, which python weights/convert.py IN OUT may know")
     for name, shape in shapes.items():
         if tuple(found := file.get_slice(there[name]).get_shape()) != tuple(shape):
-            raise WeightsError(f"{path}: {name} has shape {list(found)}, expected {list(shape)}; the file does not belong "
-                               "to its config, fetch or copy both again")
+            raise WeightsError(f"{path}: {name} has shape {list(found)}, expected {list(shape)}; the file does not "
+                               "belong to its config, fetch or copy both again")
     return there
 
 
@@ -285,19 +286,19 @@ def read_vectors(path, width):
         found = {key: file.get_tensor(key).float() for key in file.keys()}
     for key, vector in found.items():
         if vector.squeeze().shape != (width,):
-            raise WeightsError(f"{path}: {key} has shape {list(vector.shape)}, expected [{width}], the channels of the hook "
-                               "point; give the model that the vector belongs to (--weights)")
+            raise WeightsError(f"{path}: {key} has shape {list(vector.shape)}, expected [{width}], the channels of the "
+                               "hook point; give the model that the vector belongs to (--weights)")
     return {key: vector.squeeze() for key, vector in found.items()}
 
 
 def read_tensor(path, key, dtype, device, file, large):
-    tensor = file.get_tensor(key)
-    if not tensor.is_floating_point():
-        raise WeightsError(f"{path}: {key} holds {tensor.dtype}, expected floating-point numbers; {AGAIN}")
-    if dtype in (None, tensor.dtype) and torch.device(device).type == "cpu":
-        return tensor                                           # stays in the mapped file, and is not looked at here
     with open_tensors(path) if large else nullcontext(file) as file:
-        tensor = file.get_tensor(key).to(device, dtype)
+        tensor = file.get_tensor(key)
+        if not tensor.is_floating_point():
+            raise WeightsError(f"{path}: {key} holds {tensor.dtype}, expected floating-point numbers; {AGAIN}")
+        if dtype in (None, tensor.dtype) and torch.device(device).type == "cpu":
+            return tensor                                       # stays in the mapped file, and is not looked at here
+        tensor = tensor.to(device, dtype)
     if not tensor.isfinite().all():
         raise WeightsError(f"{path}: {key} holds NaN or infinite values as {tensor.dtype}; {AGAIN}")
     return tensor
@@ -405,7 +406,7 @@ def read_sae(folder, unet, hook_point, device):
         raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of {folder / 'unet'} has "
                            f"{unet.width(hook_point)} channels; give the SAE of this UNet")
     if sizes["reads"] == "update" and not updates(hook_point):
-        raise WeightsError(f"{cfg}: reads is 'update', output minus input, which {hook_point} has not; an attention has")
+        raise WeightsError(f"{cfg}: reads is 'update', output minus input; {hook_point} has none, an attention has")
     sae = build(SAE, sizes, cfg, path, torch.float32, device)
     return sae, {p.relative_to(folder).as_posix(): p for p in (cfg, path)}, read_labels(cfg.with_name("labels.json"))
 
@@ -423,15 +424,22 @@ def read_labels(path):
 # --- fingerprints -----------------------------------------------------------------------------------------------------
 
 class Fingerprints:
-    """SHA-256 of files, worked out in a thread from now on; `result()` waits for them.
-
-    Large files are remembered as {path: [size, mtime, SHA-256]} in the user's cache folder, where there is one.
-    """
+    """SHA-256 of files {name: path}, computed in a thread from now on; `result()` waits for them."""
 
     def __init__(self, files):
         self.files, self.found, self.error = files, {}, None
         self.thread = Thread(target=self.work, daemon=True)
         self.thread.start()
+
+    def work(self):
+        known = recall()
+        before = dict(known)
+        try:
+            self.found = {name: fingerprint(path, known) for name, path in sorted(self.files.items())}
+        except OSError as e:
+            self.error = e
+        if known != before:
+            remember(known)
 
     def result(self):
         self.thread.join()
@@ -439,24 +447,17 @@ class Fingerprints:
             raise WeightsError(f"{self.error.filename}: cannot be read any more ({self.error.strerror})")
         return self.found
 
-    def work(self):
-        cache = cache_file()
-        known, new = recall(cache), {}
-        try:
-            for name, path in sorted(self.files.items()):
-                stat, key = os.stat(path), os.path.abspath(path)
-                entry = [stat.st_size, stat.st_mtime_ns]
-                if stat.st_size >= LARGE and known.get(key, ())[:2] == entry:
-                    self.found[name] = known[key][2]
-                    continue
-                with open(path, "rb") as file:
-                    self.found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-                if stat.st_size >= LARGE and time.time() - stat.st_mtime > 2:       # younger files may change unseen
-                    new[key] = [*entry, self.found[name]]
-        except OSError as e:
-            self.error = e
-        if new and cache:
-            remember(cache, new)
+
+def fingerprint(path, known):
+    """SHA-256 of a file. `known` {path: [size, mtime, SHA-256]} spares large files that did not change, and grows."""
+    stat, key = os.stat(path), os.path.abspath(path)
+    if known.get(key, ())[:2] == [stat.st_size, stat.st_mtime_ns]:
+        return known[key][2]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if stat.st_size >= LARGE and time.time() - stat.st_mtime > 2:                   # younger files may change unseen
+        known[key] = [stat.st_size, stat.st_mtime_ns, found]
+    return found
 
 
 def cache_file():
@@ -468,8 +469,9 @@ def cache_file():
     return Path(base) / "featviz" / "fingerprints.json"
 
 
-def recall(cache):
+def recall():
     """The remembered entries that are well formed."""
+    cache = cache_file()
     try:
         found = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
         return {key: entry for key, entry in found.items() if len(entry) == 3 and isinstance(entry[2], str)}
@@ -477,13 +479,14 @@ def recall(cache):
         return {}
 
 
-def remember(cache, new):
-    """Add entries; a cache that cannot be written costs a minute of hashing at each start, and no error."""
+def remember(known):
+    """Write the cache anew; one that cannot be written costs a minute of hashing at each start, and no error."""
+    if not (cache := cache_file()):
+        return
     partial = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        still_there = {key: entry for key, entry in (recall(cache) | new).items() if os.path.exists(key)}
-        partial.write_text(json.dumps(still_there), encoding="utf-8")
+        partial.write_text(json.dumps({key: entry for key, entry in known.items() if os.path.exists(key)}))
         os.replace(partial, cache)
     except OSError:
         return
@@ -534,11 +537,13 @@ class Model:
     def require(self, *parts):
         """WeightsError for a part that is missing."""
         for part in parts:
-            if getattr(self, part) is None:
-                at = f" for {self.hook_point}" if part == "sae" else ""
-                there = ", ".join(find_saes(self.folder, self.unet)) if part == "sae" else ""
-                raise WeightsError(f"{self.folder / part}: is missing{at}, and this needs it; expected {CONTENTS[part]}"
-                                   + (f"; there are SAEs for {there}" if there else "; see weights/README.md"))
+            if getattr(self, part) is not None:
+                continue
+            if part == "sae" and (there := find_saes(self.folder, self.unet)):
+                raise WeightsError(f"{self.folder / part}: has no SAE for {self.hook_point}; there are SAEs for "
+                                   f"{', '.join(there)}: give --hook-point, or --channel for a raw channel")
+            raise WeightsError(f"{self.folder / part}: is missing, and this needs it; expected {CONTENTS[part]}; see "
+                               "weights/README.md")
 
     def at(self, hook_point):
         """A copy at another hook point; its SAE is the folder's SAE for that hook point, or None."""

@@ -18,16 +18,17 @@ from weights.load import FIXED, SAE_FIELDS, WeightsError, check_fixed
 MARKS = {"b_dec", "pre_bias", "W_dec", "decoder.weight", "dictionary._weights", "decoder_bias"}  # one of them is in any
 BEGINNINGS = ("_orig_mod.", "module.", "sae.", "ae.", "model.")                     # that wrappers put before all names
 TIMED = ("time", "film", "shift", "scale_t", "t_emb")           # parts of names that a time embedding has
-CLASSES = {"AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
-           "MatryoshkaBatchTopKSAE"}                            # of [3]
-HARMLESS = {    # words in names of fields that say how an SAE was trained, on what, where it lies
-    "lr", "batch", "epoch", "epochs", "steps", "seed", "device", "dtype", "wandb", "log", "save", "aux", "auxk", "dead",
-    "warmup", "decay", "optimizer", "adam", "loss", "l1", "l0", "coefficient", "tokens", "dataset", "prompt", "prompts",
-    "context", "buffer", "model", "name", "layer", "hook", "hookpoint", "path", "dir", "version", "training", "expansion",
-    "checkpoint", "bos", "seqpos", "neuronpedia", "metadata", "meta", "kwargs", "tags", "source", "description", "n",
-    "dirs", "latents", "special", "class", "noise"}
-RISKY = {"norm", "normalize", "activation", "activations", "skip", "gate", "gated", "scale", "scaling", "embedding",
-         "bias", "threshold", "rescale", "reshape", "transcode", "transcoder", "time", "group", "signed", "output", "out"}
+CLASSES = {"AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK",
+           "BatchTopKSAE", "MatryoshkaBatchTopKSAE"}            # of [3]
+HARMLESS = set(     # words in names of fields that say how an SAE was trained, on what, where it is
+    "lr batch epoch epochs steps seed device dtype wandb log save aux auxk dead warmup decay optimizer adam loss l1 l0 "
+    "coefficient tokens dataset prompt prompts context buffer model name layer hook hookpoint path dir version "
+    "training expansion checkpoint bos seqpos neuronpedia metadata meta kwargs tags source description n dirs latents "
+    "special class noise workers num max size grad clip eval every run project entity beta betas micro shuffle cache "
+    "repo author date license trainer total".split())
+RISKY = set("norm normalize activation activations skip gate gated scale scaling embedding bias threshold rescale "
+            "reshape transcode transcoder time group signed output out".split())
+OFF = (None, False, 0, "", "none", [], {})
 
 
 def is_sae(tensors):
@@ -44,12 +45,12 @@ def strip(tensors):
 
 def harmless(config, used, path):
     """Names of the fields that change nothing; WeightsError for one that is on and may change the mathematics."""
-    left = [key for key, value in config.items() if key not in used and value not in (None, False, 0, "", "none", [], {})]
+    left = [key for key, value in config.items() if key not in used and value not in OFF]
     for key in left:
         words = {*key.lower().split("_")}
         if key not in SAE_FIELDS and "dead" not in words and (words & RISKY or not words & HARMLESS):
-            raise WeightsError(f"{path}: nobody here knows the field {key} = {str(config[key])[:60]}, which may change the "
-                               "mathematics; take it out of the config if it does not")
+            raise WeightsError(f"{path}: nobody here knows the field {key} = {str(config[key])[:60]}, which may change "
+                               "the mathematics; take it out of the config if it does not")
     return left
 
 
@@ -104,7 +105,7 @@ def read_sae(tensors, config, path, config_name=""):
         r.take(name)
     r.done()
     checked = {name: parts[name].contiguous() for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")}
-    if fields["gate"] == "threshold":
+    if fields["gate"] == "threshold" and "threshold" not in fields:
         checked["threshold"] = parts["threshold"].expand(len(parts["W_dec"])).contiguous()
     F, D = checked["encoder.weight"].shape
     if [list(checked[name].shape) for name in ("encoder.bias", "W_dec", "b_dec")] != [[F], [F, D], [D]]:
@@ -120,7 +121,8 @@ def read_sparsify(r, _):
     if r.has("W_skip"):
         r.refuse("has a skip connection (W_skip), for which there is no code here")
     check_fixed(r.config, FIXED["sae"], r.path, "there is no code here for this kind of SAE")
-    fields = {key: r.config[key] for key in ("norm", "centre", "gate", "reads", "timesteps") if key in r.config}
+    fields = {key: r.config[key] for key in ("norm", "centre", "gate", "threshold", "reads", "timesteps")
+              if key in r.config}
     if r.config.get("input_unit_norm"):
         fields["norm"] = "unit"
     fields = {"gate": "topk", "source": "SAeUron or sparsify"} | fields
@@ -161,7 +163,8 @@ def gated(weight, r_mag, gate_bias, mag_bias):
     e^r u + b_mag > b_mag - e^r b_gate.
     """
     scale = r_mag.exp()
-    return {"encoder.weight": weight * scale[:, None], "encoder.bias": mag_bias, "threshold": mag_bias - scale * gate_bias}
+    return {"encoder.weight": weight * scale[:, None], "encoder.bias": mag_bias,
+            "threshold": mag_bias - scale * gate_bias}
 
 
 def batch_gate(r, dict_class=""):
@@ -192,8 +195,8 @@ def read_dictionary(r, _):
              "W_dec": r.take("decoder.weight").T}
     if r.has("b_dec"):
         if not parts["encoder.bias"].any() and r.has("k") and int(r.tensors["k"]) == len(parts["W_dec"]):
-            r.refuse("has no encoder bias and a k of all features: a tool lost the latent_bias of an SAE of sdxl-unbox; "
-                     "convert the original state_dict.pth")
+            r.refuse("has no encoder bias and a k of all features: a tool lost the latent_bias of an SAE of "
+                     "sdxl-unbox; convert the original state_dict.pth")
         fields, threshold = batch_gate(r, dict_class)
         name = dict_class or "AutoEncoderTopK or BatchTopKSAE"
         return parts | threshold | {"b_dec": r.take("b_dec")}, fields | {"source": f"dictionary_learning, {name}"}
@@ -229,8 +232,8 @@ def read_matrices(r, _):
         t = r.config.get("timestep")
         return parts, {"gate": "signed topk", "k": r.need("k"), "timesteps": [t] if type(t) is int else "all",
                        "source": "Revelio, trained on means over all positions"}
-    r.refuse("may be of SAELens, dictionary_learning or Revelio, which use the same names otherwise; put its config (cfg.json "
-             "or config.json) beside it")
+    r.refuse("may be of SAELens, dictionary_learning or Revelio, which use the same names in other ways; put its "
+             "config (cfg.json or config.json) beside it")
 
 
 def read_saelens(r):
@@ -241,7 +244,8 @@ def read_saelens(r):
     norms = {"none": "none", None: "none", "layer_norm": "unit", "constant_norm_rescale": "length"}
     for key, value, known in (
             ("architecture", kind, ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")),
-            ("activation_fn", function, ("relu", "topk")), ("normalize_activations", c.get("normalize_activations"), norms),
+            ("activation_fn", function, ("relu", "topk")),
+            ("normalize_activations", c.get("normalize_activations"), norms),
             ("reshape_activations", c.get("reshape_activations"), ("none", None)),
             ("finetuning_scaling_factor", c.get("finetuning_scaling_factor"), (False, None)),
             ("use_error_term", c.get("use_error_term"), (False, None))):
@@ -271,12 +275,12 @@ def read_saelens(r):
     parts |= {"W_dec": r.take("W_dec"), "b_dec": r.take("b_dec")}
     if c.get("rescale_acts_by_decoder_norm"):
         parts = unit_rows(parts)
-    return parts, fields | {"norm": norms[c.get("normalize_activations")], "centre": c.get("apply_b_dec_to_input", True),
-                            "source": f"SAELens, {kind}", "left": left}
+    return parts, fields | {"norm": norms[c.get("normalize_activations")], "source": f"SAELens, {kind}", "left": left,
+                            "centre": c.get("apply_b_dec_to_input", True)}
 
 
 def read_overcomplete(r, _):
-    """relu(W x + b), not centred, rows of the dictionary normalised when they are used; a batch norm is folded into W, b."""
+    """relu(W x + b), not centred; the rows of the dictionary are normalised, a batch norm is folded into W and b."""
     if not r.has("dictionary._weights", "encoder.final_block.0.weight", "encoder.final_block.0.bias"):
         return None
     weight, bias = r.take("encoder.final_block.0.weight"), r.take("encoder.final_block.0.bias")

@@ -81,8 +81,8 @@ def test_converting_takes_no_more_memory_than_the_file(suffix, tmp_path):
     found = {"model.diffusion_model." + name: 0.02 * torch.randn(p.shape) for name, p in net.state_dict().items()}
     path = tmp_path / f"x{suffix}"
     save_file(found, path) if suffix == ".safetensors" else torch.save({"state_dict": found}, path)
-    done = subprocess.run([sys.executable, "-c", CONVERT, ROOT, path, tmp_path / "new"], check=True, capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, "-c", CONVERT, ROOT, path, tmp_path / "new"], check=True, text=True,
+                          capture_output=True)
     before, peak = map(int, done.stdout.split())
     size = path.stat().st_size
     print(f"{suffix}: a file of {size / MIB:.0f} MiB, {(peak - before) / MIB:.0f} MiB more at most")
