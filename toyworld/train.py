@@ -9,7 +9,6 @@ loss; the loop that they share is toyworld/fit.py.
 import argparse
 import inspect
 import json
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -19,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from activity.capture import capture as record_capture, configure
+from command.progress import CaptureProgress
 from dictionary.collect import Request, Vectors, collect
 from dictionary.train import Recipe, export as export_sae, found_again, report, train
 from schedule import Schedule
@@ -38,6 +39,10 @@ GUIDANCE = 3.0              # of the samples from which the dictionary learns
 PROMPTS = 600               # of these samples; a third are empty
 CAPTURED = 3                # the capture is of the caption of every third artwork: each thing, by changing houses
 EXPANSION, ACTIVE = 8, 8    # features a channel, active features a place
+SUITED = {"prior": "steer", "steer_scale": 20.0, "finish_from": "auto", "finish_scale": 0.5, "finish_steps": 15}
+SETTINGS = {"timestep": 500, "presets": {"sae": SUITED, "raw": SUITED},
+            "capture": {"guidance": GUIDANCE, "sampler": "ddim", "prompts": "prompts.txt", "images_per_prompt": 1,
+                        "top": 4}}
 STEPS = {"vae": 12_000, "text": 1_300, "unet": 6_000, "dictionary": 2_000, "judge": 1_500}
 BATCH = {"vae": 4, "text": 64, "unet": 48, "dictionary": 2_048, "judge": 64}
 
@@ -247,8 +252,9 @@ def told(text):
 
 
 def capture(args):
-    """`python -m activity capture` on the captions of `prompts.txt`: when and on what every feature fires."""
-    subprocess.run([sys.executable, "-m", "activity", "capture", "--weights", str(args.out)], check=True)
+    """Record when and on what every feature fires, on the captions of `prompts.txt`: the capture that ships."""
+    model = load(args.out, args.device)
+    record_capture(model, configure(model), args.out / "activity", CaptureProgress())
 
 
 def train_judge(args):
@@ -277,8 +283,33 @@ def find_concepts(args):
     write_json(args.out / "concepts.json", concepts.find(model, denoiser.HOOK_POINT, artworks, world))
 
 
-STAGES = {"vae": train_vae, "text": train_text, "unet": train_unet, "dictionary": train_dictionary, "capture": capture,
-          "judge": train_judge, "concepts": find_concepts}
+def write_settings(args):
+    """`featviz.json`: the settings that suit the toy, its default feature and its thesis' five, by rule; the licences.
+
+    The default is the feature of the largest surprise whose meaning is a name: its strongest artworks are one thing in
+    several houses. The five are those of the largest surprise of a flower, an animal, a food, a face or person, and a
+    house.
+    """
+    world, _ = drawings.things(args.art)
+    rows = json.loads((args.out / "concepts.json").read_text(encoding="utf-8"))["rows"]
+    rows = sorted((row for row in rows if row["meaning"]), key=lambda row: -row["surprise"])
+    subgroups = {thing.name: thing.subgroup for thing in world}
+
+    def first(fits):
+        return next((row for row in rows if fits(row, subgroups[row["strongest"][0].rpartition(", ")[0]])), None)
+
+    of = lambda *starts: lambda row, subgroup: row["meaning"][0] in ("name", "subgroup") and subgroup.startswith(starts)
+    five = [first(of("plant-flower")), first(of("animal")), first(of("food", "drink")),
+            first(of("face", "person", "monkey", "cat")), first(lambda row, _: row["meaning"][0] == "house")]
+    thesis = [{"feature": row["feature"], "word": row["meaning"][1],
+               "prompt": drawings.caption(*row["strongest"][0].rpartition(", ")[::2])} for row in five if row]
+    default = first(lambda row, _: row["meaning"][0] == "name") or rows[0]
+    write_json(args.out / "featviz.json", SETTINGS | {"feature": default["feature"], "thesis": thesis})
+    (args.out / "LICENSES.md").write_bytes(Path(__file__).with_name("LICENSES.md").read_bytes())
+
+
+STAGES = {"vae": train_vae, "text": train_text, "unet": train_unet, "dictionary": train_dictionary,
+          "concepts": find_concepts, "settings": write_settings, "capture": capture, "judge": train_judge}
 
 
 def record(args, stage, seconds):
