@@ -10,7 +10,6 @@ from ascent import ascend, readout
 from config import Job, configure
 from tests.seeded import TOY, gradient, on_meta, randn, relative_error, shapes, unet_inputs, weights
 from tests.tiny import HOOK
-from toyworld.judge import load_judge
 from unet import GEGLU
 from visualize import measure, start, visualize
 from weights import quick
@@ -114,15 +113,15 @@ def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
 
 
 def test_bfloat16_finds_the_same(model):
-    """Final activation, measured in float32, and what the judge sees in the pictures."""
-    half, judge = load(TOY_WEIGHTS, dtype=torch.bfloat16), load_judge(TOY_WEIGHTS)
-    jobs = [Job("feature", model.settings["feature"], 600, seed=s) for s in (1024, 1111)]
+    """Final activation, measured in float32, and the verdicts."""
+    half, feature = load(TOY_WEIGHTS, "cpu", torch.bfloat16), model.settings["feature"]
+    jobs = [Job("feature", feature, 600, seed=s) for s in (1024, 1111)]
     config, seen, reached = configure(model.settings, num_steps=20, prior="noise"), [], []
     for net in (model, half):
-        results = visualize(net, features=[jobs[0].target], seeds=[1024, 1111], timesteps=[600], num_steps=20,
-                            prior="noise", finish=False)
+        results = visualize(net, features=[feature], seeds=[1024, 1111], timesteps=[600], num_steps=20, prior="noise",
+                            finish=False)
         reached.append(measure(model, torch.stack([r.latent for r in results]), jobs, config)[0].mean().item())
-        seen.append(judge.verdict(torch.stack([r.image for r in results]))[0].tolist())
+        seen.append([r.verdict for r in results])
     print(reached, seen)
     assert seen[0] == seen[1] and reached[1] >= 0.9 * reached[0]
 
