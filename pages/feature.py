@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
 from pages.web import (
-    NARROW, WIDE, bars, chart, document, escape, figure, folded, section, sharp, table, term)
+    NARROW, WIDE, bars, chart, document, escape, figure, folded, player, section, sharp, table, term)
 from pages.words import RULE, TERMS, VERDICTS, commands, count, label, reason, short, typed
 from results import folder_of, read_results, write
 
@@ -114,27 +114,28 @@ def hero(first, activity):
     return f'<section id="best">{made}<div><h2>{title}</h2>{dead}<div class="tiles">{tiles}</div></div></section>'
 
 
-def pair(r, sizes=(WIDE, NARROW), page=""):
-    """The finished picture and the ascent's beside it, each with its own link, verdict and numbers.
+def pair(r, sizes=(WIDE, NARROW), home=""):
+    """The finished picture and the ascent's beside it, each with its own link, verdict, numbers, and sound.
 
-    page  the address of the feature's page, where this is another one
+    home  the address of the feature's folder, where the page is another one
     """
     both = [("finished", r.finished)] * bool(r.finished) + [("ascent", r)]
-    tiles = "".join(tile(name, p, f"{page}#{name}-{key(r)}", sizes) for name, p in both)
-    return f'<div class="pair">{tiles}</div>'
+    return f'<div class="pair">{"".join(tile(name, p, home, sizes) for name, p in both)}</div>'
 
 
-def tile(name, picture, link, sizes):
-    """One picture as a link to how it came about, and its verdict."""
+def tile(name, picture, home, sizes):
+    """One picture as a link to how it came about, its sound, and its verdict."""
     what = "Finished picture" if name == "finished" else "Ascent's picture"
+    link = f"{home}{'index.html' * bool(home)}#{name}-{key(picture)}"
     image = sharp(picture.path, f"{what} of {label(picture)}: {picture.verdict}", sizes)
+    sound = player(picture.path.with_suffix(".wav"), f"{home}{picture.folder}/", f"Sound of the {name} picture")
     numbers = [f'{word("activation", picture.kind)} {short(picture.scores.get("activation_start"))} to '
                f'{short(picture.scores.get("activation"))}',
                f'{word("rank", picture.kind)} {short(picture.scores.get("rank"))}']
     if times := gain(picture):
         numbers.append(f"{short(times)} times the strongest dataset image")
     verdict = term(picture.verdict, VERDICTS.get(picture.verdict.partition(" ")[0], ""))
-    return figure(f'<a href="{escape(link)}">{image}</a>',
+    return figure(f'<a href="{escape(link)}">{image}</a>{sound}',
                   f"<b>{word(name, picture.kind, name.capitalize())}: {verdict}</b>", ", ".join(numbers),
                   escape(reason(picture)))
 
@@ -145,9 +146,9 @@ def example(e, kind):
                   f'{word("activation", kind)} {short(e.activation)}')
 
 
-def seeds(results, page="", first=""):
+def seeds(results, home="", first=""):
     """Results of one time step side by side, small. `first`: HTML to the left of them."""
-    tiles = first + "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, SMALL, page)}</div>' for r in results)
+    tiles = first + "".join(f'<div><h3>Seed {r.seed}</h3>{pair(r, SMALL, home)}</div>' for r in results)
     return f'<div class="seeds">{tiles}</div>' if tiles else ""
 
 
@@ -260,7 +261,8 @@ def film(r, values):
     tiles = "".join(figure(sharp(r.frame(k), f"After step {n} of {label(r)}", SMALL), f"step {n}",
                            f"{word('activation', r.kind)} {short(values[n] if n < len(values) else None)}")
                     for k, n in enumerate(r.steps))
-    return f'<h4>Its course</h4><div class="tiles">{tiles}</div>'
+    sound = player(r.path.with_suffix(".start.wav"), f"{r.folder}/", "Sound of the start")
+    return f'<h4>Its course</h4>{sound}<div class="tiles">{tiles}</div>'
 
 
 def trace(r):

@@ -50,4 +50,4 @@ def row_of(row, folder, home):
         known = activity.shown(shown[0].t)[:1] if activity and shown else []
         drawn = "".join(example(e, "feature") for e in known)
     left = f"<div><h3>Prompt</h3>{drawn}</div>" if drawn else ""
-    return section(f"f{row['feature']}", title, seeds(shown, f"../{home.name}/index.html", left))
+    return section(f"f{row['feature']}", title, seeds(shown, f"../{home.name}/", left))

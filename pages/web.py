@@ -52,7 +52,8 @@ def document(title, body, name):
     code = asset(f"{name}.js")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     allowed = f"script-src 'sha256-{digest}'" if code else "script-src 'none'"
-    policy = f"default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; {allowed}"
+    policy = ("default-src 'none'; img-src data: file: 'self'; media-src file: 'self'; style-src 'unsafe-inline'; "
+              + allowed)
     return DOCUMENT.format(policy=policy, title=escape(title), style=asset("style.css") + asset(f"{name}.css"),
                            body=body, script=f"<script>{code}</script>\n" if code else "")
 
@@ -83,6 +84,12 @@ def sharp(picture, alt, sizes=(WIDE, NARROW)):
     small = ' class="small"' if width <= NARROW else ""
     return (f'<img{small} src="{source}" alt="{escape(alt)}" width="{width}" height="{height}" '
             f'style="--wide:{wide}px;--narrow:{narrow}px">')
+
+
+def player(file, address, what):
+    """Play a WAV file by the browser's own player; "" where there is none. `address`: of its folder, from the page."""
+    return (f'<audio controls preload="metadata" src="{escape(address + file.name)}" aria-label="{escape(what)}">'
+            "</audio>") if file.exists() else ""
 
 
 def figure(content, *lines):

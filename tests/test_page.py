@@ -57,6 +57,7 @@ def check(page, folder, script=""):
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     assert all(a.get("alt", "").strip() and a["src"].startswith("data:image/") for a in page.all("img"))
+    assert all((folder / a["src"]).is_file() and a["aria-label"] for a in page.all("audio"))
     for link in (a["href"] for a in page.all("a")):
         path, _, name = link.partition("#")
         if path:
@@ -133,6 +134,15 @@ def test_two_pictures_have_two_verdicts_two_links_and_two_alternative_texts(tmp_
     assert "Finished: raisedactivation 0.1 to 1.25, rank 2" in numbers
     assert "Ascent: fragileactivation 0.1 to 2.5, rank 1Re-encoded, it has 1.25: under half of 2.5." in numbers
     assert words.VERDICTS["fragile"] in page.source and words.VERDICTS["raised"] in page.source
+
+
+def test_sounds_are_played_under_their_pictures(folder):
+    for suffix in (".wav", ".start.wav", ".finished.wav"):
+        (folder / f"t0300/seed_1{suffix}").write_bytes(b"RIFF")
+    page = read(folder)
+    check(page, folder)
+    assert [a["src"] for a in page.all("audio")] == [f"t0300/seed_1{end}.wav" for end in (".finished", "", ".start")]
+    assert "media-src file: 'self'" in page.source
 
 
 def test_the_capture_s_own_top_is_shown(folder):

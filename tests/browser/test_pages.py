@@ -207,6 +207,19 @@ def test_a_trace(browser, tmp_path, shots):
     assert browser.run("scrollY") > before and browser.errors == []
 
 
+def test_a_sound_is_played_under_its_picture(browser, tmp_path, shots):
+    """From Riffusion's flag in featviz.json to a player whose file the browser reads."""
+    weights = write_model(tmp_path / "tiny", featviz={"sound": True})
+    flags = ["--weights", weights, "--device", "cpu", "--out", tmp_path, "--seed", 5, "--num-steps", 2]
+    assert featviz.main([str(flag) for flag in flags]) == 0
+    page, = tmp_path.rglob("index.html")
+    look(browser, page, shots, "sound")
+    browser.open(page)
+    length = ("Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(done => {"
+              " a.onloadedmetadata = a.onerror = () => done(a.duration); a.load(); })))")
+    assert browser.run(length) == pytest.approx([31 * 441 / 44_100] * 3, abs=0.01) and browser.errors == []
+
+
 def test_words_with_markup_stay_words(browser, wall):
     browser.open(wall, "#search=bear&sort=none&submit=none")
     assert browser.run(f"{TILES}.length") > 10
