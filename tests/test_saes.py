@@ -141,6 +141,8 @@ FAMILIES = {    # name: (file, tensors, config's name, config, definition, field
                                plain(W * NORMS[:, None], B * NORMS, ROWS), {}),
     "SAELens jumprelu": ("sae_weights.safetensors", MATRICES | {"threshold": THETA}, "cfg.json",
                          LENS | {"architecture": "jumprelu"}, plain(gate=above(THETA)), {"gate": "threshold"}),
+    "SAELens jumprelu in training": ("sae_weights.safetensors", MATRICES | {"log_threshold": THETA.log()}, "cfg.json",
+                                     LENS | {"architecture": "jumprelu"}, plain(gate=above(THETA)), {}),
     "SAELens layer norm": ("sae_weights.safetensors", MATRICES, "cfg.json",
                            LENS | {"architecture": "topk", "k": K, "normalize_activations": "layer_norm"}, layer_norm,
                            {"norm": "unit"}),
@@ -245,6 +247,8 @@ REFUSED = {     # name: (file, tensors, config's name, config, what the line say
     "a conditional encoder": ("sae.safetensors", A, "cfg.json", CFG | {"cond_encoder": True}, "cond_encoder is True"),
     "an unknown field": ("sae.safetensors", A, "cfg.json", CFG | {"rotate_output": "yes"}, "the field rotate_output"),
     "a text encoder's": ("state_dict.pth", OPENAI, "config.json", UNBOX | {"auxk_coef": 0.03}, "of a text encoder"),
+    "a text encoder's by its hook point": ("sae.safetensors", A, "cfg.json", CFG | {
+        "hookpoint": "text_encoder.text_model.encoder.layers.9"}, "of a text encoder"),
     "FiLM": ("sae.pt", {"W_enc": W.T, "b_enc": B, "W_dec": V, "b_dec": C, "time_mlp.0.weight": V}, "config.json",
              LENS | {"architecture": "standard"}, "depends on the time step"),
     "a GeLU": ("sae_weights.safetensors", MATRICES, "cfg.json", LENS | {"activation_fn_str": "gelu"},
@@ -280,7 +284,7 @@ def test_what_would_be_another_sae_is_refused_by_name(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", [name for name, case in REFUSED.items() if case[2] == "cfg.json" and "cfg" not in name
-                                  and case[0] == "sae.safetensors" and case[1] is A])
+                                  and case[0] == "sae.safetensors" and case[1] is A and "hook point" not in name])
 def test_these_are_refused_without_converting_too(name, tmp_path):
     _, _, _, config, says = REFUSED[name]
     source = written(tmp_path / "in", "sae.safetensors", A, "cfg.json", config)

@@ -228,23 +228,19 @@ class StandIn:
         pass
 
 
-def unpickle(path):
-    """Read a pickle without running any of its code; WeightsError for a file that is none."""
+def unpickle(path, zipped):
+    """Read a pickle without running any of its code. zipped: torch.save's since 2020; only this kind can be mapped."""
     try:
-        with open(path, "rb") as file:
-            first = file.read(8)
-        zipped = first.startswith(b"PK\3\4")                    # torch.save since 2020; only this kind can be mapped
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-        with torch.serialization.safe_globals([(type("StandIn", (StandIn,), {}), name) for name in classes]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror or e})") from e
+        misnamed = path.suffix == ".safetensors"                # torch.load would believe the name
+        with torch.serialization.safe_globals([(type("StandIn", (StandIn,), {}), name) for name in classes]), \
+                open(path, "rb") as file:
+            return torch.load(file if misnamed else path, map_location="cpu", weights_only=True,
+                              mmap=zipped and not misnamed)
     except BROKEN as e:
         if code := re.search(r"GLOBAL (\S+) whose module", str(e)):
             raise WeightsError(f"{path}: would call {code[1]} when it is read as a pickle; that is no file of weights, "
                                "do not use it") from e
-        if not first.startswith((b"PK", b"\x80")):
-            open_tensors(path)                                  # says what it is instead
         raise WeightsError(f"{path}: is no whole file of torch.save ({(str(e) or type(e).__name__).splitlines()[0]}); "
                            f"{AGAIN}") from e
 
@@ -282,11 +278,17 @@ def config_in(value):
 
 
 def read_file(path):
-    """({name: tensor}, config) of a file of either format; the numbers are mapped, not read, where they can be."""
+    """({name: tensor}, config) of a file of either format, whatever its name ends in; mapped where it can be.
+    """
     if path.suffix in (".gguf", ".onnx", ".msgpack", ".h5"):
         raise WeightsError(f"{path}: files of this kind cannot be converted; give the model's .safetensors or .ckpt")
-    if path.suffix in PICKLES:
-        value = unpickle(path)
+    try:
+        with open(path, "rb") as file:
+            first = file.read(9)
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be read ({e.strerror or e})") from e
+    if first.startswith((b"PK", b"\x80")) and first[8:] != b"{":            # safetensors has a length, then {
+        value = unpickle(path, first.startswith(b"PK"))
         if not (tensors := tensors_in(value)):
             raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
         return tensors, config_in(value)
@@ -344,7 +346,8 @@ def building(target):
         yield folder
         with suppress(OSError):
             target.rmdir()
-        folder.chmod(0o777 & ~umask())
+        with suppress(OSError):                                 # a drive may have no permissions
+            folder.chmod(0o777 & ~umask())
         os.rename(folder, target)
     except WeightsError as e:
         raise WeightsError(str(e).replace(str(folder), str(target))) from e
@@ -596,8 +599,12 @@ def main(argv=None):
     changes = {key: value for key in ("reads", "timesteps") if (value := getattr(args, key))}
     try:
         say(convert(args.source, args.target, args.ema, changes))
-    except (WeightsError, OSError) as e:
+    except WeightsError as e:
         warn("convert: " + " ".join(str(e).split()))
+        return 2
+    except OSError as e:
+        warn(f"convert: {e.filename or args.target}: {e.strerror or e}; make room or give another OUT, nothing is left "
+             "of this one")
         return 2
     return 0
 

@@ -230,7 +230,7 @@ def open_tensors(path):
     except (SafetensorError, RuntimeError, ValueError) as e:
         with open(path, "rb") as file:
             first = file.read(32)
-        why = next((f"is {what}" for begin, what in INSTEAD.items() if first.startswith(begin)),
+        why = next((f"is {what}" for begin, what in INSTEAD.items() if first.startswith(begin) and first[8:9] != b"{"),
                    f"is not a whole safetensors file ({' '.join(str(e).split())[:160]}); {AGAIN}")
         raise WeightsError(f"{path}: {why}") from e
 

@@ -93,6 +93,9 @@ def read_sae(tensors, config, path, config_name=""):
     config: the object beside it or in it, {} where there is none; its file's name tells two families apart.
     """
     r = Reader(tensors, config, path)
+    places = [config.get(key) for key in ("hookpoint", "hook_point", "hook_name", "submodule_name")]
+    if any("text_" in str(place) for place in [*places, path.parent.name]):         # text_encoder, text_model
+        r.refuse("is an SAE of a text encoder; only those of a UNet can be used")
     for read in (read_sparsify, read_openai, read_dictionary, read_matrices, read_overcomplete):
         if found := read(r, config_name):
             parts, fields = found
@@ -262,6 +265,8 @@ def read_saelens(r):
         fields = {"gate": "threshold"}
     else:
         parts, threshold = {"encoder.weight": weight, "encoder.bias": r.take("b_enc")}, r.take("threshold")
+        if r.has("log_threshold"):              # a checkpoint of the training
+            threshold = r.take("log_threshold").exp()
         if threshold is not None:
             parts, fields = parts | {"threshold": threshold}, {"gate": "threshold"}
         elif kind == "jumprelu":

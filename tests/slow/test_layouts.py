@@ -135,6 +135,15 @@ def test_single_files(name, whole, single, tmp_path, capsys):
         assert clip_vocab.git_blob((tmp_path / "new/sd/tokenizer" / name).read_bytes()).startswith(blob)
 
 
+def test_a_file_by_the_other_format_s_name(whole, single, tmp_path):
+    """A .ckpt that is safetensors, a .safetensors that is a pickle: the bytes decide."""
+    save(tmp_path / "a.safetensors", single).rename(tmp_path / "a.ckpt")
+    save(tmp_path / "b.ckpt", single).rename(tmp_path / "b.safetensors")
+    for name in ("a.ckpt", "b.safetensors"):
+        convert.convert(tmp_path / name, tmp_path / name[0])
+        identical(tmp_path / name[0], whole)
+
+
 def test_two_sets_of_weights_in_one_file(whole, tmp_path, capsys):
     path = save(tmp_path / "full.safetensors", single_tensors(whole, copies=True))
     assert convert.main([str(path), str(tmp_path / "a")]) == 0
