@@ -16,6 +16,7 @@ import io
 import math
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from PIL import Image
@@ -116,9 +117,8 @@ def check_position(model, config):
     """Raise ValueError for a --position outside the hook point's grid."""
     if config.position is None:
         return
-    z = torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)
-    t = torch.zeros(1, dtype=torch.int64, device=model.device)
-    h, w = model.unet(z, t, model.embed([""]), until=model.hook_point).shape[2:]
+    z = torch.zeros(1, *model.latent_shape, device=model.device)
+    h, w = read_hook(model, z, torch.tensor([0], device=model.device), model.embed([""])).shape[2:]
     if not (config.position[0] < h and config.position[1] < w):
         raise ValueError(f"--position {config.position[0]} {config.position[1]}: {model.hook_point} has {h} rows and "
                          f"{w} columns, counted from 0")
@@ -155,31 +155,25 @@ def steer(model, jobs, noise, config, on_step=None):
     return steered_prior(model, noise, d, curves, config.prior_sampler, config.prior_steps, on_step)
 
 
-class Starts:
-    """The starts of a list of jobs. A steered or guided sample depends on target and seed alone, so it is made once for
-    all time steps, in batches that follow from the list."""
+def share_starts(model, jobs, config, size, on_step=None):
+    """Return a function that gives `start` of some of these jobs. A steered or guided sample depends on target and seed
+    alone, so it is made once for all time steps, in groups of `size` that follow from the whole list."""
+    if config.prior not in ("steer", "guided"):
+        return lambda batch: start(model, batch, config)
+    first = {(job.target, job.seed): job for job in reversed(jobs)}
+    keys = list(dict.fromkeys((job.target, job.seed) for job in jobs))
+    numbers = {key: i for i, key in enumerate(keys)}
 
-    def __init__(self, model, jobs, config, size, on_step=None):
-        self.model, self.config, self.on_step = model, config, on_step
-        first = {(job.target, job.seed): job for job in reversed(jobs)}
-        keys = list(dict.fromkeys((job.target, job.seed) for job in jobs))
-        self.groups = [[first[key] for key in keys[i:i + size]] for i in range(0, len(keys), size)]
-        self.group_of = {key: i // size for i, key in enumerate(keys)}
-        self.made = {}                          # number of a group -> {(target, seed): (4, H, W)}, of the last batch
+    @cache
+    def sample(group):
+        members = keys[group * size:(group + 1) * size]
+        return start(model, [first[key] for key in members], config, on_step)[1]                # (size, 4, H, W)
 
-    def __call__(self, jobs):
-        """Return `start` of these jobs."""
-        keys = [(job.target, job.seed) for job in jobs]
-        if self.config.prior not in ("steer", "guided"):
-            return start(self.model, jobs, self.config)
-        self.made = {i: self.made.get(i) or self.sample(i) for i in sorted({self.group_of[key] for key in keys})}
-        generators, _ = start(self.model, jobs, dataclasses.replace(self.config, prior="noise"))
-        return generators, torch.stack([self.made[self.group_of[key]][key] for key in keys])
-
-    def sample(self, i):
-        jobs = self.groups[i]
-        _, z = start(self.model, jobs, self.config, self.on_step)
-        return {(job.target, job.seed): latent for job, latent in zip(jobs, z)}
+    def begin(batch):
+        generators, _ = start(model, batch, dataclasses.replace(config, prior="noise"))
+        places = [numbers[job.target, job.seed] for job in batch]
+        return generators, torch.stack([sample(n // size)[n % size] for n in places])
+    return begin
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -383,7 +377,7 @@ def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=
     check_jobs(model, jobs)
     check_position(model, config)
     size, done = batch_size or batch_rows(model, jobs, config), 0
-    starts = Starts(model, jobs, config, size, on_step)
+    starts = share_starts(model, jobs, config, size, on_step)
     while done < len(jobs):
         batch, results = jobs[done:done + size], None
         if wanted is None or not wanted.isdisjoint(batch):
@@ -396,7 +390,7 @@ def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=
                 size = size // 2
                 torch.cuda.empty_cache()
                 print(f"memory ran out: {size} jobs at a time (--batch-size)", file=sys.stderr)
-                starts = Starts(model, jobs, config, size, on_step)
+                starts = share_starts(model, jobs, config, size, on_step)
                 continue
             yield results
         done += len(batch)

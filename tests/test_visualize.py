@@ -12,8 +12,8 @@ from config import Job
 from finish import FINISH_SEED, finish
 from tests.linear import BARE, D, FEATURES, JOBS, Linear, begin, change, close, generator, roots
 from tests.seeded import randn
-from visualize import (SCORE_SEED, Starts, check_jobs, judge_result, kept_steps, list_jobs, measure, run, start, stream,
-                       visualize)
+from visualize import (SCORE_SEED, check_jobs, judge_result, kept_steps, list_jobs, measure, run, share_starts, start,
+                       stream, visualize)
 
 FINISHED = change(finish=True, finish_steps=3, finish_scale=0.4)
 
@@ -207,7 +207,7 @@ def test_a_sample_is_made_once_in_groups_that_follow_from_the_list(model, prior,
     monkeypatch.setattr(course, "start", lambda model, jobs, config, *rest: sizes.append(
         (config.prior, [(job.target, job.seed) for job in jobs])) or real(model, jobs, config, *rest))
     config = change(prior=prior, prior_steps=2)
-    starts, resumed = (Starts(model, MANY, config, 4) for _ in range(2))
+    starts, resumed = (share_starts(model, MANY, config, 4) for _ in range(2))
     begun = [starts(MANY[i:i + 4]) for i in range(0, 18, 4)]
     assert [keys for used, keys in sizes if used == prior] == [[(2, 1), (2, 2), (5, 1), (5, 2)], [(7, 1), (7, 2)]]
     latents = torch.cat([z for _, z in begun])
@@ -219,7 +219,7 @@ def test_a_sample_is_made_once_in_groups_that_follow_from_the_list(model, prior,
     torch.randn(model.latent_shape, generator=g)
     assert torch.equal(begun[1][0][1].get_state(), g.get_state())
     assert close(latents[3], real(model, MANY[3:4], config)[1][0], 1e-4)
-    assert close(Starts(model, MANY, BARE, 4)(MANY[:2])[1], begin(MANY[:2])[1])
+    assert close(share_starts(model, MANY, BARE, 4)(MANY[:2])[1], begin(MANY[:2])[1])
 
 
 def test_without_a_capture_a_steered_start_says_what_to_do(model):
