@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from activity.card import card
 from activity.profile import DISTANCE, PEAKS, image_path
-from results import replacing
+from results import write
 
 SHARED = 0.8                # of the examples must have a word in common for it to name the feature (ours)
 
@@ -51,7 +51,5 @@ def analysis(model, kind, n, also=()):
 
 def save_activity(folder, record):
     """Write the record to activity.json in a feature's folder; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "activity.json") as file:
-        file.write(json.dumps(record, indent=1).encode() + b"\n")
+    write(folder / "activity.json", json.dumps(record, indent=1).encode() + b"\n")
     return folder / "activity.json"

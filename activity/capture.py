@@ -1,8 +1,7 @@
 """Sample images from prompts and record what every feature does meanwhile: the tables that profile.py reads.
 
 At every sampling step the mean activation over positions of every feature and raw channel is computed as in the
-ascent's objective: without top-k for a feature, h[:, c] for a channel. Sources: the method's section 5, from Szokalski
-& Modrzejewski, arXiv 2605.08218, and its implementation.
+ascent's objective: without top-k for a feature, h[:, c] for a channel. Source: arXiv 2605.08218, section 5.
 
 Under guidance the UNet sees every image twice, with the empty prompt and with its own. Activity is counted in the half
 with its own (ours), or with `halves` "both" in both: then a share may reach 2, as in the original. Examples are always
@@ -29,11 +28,12 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
+from torch.nn.functional import one_hot, pad
 
 from activity.profile import TOP, fingerprints, image_path
 from activity.prompts import GRIDS, find_prompts
 from config import check_setting, setting
-from results import replacing
+from results import replacing, write
 from schedule import SAMPLERS
 from steering import sample
 from vae import to_uint8
@@ -136,7 +136,7 @@ def summarize(means, numbers, top=TOP, halves="conditional"):
         no_half = torch.full_like(prompted[:1], -torch.inf)                                     # without guidance
         stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": counted.amax(0),
                   f"max_null_{kind}": torch.cat([no_half, null]).amax(0)}
-        found = torch.nn.functional.one_hot(bins(prompted.amax(1)), BINS)                       # (B, width, BINS)
+        found = one_hot(bins(prompted.amax(1)), BINS)                       # (B, width, BINS)
         stats[f"histogram_{kind}"] = found.sum(0, dtype=torch.int32)
         member = member[-B:]
         image = torch.as_tensor(list(numbers), dtype=torch.int32, device=member.device)[:, None, None].expand_as(member)
@@ -145,35 +145,17 @@ def summarize(means, numbers, top=TOP, halves="conditional"):
     return stats
 
 
-# --- running statistics -----------------------------------------------------------------------------------------------
+def combine(*parts):
+    """Put the statistics of sets of images together; in whichever order and grouping, the result is the same.
 
-def empty(N, F, D):
-    """Create the statistics of no image."""
-    stats = {"max_gated": torch.full((N, F), -torch.inf)}
-    for kind, width in (("feature", F), ("channel", D)):
-        lowest, numbers = torch.full((N, width), -torch.inf), torch.full((N, width, EXAMPLES), -1, dtype=torch.int32)
-        stats |= {f"count_{kind}": torch.zeros(N, width, dtype=torch.int32),
-                  f"histogram_{kind}": torch.zeros(width, BINS, dtype=torch.int32),
-                  f"max_{kind}": lowest, f"max_null_{kind}": lowest.clone(),
-                  f"activation_{kind}": lowest[..., None].repeat(1, 1, EXAMPLES), f"image_{kind}": numbers}
-    return stats
-
-
-def combine(a, b):
-    """Put the statistics of two sets of images together; in whichever order and grouping, the result is the same.
-
-    count, histogram    rows or images: a + b
-    max                 largest mean activations: max(a, b)
+    count, histogram    rows or images: the sum
+    max                 largest mean activations: the maximum
     activation          the EXAMPLES largest, equals in the order of their image numbers; image: these numbers
     """
-    out = {}
-    for name in a:
-        if name.startswith(("count", "histogram")):
-            out[name] = a[name] + b[name]
-        elif name.startswith("max"):
-            out[name] = torch.maximum(a[name], b[name])
+    out = {name: sum(part[name] for part in parts) for name in parts[0] if name.startswith(("count", "histogram"))}
+    out |= {name: torch.stack([part[name] for part in parts]).amax(0) for name in parts[0] if name.startswith("max")}
     for kind in KINDS:
-        activation, image = (torch.cat([side[f"{name}_{kind}"] for side in (a, b)], dim=-1)
+        activation, image = (torch.cat([part[f"{name}_{kind}"] for part in parts], dim=-1)
                              for name in ("activation", "image"))
         order = image.argsort(dim=-1, stable=True)
         activation, image = activation.gather(-1, order), image.gather(-1, order)
@@ -200,9 +182,7 @@ def check_recipe(path, stored, made):
 
 
 def save_tensors(path, tensors, **metadata):
-    """Write a safetensors file that appears whole or not at all."""
-    with replacing(path) as file:
-        file.write(serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
+    write(path, serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
 def begin(model, settings, path, made):
@@ -213,9 +193,7 @@ def begin(model, settings, path, made):
     """
     if not path.exists():
         F, P = model.sae.features if model.sae else 0, len(settings.prompts)
-        stats = empty(settings.steps, F, model.unet.width(model.hook_point))
-        stats["sum_feature"] = torch.zeros(P if 4 * F * P <= PROMPTS else 0, F)
-        return 0, {name: table.to(model.device) for name, table in stats.items()}
+        return 0, {"sum_feature": torch.zeros(P if 4 * F * P <= PROMPTS else 0, F, device=model.device)}
     try:
         with safe_open(path, framework="pt", device=str(model.device)) as file:
             about = json.loads(file.metadata()["state"])
@@ -251,7 +229,8 @@ def capture(model, settings, folder, on_batch=lambda done, images: None):
         for number, image in zip(numbers, images.cpu()):
             with replacing(image_path(folder, number)) as file:
                 Image.fromarray(to_uint8(image)).save(file, format="JPEG", quality=90, subsampling=0)
-        stats, done = combine(stats, summarize(means, numbers, settings.top, settings.halves)), numbers.stop
+        found, done = summarize(means, numbers, settings.top, settings.halves), numbers.stop
+        stats = combine(stats, found) if stats else combine(found)
         for number, row in zip(numbers, means["feature"][-len(numbers):]) if len(sums) else ():
             sums[number % len(sums)] += row.sum(0)
         save_tensors(state, stats | {"sum_feature": sums}, state=json.dumps({"done": done, "recipe": made}))
@@ -271,13 +250,14 @@ def write_capture(folder, stats, made):
                    f"histogram_{kind}": stats[f"histogram_{kind}"]}
         if settings["guidance"] != 1.0:
             tables[f"max_null_{kind}"] = stats[f"max_null_{kind}"]
-        image = examples[f"image_{kind}"] = stats[f"image_{kind}"]
-        examples[f"activation_{kind}"] = stats[f"activation_{kind}"].masked_fill(image < 0, 0)
+        image, activation = stats[f"image_{kind}"], stats[f"activation_{kind}"]
+        missing = (0, EXAMPLES - image.shape[-1])               # where there are so few images
+        examples |= {f"image_{kind}": pad(image, missing, value=-1),
+                     f"activation_{kind}": pad(activation.masked_fill(image < 0, 0), missing)}
     save_tensors(folder / "activity.safetensors", tables)
     save_tensors(folder / "examples.safetensors", examples)
     if len(stats["sum_feature"]):
         mean = stats["sum_feature"] / (settings["images_per_prompt"] * steps)
         save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
     record = json.dumps({"images": images, "recipe": made}, indent=1, sort_keys=True)
-    with replacing(folder / "capture.json") as file:
-        file.write(record.encode() + b"\n")
+    write(folder / "capture.json", record.encode() + b"\n")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 NEAREST, BAR = 5, 40                            # features listed; characters of the longest bar
-AGAIN = "not in this capture; make it again with python -m activity capture"
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,9 @@ def lines(card):
     """The card as lines for a terminal."""
     yield f"{card.kind} {card.n}" + f", {card.label}" * bool(card.label)
     yield f"  {'alive' if card.alive else 'dead'}; largest mean activation {card.largest:.4g}, at t {card.timestep}"
-    if card.kind == "feature":
-        yield f"  largest after the SAE's gate: {AGAIN if card.gated is None else format(card.gated, '.4g')}"
-    if card.active is None:
-        yield f"  active in: {AGAIN}"
-    else:
+    if card.gated is not None:
+        yield f"  largest after the SAE's gate: {card.gated:.4g}"
+    if card.active is not None:
         yield f"  active in {card.active} of {card.images} images; images by their largest mean activation:"
     tallest = max([count for _, _, count in card.histogram], default=0)
     for low, high, count in card.histogram:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from results import replacing
+from results import write
 from weights.load import WeightsError
 
 
@@ -39,19 +39,14 @@ def naming(prompts, words):
     return torch.tensor([[bool(pattern.search(prompt)) for prompt in prompts] for pattern in patterns])
 
 
-def shares(sums):
-    """Divide each row by its sum: (W, F)."""
+def shares(mean, named):
+    """Sum mean activations (P, F) over the prompts that are `named` (W, P), and divide by the sum: (W, F)."""
+    sums = named.to(mean) @ mean
     return sums / sums.sum(dim=1, keepdim=True).clamp_min(torch.finfo(sums.dtype).tiny)
 
 
-def score(mean, named):
-    """Score all features for all words: mean activations (P, F) and naming (W, P) -> (W, F)."""
-    other = named.any(dim=0) & ~named                                                           # (W, P)
-    return shares(named.to(mean) @ mean) - shares(other.to(mean) @ mean)
-
-
 def find_labels(capture, words):
-    """Find the label of each word in a capture, in the order of the words."""
+    """Find the Label of each word in a capture, in the order of the words."""
     path, named = capture.folder / "prompts.safetensors", naming(capture.prompts, words)
     if unnamed := [word for word, row in zip(words, named) if not row.any()]:
         raise ValueError(f"no prompt of {capture.folder} names {unnamed[0]!r}; spell it as the prompts do, such as "
@@ -63,7 +58,8 @@ def find_labels(capture, words):
     except (OSError, SafetensorError, KeyError) as e:
         raise WeightsError(f"{path}: cannot be read ({e}); make the capture again, of fewer prompts where it was not "
                            "written") from e
-    best = score(mean, named).topk(2, dim=1)
+    others = named.any(dim=0) & ~named                          # (W, P): they name another word, and not this one
+    best = (shares(mean, named) - shares(mean, others)).topk(2, dim=1)
     return [Label(word, *(x for pair in zip(numbers, values) for x in pair), int(row.sum()))
             for word, numbers, values, row in zip(words, best.indices.tolist(), best.values.tolist(), named)]
 
@@ -72,6 +68,5 @@ def save_labels(path, labels):
     """Write labels.json, {feature: {"word", "score", ...}}; of two words with one feature the higher score is kept."""
     kept = {label.feature: label for label in sorted(labels, key=lambda label: label.score)}
     record = {str(n): {k: v for k, v in asdict(label).items() if k != "feature"} for n, label in sorted(kept.items())}
-    with replacing(path) as file:
-        file.write(json.dumps(record, indent=1).encode() + b"\n")
+    write(path, json.dumps(record, indent=1).encode() + b"\n")
     return [label for label in labels if label not in kept.values()]

@@ -1,7 +1,5 @@
-"""The probe: a small capture that stands in for a missing one.
-
-It is made once, with its expected time on stderr, and kept in out/<weights>/probe, or at another hook point in
-probe_<hook point>. By several processes at once it must not be made.
+"""Open a model with its capture. Where it has none, a probe stands in: a small capture, which is made once and kept in
+out/<weights>/probe, or at another hook point in probe_<hook point>. Several processes at once must not make it.
 """
 import dataclasses
 import shutil
@@ -11,31 +9,33 @@ from pathlib import Path
 import torch
 
 from activity.capture import capture, configure
-from activity.profile import fits, folder_name, read_capture
-from command.progress import warn
+from activity.profile import find_capture, fits, folder_name, read_capture
+from command.progress import CaptureProgress, warn
 from config import HOOK_POINT
+from weights.choose import choose_weights
+from weights.load import WeightsError, load
 
 PROMPTS, STEPS = 80, 20     # of a probe (ours)
+
+
+def open_model(weights, device, dtype, hook_point, kind="feature", numbers=()):
+    """Load the weights that are named, or those that have these features or channels; at the hook point, if given."""
+    model = load(choose_weights(weights, kind, numbers or ["any"]), device, dtype)
+    return model.at(hook_point) if hook_point else model
+
+
+def attach(model, out, make=False):
+    """Attach the model's capture to it; where there is none, make a small one, or raise WeightsError."""
+    model.capture = find_capture(model, out)
+    if not model.capture and not make:
+        raise WeightsError(f"{model.folder}: has no capture; run {full_command(model)}")
+    model.capture = model.capture or small_capture(model, out, on_batch=CaptureProgress())
 
 
 def full_command(model):
     """The command that makes the whole capture."""
     where = "" if model.hook_point == HOOK_POINT else f" --hook-point {model.hook_point}"
     return f"python -m activity capture --weights {model.folder}{where}"
-
-
-@torch.no_grad()
-def expected_seconds(model, settings):
-    """Estimate the time of a capture: one guided step of a batch is timed, on noise and the empty prompt."""
-    rows = settings.batch_size * (1 + (settings.guidance != 1.0))
-    context = model.embed([""]).expand(rows, -1, -1)                                            # (B, 77, Dc)
-    x = torch.randn(rows, *model.latent_shape, device=model.device, dtype=model.dtype)
-    t = torch.full((rows,), model.schedule.timesteps(settings.steps)[0], device=model.device)
-    for _ in range(2):                          # the first one reads weights and pays for allocation
-        began = time.time()
-        model.unet(x, t, context).sum().item()                                                  # waits for a GPU
-    calls = settings.steps + (settings.sampler == "pndm")       # which calls the UNet twice at its second time step
-    return (time.time() - began) * calls * -(-settings.images // settings.batch_size)
 
 
 def small_capture(model, out, batch_size=None, on_batch=lambda done, images: None, instead=""):
@@ -53,8 +53,7 @@ def small_capture(model, out, batch_size=None, on_batch=lambda done, images: Non
     prompts = tuple(settings.prompts[i] for i in sorted(order.tolist()))                # always the same ones
     settings = dataclasses.replace(settings, prompts=prompts, images_per_prompt=1, steps=min(STEPS, settings.steps))
     warn(f"{model.folder} has no capture: a probe of {settings.images} prompts in {settings.steps} steps stands in for "
-         f"it, {settings.images * settings.steps} guided steps in about {expected_seconds(model, settings):.0f} s on "
-         f"{model.device}; for the full one run {command}{instead}")
+         f"it, on {model.device}; for the full one run {command}{instead}")
     if (folder / "capture.json").exists():                      # of other weights
         shutil.rmtree(folder)
     began = time.time()

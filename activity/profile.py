@@ -7,10 +7,6 @@
     largest   the same in the half that saw the empty prompt, with which the ascent's activation is compared
     examples  the images in which the feature is among the `top` at t, the strongest first
 
-    python -m activity capture --weights weights/toy                make the tables (capture.py)
-    python -m activity analyse --feature 12                         print profile, peaks and examples
-    python -m activity sample "A Tree image in Winter style" --steer 12=300
-
 Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation, which runs
 
     y = scipy.interpolate.interp1d(t, share, bounds_error=False, fill_value=0)(0..1000)

@@ -4,26 +4,14 @@ from pathlib import Path
 
 # Objects and styles of constants/const.py in UnlearnCanvas' code, Zhang et al., arXiv 2402.11846.
 WORDS = json.loads(Path(__file__).with_name("unlearncanvas.json").read_text(encoding="utf-8"))
-
-
-def thesis_grid():
-    """List the thesis' 20 x 61 prompts: every object in 60 styles and "photo", "An" before every object.
-
-    All four example prompts of the thesis say "An", and one is in Pointillism style, which only UnlearnCanvas' longer
-    list of styles has. That the others are like these, and photo is among them, is inferred: the file that the original
-    reads is not public.
-    """
-    styles = [*sorted(WORDS["styles"] + WORDS["more_styles"]), "photo"]
-    return tuple(f"An {o} image in {s} style" for o in WORDS["objects"] for s in styles)
-
-
-def saemnesia_grid():
-    """List SAEmnesia's 20 x 51 prompts: every object alone and in 50 styles, spelled as in EIDOSLAB/SAEmnesia."""
-    endings = [".", *(f" in {s} style." for s in WORDS["styles"])]
-    return tuple(f"An image of {o}{ending}" for o in WORDS["objects"] for ending in endings)
-
-
-GRIDS = {"thesis": thesis_grid, "saemnesia": saemnesia_grid}
+STYLES = (*sorted(WORDS["styles"] + WORDS["more_styles"]), "photo")
+ENDINGS = (".", *(f" in {style} style." for style in WORDS["styles"]))
+GRIDS = {
+    # 20 x 61: all four example prompts of the thesis say "An", and one is in Pointillism style, which only the longer
+    # list has. That the others are like these is inferred: the file that the original reads is not public.
+    "thesis": tuple(f"An {thing} image in {style} style" for thing in WORDS["objects"] for style in STYLES),
+    # 20 x 51: every object alone and in 50 styles, spelled as in EIDOSLAB/SAEmnesia.
+    "saemnesia": tuple(f"An image of {thing}{ending}" for thing in WORDS["objects"] for ending in ENDINGS)}
 
 
 def read_prompts(path):
@@ -44,7 +32,7 @@ def read_prompts(path):
 
 
 def find_prompts(prompts):
-    """The prompts that are meant by the name of a grid, a file, or a list of texts."""
+    """Return the prompts that are meant by the name of a grid, a file, or a list of texts."""
     if str(prompts) in GRIDS:
-        return GRIDS[str(prompts)]()
+        return GRIDS[str(prompts)]
     return read_prompts(prompts) if isinstance(prompts, (str, Path)) else tuple(prompts)

@@ -14,7 +14,6 @@ FEATURES = (
     {"feature": 10272, "word": "inward perspective", "prompt": "An Towers image in Surrealism style"},
     {"feature": 10331, "word": "human", "prompt": None},
     {"feature": 10538, "word": "foam", "prompt": "An Waterfalls image in French style"})
-SEED = SEEDS[0]                                 # of the image's noise (ours); the thesis does not say which it used
 
 
 def features(model):
@@ -32,29 +31,6 @@ def features(model):
     return rows
 
 
-def elsewhere(model):
-    """A warning where the thesis' numbers are looked up in weights other than the thesis'; else ""."""
-    if "thesis" in model.settings or model.name == "style50":
-        return ""
-    return (f"the thesis' five numbers belong to the autoencoder of Style50; in that of {model.name} they mean "
-            "something else, unless it is the same under another name")
-
-
-def draw(model, row):
-    """Draw the image of a row's prompt: (image (3, 8H, 8W), activity).
-
-    activity: {"curve": [[t, mean activation], ...], "timestep", "activation" of the largest, "rank": among all features
-    there, "features": how many}.
-    """
-    settings = configure(model, prompts=[row["prompt"]], batch_size=1)
-    images, means = observe(model, settings, [SEED])
-    all_features = means["feature"][-1].cpu()                                                   # (N, F)
-    if not all_features.isfinite().all():
-        raise ValueError(f"the image of {row['prompt']!r}: activations are NaN or infinite in {model.dtype}; use "
-                         "--dtype float32")
-    curve, times = all_features[:, row["feature"]], model.schedule.timesteps(settings.steps)
-    n = curve.argmax().item()
-    return images[0].cpu(), {
-        "curve": [[t, round(a, 6)] for t, a in zip(times, curve.tolist())], "timestep": times[n],
-        "activation": round(curve[n].item(), 6), "rank": 1 + (all_features[n] > curve[n]).sum().item(),
-        "features": len(all_features[n])}
+def draw(model, prompt):
+    """Draw the image of a prompt: (3, 8H, 8W). Its noise has the first seed (ours): the thesis does not say which."""
+    return observe(model, configure(model, prompts=[prompt], batch_size=1), [SEEDS[0]])[0][0].cpu()

@@ -45,24 +45,15 @@ def numbers_or_words(text):
     return numbers(text) if text[:1].isdigit() else [text]
 
 
-def step_or_auto(text):
-    """Read a setting's value: a whole number, or auto."""
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number or auto, got {text!r}") from None
-
-
-def moment(text):
-    """Read a time step, or auto, or active."""
-    if text in ("auto", "active"):
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, auto or active, got {text!r}") from None
+def whole_or(*words):
+    """Return what reads a flag's value: a whole number, or one of these words."""
+    def read(text):
+        try:
+            return text if text in words else int(text)
+        except ValueError:
+            wanted = ", ".join(("a whole number", *words[:-1])) + f" or {words[-1]}"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
+    return read
 
 
 def read_setting(name, text):
@@ -116,22 +107,19 @@ def folder(text):
 
 
 def add_model(group):
-    """Add the flags that say which model runs, on what."""
+    """Add the flags that say which model runs, on what, seen where."""
     group.add_argument("--weights", type=folder, metavar="PATH", help="model folder (default: Stable Diffusion's where "
                        "it is, else weights/toy); anything else goes through python weights/convert.py once")
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), metavar="TYPE",
                        help="float32, float16, bfloat16 (default: float32; on a card bfloat16 where it has that, else "
                        "float16)")
+    group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in the UNet "
+                       "(default: the autoencoder's, or up1.1); away from an autoencoder there are only raw channels")
 
 
 def add_out(group):
     group.add_argument("--out", type=folder, default=Path("out"), metavar="FOLDER", help="of results (default: out)")
-
-
-def add_shard(group):
-    group.add_argument("--shard", type=shard, metavar="I/N",
-                       help="the I-th of N shares, I from 0 (default: torchrun's or SLURM's)")
 
 
 def add_settings(group):
@@ -140,7 +128,7 @@ def add_settings(group):
                        "(default: sae, or raw with --channel)")
     for name, field in SETTINGS.items():
         sae, raw = (getattr(PRESETS[preset], name) for preset in ("sae", "raw"))
-        kind = {"type": step_or_auto if field.type == StepOrAuto else field.type, "metavar": "X"}
+        kind = {"type": whole_or("auto") if field.type == StepOrAuto else field.type, "metavar": "X"}
         if field.type is bool:
             kind, sae = {"action": argparse.BooleanOptionalAction}, "on" if sae else "off"
         elif field.metadata["choices"]:

@@ -2,7 +2,7 @@
 import argparse
 
 from command.flags import (
-    Parser, add_model, add_out, add_settings, add_shard, moment, nearest, numbers, numbers_or_words, read_setting)
+    Parser, add_model, add_out, add_settings, nearest, numbers, numbers_or_words, read_setting, shard, whole_or)
 from config import SEEDS, SETTINGS, check_setting
 
 FRAMES = 8                                      # pictures of the course that a run keeps
@@ -29,9 +29,7 @@ def parse(argv=None):
                       "as a probe's weight or a difference of means: all, or those that are named")
     what.add_argument("--thesis", action="store_true", help="the thesis' five features, or the weights' own five, with "
                       "word and example prompt, on one page")
-    group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in "
-                       "the UNet (default: the autoencoder's, or up1.1)")
-    group.add_argument("--timestep", type=moment, nargs="+", metavar="T",
+    group.add_argument("--timestep", type=whole_or("auto", "active"), nargs="+", metavar="T",
                        help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
                        "steps at which it is active (default: the weights' own, else auto)")
     group.add_argument("--seed", type=int, nargs="+", metavar="S",
@@ -40,7 +38,8 @@ def parse(argv=None):
     add_model(group)
     group.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together, at most (default: "
                        "what fits the device)")
-    add_shard(group)
+    group.add_argument("--shard", type=shard, metavar="I/N",
+                       help="the I-th of N shares, I from 0 (default: torchrun's or SLURM's)")
     group.add_argument("--check", action="store_true", help="say what would run, how long, in what memory; then stop")
     group = parser.add_argument_group("where to, and what beside the result")
     add_out(group)

@@ -9,7 +9,7 @@ stay in --work, so that a run that was stopped goes on; they can be deleted afte
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from activity.capture import configure
@@ -53,7 +53,7 @@ def run(weights, device, dtype, hook_point, check, again, work, seeds, positions
     if check:
         return 0
     files = collect(model, request, work, settings.batch_size, CaptureProgress())
-    made = [train(Vectors(files, held=False), recipe_of(recipe, seed), work / f"training_{seed}.safetensors",
+    made = [train(Vectors(files, held=False), replace(recipe, seed=seed), work / f"training_{seed}.safetensors",
                   model.device, Training()) for seed in range(seeds)]
     timesteps, few = model.schedule.timesteps(settings.steps), len(request.prompts) < HELD_OUT
     if few:
@@ -67,19 +67,14 @@ def run(weights, device, dtype, hook_point, check, again, work, seeds, positions
     for line in table(about):
         say(line)
     say(f"look at its features: python featviz.py --weights {model.folder} --feature 0-9"
-        + ("" if hook_point is None else f" --hook-point {model.hook_point}"))
+        + ("" if not hook_point else f" --hook-point {model.hook_point}"))
     return 0
-
-
-def recipe_of(recipe, seed):
-    """Return the recipe with another seed."""
-    return Recipe(**asdict(recipe) | {"seed": seed})
 
 
 def costs(model, request, recipe, batch_size, work, seeds):
     """Say how many vectors, how much disk, memory and time a run takes; one batch of two steps is timed."""
     D, images = model.unet.width(model.hook_point), len(request.prompts)
-    short, began = Request(**asdict(request) | {"steps": 2, "sampler": "ddim"}), time.monotonic()
+    short, began = replace(request, steps=2, sampler="ddim"), time.monotonic()
     observe(model, short, range(min(batch_size, images)))
     each = (time.monotonic() - began) / 2
     sampling = each * request.steps * -(-images // batch_size)
@@ -107,7 +102,6 @@ def table(about):
 def main(argv=None):
     parser = Parser(prog="dictionary", description="Train a sparse autoencoder on a model's own activations.")
     add_model(parser)
-    parser.add_argument("--hook-point", metavar="NAME", help="where in the UNet (default: up1.1)")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one a line (default: those of the weights, or "
                         "the thesis' grid); every tenth is held out for the report")
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: 50)")
@@ -129,9 +123,7 @@ def main(argv=None):
                         "and checkpoints (default: out/dictionary)")
     parser.add_argument("--again", action="store_true", help="replace an SAE that is there")
     parser.add_argument("--check", action="store_true", help="say what it would take, and stop")
-    values = vars(parser.parse_args(argv))
-    values["hook_point"] = values["hook_point"] or None
-    return guarded("dictionary", lambda: run(**values))
+    return guarded("dictionary", lambda: run(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from activity.analysis import shared_words
-from activity.run import attach, open_model
+from activity.probe import attach, open_model
 from command.flags import Parser, add_model, add_out, folder, guarded
 from command.progress import say
 from config import HOOK_POINT
@@ -76,7 +76,6 @@ def parse(argv):
     measuring.add_argument("given", metavar="FOLDER", type=folder, nargs="+")
     for command, work in ((matching, match), (measuring, measure)):
         command.set_defaults(work=work)
-        command.add_argument("--hook-point", metavar="NAME", help="look through this hook point")
         add_model(command)
         add_out(command)
     return parser.parse_args(argv)

@@ -9,7 +9,7 @@ import io
 
 from PIL import Image
 
-from activity.thesis import draw, elsewhere, features
+from activity.thesis import draw, features
 from pages.evidence import groups, read_activity
 from pages.feature import SMALL, example, seeds
 from pages.web import document, escape, figure, section, sharp
@@ -18,6 +18,7 @@ from vae import to_uint8
 
 LEAD = "Left, an image from a prompt. Right, pictures made by ascent, without any prompt."
 SOURCE = ("<footer><p>The table is that of Szokalski and Modrzejewski, arXiv 2605.08218. "
+          "Its numbers hold for the autoencoder of Style50. Other weights may list their own. "
           "Nobody chose the pictures: all seeds of the best time step are here.</p></footer>")
 
 
@@ -27,11 +28,10 @@ def write_thesis(model, out):
     for row in rows:
         if row["prompt"] and not (folder / f"{row['feature']}.png").exists():
             file = io.BytesIO()
-            Image.fromarray(to_uint8(draw(model, row)[0])).save(file, format="PNG")
+            Image.fromarray(to_uint8(draw(model, row["prompt"]))).save(file, format="PNG")
             write(folder / f"{row['feature']}.png", file.getvalue())
-    warning = elsewhere(model)
     body = [f"<header><h1>{len(rows)} features of {escape(model.name)}, as in the thesis</h1>"
-            f'<p class="lead">{LEAD}</p></header>', f'<p class="warning">{escape(warning)}</p>' * bool(warning)]
+            f'<p class="lead">{LEAD}</p></header>']
     for row in rows:
         body.append(row_of(row, folder, folder_of(out, model.name, model.hook_point, "feature", row["feature"])))
     title = f"The thesis' features in {model.name}"

@@ -86,20 +86,12 @@ def linked(whole, out):
 
 # --- prompts and settings ---------------------------------------------------------------------------------------------
 
-def test_the_grid_of_the_thesis():
-    """Its example prompts are all there, and its five features are those of its table."""
-    listed = prompts.thesis_grid()
-    assert len(listed) == len(set(listed)) == 20 * 61 and "An Sea image in photo style" in listed
-    assert [(row["feature"], row["word"]) for row in thesis.FEATURES] == [
-        (14, "cables"), (10204, "roses"), (10272, "inward perspective"), (10331, "human"), (10538, "foam")]
-    known = {row["prompt"] for row in thesis.FEATURES if row["prompt"]}
-    assert len(known) == 4 and known <= set(listed)
-
-
-def test_the_grid_of_saemnesia():
-    listed = prompts.saemnesia_grid()
-    assert len(listed) == len(set(listed)) == 20 * 51 and not any("Pointillism" in p for p in listed)
-    assert {"An image of Cats.", "An image of Cats in Van Gogh style."} <= set(listed)
+def test_the_grids():
+    for name, size, some in (("thesis", 20 * 61, "An Sea image in photo style"),
+                             ("saemnesia", 20 * 51, "An image of Cats in Van Gogh style.")):
+        listed = prompts.GRIDS[name]
+        assert len(listed) == len(set(listed)) == size and some in listed
+    assert "An image of Cats." in listed and not any("Pointillism" in prompt for prompt in listed)
 
 
 def test_prompt_files(tmp_path):
@@ -133,8 +125,8 @@ def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path
     folder = write_model(tmp_path / "m")
     plain = capture.configure(load(folder))
     assert (plain.steps, plain.sampler, plain.guidance, plain.images) == (50, "pndm", 7.5, 6100)
-    assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", prompts.thesis_grid())
-    assert capture.configure(load(folder), prompts="saemnesia").prompts == prompts.saemnesia_grid()
+    assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", prompts.GRIDS["thesis"])
+    assert capture.configure(load(folder), prompts="saemnesia").prompts == prompts.GRIDS["saemnesia"]
     assert capture.configure(load(folder), prompts=["A", "B"]).prompts == ("A", "B")
     (folder / "p.txt").write_text("a dog\n")
     edit_json(folder / "featviz.json", capture={"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"})
@@ -258,7 +250,7 @@ def random_stats(numbers, seed):
     g = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 6, (2, 60, 3, 50), generator=g).float()[:, numbers]
     means = {"feature": values.flatten(0, 1), "channel": values[..., :30].flatten(0, 1) - 2, "gated": values[1] / 2}
-    return capture.combine(capture.empty(3, 50, 30), capture.summarize(means, numbers))
+    return capture.combine(capture.summarize(means, numbers))
 
 
 def test_statistics_combine_in_any_order_and_grouping():
@@ -527,7 +519,7 @@ def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, c
     assert run(out, "analyse", "--weights", weights, "--channel", 4, *here) == 0
     assert (out / "tiny" / f"{ELSEWHERE}_channel_0004/activity.json").exists()
     capsys.readouterr()
-    refused(capsys, run(out, "analyse", "--weights", weights, "--feature", 4, *here), "sae: is missing")
+    refused(capsys, run(out, "analyse", "--weights", weights, "--feature", 4, *here), "has no SAE for")
     code = run(tmp_path / "none", "analyse", "--weights", weights, "--channel", 4, *here)
     refused(capsys, code, f"run python -m activity capture --weights {weights} --hook-point {ELSEWHERE}")
     refused(capsys, run(out, "capture", "--weights", weights, "--hook-point", "mid"), "mid")
@@ -541,14 +533,19 @@ def test_the_capture_s_numbers_are_flags(weights, tmp_path):
 
 def test_analyse(weights, whole, tmp_path, capsys):
     out = linked(whole, tmp_path / "out")
-    assert run(out, "analyse", "--weights", weights, "--feature", 3, 5) == 0
+    assert run(out, "analyse", "--weights", weights, "--feature", 3, "5-6") == 0
+    said = capsys.readouterr().out
+    assert said.count("nearest decoder rows: ") == said.count("active together in its ") == said.count("peaks at ") == 3
+    assert "feature 5\n" in said and "active in 9 of 9 images" in said and "####" in said
     record = json.loads((out / "tiny/feature_00003/activity.json").read_text())
     assert record["card"]["n"] == 3 and record["label"] == "" and len(record["card"]["nearest"]) == 5
     assert record["feature"] == 3 and record["peaks"] and (record["top"], record["images"]) == (20, 9)
     assert len(record["profile"]) == len(record["largest"]) == len(record["strength"]) == 1001
-    assert "peaks at" in capsys.readouterr().out and (out / "tiny/feature_00005/activity.json").exists()
+    assert (out / "tiny/feature_00005/activity.json").exists()
     known = [e for found in record["examples"].values() for e in found]
     assert all((out.parent / e["file"]).exists() and e["prompt"] in PROMPTS for e in known)
+    old = write_model(tmp_path / "old")                         # its capture, of an earlier version, counted less
+    assert run(out, "analyse", "--weights", old, "--feature", 5) == 0 and "active in" not in capsys.readouterr().out
 
 
 def test_sample(weights, whole, tmp_path):
@@ -558,13 +555,6 @@ def test_sample(weights, whole, tmp_path):
         a, b = np.asarray(picture)[:, :32].astype(int), np.asarray(picture)[:, 32:].astype(int)
         assert picture.size == (64, 32) and np.abs(a - b).max() > 0
         assert json.loads(picture.text["featviz"])["prompt"] == "A Tree"
-
-
-def test_check_says_what_it_takes_and_writes_nothing(weights, tmp_path, capsys):
-    assert run(tmp_path, "capture", "--weights", weights, "--batch-size", 2, "--check") == 0
-    said = capsys.readouterr().out
-    assert "6100 images of 1220 prompts" in said and "610,000 rows through the UNet, 2 images together" in said
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("argv, says", [
@@ -598,17 +588,11 @@ def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, ex
     assert analysis.shared_words([listed[i] for i in held], listed) == expected
 
 
-def test_the_image_of_a_thesis_prompt_and_its_activity(model, monkeypatch):
+def test_the_image_of_a_thesis_prompt(model, monkeypatch):
     monkeypatch.setitem(model.settings, "capture", {"steps": 3, "sampler": "ddim"})
-    image, found = thesis.draw(model, {"feature": 7, "word": "knot", "prompt": "A Tree image in Winter style"})
     settings = capture.configure(model, prompts=["A Tree image in Winter style"], batch_size=1)
-    images, means = capture.observe(model, settings, [1024])
-    acts = means["feature"][-1]                                                                 # (N, F)
-    assert torch.equal(image, images[0]) and [t for t, _ in found["curve"]] == model.schedule.timesteps(3)
-    assert [a for _, a in found["curve"]] == pytest.approx(acts[:, 7].tolist(), abs=1e-5)
-    n = acts[:, 7].argmax()
-    assert found["timestep"] == model.schedule.timesteps(3)[n] and found["features"] == 64
-    assert found["rank"] == 1 + (acts[n] > acts[n, 7]).sum()
+    images, _ = capture.observe(model, settings, [1024])
+    assert torch.equal(thesis.draw(model, "A Tree image in Winter style"), images[0])
 
 
 def test_which_five_the_thesis_page_shows(model, tmp_path, monkeypatch):
@@ -620,9 +604,7 @@ def test_which_five_the_thesis_page_shows(model, tmp_path, monkeypatch):
             thesis.features(model)
     monkeypatch.delitem(model.settings, "thesis")
     large = load(write_model(tmp_path / "large", activity=None, sae=dict(num_latents=10539)))
-    assert thesis.features(large) is thesis.FEATURES and "mean something else" in thesis.elsewhere(large)
-    large.name = "style50"
-    assert thesis.elsewhere(large) == ""
+    assert thesis.features(large) is thesis.FEATURES
 
 
 # --- labels and cards -------------------------------------------------------------------------------------------------
@@ -716,14 +698,3 @@ def test_a_dead_feature_and_a_channel_s_card(model, whole):
     assert card.dead_line(here.capture, "feature", [6]) == card.dead_line(here.capture, "channel", [3]) == ""
     other = card.card(here, "channel", 3)
     assert other.nearest == [] and other.gated is None and sum(count for _, _, count in other.histogram) == 9
-
-
-def test_show_prints_the_card(weights, whole, tmp_path, capsys):
-    out = linked(whole, tmp_path / "out")
-    assert run(out, "show", 5, "6-7", "--weights", weights) == 0
-    said = capsys.readouterr().out
-    assert said.count("nearest decoder rows: ") == said.count("active together in its ") == 3
-    assert "feature 5\n" in said and "active in 9 of 9 images" in said and "####" in said
-    folder = write_model(tmp_path / "old")                      # a capture of an earlier version
-    assert run(out, "show", 5, "--weights", folder) == 0
-    assert capsys.readouterr().out.count("not in this capture; make it again") == 2

@@ -55,7 +55,7 @@ def test_the_loss_of_training(axes):
 def test_dead_features_learn_the_residual_without_the_bias_and_move_no_other(axes):
     """The three errors of widely copied code: the sign, the residual not detached, b_dec added twice."""
     axes.b_dec.copy_(torch.tensor([1.0, 0.0]))
-    axes.encoder.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 0.0]))                                 # the third is dead and on
+    axes.encoder.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 0.0]))                              # the third is dead and on
     dead = torch.tensor([False, False, True, False])
     h = torch.tensor([[4.0, 2.5], [2.0, 0.5]])                                                  # H + b_dec
     pre = axes.pre_acts(h)

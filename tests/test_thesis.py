@@ -29,7 +29,7 @@ def test_the_thesis_five():
     assert [(row["feature"], row["word"]) for row in thesis.FEATURES] == [
         (14, "cables"), (10204, "roses"), (10272, "inward perspective"), (10331, "human"), (10538, "foam")]
     prompts = [row["prompt"] for row in thesis.FEATURES if row["prompt"]]
-    assert len(prompts) == 4 and set(prompts) <= set(capture.GRIDS["thesis"]())      # spelled alike
+    assert len(prompts) == 4 and set(prompts) <= set(capture.GRIDS["thesis"])      # spelled alike
 
 
 def test_a_row_holds_word_prompt_image_and_every_seed(weights, tmp_path):
