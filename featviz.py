@@ -263,7 +263,7 @@ def show(model, jobs, configs, usual, axes, thesis, out):
     from pages.atlas import write_atlas
     from pages.evidence import conclusion
     from pages.feature import write_page
-    from pages.sweep import write_sweep
+    from pages.sheet import write_sweep
     from pages.thesis import write_thesis
     from results import folder_of, path_of, recipe, times_in
     targets = list(dict.fromkeys((job.kind, job.target) for job in jobs))

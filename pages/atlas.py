@@ -11,13 +11,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from config import HOOK_POINT
-from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
-from pages.web import document, escape
+from pages.evidence import PROJECT, best, gain, study
+from pages.web import chart, document, escape, figure
 from pages.words import count
-from results import feature_folders, read_results, replacing, with_suffix, write
+from results import BROKEN, feature_folders, read_results, replacing, with_suffix, write
 
 EDGE = 160                  # pixels an edge of a thumbnail, at most
 
@@ -47,8 +48,7 @@ def write_atlas(folder):
 
 def tile(folder, found, thumbnails):
     """What the page knows of one feature, as JSON values."""
-    activity, first, seen = read_activity(folder), best(found), read_legibility(folder)
-    evidence = weigh(groups(found)[0], activity, seen.get(first.folder, {}))
+    (first, *_), activity, evidence = study(folder, found)
     page = "index.html" if (folder / "index.html").exists() else f"{first.folder}/{first.last.path.name}"
     name = thumbnails / f"{folder.name}_{first.folder}_seed_{first.seed}"
     faces = [face(first.last, with_suffix(name, ".jpg"))]
@@ -87,7 +87,28 @@ def page(folder, tiles, broken):
     links = "".join(f'<li><a href="{escape(shown["link"])}">{shown["kind"]} {escape(shown["number"])}</a> '
                     f'{escape(shown["words"])}</li>' for shown in tiles)
     missing = f" {count(broken, 'file')} could not be read." if broken else ""
-    return document(title, BODY.format(title=escape(title), links=links, missing=missing, data=data), "atlas")
+    return document(title, BODY.format(title=escape(title), links=links, missing=missing, data=data,
+                                       dictionary=dictionary(folder.resolve().name)), "atlas")
+
+
+def dictionary(name):
+    """Draw the report that `python -m dictionary` left beside the SAE of these weights; "" where there is none."""
+    shown = ""
+    for path in sorted((PROJECT / "weights" / name / "sae").glob("unet.*/training.json")):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))["report"]["by_timestep"]
+            times = sorted(report, key=int)
+            unexplained, dead = ([report[t][part] for t in times] for part in ("fvu", "dead"))
+        except (*BROKEN, TypeError):
+            continue
+        shown += (f"<p>The autoencoder leaves {min(unexplained):.0%} to {max(unexplained):.0%} of the variance.</p>"
+                  '<div class="charts">')
+        for title, values in (("Unexplained share of the variance (FVU)", unexplained),
+                              ("Share of features that never fire", dead)):
+            curve = np.interp(range(1001), [int(t) for t in times], values).tolist()
+            shown += figure(chart(curve, f"{title}, by time step", 1000, 360, 120), f"<b>{title}</b>, by time step")
+        shown += "</div>"
+    return f"<details><summary>How good the autoencoder is</summary>{shown}</details>" if shown else ""
 
 
 BODY = """<header><h1>{title}</h1>
@@ -108,5 +129,6 @@ BODY = """<header><h1>{title}</h1>
 <dt>strength</dt><dd>Activation, compared with the strongest dataset image where that is fair.</dd>
 <dt>peak</dt><dd>The time step at which the feature is most often active.</dd>
 <dt>as the ascent left it</dt><dd>The picture before the model finished it.</dd></dl></details>
+{dictionary}
 <footer><p>Made by <code>python -m pages --atlas</code>. A rule chose each picture, no person.{missing}</p></footer>
 <script type="application/json" id="data">{data}</script>"""

@@ -106,12 +106,12 @@ def best(found):
 
 
 def groups(found):
-    """Results by folder of time step and settings, each group's strongest seed first; the group of the best first."""
-    chosen = {}
-    for r in sorted(found, key=lambda r: (bool(r.recipe["differs"]), r.t, r.folder, -reencoded(r), r.seed)):
+    """Results by folder of time step and settings, each group's strongest seed first; the best comes first of all."""
+    chosen, first = {}, best(found)
+    order = sorted(found, key=lambda r: (bool(r.recipe["differs"]), r.t, r.folder, -reencoded(r), r.seed))
+    for r in (first, *(r for r in order if r is not first)):
         chosen.setdefault(r.folder, []).append(r)
-    first = best(found).folder
-    return [chosen[first], *(results for name, results in chosen.items() if name != first)]
+    return list(chosen.values())
 
 
 # --- the sentence and its checks --------------------------------------------------------------------------------------
@@ -147,10 +147,14 @@ class Evidence:
 
 def conclusion(folder):
     """Say in one line what a feature's results and capture suggest, and how surely."""
-    found = read_results(folder)
-    first = best(found)
-    evidence = weigh(groups(found)[0], read_activity(folder), read_legibility(folder).get(first.folder, {}))
+    (first, *_), _, evidence = study(folder)
     return f"{evidence.sentence(f'{first.kind.capitalize()} {first.target}')}: {evidence.count}"
+
+
+def study(folder, found=None):
+    """Read a feature's folder -> (results of the group to show first, Activity or None, Evidence)."""
+    group, activity = groups(found or read_results(folder))[0], read_activity(folder)
+    return group, activity, weigh(group, activity, read_legibility(folder).get(group[0].folder, {}))
 
 
 def weigh(group, activity, seen):

@@ -7,7 +7,7 @@ the page (results.py, evidence.py).
 """
 from pathlib import Path
 
-from pages.evidence import best, gain, groups, read_activity, read_legibility, weigh
+from pages.evidence import gain, groups, study
 from pages.web import (
     NARROW, WIDE, bars, chart, document, escape, figure, folded, player, section, sharp, table, term)
 from pages.words import RULE, TERMS, VERDICTS, commands, count, label, reason, short, typed
@@ -15,7 +15,6 @@ from results import folder_of, read_results, write
 
 EXAMPLES = 6                        # dataset images beside the best picture
 SMALL, LARGE = (128, 128), (384, 320)       # CSS pixels of a picture on a desk and on a phone
-LEVELS = 8                          # of brightness in the map of where a picture excites the feature
 SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
           "activation_reencoded": "re-encoded", "rank": "rank"}
 CURVES = {"gradient_norm": "Length of the gradient", "update_norm": "Length of the update",
@@ -23,8 +22,6 @@ CURVES = {"gradient_norm": "Length of the gradient", "update_norm": "Length of t
           "moment": "Penalty: mean and deviation"}
 PAIR = ("<p>Left, what the model makes of it. Right, the ascent, from the {kind} alone. "
         "Compare both: the model may add things.</p>")
-HEAT = ('<input type="checkbox" id="where"> <label for="where">Darken each place where the {kind} stays silent'
-        "</label>")
 
 
 def write_page(folder, others=()):
@@ -42,18 +39,17 @@ def write_page(folder, others=()):
 
 def page(folder, found, others):
     """Build the whole page from the results of a folder."""
-    first, activity, seen = best(found), read_activity(folder), read_legibility(folder)
-    shown, *rest = groups(found)
+    (shown, *rest), (_, activity, evidence) = groups(found), study(folder, found)
+    first = shown[0]
     name = f"{first.kind.capitalize()} {first.target}"
     body = [header(folder, name, first, len(others) > 1), warning(found),
-            headline(name, weigh(shown, activity, seen.get(first.folder, {}))), hero(first, activity),
+            headline(name, evidence), hero(first, activity),
             section("seeds", "Other seeds: what changes, it does not care about", seeds(shown[1:])),
             folded("when", "When it is active", when(activity, found) if activity else ""),
             folded("card", "How often it is active, and its neighbours", card(folder, first, activity, others)),
             folded("more", "Other time steps and settings", *(group(results) for results in rest)),
             folded("examples", "All dataset images that excite it", *examples(activity)),
-            folded("how", "How each picture came about", HEAT.format(kind=first.kind),
-                   *(course(r) for results in (shown, *rest) for r in results)),
+            folded("how", "How each picture came about", *(course(r) for results in (shown, *rest) for r in results)),
             folded("scores", "All scores", scores([r for results in (shown, *rest) for r in results])),
             folded("beside", "What else its picture excites", beside(folder, first, others)),
             folded("again", "Make it again", f"<pre><code>{escape(chr(10).join(commands(found)))}</code></pre>"),
@@ -218,11 +214,10 @@ def course(r):
     charts += "".join(plot([*curves["history"][name], None], title, r, total) for name, title in CURVES.items()
                       if any(curves["history"].get(name, [])))
     if r.finished:
-        last = r.finished.curves()
-        pulled = last["history"].get("activation", [])
-        made += large("finished", r.finished, last["heat"])
+        pulled = r.finished.curves()["history"].get("activation", [])
+        made += large("finished", r.finished)
         charts += plot(pulled, "Activation at each step of the finish", r, len(pulled)) if pulled else ""
-    made += large("ascent", r, curves["heat"])
+    made += large("ascent", r)
     return (f'<article><h3>{escape(label(r).capitalize())}</h3><div class="pair">{made}</div>{film(r, values)}'
             f'{trace(r)}<div class="charts">{charts}</div></article>')
 
@@ -231,27 +226,12 @@ def plot(values, title, r, most, marks=()):
     return figure(chart(values, f"{title}, {label(r)}", most, 360, 120, marks), f"<b>{title}</b>")
 
 
-def large(name, picture, heat):
-    """A picture at full size, and where it excites the feature."""
+def large(name, picture):
+    """A picture at full size."""
     image = sharp(picture.path, f"{name.capitalize()} picture of {label(picture)}, large", LARGE)
-    return (f'<figure id="{name}-{key(picture)}"><div class="lit">{image}{darkness(heat)}</div>'
-            f"<figcaption><b>{word(name, picture.kind, name.capitalize())}: {escape(picture.verdict)}</b><br>"
-            f"{escape(reason(picture))}</figcaption></figure>")
-
-
-def darkness(heat):
-    """The hook's grid over a picture as SVG, dark where the feature is silent: a path for each level."""
-    most = max((v for row in heat for v in row if v is not None), default=0)
-    if most <= 0:
-        return ""
-    cells = [""] * (LEVELS + 1)
-    for y, row in enumerate(heat):
-        for x, v in enumerate(row):
-            cells[round(LEVELS * (1 - max(v or 0, 0) / most))] += f"M{x} {y}h1v1h-1z"
-    dark = "".join(f'<path d="{path}" opacity="{0.8 * level / LEVELS:.2f}"/>' for level, path in enumerate(cells)
-                   if path and level)
-    return (f'<svg class="heat" aria-hidden="true" viewBox="0 0 {len(heat[0])} {len(heat)}" '
-            f'preserveAspectRatio="none">{dark}</svg>')
+    said = f"<b>{word(name, picture.kind, name.capitalize())}: {escape(picture.verdict)}</b>"
+    return (f'<figure id="{name}-{key(picture)}">{image}'
+            f"<figcaption>{said}<br>{escape(reason(picture))}</figcaption></figure>")
 
 
 def film(r, values):

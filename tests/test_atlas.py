@@ -3,8 +3,9 @@ import json
 import re
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
+from pages import atlas, sheet
 from pages.__main__ import main
 from pages.atlas import write_atlas
 from tests.made import activity, features, picture, result
@@ -91,3 +92,36 @@ def test_pages_and_atlas_by_one_command(folder, capsys):
     assert capsys.readouterr().out.splitlines() == [f"look at {folder / 'index.html'}"]
     assert all(row["link"].endswith("index.html") for row in tiles(folder).values())
     assert "All of toy" in (folder / "feature_00003/index.html").read_text()
+
+
+def test_the_autoencoder_s_report_is_two_curves_and_a_sentence(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(atlas, "PROJECT", tmp_path)
+    assert "autoencoder leaves" not in write_atlas(folder).read_text()
+    report = {"1": {"fvu": 0.25, "dead": 0.5}, "501": {"fvu": 0.125, "dead": 0.1}, "981": {"fvu": 0.5, "dead": 0.0}}
+    home = tmp_path / "weights/toy/sae/unet.up_blocks.1.attentions.1"
+    home.mkdir(parents=True)
+    (home / "training.json").write_text(json.dumps({"report": {"by_timestep": report}}))
+    page = Page(write_atlas(folder))
+    assert "The autoencoder leaves 12% to 50% of the variance." in page.text and len(page.all("svg")) == 2
+    (home / "training.json").write_text("{}")
+    assert "autoencoder leaves" not in write_atlas(folder).read_text()
+
+
+def test_features_drawn_at_random_in_rows_and_on_a_wall(folder, tmp_path, capsys):
+    files = tmp_path / "rows.png", tmp_path / "wall.png"
+    for i in range(20, 29):
+        result(folder / f"feature_{i:05d}", finished="excited", png=picture(i))
+        activity(folder / f"feature_{i:05d}", concept=("A", "word" * 12))
+    flags = ["--rows", str(files[0]), "3", "--wall", str(files[1])]
+    assert main([str(folder), *flags]) == 0
+    rows, wall = map(Image.open, files)
+    assert rows.width == 6 * (128 + 12) + 12 and rows.height >= 3 * (128 + 12)
+    assert wall.width == 8 * (128 + 12) + 12 and wall.height >= 2 * (128 + 12)           # 12 features
+    made = [file.read_bytes() for file in files]
+    assert main([str(folder), *flags]) == 0 and [file.read_bytes() for file in files] == made
+    font = ImageFont.load_default(13)
+    lines = sheet.wrapped("A " + "word" * 12, font, 128)
+    assert "".join(lines).replace(" ", "") == "A" + "word" * 12 and max(map(font.getlength, lines)) <= 128
+    capsys.readouterr()
+    assert main([str(folder), "--wall", "wall.png", "many"]) == 2
+    assert "must be a file and how many features" in capsys.readouterr().err

@@ -282,7 +282,7 @@ def test_the_rule_chooses_usual_then_excited_then_strong_pictures(tmp_path):
         result(folder, 300, seed, verdict=verdict, differs=settings)
     found = read_results(folder)
     assert evidence.best(found).seed == 4
-    assert [[r.seed for r in group] for group in evidence.groups(found)] == [[5, 4, 3], [9]]
+    assert [[r.seed for r in group] for group in evidence.groups(found)] == [[4, 5, 3], [9]]
     far = result(folder, 700, 1, dataset_largest=1.0, activation_reencoded=1.5)
     assert evidence.best([*found, read_result(far)]).t == 700
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import featviz
-from pages.sweep import LINE, TILE, scaled
+from pages.sheet import GAP, TILE, scaled
 
 pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 SHORT = ["--device", "cpu", "--num-steps", "1", "--prior", "noise", "--frames", "0", "--finish-steps", "1"]
@@ -34,12 +34,12 @@ def test_every_combination_is_a_result_and_a_cell(weights, out):
         (w, n, s) for w in (0.0, 0.5) for n in (False, True) for s in (1, 2)]
     path = out / "tiny/feature_00003/sweep_range_weight_noise.png"
     grid = np.asarray(Image.open(path))
-    height = (grid.shape[0] - 2 * LINE) // 4                                    # two weights, two seeds
-    cells = [grid[2 * LINE + row * height:][:TILE, TILE + column * (grid.shape[1] - TILE) // 2:][:, :TILE]
-             for row in range(4) for column in range(2)]
-    pictures = [np.asarray(scaled(p)) for p in out.rglob("seed_*.finished.png")]
+    height = (grid.shape[0] - GAP) // 4                                         # two weights, two seeds
+    cells = [grid[GAP + row * height:][:TILE, GAP + column * (TILE + GAP):][:, :TILE]
+             for row in range(4) for column in range(1, 5)]                     # noise on and off, both pictures
+    pictures = [np.asarray(scaled(p)) for p in out.rglob("seed_*.png")]
     edge = len(pictures[0])
-    assert len(pictures) == 8
+    assert len(pictures) == 16
     assert all(any(np.array_equal(cell[:edge, :edge], picture) for picture in pictures) for cell in cells)
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("t*/seed_*")}
     assert run(weights, out, *flags, "--seed", 1, 2) == 0                       # all there: nothing is made anew
