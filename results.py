@@ -20,7 +20,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import re
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -43,7 +41,7 @@ METHOD = ("config", "ascent", "finish", "visualize", "regularizers", "steering",
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
 SOUNDS = (".start.wav", ".wav", ".finished.wav")
 DIGITS = {"feature": 5, "channel": 4}
-BROKEN = (OSError, ValueError, KeyError)        # what reading a record that is none may raise
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what reading JSON of another shape may raise
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -175,22 +173,27 @@ def save(out, result, recipe, fit="", sounds=None):
     fit     the fit check's warning
     sounds  {suffix: bytes of a WAV file}
     """
-    path, last = path_of(out, recipe), result.finished
+    path, pictures = path_of(out, recipe), {"ascent": result}
+    if result.finished:
+        pictures["finished"] = result.finished
     for suffix in (".json", ".steps.jpg", ".finished.png", *SOUNDS):     # from here on an older one is not finished
         with_suffix(path, suffix).unlink(missing_ok=True)
-    latents = {"latent": result.latent.numpy()} | ({"finished": last.latent.numpy()} if last else {})
-    curves = {"ascent": curves_of(result), "finished": curves_of(last) if last else None}
-    files = {".png": picture(result.image, recipe), ".safetensors": save_tensors(latents),
-             ".curves.json": json.dumps(curves, allow_nan=False).encode() + b"\n", **(sounds or {})}
-    if last:
-        files[".finished.png"] = picture(last.image, recipe)
+    latents, curves, numbers = {}, {}, {}
+    for name, one in pictures.items():
+        latents["latent" if one is result else name] = one.latent.numpy()
+        curves[name] = {"history": one.history, "heat": one.heat.tolist()}
+        numbers[name] = {"verdict": one.verdict, "scores": one.scores, "others": one.others}
+    files = {".png": png(result.image, recipe), ".safetensors": save_tensors(latents), ".curves.json": to_json(curves),
+             **(sounds or {})}
+    if result.finished:
+        files[".finished.png"] = png(result.finished.image, recipe)
     if result.frames:
         files[".steps.jpg"] = strip(result.frames)
-    record = {"recipe": recipe, **numbers(result), "nearest_channel": result.nearest_channel,
-              "stored_steps": result.stored_steps, "finished": numbers(last) if last else None, "fit": fit,
+    record = {"recipe": recipe, **numbers["ascent"], "finished": numbers.get("finished"), "fit": fit,
+              "nearest_channel": result.nearest_channel, "stored_steps": result.stored_steps,
               "sha256": {suffix: sha256(data) for suffix, data in files.items()},
               "bytes": {suffix: len(data) for suffix, data in files.items()}}
-    files[".json"] = json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    files[".json"] = to_json(record, indent=1, sort_keys=True)
     if recipe["differs"]:
         write(path.parent / "settings.txt", "".join(f"{k}: {v}\n" for k, v in recipe["differs"].items()).encode())
     for suffix, data in files.items():
@@ -198,24 +201,13 @@ def save(out, result, recipe, fit="", sounds=None):
     return with_suffix(path, ".png")
 
 
-def finite(value):
-    """Return a number, or None for one that JSON does not have."""
-    return value if value is None or math.isfinite(value) else None
+def to_json(value, **layout):
+    """Encode a value as JSON; NaN and infinity, which JSON does not have, become null."""
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(value, **layout).encode() + b"\n"
 
 
-def numbers(result):
-    """Return what a record says of a picture."""
-    return {"verdict": result.verdict, "scores": {k: finite(v) for k, v in result.scores.items()},
-            "others": [[index, finite(a)] for index, a in result.others]}
-
-
-def curves_of(result):
-    """Return a number a step, and the activation of the target at each position."""
-    return {"history": {name: [finite(v) for v in values] for name, values in result.history.items()},
-            "heat": [[finite(v) for v in row] for row in result.heat.tolist()]}
-
-
-def picture(image, recipe):
+def png(image, recipe):
     """Encode (3, H, W) in [0, 1] as PNG bytes that carry the recipe."""
     text, file = PngInfo(), io.BytesIO()
     text.add_text("featviz", json.dumps(recipe, sort_keys=True))
@@ -226,8 +218,7 @@ def picture(image, recipe):
 def strip(frames):
     """Encode pictures of equal size, side by side, as JPEG bytes."""
     file = io.BytesIO()
-    side_by_side = np.concatenate([to_uint8(frame) for frame in frames], axis=1)
-    Image.fromarray(side_by_side).save(file, format="JPEG", quality=90, subsampling=0)
+    Image.fromarray(to_uint8(torch.cat(frames, dim=2))).save(file, format="JPEG", quality=90, subsampling=0)
     return file.getvalue()
 
 
@@ -249,7 +240,7 @@ def why_to_compute(out, recipe, steps=(), sound=False):
         return "" if whole and set(steps) <= set(record["stored_steps"]) else "broken"
     except FileNotFoundError:
         return "broken" if with_suffix(path, ".json").exists() else "new"
-    except (*BROKEN, TypeError, AttributeError):                # JSON of another shape
+    except BROKEN:
         return "broken"
 
 
@@ -265,7 +256,6 @@ class StoredResult:
     strip: Path | None = None           # of these pictures, side by side
     nearest_channel: int | None = None
     fit: str = ""                       # the fit check's warning
-    sha256: str = ""                    # of the picture
     finished: "StoredResult | None" = None
 
     def __post_init__(self):
@@ -295,16 +285,14 @@ def read_result(path):
     """Read a record, seed_1024.json; raises one of BROKEN for what is none."""
     path = Path(path)
     record = json.loads(path.read_text(encoding="utf-8"))
-    recipe, hashes = record["recipe"], record["sha256"]
+    recipe, said = record["recipe"], record["finished"]
     if path.stem != f"seed_{recipe['job']['seed']}" or not isinstance(recipe["job"].get("kind"), str):
         raise ValueError(f"{path}: is no record of this version")
+    strip = path.with_suffix(".steps.jpg") if ".steps.jpg" in record["bytes"] else None
     result = StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"],
-                          record["stored_steps"], None, record["nearest_channel"], record["fit"], hashes[".png"])
-    if ".steps.jpg" in hashes:
-        result.strip = path.with_suffix(".steps.jpg")
-    if said := record["finished"]:
-        result.finished = StoredResult(path.with_suffix(".finished.png"), recipe, said["verdict"], said["scores"],
-                                       said["others"], sha256=hashes[".finished.png"], fit=record["fit"])
+                          record["stored_steps"], strip, record["nearest_channel"], record["fit"])
+    if said:
+        result.finished = StoredResult(path.with_suffix(".finished.png"), recipe, **said, fit=record["fit"])
     for stored in filter(None, (result, result.finished)):
         if not stored.path.is_file():
             raise FileNotFoundError(f"{stored.path}: is missing; the same command computes it again")
@@ -322,7 +310,7 @@ def read_results(folder, broken=None):
             continue
         try:
             found.append(read_result(path))
-        except (*BROKEN, TypeError, AttributeError):            # JSON of another shape
+        except BROKEN:
             if broken is not None:
                 broken.append(path)
     return sorted(found, key=lambda r: (r.t, r.folder, r.seed))
