@@ -80,7 +80,7 @@ def fit(model):
         if not all(math.isfinite(row.unexplained) for row in rows):
             model.check_numbers()               # names the file and the tensor, if NaN comes from one
         row = sorted(rows, key=lambda row: row.unexplained)[len(rows) // 2]
-        model.rows, model.fit = rows, (row.unexplained, row.active, hint(model.sae.reads, row))
+        model.fit_rows, model.fit = rows, (row.unexplained, row.active, hint(model.sae.reads, row))
     return model.fit
 
 
@@ -106,5 +106,5 @@ def check_fit(model):
     """Write the line of --check about UNet and SAE."""
     said = verdict(model.sae.k, *fit(model)) or "they belong together"
     rows = ", ".join(f"t {row.t}: {row.unexplained:.3f} of the variance unexplained, {row.active:.1f} active, "
-                     f"|mean of h| {row.mean:.1f}" for row in model.rows)
+                     f"|mean of h| {row.mean:.1f}" for row in model.fit_rows)
     return f"fit of UNet and SAE: {rows}; |b_dec| {model.sae.b_dec.norm():.1f}, k {model.sae.k}: {said}"

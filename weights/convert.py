@@ -35,10 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
     sys.path[:] = [str(ROOT), *(p for p in sys.path if p != str(ROOT / "weights"))]
 from clip import Tokenizer  # noqa: E402
-from schedule import Schedule  # noqa: E402
 from command.progress import say, warn  # noqa: E402
+from schedule import Schedule  # noqa: E402
 from weights.load import (  # noqa: E402
-    AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, foreign, on_meta, open_tensors,
+    AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, check_widths, finite, foreign, on_meta, open_tensors,
     read_json, read_part, read_sae_config, read_scheduler, read_tokenizer, tokenizer_files, tokenizer_json)
 from weights.saes import is_sae, read_sae  # noqa: E402
 
@@ -379,7 +379,7 @@ def write_tensors(path, tensors):
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in sorted(tensors.items()):
-            if not tensor.isfinite().all():
+            if not finite(tensor):
                 raise WeightsError(f"{path}: {name} holds NaN or infinite values; {AGAIN}")
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
@@ -482,7 +482,7 @@ def convert_folder(source, folder, ema):
         said.append(text + f" (from {path.name})" * (path.name != FILES[part]))
         left |= tensors.keys() - keys
     convert_tokenizer(source / "tokenizer", folder)
-    for name in ("scheduler/scheduler_config.json", "featviz.json"):
+    for name in ("scheduler/scheduler_config.json", "featviz.json", "prompts.txt"):
         if (source / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
