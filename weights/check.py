@@ -13,7 +13,7 @@ import torch
 from sae import fvu
 from unet import updates
 
-PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")            # as SAeUron and the toy train
+PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")            # as SAeUron trains
 STEPS = (981, 501, 21)                          # where an SAE for all time steps is looked at
 BLOCK = 256                                     # positions encoded at a time
 FVU_FITS, FVU_WRONG = 0.5, 0.8                  # fits below the one, does not from the other on; the mean alone has 1
@@ -46,12 +46,19 @@ def describe(sae, h):
     return fvu(sae.preprocess(h), torch.cat(h_hat)).item(), active / len(h)
 
 
+def prompts_of(model):
+    """List two prompts: the first of those that the weights bring for a capture, else SAeUron's."""
+    path = model.folder / str(model.settings.get("capture", {}).get("prompts", ""))
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return (lines if len(lines) > 1 else list(PROMPTS))[:2]
+
+
 @torch.no_grad()
 def measure(model):
     """Look at every chosen time step on the way down: [Row]."""
     flat = lambda h: h.float().flatten(2).transpose(1, 2).flatten(0, 1)                         # to (B * S, D)
     noises = [torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    x, context = torch.stack(noises).to(model.device), model.embed(list(PROMPTS))               # (B, 4, H, W)
+    x, context = torch.stack(noises).to(model.device), model.embed(prompts_of(model))           # (B, 4, H, W)
     looked, rows = chosen(model.sae.timesteps), []
     way = sorted({*looked, *(t for t in STEPS if t > min(looked))}, reverse=True)
     for t, t_next in zip(way, [*way[1:], None]):
