@@ -48,7 +48,7 @@ def reason(r):
     start, end, again, rank, most = (r.scores.get(name) for name in (
         "activation_start", "activation", "activation_reencoded", "rank", "dataset_largest"))
     said = {"weak": f"It started at {short(start)} and ended at {short(end)}.",
-            "fragile": f"Re-encoded, it has {short(again)}: under half of {short(end)}.",
+            "fragile": f"Re-encoded, it has {short(again)}: over half of {short(end)} is lost.",
             "excited": f"Re-encoded, it still has {short(again)}.",
             "raised": f"Rank {short(rank)} is not among the first ten."}
     if r.verdict == "raised" and rank is not None and rank <= 10 and most:

@@ -132,7 +132,7 @@ def test_two_pictures_have_two_verdicts_two_links_and_two_alternative_texts(tmp_
     assert [alt.rpartition(": ")[2] for alt in alts] == ["raised", "fragile"] and len(set(alts)) == 2
     numbers = re.sub(r"<[^>]*>", "", hero)
     assert "Finished: raisedactivation 0.1 to 1.25, rank 2" in numbers
-    assert "Ascent: fragileactivation 0.1 to 2.5, rank 1Re-encoded, it has 1.25: under half of 2.5." in numbers
+    assert "Ascent: fragileactivation 0.1 to 2.5, rank 1Re-encoded, it has 1.25: over half of 2.5 is lost." in numbers
     assert words.VERDICTS["fragile"] in page.source and words.VERDICTS["raised"] in page.source
 
 
