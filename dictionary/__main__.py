@@ -36,8 +36,7 @@ class Training(Line):
 def run(weights, device, dtype, hook_point, check, again, work, seeds, positions, reads, batch_size, expansion, k,
         train_steps, vectors_together, rate, **sampling):
     """Collect, train, report and write the SAE; return the exit code."""
-    model = load(weights, device, dtype)
-    model = model.at(hook_point) if hook_point else model
+    model = load(weights, device, dtype, hook_point)
     model.require("text_encoder", "tokenizer")
     settings = configure(model, images_per_prompt=1, batch_size=batch_size, **sampling)
     request = Request(settings.prompts, model.hook_point, settings.steps, settings.sampler, settings.guidance,
