@@ -63,8 +63,7 @@ def run(weights, device, dtype, hook_point, check, again, work, seeds, positions
              "prompts": len(request.prompts), "report": said,
              "found_by_another_seed": found_again(made[0], made[1]) if seeds > 1 else None}
     export(made[0], folder, about)
-    for line in table(about):
-        say(line)
+    print_report(about)
     say(f"look at its features: python featviz.py --weights {model.folder} --feature 0-9"
         + ("" if not hook_point else f" --hook-point {model.hook_point}"))
     return 0
@@ -87,15 +86,13 @@ def costs(model, request, recipe, batch_size, work, seeds):
             f"{product * TRAIN_SECONDS:,.0f} s")
 
 
-def table(about):
-    """Set the report as lines."""
-    share = about["found_by_another_seed"]
-    lines = ["on prompts held out   FVU   active   dead"]
+def print_report(about):
+    say("on prompts held out   FVU   active   dead")
     for name, said in {"all": about["report"]["all"], **about["report"]["by_timestep"]}.items():
-        lines.append(f"{name if name == 'all' else 't ' + name:>19} {said['fvu']:6.3f} {said['active']:7.1f} "
-                     f"{said['dead']:6.1%}")
-    again = [] if share is None else [f"another seed finds {share:.0%} of the features again (cosine above 0.8)"]
-    return lines + again
+        where = name if name == "all" else f"t {name}"
+        say(f"{where:>19} {said['fvu']:6.3f} {said['active']:7.1f} {said['dead']:6.1%}")
+    if about["found_by_another_seed"] is not None:
+        say(f"another seed finds {about['found_by_another_seed']:.0%} of the features again (cosine above 0.8)")
 
 
 def main(argv=None):
