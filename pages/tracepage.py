@@ -329,6 +329,12 @@ def tensors(stage, s):
     return table(("", *numbers(torch.zeros(1))), rows, "Numbers of its tensors")
 
 
+def columns(named, label):
+    """Set tensors of equal length as the columns of a table."""
+    rows = [[f"{v:.5g}" for v in row] for row in zip(*(x.tolist() for x in named.values()))]
+    return table(named, rows, label)
+
+
 def of_step(stage, k, s, panels, told):
     """The section of one stage of step k."""
     before = BEFORE.get(stage.name)
@@ -354,12 +360,10 @@ def of_start(model, config, s, kind):
     stage, shown = START, figures([decoded(model, s["start"], "The start")])
     shown += figures(course(model, s)) if "clean" in s else ""
     if config["prior"] == "steer":
-        rows = zip(s["timestep"].tolist(), s["push"].tolist(), s["noise"].flatten(1).norm(dim=1).tolist())
-        rows = [[str(t), f"{push:.5g}", f"{e:.5g}"] for i, (t, push, e) in enumerate(rows)
-                if i in spread(len(s["timestep"]))]
         shown += "<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
         shown += chart(s["strength"].tolist(), "Strength of the push by time step", 1000)
-        shown += table(("t", "length of the push", "length of e"), rows, "Steps of the start")
+        shown += columns({"t": s["timestep"], "length of the push": s["push"],
+                          "length of e": s["noise"].flatten(1).norm(dim=1)}, "Steps of the start")
     elif config["prior"] == "guided":
         stage = START._replace(formula=FINISH.formula, cites=FINISH.cites)
     else:
@@ -376,12 +380,11 @@ def of_finish(model, config, s, kind, scores):
     if len(tries) > 1:
         lost = ", ".join(f"{short(a)} from t = {t0}" for t0, a in tries.items())
         tried = f" It was tried from several t. Re-encoded activations: {lost}. The largest was kept."
-    columns = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
-               "activation": s["activation"]}
-    rows = [[f"{v:.5g}" for v in row] for row in zip(*(x.tolist() for x in columns.values()))]
+    named = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
+             "activation": s["activation"]}
     curve = chart(s["activation"].nan_to_num(0, 0, 0).tolist(), "Activation of the finish", len(times) - 1)
     told = {"kind": kind, "top": times[0], "scale": config["finish_scale"], "tried": tried}
-    shown = (f"{figures(course(model, s))}{table(columns, rows, 'Steps of the finish')}"
+    shown = (f"{figures(course(model, s))}{columns(named, 'Steps of the finish')}"
              f"<p>Activation at every step of the finish:</p>{curve}")
     return section("finish", FINISH, f"{len(times)} steps after the ascent", told, tensors(FINISH, s), shown)
 

@@ -1,5 +1,4 @@
 """Sentences of the pages: numbers to read, verdicts with their numbers, meanings of terms, the command of a result."""
-import json
 import shlex
 
 from config import HOOK_POINT, SETTINGS, flag
@@ -86,15 +85,9 @@ def command(recipe, times, seeds, frames=FRAMES):
 
 
 def commands(found):
-    """Write the commands of all results: one for those that differ in time step and seed alone."""
+    """Write the commands of all results: one for those that differ in the seed alone."""
     alike = {}
     for r in found:
-        key = json.dumps([r.recipe["config"], r.recipe["device"], r.recipe["dtype"], len(r.steps)], sort_keys=True)
-        alike.setdefault(key, []).append(r)
-    together = {}
-    for key, results in alike.items():
-        for t in sorted({r.t for r in results}):
-            seeds = tuple(r.seed for r in results if r.t == t)
-            together.setdefault((key, seeds), []).append(t)
-    return [command(alike[key][0].recipe, times, seeds, len(alike[key][0].steps))
-            for (key, seeds), times in together.items()]
+        alike.setdefault((r.folder, r.recipe["device"], len(r.steps)), []).append(r)
+    return [command(group[0].recipe, [group[0].t], [r.seed for r in group], len(group[0].steps))
+            for group in alike.values()]
