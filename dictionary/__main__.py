@@ -25,9 +25,10 @@ TRAIN_SECONDS = 2e-12       # of one multiplication and addition, about; the fir
 
 class Training(Line):
     """Report the steps of the training and the time left."""
+    first = None                                # steps that were done before
 
     def __call__(self, step, total, numbers):
-        self.first = getattr(self, "first", step - 1)
+        self.first = step - 1 if self.first is None else self.first
         left = (time.monotonic() - self.began) / (step - self.first) * (total - step)
         self.show(f"training step {step} of {total}, FVU {numbers['fvu']:.3f}, {numbers['dead']} dead features, "
                   f"{left:.0f} s left", step == total)

@@ -413,7 +413,7 @@ def test_a_capture_is_read_back(model, whole):
     assert found[0][1] == made.tables["max_feature"][n, f].item()
     assert made.examples("feature", f, t + 3) == found          # the nearest sampling step
     assert made.live() == (made.tables["max_feature"].amax(0) > 0).nonzero().flatten().tolist()
-    assert made.prompt(7) == "A Cat" and made.count("channel") == 32
+    assert made.prompt(7) == "A Cat"
 
 
 def test_the_user_s_capture_comes_before_the_one_that_came_with_the_weights(whole, tmp_path, capsys):
