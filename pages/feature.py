@@ -10,7 +10,7 @@ from pathlib import Path
 from pages.evidence import gain, groups, study
 from pages.table import HEAD, SCORES, lines
 from pages.web import (
-    NARROW, WIDE, bars, chart, document, escape, figure, folded, player, section, sharp, table, term)
+    NARROW, WIDE, bars, chart, checks, document, escape, figure, folded, player, section, sharp, table, term)
 from pages.words import RULE, TERMS, VERDICTS, commands, count, label, reason, short, typed
 from results import folder_of, read_results, write
 
@@ -87,12 +87,9 @@ def headline(name, evidence):
     """One sentence: what the feature responds to, and how strong the evidence is; below it the checks."""
     says = evidence.sentence(escape(name), f"<b>{escape(evidence.words)}</b>")
     source = f"<p>The words come from {escape(evidence.source)}.</p>" if evidence.words else ""
-    checks = ""
-    for text, holds in evidence.checks:
-        mark = "holds" if holds else "fails"
-        said = escape(text).replace("agreement", term("agreement", TERMS["agreement"]))
-        checks += f'<li class="{mark}"><b>{mark.capitalize()}:</b> {said}</li>'
-    return f'<header><h1>{says}.</h1><ul class="checks">{checks}</ul>{source}</header>'
+    said = checks([(escape(text).replace("agreement", term("agreement", TERMS["agreement"])), holds)
+                   for text, holds in evidence.checks])
+    return f'<header><h1>{says}.</h1><ul class="checks">{said}</ul>{source}</header>'
 
 
 def hero(first, activity):
@@ -200,7 +197,7 @@ def examples(activity):
 
 def course(r):
     """How one result came about: both pictures large, the film of the ascent, every curve."""
-    curves, made = r.curves(), ""
+    curves, made, trace = r.curves(), "", f"{r.folder}/seed_{r.seed}_trace/trace.html"
     total = len(curves["history"].get("activation", []))
     values = [r.scores.get("activation_start"), *curves["history"].get("activation", [])[1:],
               r.scores.get("activation")]
@@ -212,8 +209,10 @@ def course(r):
         made += large("finished", r.finished)
         charts += plot(pulled, "Activation at each step of the finish", r, len(pulled)) if pulled else ""
     made += large("ascent", r)
+    more = f'<p><a href="{trace}">Its trace: every stage of a step</a></p>' \
+        if (r.path.parents[1] / trace).exists() else ""
     return (f'<article><h3>{escape(label(r).capitalize())}</h3><div class="pair">{made}</div>{film(r, values)}'
-            f'{trace(r)}<div class="charts">{charts}</div></article>')
+            f'{more}<div class="charts">{charts}</div></article>')
 
 
 def plot(values, title, r, most, marks=()):
@@ -237,13 +236,6 @@ def film(r, values):
                     for k, n in enumerate(r.steps))
     sound = player(r.path.with_suffix(".start.wav"), f"{r.folder}/", "Sound of the start")
     return f'<h4>Its course</h4>{sound}<div class="tiles">{tiles}</div>'
-
-
-def trace(r):
-    """A link to the trace of this very result, if there is one."""
-    page = r.path.with_name(f"seed_{r.seed}_trace") / "trace.html"
-    return f'<p><a href="{r.folder}/{page.parent.name}/{page.name}">Its trace: every stage of a step</a></p>' \
-        if page.exists() else ""
 
 
 def scores(found):

@@ -24,7 +24,7 @@ import sae
 import schedule
 import steering
 import visualize
-from pages.web import bars, chart, data_uri, document, escape, table
+from pages.web import bars, chart, checks, data_uri, document, escape, table
 from pages.words import short
 from vae import to_uint8
 
@@ -404,13 +404,10 @@ def of_verdict(model, s, result):
     rows = [(name, *(f"{a:.5g}" for a in [*values.tolist(), values.mean().item()])) for name, values in found.items()]
     said = table(("", "noise 1", "noise 2", "noise 3", "noise 4", "mean"), rows, "Activations under each noise")
     for name, end in ends(result).items():
-        lines = ""
-        for fails, text, holds in rules(end.scores):
-            mark, so = ("holds", "") if holds else ("fails", f", so {fails}")
-            lines += f'<li class="{mark}">{mark}: {escape(text)}{so}</li>'
+        lines = checks([(escape(text if holds else f"{text}, so {fails}"), holds)
+                        for fails, text, holds in rules(end.scores)])
         said += f"<h3>{name.capitalize()}: {escape(end.verdict)}</h3><ol>{lines}</ol>"
-    return section("verdict", VERDICT, "after all steps", {}, tensors(VERDICT, s) + said,
-                   figures(shown))
+    return section("verdict", VERDICT, "after all steps", {}, tensors(VERDICT, s) + said, figures(shown))
 
 
 def reading(model, kind):

@@ -128,6 +128,12 @@ def table(head, rows, label):
             f"<table>{top}{body}</table></div>")
 
 
+def checks(found):
+    """List sentences, HTML, each with whether it holds: [(sentence, whether)]."""
+    return "".join(f'<li class="{mark}"><b>{mark.capitalize()}:</b> {text}</li>'
+                   for text, holds in found for mark in [("fails", "holds")[holds]])
+
+
 def bars(rows):
     """Draw [(name as HTML, number as text, number, whether it is the target)] as bars to one scale, 0 at the left."""
     most = max((abs(value) for _, _, value, _ in rows), default=0) or 1
