@@ -27,6 +27,7 @@ LENGTH = 77                                                     # tokens of a pr
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")    # tried in this order before character classes [1]
+RUN = re.compile("L+|N|O+| ")                                   # of character classes
 
 
 @lru_cache
@@ -40,26 +41,23 @@ def byte_symbols():
 
 
 def character_class(ch):
-    """Return "L" for a letter, "N" for a digit, " " for a space, "other" for the rest.
+    """Return "L" for a letter, "N" for a digit, " " for a space, "O" for the rest.
 
     The classes are Unicode's general categories, which `re` cannot name. Python alone counts U+001C..1F as spaces [3].
     """
     if ch.isspace() and not "\x1c" <= ch <= "\x1f":
         return " "
     major = unicodedata.category(ch)[0]
-    return major if major in "LN" else "other"
+    return major if major in "LN" else "O"
 
 
 def split_words(text):
     """Split text into English contractions, runs of letters, single digits and runs of other characters; spaces go."""
-    words, start = [], 0
+    classes, words, start = "".join(map(character_class, text)), [], 0
     while start < len(text):
-        literal = next((s for s in CONTRACTIONS if text.startswith(s, start)), "")
-        kind, end = character_class(text[start]), start + max(len(literal), 1)
-        if not literal and kind in ("L", "other"):
-            while end < len(text) and character_class(text[end]) == kind:
-                end += 1
-        if literal or kind != " ":
+        contraction = next((s for s in CONTRACTIONS if text.startswith(s, start)), "")
+        end = start + len(contraction) if contraction else RUN.match(classes, start).end()
+        if classes[start] != " ":
             words.append(text[start:end])
         start = end
     return words

@@ -7,7 +7,6 @@ marked (ours) is not in it. Nothing here needs torch, so that help and wrong fla
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import get_args
 
 HOOK_POINT = "up_blocks.1.attentions.1"         # of the method; an SAE's folder says otherwise
 SEEDS = (1024, 1111, 4359, 3248, 1026)
@@ -137,7 +136,7 @@ def check_setting(name, field, value):
     right = type(value) is wanted or wanted is float and type(value) is int
     if not right or wanted is float and not abs(value) <= LARGEST:                              # NaN is not <=
         kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false"}
-        raise ValueError(f"{flag(name)} must be {kind.get(wanted, 'a text')}{' or auto' * bool(get_args(field.type))}, "
+        raise ValueError(f"{flag(name)} must be {kind.get(wanted, 'a text')}{' or auto' * (field.type == StepOrAuto)}, "
                          f"got {value!r}")
     if said["choices"] and value not in said["choices"]:
         raise ValueError(f"{flag(name)} must be one of {', '.join(said['choices'])}, got {value!r}")

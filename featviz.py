@@ -45,17 +45,6 @@ def visualize(model, **what):
 
 # --- flags -> model, jobs ---------------------------------------------------------------------------------------------
 
-def open_model(path, device, dtype, hook_point, kind):
-    """Load the model at its hook point; ValueError for a feature away from its SAE."""
-    from weights.load import load
-    model = load(path, device, dtype)
-    if hook_point:
-        model = model.at(hook_point)
-    if kind == "feature":
-        model.require("sae")
-    return model
-
-
 def read_directions(model, path, *names):
     """Read vectors (D,) from a safetensors file, all or those that are named: {name: vector}."""
     from weights.load import read_vectors
@@ -65,17 +54,17 @@ def read_directions(model, path, *names):
     return {name: found[name].to(model.device) for name in names or found}
 
 
-def choose_targets(model, kind, given, capture):
+def choose_targets(model, kind, given):
     """Return the numbers of the features or channels that were named by number, label or `live`, each once."""
     found = []
     if kind == "direction":
         return given
     for n in given or [model.settings.get("feature", 0) if kind == "feature" else 0]:
         if n == "live":
-            if capture is None:
+            if model.capture is None:
                 raise ValueError(f"--feature live: {model.folder} has no capture that says which are active; run "
                                  f"python -m activity capture --weights {model.folder}")
-            found += capture.live(kind)
+            found += model.capture.live(kind)
         elif isinstance(n, str):
             labelled = [number for number, word in model.labels.items() if word.lower() == n.lower()]
             if not labelled:
@@ -94,14 +83,15 @@ def run(args, given):
     check_flags(args.batch_size, args.frames, given)
     named = list(itertools.chain(*(args.channel or args.feature or [])))
 
-    from activity.profile import find_capture
     from activity.card import dead_line
     from activity.probe import full_command, small_capture
     from activity.thesis import features
     from visualize import batch_rows, list_jobs
     from weights.choose import choose_weights
     path = choose_weights(args.weights, kind, named or ["any"] * bool(args.thesis or args.direction))
-    model = open_model(path, args.device, args.dtype, args.hook_point, kind)
+    model = load(path, args.device, args.dtype, args.hook_point, args.out)
+    if kind == "feature":
+        model.require("sae")
     if args.direction:
         model.directions = read_directions(model, *args.direction)
         named = list(model.directions)
@@ -115,9 +105,8 @@ def run(args, given):
         raise ValueError(f"--trace {bad[0]}: the ascent has {config.num_steps} steps, 0..{config.num_steps - 1} "
                          "(--num-steps sets how many)")
 
-    model.capture = find_capture(model, args.out)
     named = [row["feature"] for row in features(model)] if args.thesis else named
-    targets = choose_targets(model, kind, named, model.capture)
+    targets = choose_targets(model, kind, named)
     seeds = args.seed or SEEDS[:1 if axes else None]
     times = args.timestep or ([model.settings.get("timestep", 0)] if axes else None)
     list_jobs(model, kind, targets, seeds, [t for t in times or () if isinstance(t, int)] or [0])   # refuses wrong ones
@@ -174,6 +163,7 @@ def check(model, jobs, config, batch_size):
 def compute(model, jobs, configs, usual, size, frames, again, out, sound=False):
     """Compute what is missing and print a line for each result; return how many met NaN or infinity."""
     import results
+    from audio.sound import sounds
     from visualize import course_lengths, kept_steps, stream
     results.prepare(out)
     recipes = {(job, one): results.recipe(model, job, one, usual) for one in configs for job in jobs}
@@ -187,7 +177,7 @@ def compute(model, jobs, configs, usual, size, frames, again, out, sound=False):
         for batch in stream(model, jobs, one, size, wanted, frames, progress):
             for result in batch:
                 if result.job in wanted:
-                    path = results.save(out, result, recipes[result.job, one], fit, sounds(result) if sound else None)
+                    path = results.save(out, result, recipes[result.job, one], fit, sounds(result) if sound else {})
                     say(f"{path}: {summary(result)}")
                     failed += [path] if result.verdict.startswith("non-finite") else []
             progress.next_batch()
@@ -195,23 +185,6 @@ def compute(model, jobs, configs, usual, size, frames, again, out, sound=False):
         warn(f"featviz: {len(failed)} of {len(recipes)} ascents met NaN or infinite values, first {failed[0]}; its "
              "latent is the last finite one; try a smaller --learning-rate or --steer-scale")
     return len(failed)
-
-
-def sounds(result):
-    """Turn a result's pictures into sounds: {suffix: bytes of a WAV file} of the start, the ascent and the finish."""
-    import torch
-
-    from audio.sound import to_sound, to_wav
-    from vae import to_uint8
-    pictures = {".wav": result.image, ".start.wav": result.frames[0] if result.frames else None,
-                ".finished.wav": result.finished.image if result.finished else None}
-    found = {}
-    for suffix, image in pictures.items():
-        if image is not None:
-            samples, left = to_sound(torch.from_numpy(to_uint8(image)), result.job.seed)
-            found[suffix] = to_wav(samples)
-            warn(f"sound{suffix}: the linear magnitudes leave {left:.2%} of the mel ones unexplained")
-    return found
 
 
 def announce(model, why, config, kind):

@@ -5,9 +5,9 @@ already wanted.
 
     at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation seen at t)
 
-d is W_dec[f] for a feature, the unit vector of c for a raw channel. The
-largest activations come as a curve over t from a capture of the model's images (activity/profile.py, `strength`). Many
-features are active only in the last steps, when the picture is settled; steering them there comes too late to shape it.
+d is W_dec[f] for a feature, the unit vector of c for a raw channel. The largest activations come as a curve over t from
+a capture of the model's images (activity/profile.py, `strength`). Many features are active only in the last steps, when
+the picture is settled; steering them there comes too late to shape it.
 
 Sources
  [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218: the steered prior

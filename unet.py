@@ -24,9 +24,7 @@ MAX_PERIOD = 10_000         # of the time embedding's sinusoids [3]
 
 
 def time_embedding(t, width):
-    """Time steps (B,) -> (B, width) = [cos(t w_i) | sin(t w_i)], w_i = 10000^(-i / (width/2)), in
-    float32 [3: flip_sin_to_cos].
-    """
+    """Time steps (B,) -> (B, width) float32 = [cos(t w_i) | sin(t w_i)] [3], w_i = 10000^(-2i / width)."""
     half = width // 2
     w = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * w                                                             # (B, width/2)
@@ -180,19 +178,6 @@ class Mid(nn.Module):
         self.attentions = nn.ModuleList([Transformer(c, c_context, heads, groups)])
 
 
-def order(name):
-    """(stage, level, place in the level) of a tensor or hook point, by which names sort as they run:
-    `up_blocks.1.attentions.2...`.
-    """
-    stage, *rest = name.split(".")
-    stages = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
-    level = int(rest.pop(0)) if stage in ("down_blocks", "up_blocks") else 0
-    place = (math.inf,)                                         # of what ends a level: down, up
-    if rest and rest[0] in ("resnets", "attentions"):
-        place = int(rest[1]), rest[0] == "attentions"
-    return stages.index(stage), level, place
-
-
 def updates(name):
     """Tell whether a hook point's module adds an update to its input: an attention, whose input `run` yields before."""
     return ".attentions." in name
@@ -235,14 +220,17 @@ class UNet(nn.Module):
 
         conv_out is none of them: its output is the prediction itself.
         """
-        names = [name for name, module in self.named_modules()
-                 if isinstance(module, (Resnet, Transformer)) or name == "conv_in" or name.endswith("samplers.0.conv")]
-        return sorted(names, key=order)
+        down, up = ([(f"{side}.{i}", level) for i, level in enumerate(getattr(self, side))]
+                    for side in ("down_blocks", "up_blocks"))
+        names = ["conv_in"]
+        for name, level in (*down, ("mid_block", self.mid_block), *up):
+            for j in range(len(level.resnets)):
+                names += [f"{name}.{part}.{j}" for part in ("resnets", "attentions") if j < len(getattr(level, part))]
+            names += [f"{name}.{part}.0.conv" for part in ("downsamplers", "upsamplers") if hasattr(level, part)]
+        return names
 
     def hook_name(self, name):
-        """The submodule's name for a hook point written with or without a leading `unet.`;
-        ValueError names the nearest.
-        """
+        """The submodule's name of a hook point, written with or without `unet.`; ValueError names the nearest."""
         short, points = name.removeprefix("unet."), self.hook_points
         if short not in points:
             near = difflib.get_close_matches(short, points, n=3, cutoff=0.0)

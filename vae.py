@@ -176,9 +176,7 @@ class VAE(nn.Module):
         return self.moments(images)[0] * self.scaling_factor
 
     def decode_raw(self, z):
-        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in about [-1, 1], unclamped: what
-        has a gradient everywhere.
-        """
+        """Scaled latents (B, 4, H, W) -> images (B, 3, 8H, 8W) in about [-1, 1], with a gradient everywhere."""
         return self.decoder(self.post_quant_conv(z / self.scaling_factor))
 
     def decode(self, z):

@@ -67,8 +67,6 @@ def timesteps_of(model, kind, target, given=None):
     given  numbers and "auto" (0 and the peaks of its activity) or "active" (0 and all sampling steps at which it is
            active); None: the weights' own, or auto. ValueError where a capture is needed and there is none.
     """
-    if isinstance(given, (int, str)):
-        given = [given]
     if given is None:
         given = [model.settings["timestep"]] if "timestep" in model.settings else ["auto"]
     words = [when for when in given if isinstance(when, str)]
@@ -424,6 +422,6 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
         raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
     config = configure(model.settings, preset, kind, **settings)
     check_config(config, min(model.latent_shape[1:]), len(model.schedule))
-    some = lambda value: [value] if isinstance(value, int) else value
-    jobs = list_jobs(model, kind, some(given[kind]), some(seeds), timesteps)
+    some = lambda value: [value] if isinstance(value, (int, str)) else value
+    jobs = list_jobs(model, kind, some(given[kind]), some(seeds), some(timesteps))
     return [result for batch in stream(model, jobs, config, batch_size, None, frames, on_step) for result in batch]

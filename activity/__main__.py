@@ -14,7 +14,7 @@ from activity.analysis import analysis, save_activity
 from activity.capture import FIELDS, capture, configure
 from activity.card import card, lines
 from activity.label import find_labels, save_labels
-from activity.probe import attach, open_model
+from activity.probe import attach
 from activity.profile import folder_name
 from activity.prompts import GRIDS, WORDS, read_prompts
 from command.flags import Parser, add_model, add_out, guarded, numbers
@@ -25,6 +25,8 @@ from steering import directions
 from steering import sample as steered_sample
 from vae import to_uint8
 from visualize import check_jobs
+from weights.choose import choose_weights
+from weights.load import load
 
 
 def run_capture(model, out, settings):
@@ -151,7 +153,7 @@ def run(args):
     settings = {name: getattr(args, name) for name in (*FIELDS, "prompts") if hasattr(args, name)}
     kind = "channel" if getattr(args, "channel", ()) else "feature"
     given = list(chain(*getattr(args, kind, ())))
-    model = open_model(args.weights, args.device, args.dtype, args.hook_point, kind, given)
+    model = load(choose_weights(args.weights, kind, given or ["any"]), args.device, args.dtype, args.hook_point)
     if args.command == "capture":
         run_capture(model, args.out, settings)
     elif args.command == "analyse":

@@ -1,4 +1,4 @@
-"""Open a model with its capture. Where it has none, a probe stands in: a small capture, which is made once and kept in
+"""Attach a capture to a model. Where it has none, a probe stands in: a small capture, which is made once and kept in
 out/<weights>/probe, or at another hook point in probe_<hook point>. Several processes at once must not make it.
 """
 import dataclasses
@@ -12,16 +12,9 @@ from activity.capture import capture, configure
 from activity.profile import find_capture, fits, folder_name, read_capture
 from command.progress import CaptureProgress, warn
 from config import HOOK_POINT
-from weights.choose import choose_weights
-from weights.load import WeightsError, load
+from weights.load import WeightsError
 
 PROMPTS, STEPS = 80, 20     # of a probe (ours)
-
-
-def open_model(weights, device, dtype, hook_point, kind="feature", numbers=()):
-    """Load the weights that are named, or those that have these features or channels; at the hook point, if given."""
-    model = load(choose_weights(weights, kind, numbers or ["any"]), device, dtype)
-    return model.at(hook_point) if hook_point else model
 
 
 def attach(model, out, make=False):

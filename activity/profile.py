@@ -85,10 +85,6 @@ class Capture:
     prompts = property(lambda self: self.settings["prompts"])
     top = property(lambda self: self.settings.get("top", TOP))
 
-    def count(self, kind):
-        """The number of features or channels."""
-        return self.tables[f"share_{kind}"].shape[1]
-
     def live(self, kind="feature"):
         """List all whose mean activation is above 0 in some image at some time step."""
         return (self.tables[f"max_{kind}"] > 0).any(dim=0).nonzero().flatten().tolist()

@@ -20,12 +20,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         name = self.prog.split()[0].removesuffix(".py")
-        self.exit(2, f"{name}: {message} (python {self.how} --help lists all flags)\n")
-
-    @property
-    def how(self):
-        """The command as it is typed after `python`."""
-        return self.prog if self.prog.endswith(".py") else f"-m {self.prog}"
+        typed = self.prog if self.prog.endswith(".py") else f"-m {self.prog}"
+        self.exit(2, f"{name}: {message} (python {typed} --help lists all flags)\n")
 
 
 def numbers(text):

@@ -70,10 +70,7 @@ class Progress(Line):
 
 class CaptureProgress(Line):
     """Report the images of a capture, their rate and the time left."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = None
+    first = None                                # images that were there before
 
     def __call__(self, done, total):
         if self.first is None:

@@ -25,9 +25,10 @@ TRAIN_SECONDS = 2e-12       # of one multiplication and addition, about; the fir
 
 class Training(Line):
     """Report the steps of the training and the time left."""
+    first = None                                # steps that were done before
 
     def __call__(self, step, total, numbers):
-        self.first = getattr(self, "first", step - 1)
+        self.first = step - 1 if self.first is None else self.first
         left = (time.monotonic() - self.began) / (step - self.first) * (total - step)
         self.show(f"training step {step} of {total}, FVU {numbers['fvu']:.3f}, {numbers['dead']} dead features, "
                   f"{left:.0f} s left", step == total)
@@ -36,8 +37,7 @@ class Training(Line):
 def run(weights, device, dtype, hook_point, check, again, work, seeds, positions, reads, batch_size, expansion, k,
         train_steps, vectors_together, rate, **sampling):
     """Collect, train, report and write the SAE; return the exit code."""
-    model = load(weights, device, dtype)
-    model = model.at(hook_point) if hook_point else model
+    model = load(weights, device, dtype, hook_point)
     model.require("text_encoder", "tokenizer")
     settings = configure(model, images_per_prompt=1, batch_size=batch_size, **sampling)
     request = Request(settings.prompts, model.hook_point, settings.steps, settings.sampler, settings.guidance,
@@ -64,8 +64,7 @@ def run(weights, device, dtype, hook_point, check, again, work, seeds, positions
              "prompts": len(request.prompts), "report": said,
              "found_by_another_seed": found_again(made[0], made[1]) if seeds > 1 else None}
     export(made[0], folder, about)
-    for line in table(about):
-        say(line)
+    print_report(about)
     say(f"look at its features: python featviz.py --weights {model.folder} --feature 0-9"
         + ("" if not hook_point else f" --hook-point {model.hook_point}"))
     return 0
@@ -88,15 +87,13 @@ def costs(model, request, recipe, batch_size, work, seeds):
             f"{product * TRAIN_SECONDS:,.0f} s")
 
 
-def table(about):
-    """Set the report as lines."""
-    share = about["found_by_another_seed"]
-    lines = ["on prompts held out   FVU   active   dead"]
+def print_report(about):
+    say("on prompts held out   FVU   active   dead")
     for name, said in {"all": about["report"]["all"], **about["report"]["by_timestep"]}.items():
-        lines.append(f"{name if name == 'all' else 't ' + name:>19} {said['fvu']:6.3f} {said['active']:7.1f} "
-                     f"{said['dead']:6.1%}")
-    again = [] if share is None else [f"another seed finds {share:.0%} of the features again (cosine above 0.8)"]
-    return lines + again
+        where = name if name == "all" else f"t {name}"
+        say(f"{where:>19} {said['fvu']:6.3f} {said['active']:7.1f} {said['dead']:6.1%}")
+    if about["found_by_another_seed"] is not None:
+        say(f"another seed finds {about['found_by_another_seed']:.0%} of the features again (cosine above 0.8)")
 
 
 def main(argv=None):

@@ -45,11 +45,6 @@ class Request:
         return 2 * len(self.prompts) * self.steps * self.positions * D
 
 
-def held_out(number):
-    """Tell whether an image's prompt is kept for the report."""
-    return number % HELD_OUT == HELD_OUT - 1
-
-
 @torch.no_grad()
 def observe(model, request, numbers):
     """Sample the images of these numbers and return what their positions gave: (B, N, P, D) float16."""
@@ -109,7 +104,9 @@ class Vectors:
 
     def __init__(self, paths, held):
         self.files = [load_file(path)["h"] for path in paths]                                   # (images, N, P, D)
-        places = [(i, k) for i, h in enumerate(self.files) for k in range(len(h)) if held_out(SHARD * i + k) == held]
+        last = HELD_OUT - 1                                     # of ten prompts the last is for the report
+        places = [(i, k) for i, h in enumerate(self.files) for k in range(len(h))
+                  if ((SHARD * i + k) % HELD_OUT == last) == held]
         self.file, self.image = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
         self.each, self.width = self.files[0][0, ..., 0].numel(), self.files[0].shape[-1]
 

@@ -115,14 +115,8 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers:
             state.save(path)
             saved = time.monotonic()
     normalize_decoder(sae)
-    return with_threshold(sae.requires_grad_(False), state.threshold.item())
-
-
-def with_threshold(sae, threshold):
-    """Return the SAE with the gate that stands for batch top-k at inference: all activations above one threshold."""
-    made = SAE(sae.W_dec.shape[1], sae.features, k=sae.k, gate="threshold", threshold=threshold)
-    made.load_state_dict(sae.state_dict())
-    return made.to(sae.W_dec.device).requires_grad_(False)
+    sae.gate, sae.threshold = "threshold", state.threshold.item()       # stands for batch top-k at inference
+    return sae.requires_grad_(False)
 
 
 @torch.no_grad()

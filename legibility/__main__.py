@@ -10,12 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 from activity.analysis import shared_words
-from activity.probe import attach, open_model
+from activity.probe import attach
 from command.flags import Parser, add_model, add_out, folder, guarded
 from command.progress import say
 from config import HOOK_POINT
 from legibility.image_text import find_clip, read_picture
 from legibility.measures import Legibility
+from weights.choose import choose_weights
+from weights.load import load
 
 OTHER_PICTURES = (".heic", ".heif", ".svg", ".raw")             # suffixes of pictures that Pillow does not know
 
@@ -61,7 +63,7 @@ def measure(model, out, folders):
 
 
 def run(args):
-    model = open_model(args.weights, args.device, args.dtype, args.hook_point)
+    model = load(choose_weights(args.weights, "feature", ["any"]), args.device, args.dtype, args.hook_point)
     attach(model, args.out)
     args.work(model, args.out, args.given)
     return 0

@@ -130,7 +130,8 @@ class Legibility:
 
         A feature without a peak, or without an example there, has no score.
         """
-        peaks = {n: t for n in range(self.capture.count(kind)) if (t := self.capture.highest_peak(kind, n)) is not None}
+        count = self.capture.tables[f"share_{kind}"].shape[1]
+        peaks = {n: t for n in range(count) if (t := self.capture.highest_peak(kind, n)) is not None}
         numbers = {t: self.numbers(kind, t) for t in set(peaks.values())}
         fits = {n: (self.examples(numbers[t][n]) @ query).mean().item() for n, t in peaks.items()
                 if (numbers[t][n] >= 0).any()}

@@ -8,15 +8,14 @@ the page (results.py, evidence.py).
 from pathlib import Path
 
 from pages.evidence import gain, groups, study
+from pages.table import HEAD, SCORES, lines
 from pages.web import (
-    NARROW, WIDE, bars, chart, document, escape, figure, folded, player, section, sharp, table, term)
+    NARROW, WIDE, bars, chart, checks, document, escape, figure, folded, player, section, sharp, table, term)
 from pages.words import RULE, TERMS, VERDICTS, commands, count, label, reason, short, typed
 from results import folder_of, read_results, write
 
 EXAMPLES = 6                        # dataset images beside the best picture
 SMALL, LARGE = (128, 128), (384, 320)       # CSS pixels of a picture on a desk and on a phone
-SCORES = {"activation_start": "at the start", "activation": "at the end", "activation_no_noise": "without noise",
-          "activation_reencoded": "re-encoded", "rank": "rank"}
 CURVES = {"gradient_norm": "Length of the gradient", "update_norm": "Length of the update",
           "total_variation": "Penalty: total variation", "range": "Penalty: range",
           "moment": "Penalty: mean and deviation"}
@@ -45,7 +44,7 @@ def page(folder, found, others):
     body = [header(folder, name, first, len(others) > 1), warning(found),
             headline(name, evidence), hero(first, activity),
             section("seeds", "Other seeds: what changes, it does not care about", seeds(shown[1:])),
-            folded("when", "When it is active", when(activity, found) if activity else ""),
+            folded("when", "When it is active", when(activity) if activity else ""),
             folded("card", "How often it is active, and its neighbours", card(folder, first, activity, others)),
             folded("more", "Other time steps and settings", *(group(results) for results in rest)),
             folded("examples", "All dataset images that excite it", *examples(activity)),
@@ -54,7 +53,7 @@ def page(folder, found, others):
             folded("beside", "What else its picture excites", beside(folder, first, others)),
             folded("again", "Make it again", f"<pre><code>{escape(chr(10).join(commands(found)))}</code></pre>"),
             folded("settings", "All settings and fingerprints", settings(first)),
-            folded("terms", "What the words mean", glossary(first.kind)), footer(first)]
+            footer(first)]
     return document(f"{name} of {first.recipe['weights']}", "\n".join(filter(None, body)), "feature")
 
 
@@ -88,11 +87,9 @@ def headline(name, evidence):
     """One sentence: what the feature responds to, and how strong the evidence is; below it the checks."""
     says = evidence.sentence(escape(name), f"<b>{escape(evidence.words)}</b>")
     source = f"<p>The words come from {escape(evidence.source)}.</p>" if evidence.words else ""
-    checks = ""
-    for text, holds in evidence.checks:
-        mark = "holds" if holds else "fails"
-        checks += f'<li class="{mark}"><b>{mark.capitalize()}:</b> {escape(text)}</li>'
-    return f'<header><h1>{says}.</h1><ul class="checks">{checks}</ul>{source}</header>'
+    said = checks([(escape(text).replace("agreement", term("agreement", TERMS["agreement"])), holds)
+                   for text, holds in evidence.checks])
+    return f'<header><h1>{says}.</h1><ul class="checks">{said}</ul>{source}</header>'
 
 
 def hero(first, activity):
@@ -133,7 +130,7 @@ def tile(name, picture, home, sizes):
     verdict = term(picture.verdict, VERDICTS.get(picture.verdict.partition(" ")[0], ""))
     return figure(f'<a href="{escape(link)}">{image}</a>{sound}',
                   f"<b>{word(name, picture.kind, name.capitalize())}: {verdict}</b>", ", ".join(numbers),
-                  escape(reason(picture)))
+                  escape(reason(picture)).replace("Re-encoded", term("Re-encoded", TERMS["re-encoded"])))
 
 
 def example(e, kind):
@@ -150,16 +147,14 @@ def seeds(results, home="", first=""):
 
 # --- folded -----------------------------------------------------------------------------------------------------------
 
-def when(activity, found):
-    """Two curves over the time steps; peaks are marked, and lead to results made there."""
+def when(activity):
+    """Two curves over the time steps, the peaks of the first marked."""
     share = f"Share of {activity.images} images with it among the {activity.top} strongest"
-    ends = {r.t: f"#{anchor(r)}" for r in reversed(found)}
-    links = [ends.get(t, "") for t in activity.peaks]
     charts = ""
-    strongest = "Largest activation in any of them"
-    for title, curve, marks in ((share, activity.profile, activity.peaks), (strongest, activity.strength, ())):
+    for title, curve, marks in ((share, activity.profile, activity.peaks),
+                                ("Largest activation in any of them", activity.strength, ())):
         where = f"; peaks at {', '.join(map(str, marks))}" if marks else ""
-        drawn = chart(curve, f"{title}, by time step{where}", len(curve) - 1, 480, 160, marks, links if marks else ())
+        drawn = chart(curve, f"{title}, by time step{where}", len(curve) - 1, 480, 160, marks)
         charts += figure(drawn, f"<b>{title}</b>", "Across: the time step. Noise grows to the right.")
     never = "" if activity.active else f"<p>It is never among the {activity.top} strongest.</p>"
     return f'{never}<div class="charts">{charts}</div>'
@@ -185,10 +180,6 @@ def card(folder, first, activity, others):
                     f"<p>Active together, by shared strongest images: {both}.</p>" if both else ""])
 
 
-def anchor(r):
-    return f"finished-{key(r)}" if r.finished else f"ascent-{key(r)}"
-
-
 def group(results):
     """Results of another time step or other settings."""
     head = f"Time step {results[0].t}" + (f", {typed(results[0])}" if typed(results[0]) else "")
@@ -206,7 +197,7 @@ def examples(activity):
 
 def course(r):
     """How one result came about: both pictures large, the film of the ascent, every curve."""
-    curves, made = r.curves(), ""
+    curves, made, trace = r.curves(), "", f"{r.folder}/seed_{r.seed}_trace/trace.html"
     total = len(curves["history"].get("activation", []))
     values = [r.scores.get("activation_start"), *curves["history"].get("activation", [])[1:],
               r.scores.get("activation")]
@@ -218,8 +209,10 @@ def course(r):
         made += large("finished", r.finished)
         charts += plot(pulled, "Activation at each step of the finish", r, len(pulled)) if pulled else ""
     made += large("ascent", r)
+    more = f'<p><a href="{trace}">Its trace: every stage of a step</a></p>' \
+        if (r.path.parents[1] / trace).exists() else ""
     return (f'<article><h3>{escape(label(r).capitalize())}</h3><div class="pair">{made}</div>{film(r, values)}'
-            f'{trace(r)}<div class="charts">{charts}</div></article>')
+            f'{more}<div class="charts">{charts}</div></article>')
 
 
 def plot(values, title, r, most, marks=()):
@@ -245,24 +238,10 @@ def film(r, values):
     return f'<h4>Its course</h4>{sound}<div class="tiles">{tiles}</div>'
 
 
-def trace(r):
-    """A link to the trace of this very result, if there is one."""
-    page = r.path.with_name(f"seed_{r.seed}_trace") / "trace.html"
-    return f'<p><a href="{r.folder}/{page.parent.name}/{page.name}">Its trace: every stage of a step</a></p>' \
-        if page.exists() else ""
-
-
 def scores(found):
     """The numbers of every picture."""
-    finished, unusual = any(r.finished for r in found), any(map(typed, found))
-    rows = []
-    for r in found:
-        for name, p in (("finished", r.finished), ("ascent", r)):
-            if p:
-                rows.append((r.t, *[typed(r) or "usual"] * unusual, r.seed, *[name] * finished, p.verdict,
-                             *(short(p.scores.get(score)) for score in SCORES)))
-    head = ("time step", *["settings"] * unusual, "seed", *["picture"] * finished, "verdict", *SCORES.values())
-    return table(head, rows, "Scores")
+    rows = ([*line[:-len(SCORES)], *map(short, line[-len(SCORES):])] for line in lines(found))
+    return table([name.replace("_", " ") for name in HEAD], rows, "Scores")
 
 
 def beside(folder, r, others):
@@ -291,12 +270,6 @@ def settings(first):
     plain = sorted((name, value) for name, value in recipe.items() if not isinstance(value, dict))
     prints = [(name, f"sha256 {value}") for name, value in sorted(recipe["fingerprints"].items())]
     return table((), [*plain, *sorted(recipe["config"].items()), *prints], "Settings")
-
-
-def glossary(kind):
-    """Every term of the page, and the verdicts in the order in which they are tried."""
-    said = [*((name, text.format(kind=kind)) for name, text in TERMS.items()), *VERDICTS.items()]
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in said) + "</dl>"
 
 
 def footer(first):

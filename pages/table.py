@@ -5,6 +5,17 @@ from pathlib import Path
 from results import feature_folders, read_results
 
 SCORES = ("activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank", "dataset_largest")
+TARGET = ("kind", "target", "hook_point")
+HEAD = ("timestep", "seed", "settings", "picture", "verdict", *SCORES)
+
+
+def lines(found):
+    """List what HEAD says of each picture of the results `found`."""
+    for r in found:
+        settings = " ".join(f"{name}={value}" for name, value in r.recipe["differs"].items())
+        for name, p in (("ascent", r), ("finished", r.finished)):
+            if p:
+                yield r.t, r.seed, settings, name, p.verdict, *(p.scores.get(score) for score in SCORES)
 
 
 def write_table(folder):
@@ -12,12 +23,7 @@ def write_table(folder):
     path = Path(folder) / "scores.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["kind", "target", "hook_point", "timestep", "seed", "settings", "picture", "verdict", *SCORES])
-        for inside in feature_folders(Path(folder)):
-            for r in read_results(inside):
-                settings = " ".join(f"{name}={value}" for name, value in r.recipe["differs"].items())
-                for name, p in (("ascent", r), ("finished", r.finished)):
-                    if p:
-                        writer.writerow([r.kind, r.target, r.recipe["hook_point"], r.t, r.seed, settings, name,
-                                         p.verdict, *(p.scores.get(score) for score in SCORES)])
+        writer.writerow([*TARGET, *HEAD])
+        for r in (r for inside in feature_folders(Path(folder)) for r in read_results(inside)):
+            writer.writerows([r.kind, r.target, r.recipe["hook_point"], *line] for line in lines([r]))
     return path

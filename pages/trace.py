@@ -7,8 +7,7 @@
         step_050.safetensors        all tensors of a step, by name (`record`)
         finish.safetensors          the steps of the finish, where it is on (`follow_finish`)
         verdict.safetensors         the noises and activations behind each score (`follow_scores`)
-        step_050_<stage>_<what>.png pictures (tracepage.py); start_*, finish_* likewise
-        trace.html                  written last: stages in order, formula, line, numbers
+        trace.html                  written last: stages in order, formula, line, numbers, pictures
 
 The loop is not touched: tensors come from the steps that ascend and redraw yield. What they do not carry, random draws,
 the sampling of the start, the noises of a score, is computed again beside them, so that all of it can be checked from
@@ -227,10 +226,6 @@ def save_trace(model, recipe, parts, out, steps):
     for name, tensors in files.items():
         if tensors is not None:
             write(folder / f"{name}.safetensors", save_tensors(tensors, metadata={"featviz": meta}))
-    panels = tracepage.all_pictures(model, job["kind"], parts)
-    for (name, stage), found in panels.items():
-        for panel in found:
-            write(folder / f"{name}_{stage}_{panel.name}.png", panel.png)
     command = f"{words.command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
-    write(folder / "trace.html", tracepage.page(model, recipe, command, parts, panels).encode("utf-8"))
+    write(folder / "trace.html", tracepage.page(model, recipe, command, parts).encode("utf-8"))
     return folder / "trace.html"

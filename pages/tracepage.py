@@ -1,7 +1,7 @@
 """The page of a trace: the stages of a run in order, each with its formula, its line of code, numbers and pictures.
 
     STAGES, START, FINISH, VERDICT      the literal table: what a section says, and which lines of which file it cites
-    all_pictures                        tensors -> pictures; the same bytes are on disk and in the page
+    pictures                            tensors of a step -> pictures of each stage
     page                                everything -> one self-contained HTML document, a section a stage
 
 A cited line is searched for when the page is made, by a text that occurs once in its file, so its number cannot go
@@ -15,7 +15,7 @@ from collections import namedtuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 import ascent
 import finish
@@ -24,7 +24,7 @@ import sae
 import schedule
 import steering
 import visualize
-from pages.web import bars, chart, data_uri, document, escape, table
+from pages.web import bars, chart, checks, data_uri, document, escape, table
 from pages.words import short
 from vae import to_uint8
 
@@ -32,7 +32,7 @@ EDGE = 480                  # pixels that a map is enlarged to, at least
 SHOWN = 10                  # steps of the start and of the finish that are shown as pictures
 DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))          # negative, 0, positive; also for the colour-blind
 EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from nothing to the largest
-Panel = namedtuple("Panel", "name png alt caption look")          # look: picture, map or small (trace.css)
+Panel = namedtuple("Panel", "png alt look scale", defaults=("",))  # look: picture, map or small (trace.css)
 Stage = namedtuple("Stage", "name title formula idea cites tensors")
 
 START = Stage(
@@ -118,7 +118,7 @@ VERDICT = Stage(
     "that fails gives the verdict.",
     [(visualize, "x = model.schedule.add_noise(z, eps, t) if noise else z"),
      (visualize, "again = measure(model, model.encode(images)"),
-     (visualize, 'if scores["activation_reencoded"] < 0.5 * a:')], ["eps"])
+     (visualize, 'if scores["activation_reencoded"] < a - 0.5 * abs(a):')], ["eps"])
 BEFORE = {"transformed": "before", "noised": "transformed", "filtered": "gradient", "smoothed": "filtered"}
 OFF = " <b>Switched off in this run: the same numbers as before.</b>"
 JUMPS = " It jumps because the noise is new at every step."
@@ -127,9 +127,9 @@ JUMPS = " It jumps because the noise is new at every step."
 # --- pictures: tensors -> PNG bytes -----------------------------------------------------------------------------------
 
 def png(picture):
-    """Encode an image, or (H, W, 3) uint8."""
+    """Encode (H, W, 3) uint8."""
     file = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(file, format="PNG")
+    Image.fromarray(picture).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -146,16 +146,6 @@ def enlarge(array, edge=EDGE):
     return array.repeat(n, axis=0).repeat(n, axis=1)
 
 
-def mosaic(tiles):
-    """Put up to four pictures (H, W, 3) in a square, a white line between them."""
-    if len(tiles) == 1:
-        return tiles[0]
-    gap = max(2, tiles[0].shape[0] // 40)
-    tiles = [np.pad(t, ((0, gap), (0, gap), (0, 0)), constant_values=255) for t in tiles]
-    tiles += [np.full_like(tiles[0], 255)] * (len(tiles) % 2)
-    return np.concatenate([np.concatenate(tiles[i:i + 2], axis=1) for i in range(0, len(tiles), 2)])[:-gap, :-gap]
-
-
 def largest(*tensors):
     """Find the largest finite size of any number in them, or 1 where all are 0."""
     return max(t.abs().nan_to_num(0, 0, 0).max().item() for t in tensors) or 1.0
@@ -167,40 +157,25 @@ def scale(stops, low, high):
     return f'<br>{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {high:.3g}'
 
 
-def decoded(name, model, z, what, look="picture"):
+def decoded(model, z, what, look="picture"):
     """Decode a latent (4, H, W)."""
-    image = model.decode(z[None].to(model.device))[0].cpu()
-    return Panel(name, png(to_uint8(image)), f"{what}, decoded", f"{what}, decoded.", look)
+    return Panel(png(to_uint8(model.decode(z[None].to(model.device))[0].cpu())), f"{what}, decoded", look)
 
 
-def signed(name, x, top, what):
-    """Draw up to four maps (n, H, W) in blue and red, `top` the number of full colour."""
-    tiles = [enlarge(colours(0.5 + 0.5 * m / top, DIVERGING), EDGE // 2) for m in x[:4].numpy()]
+def signed(x, top, what):
+    """Draw one or four maps (n, H, W) in blue and red, `top` the number of full colour."""
+    tiles = [np.pad(enlarge(colours(0.5 + 0.5 * m / top, DIVERGING), EDGE // 2), ((0, 4), (0, 4), (0, 0)),
+                    constant_values=255) for m in x[:4].numpy()]
+    square = [np.hstack(tiles[i:i + 2]) for i in range(0, len(tiles), 2)]
     said = scale(DIVERGING, -top, top) if x.any() else "<br>0 everywhere"
-    return Panel(name, png(mosaic(tiles)), f"{what}: blue below 0, red above", f"{what}. {said}", "map")
+    return Panel(png(np.vstack(square)), f"{what}: blue below 0, red above", "map", said)
 
 
-def heat(name, x, what, low=0.0, top=None):
-    """Draw a map (h, w) from dark to bright; a small one has its numbers written in."""
+def heat(x, what, low=0.0, top=None):
+    """Draw a map (h, w) from dark to bright."""
     top = largest(x) if top is None else top
     share = ((x - low) / ((top - low) or 1.0)).clamp(0, 1).numpy()
-    picture = enlarge(colours(share, EMBER))
-    if max(x.shape) <= 8:
-        picture, cell = Image.fromarray(picture), picture.shape[0] // x.shape[0]
-        pen, font = ImageDraw.Draw(picture), ImageFont.load_default(max(cell // 5, 12))
-        for (row, column), v in np.ndenumerate(x.numpy()):
-            pen.text(((column + 0.5) * cell, (row + 0.5) * cell), f"{v:.2f}", anchor="mm", font=font,
-                     fill="black" if share[row, column] > 0.6 else "white")
-    return Panel(name, png(picture), f"{what}, brighter where larger", f"{what}. {scale(EMBER, low, top)}", "map")
-
-
-def lit(name, model, z, fires, what):
-    """Decode a latent, bright where the target fires and dark elsewhere."""
-    image = to_uint8(model.decode(z[None].to(model.device))[0].cpu())
-    light = Image.fromarray((255 * fires / largest(fires)).nan_to_num(0, 0, 0).numpy().astype(np.uint8))
-    light = np.asarray(light.resize(image.shape[1::-1], Image.Resampling.NEAREST))
-    shown = (image * (0.2 + 0.8 * light[..., None] / 255)).round().astype(np.uint8)
-    return Panel(name, png(shown), what, what + ".", "picture")
+    return Panel(png(enlarge(colours(share, EMBER))), f"{what}, brighter where larger", "map", scale(EMBER, low, top))
 
 
 def spectrum(g):
@@ -214,39 +189,27 @@ def strongest_channels(hook):
     return hook.flatten(1).norm(dim=1).nan_to_num(0).topk(min(4, len(hook))).indices
 
 
-@torch.no_grad()
 def pictures(model, kind, s):
     """{stage: [Panel]} of one step's tensors; latents share one scale, gradients another, spectra a third."""
     z_top = largest(*(s[name] for name in ("before", "transformed", "noised", "after")))
-    g_top = largest(*(s[name] for name in ("gradient", "filtered", "smoothed")))
-    waves = {name: spectrum(s[name]) for name in ("gradient", "filtered", "smoothed")}
+    forces = {"gradient": "Gradient", "filtered": "After the filter", "smoothed": "After the blur"}
+    g_top = largest(*(s[name] for name in forces))
+    waves = {name: spectrum(s[name]) for name in forces}
     sound = {name: w.nan_to_num(0, 0, 0) for name, w in waves.items()}
     low, high = sound["gradient"].min().item(), max(sound[name].max().item() for name in ("gradient", "filtered"))
     pre, long = s["pre_activation"], s["hook"][strongest_channels(s["hook"])]
-    fires, lights = pre.relu(), "feature fires" if kind == "feature" else f"{kind} is above 0"
-
-    def latent(name, what):
-        return [decoded("picture", model, s[name], what),
-                signed("channels", s[name], z_top, f"{what}, channels 0 to 3 row by row")]
-
-    def force(name, what):
-        return [signed("channels", s[name], g_top, f"{what}, channels 0 to 3 row by row"),
-                heat("spectrum", waves[name], f"{what}, spectrum, log10", low, high)]
-
-    return {
-        "before": latent("before", "The latent"), "transformed": latent("transformed", "The moved copy"),
-        "noised": latent("noised", "What the UNet sees"),
-        "hook": [heat("norm", s["hook"].norm(dim=0), "Length of the vector at each place"),
-                 signed("channels", long, largest(long), "Its four longest channels")],
-        "activation": [heat("map", fires, "Activation at each place") if kind == "feature" else
-                       signed("map", pre[None], largest(pre), f"The {kind} at each place"),
-                       lit("where", model, s["transformed"], fires, f"The moved copy, lit where the {lights}")],
-        "gradient": force("gradient", "Gradient"), "filtered": force("filtered", "After the filter"),
-        "smoothed": force("smoothed", "After the blur"),
-        "update": [signed("channels", s["update"], largest(s["update"]), "The update, channels 0 to 3 row by row"),
-                   signed("mean", s["adam_mean"], largest(s["adam_mean"]),
-                          "The running mean of the gradient, as it was before this step")],
-        "after": latent("after", "The latent after the step"),
+    found = {name: [decoded(model, s[name], what), signed(s[name], z_top, f"{what}, channels 0 to 3 row by row")]
+             for name, what in (("before", "The latent"), ("transformed", "The moved copy"),
+                                ("noised", "What the UNet sees"), ("after", "The latent after the step"))}
+    found |= {name: [signed(s[name], g_top, f"{what}, channels 0 to 3 row by row"),
+                     heat(waves[name], f"{what}, spectrum, log10", low, high)] for name, what in forces.items()}
+    return found | {
+        "hook": [heat(s["hook"].norm(dim=0), "Length of the vector at each place"),
+                 signed(long, largest(long), "Its four longest channels")],
+        "activation": [heat(pre.relu(), "Activation at each place") if kind == "feature" else
+                       signed(pre[None], largest(pre), f"The {kind} at each place")],
+        "update": [signed(s["update"], largest(s["update"]), "The update, channels 0 to 3 row by row"),
+                   signed(s["adam_mean"], largest(s["adam_mean"]), "The gradient's running mean before this step")],
     }
 
 
@@ -255,22 +218,10 @@ def spread(count, shown=SHOWN):
     return sorted({round(i * (count - 1) / (shown - 1)) for i in range(shown)})
 
 
-@torch.no_grad()
-def all_pictures(model, kind, parts):
-    """{(file name's first part, stage): [Panel]} of all that was recorded of a job (trace.Parts)."""
-    found = {}
-    for k, s in sorted(parts.steps.items()):
-        found |= {(f"step_{k:03d}", stage): panels for stage, panels in pictures(model, kind, s).items()}
-    for name, s in (("start", parts.start), ("finish", parts.finish)):
-        if s and "clean" in s:
-            times = s["timestep"].tolist()
-            found[name, "clean"] = [decoded(f"{i:03d}", model, s["clean"][i], f"The clean latent at t = {times[i]}",
-                                            "small") for i in spread(len(times))]
-    found["start", "end"] = [decoded("picture", model, parts.start["start"], "The start")]
-    found["verdict", "pictures"] = [
-        decoded(f"{name}_{what}", model, parts.verdict[f"{name}_{what}"], f"{name.capitalize()}{said}")
-        for name in ends(parts.result) for what, said in (("latent", ""), ("reencoded", ", encoded and decoded again"))]
-    return found
+def course(model, s):
+    """Decode the clean latent at some of the steps of a start or a finish: [Panel]."""
+    times = s["timestep"].tolist()
+    return [decoded(model, s["clean"][i], f"The clean latent at t = {times[i]}", "small") for i in spread(len(times))]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -333,7 +284,7 @@ def rules(scores):
     found = [("non-finite", f"{short(a)} is a number", math.isfinite(a)),
              ("silent", f"{short(a)} is not 0", a != 0),
              ("weak", f"{short(a)} is above {short(start)} at the start", a > start),
-             ("fragile", f"re-encoded {short(again)} is at least half of {short(a)}", again >= 0.5 * a)]
+             ("fragile", f"re-encoded {short(again)}: at most half of {short(a)} is lost", again >= a - 0.5 * abs(a))]
     if rank is not None:
         found.append(("raised", f"rank {rank} is at most {visualize.TOP_RANKS}", rank <= visualize.TOP_RANKS))
     if most is not None:
@@ -368,7 +319,7 @@ def section(name, stage, where, told, said, shown):
 def figures(panels, step=""):
     """Pictures of a stage; small ones in a row."""
     drawn = "".join(f'<figure class="{p.look}"><img src="{data_uri(p.png, "png")}" alt="{escape(p.alt)}{step}">'
-                    f"<figcaption>{p.caption}</figcaption></figure>" for p in panels)
+                    f"<figcaption>{escape(p.alt)}. {p.scale}</figcaption></figure>" for p in panels)
     return f'<div class="pictures">{drawn}</div>'
 
 
@@ -376,6 +327,12 @@ def tensors(stage, s):
     """The numbers of a stage's tensors."""
     rows = [(name, *(f"{v.item():.4g}" for v in numbers(s[name]).values())) for name in stage.tensors]
     return table(("", *numbers(torch.zeros(1))), rows, "Numbers of its tensors")
+
+
+def columns(named, label):
+    """Set tensors of equal length as the columns of a table."""
+    rows = [[f"{v:.5g}" for v in row] for row in zip(*(x.tolist() for x in named.values()))]
+    return table(named, rows, label)
 
 
 def of_step(stage, k, s, panels, told):
@@ -397,20 +354,18 @@ def of_step(stage, k, s, panels, told):
     return section(f"s{k}-{stage.name}", stage, where, told, said, shown)
 
 
-def of_start(config, s, kind, panels):
+def of_start(model, config, s, kind):
     """The section of the start: the sample that became it, with the curve of strengths."""
     how = {"steer": STEERED, "guided": GUIDED, "noise": NOISE}.get(config["prior"], PICTURE)
-    stage, shown = START, figures(panels["start", "end"])
+    stage, shown = START, figures([decoded(model, s["start"], "The start")])
+    shown += figures(course(model, s)) if "clean" in s else ""
     if config["prior"] == "steer":
-        rows = zip(s["timestep"].tolist(), s["push"].tolist(), s["noise"].flatten(1).norm(dim=1).tolist())
-        rows = [[str(t), f"{push:.5g}", f"{e:.5g}"] for i, (t, push, e) in enumerate(rows)
-                if i in spread(len(s["timestep"]))]
-        shown += figures(panels["start", "clean"]) + "<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
+        shown += "<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
         shown += chart(s["strength"].tolist(), "Strength of the push by time step", 1000)
-        shown += table(("t", "length of the push", "length of e"), rows, "Steps of the start")
+        shown += columns({"t": s["timestep"], "length of the push": s["push"],
+                          "length of e": s["noise"].flatten(1).norm(dim=1)}, "Steps of the start")
     elif config["prior"] == "guided":
         stage = START._replace(formula=FINISH.formula, cites=FINISH.cites)
-        shown += figures(panels["start", "clean"])
     else:
         drawn = "<i>z</i> ~ N(0, 1)" if config["prior"] == "noise" else "<i>z</i> = encode(picture)"
         stage = START._replace(formula=drawn, cites=[(visualize, "z = torch.stack([torch.randn(model.latent_shape")])
@@ -418,19 +373,18 @@ def of_start(config, s, kind, panels):
     return section("start", stage, "before the ascent", told, tensors(stage, s), shown)
 
 
-def of_finish(config, s, kind, scores, panels):
+def of_finish(model, config, s, kind, scores):
     """The section of the finish: its steps, and the tries that lost."""
     times, tried = s["timestep"].tolist(), ""
     tries = {name.removeprefix("reencoded_from_"): a for name, a in scores.items() if name.startswith("reencoded_from")}
     if len(tries) > 1:
         lost = ", ".join(f"{short(a)} from t = {t0}" for t0, a in tries.items())
         tried = f" It was tried from several t. Re-encoded activations: {lost}. The largest was kept."
-    columns = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
-               "activation": s["activation"]}
-    rows = [[f"{v:.5g}" for v in row] for row in zip(*(x.tolist() for x in columns.values()))]
+    named = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
+             "activation": s["activation"]}
     curve = chart(s["activation"].nan_to_num(0, 0, 0).tolist(), "Activation of the finish", len(times) - 1)
     told = {"kind": kind, "top": times[0], "scale": config["finish_scale"], "tried": tried}
-    shown = (f"{figures(panels['finish', 'clean'])}{table(columns, rows, 'Steps of the finish')}"
+    shown = (f"{figures(course(model, s))}{columns(named, 'Steps of the finish')}"
              f"<p>Activation at every step of the finish:</p>{curve}")
     return section("finish", FINISH, f"{len(times)} steps after the ascent", told, tensors(FINISH, s), shown)
 
@@ -440,21 +394,20 @@ def ends(result):
     return {"ascent": result} | ({"finished": result.finished} if result.finished else {})
 
 
-def of_verdict(s, result, panels):
+def of_verdict(model, s, result):
     """The section of the scores: activations under each noise, their means, the rule with its numbers."""
-    found = {"start": s["activation_start"]}
+    found, shown = {"start": s["activation_start"]}, []
     for name in ends(result):
+        shown += [decoded(model, s[f"{name}_latent"], name.capitalize()),
+                  decoded(model, s[f"{name}_reencoded"], f"{name.capitalize()}, encoded and decoded again")]
         found |= {name: s[f"{name}_activation"], f"{name}, re-encoded": s[f"{name}_activation_reencoded"]}
     rows = [(name, *(f"{a:.5g}" for a in [*values.tolist(), values.mean().item()])) for name, values in found.items()]
     said = table(("", "noise 1", "noise 2", "noise 3", "noise 4", "mean"), rows, "Activations under each noise")
     for name, end in ends(result).items():
-        lines = ""
-        for fails, text, holds in rules(end.scores):
-            mark, so = ("holds", "") if holds else ("fails", f", so {fails}")
-            lines += f'<li class="{mark}">{mark}: {escape(text)}{so}</li>'
+        lines = checks([(escape(text if holds else f"{text}, so {fails}"), holds)
+                        for fails, text, holds in rules(end.scores)])
         said += f"<h3>{name.capitalize()}: {escape(end.verdict)}</h3><ol>{lines}</ol>"
-    return section("verdict", VERDICT, "after all steps", {}, tensors(VERDICT, s) + said,
-                   figures(panels["verdict", "pictures"]))
+    return section("verdict", VERDICT, "after all steps", {}, tensors(VERDICT, s) + said, figures(shown))
 
 
 def reading(model, kind):
@@ -463,21 +416,23 @@ def reading(model, kind):
     return f"({h} − <i>b</i><sub>dec</sub>)" if kind == "feature" and model.sae.centre else h
 
 
-def page(model, recipe, command, parts, panels):
-    """Build the document from all that was recorded (trace.Parts) and its pictures (all_pictures)."""
+@torch.no_grad()
+def page(model, recipe, command, parts):
+    """Build the document from all that was recorded (trace.Parts)."""
     job, config, steps = recipe["job"], recipe["config"], sorted(parts.steps)
     abar, kind = model.schedule.alphas_cumprod[job["timestep"]].double().cpu(), job["kind"]
     name = f"{kind} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
-    body = [("start", START.title, of_start(config, parts.start, kind, panels))]
+    body = [("start", START.title, of_start(model, config, parts.start, kind))]
     for k in steps:
+        drawn = pictures(model, kind, parts.steps[k])
         told = facts(recipe, k, parts.steps[k], abar) | {"read": reading(model, kind)}
         body += [(f"s{k}-{stage.name}", f"Step {k}: {stage.title.format(kind=kind)}",
-                  of_step(stage, k, parts.steps[k], panels.get((f"step_{k:03d}", stage.name), []), told))
+                  of_step(stage, k, parts.steps[k], drawn.get(stage.name, []), told))
                  for stage in STAGES]
     if parts.finish:
         scores = parts.result.finished.scores
-        body.append(("finish", FINISH.title, of_finish(config, parts.finish, kind, scores, panels)))
-    body.append(("verdict", VERDICT.title, of_verdict(parts.verdict, parts.result, panels)))
+        body.append(("finish", FINISH.title, of_finish(model, config, parts.finish, kind, scores)))
+    body.append(("verdict", VERDICT.title, of_verdict(model, parts.verdict, parts.result)))
     sections = "".join(html + ways(body, i) + "</section>\n" for i, (_, _, html) in enumerate(body))
     values = parts.result.history["activation"]
     curve = chart(values, "Activation at every step of the ascent", len(values) - 1, 900, marks=steps)

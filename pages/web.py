@@ -128,6 +128,12 @@ def table(head, rows, label):
             f"<table>{top}{body}</table></div>")
 
 
+def checks(found):
+    """List sentences, HTML, each with whether it holds: [(sentence, whether)]."""
+    return "".join(f'<li class="{mark}"><b>{mark.capitalize()}:</b> {text}</li>'
+                   for text, holds in found for mark in [("fails", "holds")[holds]])
+
+
 def bars(rows):
     """Draw [(name as HTML, number as text, number, whether it is the target)] as bars to one scale, 0 at the left."""
     most = max((abs(value) for _, _, value, _ in rows), default=0) or 1
@@ -142,19 +148,10 @@ def bars(rows):
 
 # --- charts -----------------------------------------------------------------------------------------------------------
 
-def ticks(most, count=6):
-    """Choose at most `count` round numbers from 0 to `most`: 0, 20, 40, 60, 80 for 99."""
-    size = 1
-    while most // size >= count:
-        size = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10 ** 9) if n > size)
-    return range(0, int(most) + 1, size)
-
-
-def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
+def chart(values, label, x_most, width=560, height=160, marks=()):
     """Draw one curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None leaves a gap.
 
     marks  x positions drawn as vertical lines; a flat curve gets none
-    links  where each of the marks leads; "" where nowhere
     label  read aloud by a screen reader
     """
     known = [v for v in values if v is not None] or [0.0]
@@ -174,17 +171,12 @@ def chart(values, label, x_most, width=560, height=160, marks=(), links=()):
         else:
             runs[-1].append(f"{at_x(i * step)},{at_y(v)}")
     drawn = "".join(f'<polyline class="curve" points="{" ".join(run)}"/>' for run in runs if run)
-    for i, x in enumerate(marks if min(known) < max(known) else ()):
-        line = f'<line class="peak" x1="{at_x(x)}" x2="{at_x(x)}" y1="{top}" y2="{top + h}"/>'
-        if links and links[i]:                  # a line is too thin to be hit
-            area = f'<rect x="{at_x(x) - 10}" y="{top}" width="20" height="{h}" fill="transparent"/>'
-            line = f'<a href="{escape(links[i])}" aria-label="time step {x:g}">{area}{line}</a>'
-        drawn += line
-    for x in ticks(x_most):
+    for x in marks if min(known) < max(known) else ():
+        drawn += f'<line class="peak" x1="{at_x(x)}" x2="{at_x(x)}" y1="{top}" y2="{top + h}"/>'
+    for x in sorted({0, x_most // 2, x_most}):
         drawn += f'<text x="{at_x(x)}" y="{top + h + 16}" text-anchor="middle">{x:g}</text>'
     for v in sorted({low, high}):
         drawn += f'<text x="{left - 6}" y="{at_y(v) + 4}" text-anchor="end">{v:.3g}</text>'
-    role = "group" if links else "img"
-    return (f'<svg class="chart" role="{role}" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
+    return (f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}">'
             f'<line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0)}" y2="{at_y(0)}"/>{drawn}</svg>')

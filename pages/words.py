@@ -1,5 +1,4 @@
 """Sentences of the pages: numbers to read, verdicts with their numbers, meanings of terms, the command of a result."""
-import json
 import shlex
 
 from config import HOOK_POINT, SETTINGS, flag
@@ -48,7 +47,7 @@ def reason(r):
     start, end, again, rank, most = (r.scores.get(name) for name in (
         "activation_start", "activation", "activation_reencoded", "rank", "dataset_largest"))
     said = {"weak": f"It started at {short(start)} and ended at {short(end)}.",
-            "fragile": f"Re-encoded, it has {short(again)}: under half of {short(end)}.",
+            "fragile": f"Re-encoded, it has {short(again)}: over half of {short(end)} is lost.",
             "excited": f"Re-encoded, it still has {short(again)}.",
             "raised": f"Rank {short(rank)} is not among the first ten."}
     if r.verdict == "raised" and rank is not None and rank <= 10 and most:
@@ -86,15 +85,9 @@ def command(recipe, times, seeds, frames=FRAMES):
 
 
 def commands(found):
-    """Write the commands of all results: one for those that differ in time step and seed alone."""
+    """Write the commands of all results: one for those that differ in the seed alone."""
     alike = {}
     for r in found:
-        key = json.dumps([r.recipe["config"], r.recipe["device"], r.recipe["dtype"], len(r.steps)], sort_keys=True)
-        alike.setdefault(key, []).append(r)
-    together = {}
-    for key, results in alike.items():
-        for t in sorted({r.t for r in results}):
-            seeds = tuple(r.seed for r in results if r.t == t)
-            together.setdefault((key, seeds), []).append(t)
-    return [command(alike[key][0].recipe, times, seeds, len(alike[key][0].steps))
-            for (key, seeds), times in together.items()]
+        alike.setdefault((r.folder, r.recipe["device"], len(r.steps)), []).append(r)
+    return [command(group[0].recipe, [group[0].t], [r.seed for r in group], len(group[0].steps))
+            for group in alike.values()]

@@ -258,7 +258,7 @@ BAD_FLAGS = {
     "--colour red": "unrecognized arguments: --colour red", "--preset best": "--preset: invalid choice: 'best'",
     "--dtype float8": "argument --dtype: invalid choice", "--device tpu": "--device tpu: ",
     "--hook-point up_blocks.1.attention.1": "nearest: up_blocks.1.attentions.1",
-    "--hook-point mid_block.attentions.0 --feature 3": "sae: is missing for mid_block.attentions.0",
+    "--hook-point mid_block.attentions.0 --feature 3": "sae: has no SAE for mid_block.attentions.0",
     "--trace 2": "--trace 2: the ascent has 2 steps, 0..1", "--sweep steps=1": "--sweep steps: is no setting; ",
     "--sweep noise=maybe": "--noise takes on or off, got 'maybe'", "--out ": "argument --out: is empty",
     "--num-steps 0": "--num-steps must be at least 1", "--num-steps 1.5": "argument --num-steps: invalid int value",

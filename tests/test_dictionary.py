@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dictionary import __main__ as command
-from dictionary.collect import Request, Vectors, collect
+from dictionary.collect import Request, Vectors, collect, observe
 from dictionary.loss import batch_topk, init, normalize_decoder, training_loss
-from dictionary.train import Recipe, State, export, found_again, measure, train
+from dictionary.train import Recipe, export, found_again, measure, train
 from sae import SAE, fvu
+from steering import sample
 from tests.tiny import write_model
 from weights.load import WeightsError, load
 
@@ -113,11 +115,11 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
             raise KeyboardInterrupt
 
     whole = train(data, recipe, tmp_path / "whole.safetensors")
-    path, save = tmp_path / "stopped.safetensors", State.save
+    path = tmp_path / "stopped.safetensors"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("dictionary.train.SAVE_EVERY", 0)
         train(data, recipe, path, on_step=stop)
-    assert save and path.exists()
+    assert path.exists()
     again = train(data, recipe, path)
     assert all(torch.equal(p, q) for p, q in zip(whole.state_dict().values(), again.state_dict().values()))
     assert whole.threshold == again.threshold
@@ -131,7 +133,6 @@ def test_the_files_are_saeurons_and_featviz_takes_them(tmp_path, taught):
     config = json.loads((tmp_path / "cfg.json").read_text())
     assert {"d_in": 32, "num_latents": 64, "k": 2, "expansion_factor": 2}.items() <= config.items()
     assert config["gate"] == "threshold" and config["threshold"] == sae.threshold
-    from safetensors.torch import load_file
     assert load_file(tmp_path / "sae.safetensors").keys() == {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 
 
@@ -163,8 +164,6 @@ def test_the_vectors_are_the_same_whatever_the_batch_and_resume(model, tmp_path,
 
 def test_positions_are_the_hooks_own(model):
     """All positions of an image, put in order, are the hook's output at that step."""
-    from dictionary.collect import observe
-    from steering import sample
     maps = {}
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(2))[None]
     wanted = request(model, guidance=1.0, positions=10_000)
@@ -178,7 +177,6 @@ def test_positions_are_the_hooks_own(model):
 
 def test_the_update_is_the_output_minus_the_input(model):
     """All positions, output minus update: the input of the attention, which the resnet before it put out."""
-    from dictionary.collect import observe
     every = dict(guidance=1.0, positions=10_000)
     output, update = (observe(model, request(model, reads=reads, **every), [2]).float()
                       for reads in ("output", "update"))

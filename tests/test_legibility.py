@@ -174,7 +174,7 @@ def test_the_words_that_ship(tmp_path):
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 def attached(model):
-    opened = command.open_model(model, "cpu", None, None)
+    opened = command.load(model, "cpu")
     command.attach(opened, model.parent)
     return opened
 

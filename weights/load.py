@@ -22,6 +22,7 @@ import json
 import os
 import re
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -642,6 +643,14 @@ def choose_dtype(device):
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def be_reproducible():
+    """Make a card take kernels that give the same bytes each time. The gradient of grid_sample has none: an ascent with
+    rotation or zoom (--rotate-max, --scale-max) may differ in the last bits."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def check_folder(path):
     """WeightsError with what to do instead where `path` is no folder of weights."""
     if path.is_file():
@@ -664,6 +673,8 @@ def load(path=None, device=None, dtype=None, hook_point=None):
     folder = Path(path) if path else ROOT / "toy"
     check_folder(folder)
     device = choose_device(device)
+    if device.type == "cuda":
+        be_reproducible()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or choose_dtype(device)
     parts, files = {}, {}
     for part in NETWORKS:

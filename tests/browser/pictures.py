@@ -5,6 +5,9 @@ Needs what these leave in out/:
     python featviz.py --out out/first
     python featviz.py --feature 0-47 --out out/wall
     python featviz.py --out out/first --seed 1024 --trace 0 50
+
+The pictures of features drawn at random need no browser: python -m pages out/wall/toy --rows docs/pictures/rows.png
+--wall docs/pictures/wall.png
 """
 import tempfile
 from pathlib import Path

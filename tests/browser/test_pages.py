@@ -123,6 +123,7 @@ def test_each_picture_leads_to_its_own_course(browser, toy):
         browser.settled()
         box = browser.run(f"(b => [b.top, b.bottom])(document.querySelector('{target}').getBoundingClientRect())")
         assert browser.run("document.getElementById('how').open") and -5 <= box[0] < 800
+        assert browser.run("document.querySelector(':target img').width") == 384
 
 
 def test_terms_are_explained_on_hover_focus_and_tap(browser, toy):

@@ -85,11 +85,12 @@ def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp
     raw["feature"] = np.maximum(raw["feature"], 0)
     rows = 2 if halves == "both" else 1
 
-    stats = capture.empty(N, *widths.values())
+    parts = []
     for some in (range(0, 5), range(5, 6), range(6, 24)):
         means = {kind: torch.tensor(values[:, some].reshape(-1, *values.shape[2:])) for kind, values in raw.items()}
         means["gated"] = means["feature"][-len(some):]
-        stats = capture.combine(stats, capture.summarize(means, some, top, halves))
+        parts.append(capture.summarize(means, some, top, halves))
+    stats = capture.combine(*parts)
     settings = {"prompts": ["a"] * images, "images_per_prompt": 1, "halves": halves, "top": top, "guidance": 7.5}
     stats["sum_feature"] = torch.zeros(0, 90)
     capture.write_capture(tmp_path, stats, {"settings": settings, "timesteps": times})
