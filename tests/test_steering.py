@@ -34,7 +34,7 @@ def test_without_strength_it_is_the_plain_sample(model, noise):  # noqa: F811
 
 
 def test_a_row_is_steered_by_its_feature_alone(model, noise):  # noqa: F811
-    jobs = [Job("feature", 3), Job("feature", model.settings["feature"])]
-    both = steered(model, jobs, noise, 10.0)
-    swapped = steered(model, [Job("feature", 8), jobs[1]], noise, 10.0)
+    jobs = [Job("feature", 18), Job("feature", model.settings["feature"])]
+    both = steered(model, jobs, noise, 50.0)
+    swapped = steered(model, [Job("feature", 543), jobs[1]], noise, 50.0)
     assert torch.equal(both[1], swapped[1]) and not torch.allclose(both[0], swapped[0])
