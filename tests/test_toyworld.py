@@ -82,45 +82,6 @@ def arguments(art, tmp_path, **steps):
                            steps={"vae": 2, "text": 2, "unet": 2, "judge": 2} | steps)
 
 
-def test_stages_make_a_folder_that_loads(art, tmp_path):
-    args = arguments(art, tmp_path)
-    for stage in ("vae", "text", "unet", "judge"):
-        train.STAGES[stage](args)
-        train.record(args, stage, 1.0)
-    model = train.load(args.out, "cpu")
-    assert model.latent_shape == (4, 16, 16)
-    z = torch.randn(2, *model.latent_shape)
-    t = torch.tensor([10, 500])
-    assert model.unet(z, t, model.embed(["", "A fox face image"]), until=denoiser.HOOK_POINT).shape == (2, 128, 4, 4)
-    recorded = json.loads((args.out / "training.json").read_text())
-    assert recorded["stages"]["unet"]["step"] == 2 and recorded["things"] == 3
-
-
-def test_only_the_noise_loss_reaches_the_hook(art, tmp_path, monkeypatch):
-    """The training loss's gradient at the hook is what flows back from the predicted noise, and nothing else."""
-    args = arguments(art, tmp_path)
-    for stage in ("vae", "text"):
-        train.STAGES[stage](args)
-    caught = {}
-    monkeypatch.setattr(train, "fit", lambda name, net, loss, **_: caught.update(net=net, loss=loss))
-    train.train_unet(args)
-    unet, seen = caught["net"], {}
-
-    def keep(name):
-        def hook(module, inputs, output):
-            output.retain_grad()
-            seen[name] = output
-        return hook
-
-    unet.get_submodule(denoiser.HOOK_POINT).register_forward_hook(keep("h"))
-    unet.register_forward_hook(keep("noise"))
-    caught["loss"](0, torch.Generator().manual_seed(0))[0].backward(retain_graph=True)
-    total = seen["h"].grad.clone()
-    through_noise, = torch.autograd.grad(seen["noise"], seen["h"], seen["noise"].grad)
-    assert total.abs().max() > 0
-    assert torch.equal(total, through_noise)
-
-
 def test_what_is_silent_in_training_is_silent_in_use():
     torch.manual_seed(0)
     trained = denoiser.denoiser()

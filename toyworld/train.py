@@ -45,7 +45,7 @@ SEEDS = (0, 1)              # of the dictionary; the second tells which features
 SUITED = {"prior": "steer", "steer_scale": 5.0, "finish_from": 900, "finish_scale": 0.1, "finish_steps": 20}
 SETTINGS = {"timestep": 500, "presets": {"sae": SUITED, "raw": SUITED},
             "capture": {"guidance": GUIDANCE, "sampler": "ddim", "prompts": "prompts.txt", "images_per_prompt": 1,
-                        "top": 4}}
+                        "top": 20}}
 STEPS = {"vae": 12_000, "text": 1_300, "unet": 6_000, "dictionary": 2_000, "judge": 1_500}
 BATCH = {"vae": 4, "text": 64, "unet": 48, "dictionary": 2_048, "judge": 64}
 

@@ -29,7 +29,7 @@ def say(number):
     return known()[1][number]["meaning"][1]
 
 def fool(model, job):
-    config = Config(**NONE, num_steps=60, total_variation_weight=-20.0)
+    config = Config(**NONE, num_steps=60, total_variation_weight=-5.0)
     *_, last = climb_alone(model, [job], config, start(model, [job], config))
     return last.after[0]
 

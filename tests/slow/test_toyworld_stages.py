@@ -2,9 +2,10 @@
 import json
 
 import pytest
+import torch
 
 from tests.test_toyworld import art, arguments      # noqa: F401, a fixture
-from toyworld import concepts, evaluate, train
+from toyworld import concepts, denoiser, evaluate, train
 
 
 @pytest.fixture
@@ -34,3 +35,42 @@ def test_every_stage_and_every_measure(made, monkeypatch, capsys):
     printed, measured = capsys.readouterr().out, json.loads((made.out / "evaluation.json").read_text())
     assert set(measured) == set(evaluate.PARTS)
     assert "| samples | top5 |" in printed and measured["features"]["picked"] <= 3
+
+
+def test_stages_make_a_folder_that_loads(art, tmp_path):                            # noqa: F811
+    args = arguments(art, tmp_path)
+    for stage in ("vae", "text", "unet", "judge"):
+        train.STAGES[stage](args)
+        train.record(args, stage, 1.0)
+    model = train.load(args.out, "cpu")
+    assert model.latent_shape == (4, 16, 16)
+    z = torch.randn(2, *model.latent_shape)
+    t = torch.tensor([10, 500])
+    assert model.unet(z, t, model.embed(["", "A fox face image"]), until=denoiser.HOOK_POINT).shape == (2, 128, 4, 4)
+    recorded = json.loads((args.out / "training.json").read_text())
+    assert recorded["stages"]["unet"]["step"] == 2 and recorded["things"] == 3
+
+
+def test_only_the_noise_loss_reaches_the_hook(art, tmp_path, monkeypatch):          # noqa: F811
+    """The training loss's gradient at the hook is what flows back from the predicted noise, and nothing else."""
+    args = arguments(art, tmp_path)
+    for stage in ("vae", "text"):
+        train.STAGES[stage](args)
+    caught = {}
+    monkeypatch.setattr(train, "fit", lambda name, net, loss, **_: caught.update(net=net, loss=loss))
+    train.train_unet(args)
+    unet, seen = caught["net"], {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            output.retain_grad()
+            seen[name] = output
+        return hook
+
+    unet.get_submodule(denoiser.HOOK_POINT).register_forward_hook(keep("h"))
+    unet.register_forward_hook(keep("noise"))
+    caught["loss"](0, torch.Generator().manual_seed(0))[0].backward(retain_graph=True)
+    total = seen["h"].grad.clone()
+    through_noise, = torch.autograd.grad(seen["noise"], seen["h"], seen["noise"].grad)
+    assert total.abs().max() > 0
+    assert torch.equal(total, through_noise)
