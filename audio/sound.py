@@ -30,7 +30,7 @@ RATE = 44_100               # samples a second [1]
 HOP, WINDOW, FFT = 441, 4410, 17_640            # samples: 10 ms, 100 ms, 400 ms [1]
 TOP = 10_000                # Hz, of the highest mel band [1]
 POWER = 0.25                # of a magnitude in the picture [1]
-UPDATES = 30                # of the magnitudes (ours)
+UPDATES = 100               # of the magnitudes (ours)
 ITERATIONS, MOMENTUM = 32, 0.99                 # of Griffin-Lim [1]
 PEAK = 10 ** (-0.1 / 20)    # headroom of 0.1 dB [1]
 

@@ -287,7 +287,8 @@ def find_concepts(args):
 
 
 def write_settings(args):
-    """`featviz.json`: the settings that suit the toy, its default feature and its thesis' five, by rule; the licences.
+    """`featviz.json`: the settings that suit the toy, its default feature and its thesis' five, by rule; the meanings
+    as labels; the licences.
 
     The default has the meaning that most features have, and of those the largest surprise. The five are those of the
     largest surprise of a flower, an animal, a food, a face or person, and a house; what no feature means is left out.
@@ -308,6 +309,8 @@ def write_settings(args):
     common = Counter(tuple(row["meaning"]) for row in rows).most_common(1)[0][0]
     default = first(lambda row, _: tuple(row["meaning"]) == common)
     write_json(args.out / "featviz.json", SETTINGS | {"feature": default["feature"], "thesis": thesis})
+    labels = {str(row["feature"]): row["meaning"][1] for row in sorted(rows, key=lambda row: row["feature"])}
+    write_json(args.out / "sae" / f"unet.{denoiser.HOOK_POINT}" / "labels.json", labels)
     (args.out / "LICENSES.md").write_bytes(Path(__file__).with_name("LICENSES.md").read_bytes())
 
 
