@@ -163,7 +163,7 @@ def check(model, jobs, config, batch_size):
 def compute(model, jobs, configs, usual, size, frames, again, out, sound=False):
     """Compute what is missing and print a line for each result; return how many met NaN or infinity."""
     import results
-    from audio.sound import sounds
+    from audio.beside import sounds
     from visualize import course_lengths, kept_steps, stream
     results.prepare(out)
     recipes = {(job, one): results.recipe(model, job, one, usual) for one in configs for job in jobs}

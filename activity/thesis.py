@@ -17,9 +17,13 @@ FEATURES = (
 
 
 def features(model):
-    """The five rows of the weights, or those of the thesis; WeightsError for a list that is none."""
-    rows, path = model.settings.get("thesis", FEATURES), model.folder / "featviz.json"
+    """The five rows of the weights, the first five labels of their SAE, or those of the thesis; WeightsError for a list
+    that is none."""
+    path = model.folder / "featviz.json"
     model.require("sae")
+    labelled = [{"feature": n, "word": word, "prompt": f"An image of {word}."}
+                for n, word in sorted(model.labels.items())]
+    rows = model.settings.get("thesis", labelled[:5] or FEATURES)
     sound = isinstance(rows, (list, tuple)) and rows and all(
         isinstance(row, dict) and row.keys() == {"feature", "word", "prompt"} and isinstance(row["feature"], int)
         and isinstance(row["word"], str) and isinstance(row["prompt"], (str, type(None))) for row in rows)

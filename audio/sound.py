@@ -23,9 +23,6 @@ import wave
 import numpy as np
 import torch
 
-from command.progress import warn
-from vae import to_uint8
-
 RATE = 44_100               # samples a second [1]
 HOP, WINDOW, FFT = 441, 4410, 17_640            # samples: 10 ms, 100 ms, 400 ms [1]
 TOP = 10_000                # Hz, of the highest mel band [1]
@@ -121,18 +118,3 @@ def read_wav(path):
         raise ValueError(f"{path}: has {channels} channels, {8 * width} bits at {rate} Hz; expected 1 or 2 channels of "
                          f"16 bits at {RATE} Hz; ffmpeg -i IN -ar {RATE} -sample_fmt s16 OUT.wav makes it")
     return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.float32) / 32768).reshape(-1, channels).T
-
-
-def sounds(result):
-    """Turn a result's pictures into sounds: {suffix: bytes of a WAV file} of the start, the ascent and the finish."""
-    pictures = {".wav": result.image}
-    if result.frames:
-        pictures[".start.wav"] = result.frames[0]
-    if result.finished:
-        pictures[".finished.wav"] = result.finished.image
-    found = {}
-    for suffix, image in pictures.items():
-        samples, left = to_sound(torch.from_numpy(to_uint8(image)), result.job.seed)
-        found[suffix] = to_wav(samples)
-        warn(f"sound{suffix}: the linear magnitudes leave {left:.2%} of the mel ones unexplained")
-    return found

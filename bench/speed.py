@@ -6,6 +6,7 @@
 
     original    all weights of UNet and SAE collect gradients (which nobody clears), all features are computed to use
                 one, in float32; on a card under float16 autocast with a GradScaler: the code of arXiv 2605.08218
+    official    the same on diffusers' UNet, where diffusers is installed
     ascent      ours: ascent.ascend, the very loop that makes the results
     finish      ours: finish.redraw, the whole UNet forward and back from the hook
 """
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,11 +40,11 @@ from unet import UNet
 from vae import VAE
 from visualize import start
 from weights.cost import peak_memory
-from weights.load import Model, choose_device, choose_dtype, load
+from weights.load import Model, choose_device, choose_dtype, load, read_json
 from weights.quick import quicken
 
 META, GIB = torch.device("meta"), 2 ** 30
-FEATURES = 20_480                       # of SAeUron's SAE
+FEATURES, TIMES, SEEDS = 20_480, 4, 5   # of SAeUron's SAE; time steps (0 and three peaks) and seeds of a feature
 RESERVE, SHARE = 1.0 * GIB, 0.9         # for CUDA and its libraries; of a card that a desktop leaves (both assumed)
 
 
@@ -72,8 +74,9 @@ def fill(net):
 
 # --- seconds ----------------------------------------------------------------------------------------------------------
 
-def original(model, jobs, config):
-    """Run the original's steps on our UNet; yields activations (B,)."""
+def original(model, jobs, config, unet=None):
+    """Run the original's steps, with another `unet` in place of ours where one is given; yields activations (B,)."""
+    unet = unet or (lambda x, t, context: model.unet(x, t, context, until=model.hook_point))
     cuda = model.device.type == "cuda"
     scaler = torch.amp.GradScaler("cuda", enabled=cuda)
     generators, z = start(model, jobs, config)
@@ -89,7 +92,7 @@ def original(model, jobs, config):
         shift, angle, zoom, eps = (torch.stack(numbers).to(z) for numbers in drawn)
         x = model.schedule.add_noise(reg.transform(z, shift, angle, zoom), eps, t)
         with torch.autocast("cuda", torch.float16, enabled=cuda):
-            h = model.unet(x, t, context, until=model.hook_point).flatten(2).transpose(1, 2)      # (B, S, D)
+            h = unet(x, t, context).flatten(2).transpose(1, 2)                                  # (B, S, D)
             a = activation(model.sae.linear(h)[rows, :, targets].float(), "feature")            # (B,), of F features
         loss = (-a + config.range_weight * reg.range_penalty(z, config.range_threshold)
                 + config.moment_weight * reg.moment_penalty(z))
@@ -102,7 +105,32 @@ def original(model, jobs, config):
         yield a.detach()
 
 
-WAYS = {"original": original,
+class Reached(Exception):
+    """Raised at the hook point, with its output: diffusers' UNet has no other way to stop there."""
+
+
+def official(model, jobs, config):
+    """Run the original's steps on diffusers' UNet with the model's own numbers; yields activations (B,)."""
+    from diffusers import UNet2DConditionModel                   # optional, and seconds to load
+    path = model.folder / "unet/config.json"
+    with META:
+        theirs = UNet2DConditionModel(**{"cross_attention_dim": 768} | (read_json(path) if path.exists() else {}))
+    theirs.load_state_dict(model.unet.state_dict(), strict=True, assign=True)
+    model.unet = theirs
+
+    def reach(module, args, output):
+        raise Reached(output[0] if isinstance(output, tuple) else output)
+    theirs.get_submodule(model.hook_point).register_forward_hook(reach)
+
+    def until_hook(x, t, context):
+        try:
+            theirs(x, t, context)
+        except Reached as reached:
+            return reached.args[0]
+    return original(model, jobs, config, until_hook)
+
+
+WAYS = {"original": original, "official": official,
         "ascent": lambda model, jobs, config: ascend(model, jobs, config, start(model, jobs, config)),
         "finish": lambda model, jobs, config: redraw(model, jobs, start(model, jobs, config)[1],
                                                      [361] * config.num_steps, config)}
@@ -119,7 +147,7 @@ def seconds(work, device):
 
 
 def measure(way, full, dtype, batch, device):
-    """Measure one way in this process: median seconds a step, peak bytes."""
+    """Measure one way in this process: median seconds a step, peak bytes, operations a second of a large product."""
     model = full_size(device, dtype) if full else load(None, device, dtype)
     jobs = [Job("feature", 7 * i % model.sae.features, 361, 1000 + i) for i in range(batch)]
     run, times = WAYS[way](model, jobs, configure({}, "sae", prior="noise", num_steps=10 ** 5)), []
@@ -127,7 +155,12 @@ def measure(way, full, dtype, batch, device):
         next(run)
     while len(times) < 3 or sum(times) < 5 and len(times) < 30:
         times.append(seconds(lambda: next(run), device))
-    return {"seconds": statistics.median(times), "peak": peak_memory(device)}
+    peak, rate = peak_memory(device), 0.0
+    fast = torch.float16 if way in ("original", "official") and device.type == "cuda" else dtype
+    for n in (4096, 8192) if device.type == "cuda" else (1024, 2048):
+        a, b = (torch.randn(n, n, device=device).to(fast) for _ in range(2))
+        rate = max(rate, *(2 * n ** 3 / seconds(lambda: a @ b, device) for _ in range(4)))
+    return {"seconds": statistics.median(times), "peak": peak, "rate": rate}
 
 
 def table(*cells):
@@ -135,24 +168,36 @@ def table(*cells):
 
 
 def compare(full, dtypes, batches, device):
-    """Measure all ways, each in a process of its own; print a table."""
+    """Measure all ways, each in a process of its own; print a table, and the hours for all of SAeUron's features."""
+    from torch.utils.flop_counter import FlopCounterMode         # 70 MB, which the measured processes should not load
+    model = full_size(META, torch.float32) if full else load(None, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        phases(model, 1)["ascent"]()
+    operations = counter.get_total_flops()      # of an ascent's step of one job
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{'full size' if full else 'toy'} on {name}, torch {torch.__version__}\n")
-    table("batch", "way", "precision", "seconds a step", "of the original's", "peak GiB")
-    table(*["---"] * 6)
-    ways = [("original", "float32"), *((way, dtype) for dtype in dtypes for way in ("ascent", "finish"))]
+    print(f"{'full size' if full else 'toy'} on {name}, torch {torch.__version__}, {operations / 1e9:.3g} GFLOP\n")
+    table("batch", "way", "precision", "seconds a step", "of the original's", "peak GiB", "of the product rate")
+    table(*["---"] * 7)
+    best, ways = {}, [("original", "float32")] + [("official", "float32")] * bool(find_spec("diffusers"))
+    ways += [(way, dtype) for dtype in dtypes for way in ("ascent", "finish")]
     for batch in batches:
         base = math.nan
         for way, dtype in ways:
             command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--batch", batch, "--device", device]
             done = subprocess.run([*map(str, command), *["--full"] * full], stdout=subprocess.PIPE, text=True)
             if done.returncode:                 # its error is on stderr
-                table(batch, way, dtype, "failed", "", "")
+                table(batch, way, dtype, "failed", "", "", "")
                 continue
             found = json.loads(done.stdout)
-            base = found["seconds"] if way == "original" else base
-            table(batch, way, dtype, f"{found['seconds']:.3g}", f"{found['seconds'] / base:.2f}",
-                  f"{found['peak'] / GIB:.2f}")
+            took, rate = found["seconds"], batch * operations / found["seconds"] / found["rate"]
+            base = took if way == "original" else base
+            best[way] = min(best.get(way, math.inf), took / batch)
+            table(batch, way, dtype, f"{took:.3g}", f"{took / base:.2f}", f"{found['peak'] / GIB:.2f}",
+                  "" if way == "finish" else f"{rate:.0%}")
+    if full and {"ascent", "finish"} <= best.keys():
+        hours = FEATURES * TIMES * SEEDS * (100 * best["ascent"] + 30 * best["finish"]) / 3600
+        print(f"\n{FEATURES:,} features at {TIMES} time steps from {SEEDS} seeds, 100 steps and 30 of the finish: "
+              f"{hours:,.0f} hours; starts and scores are about a tenth more")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

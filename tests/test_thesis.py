@@ -1,4 +1,5 @@
 """--thesis: the table's features, with words and prompts, on one page."""
+import json
 import re
 
 import pytest
@@ -7,6 +8,7 @@ import featviz
 from activity import capture, thesis
 from tests.test_page import Page, check
 from tests.tiny import edit_json, write_model
+from weights.load import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = ["--device", "cpu", "--seed", "1", "5", "--timestep", "300", "--no-finish"]
@@ -45,6 +47,16 @@ def test_a_row_holds_word_prompt_image_and_every_seed(weights, tmp_path):
     picture = folder / "7.png"
     made = picture.stat().st_mtime_ns
     assert run(weights, tmp_path) == 0 and picture.stat().st_mtime_ns == made       # drawn once
+
+
+def test_an_sae_with_labels_brings_its_own_five(tmp_path):
+    """As SAEmnesia's, whose labels.json python -m activity label writes: words and prompts in its spelling."""
+    folder = write_model(tmp_path / "tiny")
+    (cfg,) = folder.glob("sae/*/cfg.json")
+    cfg.with_name("labels.json").write_text(json.dumps({str(n): f"thing {n}" for n in (9, 2, 7, 4, 1, 3)}))
+    rows = thesis.features(load(folder, "cpu"))
+    assert [row["feature"] for row in rows] == [1, 2, 3, 4, 7]
+    assert rows[0] == {"feature": 1, "word": "thing 1", "prompt": "An image of thing 1."}
 
 
 def test_weights_without_these_features_end_in_one_line(tmp_path, capsys):
