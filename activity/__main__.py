@@ -56,6 +56,15 @@ def analyse(model, out, kind, given):
         say(f"look at {save_activity(folder, found)}")
 
 
+def show(model, out, kind, given):
+    """Print the card of features, and write nothing."""
+    check_jobs(model, [Job(kind, n) for n in given])
+    attach(model, out)
+    for n in given:
+        for line in lines(card(model, kind, n)):
+            say(line)
+
+
 def label(model, out, words):
     """Find the feature of each word in a file, print them, and write the SAE's labels.json."""
     model.require("sae")
@@ -131,6 +140,9 @@ def parse(argv):
     what.add_argument("--feature", type=numbers, nargs="+", default=(), metavar="F")
     what.add_argument("--channel", type=numbers, nargs="+", default=(), metavar="C")
 
+    sub = commands.add_parser("show", help="the card of features: how often, how strongly, with which others")
+    sub.add_argument("feature", type=numbers, nargs="+", metavar="F")
+
     sub = commands.add_parser("label", help="find the feature of each of some words, and write the SAE's labels.json")
     sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts; "
                      "or objects or styles, those of UnlearnCanvas")
@@ -158,6 +170,8 @@ def run(args):
         run_capture(model, args.out, settings)
     elif args.command == "analyse":
         analyse(model, args.out, kind, given)
+    elif args.command == "show":
+        show(model, args.out, kind, given)
     elif args.command == "label":
         label(model, args.out, args.words)
     else:

@@ -521,6 +521,15 @@ def test_analyse(weights, whole, tmp_path, capsys):
     assert run(out, "analyse", "--weights", old, "--feature", 5) == 0 and "active in" not in capsys.readouterr().out
 
 
+def test_show_prints_the_card_and_writes_nothing(weights, whole, tmp_path, capsys):
+    out = linked(whole, tmp_path / "out")
+    assert run(out, "show", "--weights", weights, 5, "3") == 0
+    said = capsys.readouterr().out
+    assert said.count("nearest decoder rows: ") == 2 and "feature 5\n" in said and "active in 9 of 9 images" in said
+    assert "peaks at" not in said and not (out / "tiny/feature_00005").exists()
+    refused(capsys, run(out, "show", "--weights", weights, 99999), "out of range")
+
+
 def test_sample(weights, whole, tmp_path):
     out = linked(whole, tmp_path / "out")
     assert run(out, "sample", "--weights", weights, "A Tree", "--steps", 2, "--steer", "3=2", "5=1") == 0
