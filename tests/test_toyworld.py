@@ -1,6 +1,7 @@
 """The toy world: artwork and its drawings, the training's losses, the meaning of directions, and the judge."""
 import json
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -150,44 +151,55 @@ KNOWN = [{("name", f"thing {a // 4}"), ("subgroup", f"sub {a // 40}"), ("house",
           ("colour", ["red", "blue"][a % 3 == 0])} for a in range(400)]
 
 
+NAMED = [40, 41, 42, 43, 100, 205, 306, 12, 133, 178, 223, 268, 313, 358, 51, 96]
+
+
 def test_meaning_is_what_the_strongest_artworks_share():
+    meanings, none = concepts.Meanings(KNOWN), Counter()
+    assert meanings.best(NAMED, none)[0] == ("name", "thing 10")
+    assert meanings.best([40 + 5 * i for i in range(14)] + [301, 11], none)[0] == ("subgroup", "sub 1")
+    assert meanings.best([12 * i for i in range(16)], none)[0] == ("house+colour", "A, blue")
+    assert meanings.best([1 + 25 * i for i in range(16)], none)[1] < 1.0
+
+
+def test_a_content_needs_more_artworks_than_any_random_direction_has():
     meanings = concepts.Meanings(KNOWN)
-    assert meanings.best([40, 41, 42, 43, 100, 205, 306, 12])[0] == ("name", "thing 10")
-    assert meanings.best([40, 45, 50, 55, 61, 66, 71, 76])[0] == ("subgroup", "sub 1")
-    assert meanings.best([0, 36, 48, 84, 120, 156, 204, 240])[0] == ("house+colour", "A, blue")
-    assert meanings.best([1, 46, 91, 136, 180, 227, 270, 315])[1] < 1.0
+    most, _ = concepts.bounds([{"strongest": NAMED[1:], "background": ("blue", 0.1)}], meanings)
+    assert most["name", "thing 10"] == 3
+    assert meanings.best(NAMED, most)[0] == ("name", "thing 10")
+    assert meanings.best(NAMED[1:], most)[0] is None
 
 
 def test_surprise_by_hand():
-    meanings = concepts.Meanings(KNOWN)
-    content, surprise = meanings.best([40, 41, 42, 43, 100, 205, 306, 12])
+    content, surprise = concepts.Meanings(KNOWN).best(NAMED, Counter())
     p = 4 / 400
-    tail = sum(math.comb(8, i) * p ** i * (1 - p) ** (8 - i) for i in range(4, 9))
+    tail = sum(math.comb(16, i) * p ** i * (1 - p) ** (16 - i) for i in range(4, 17))
     assert surprise == pytest.approx(-math.log10(100 * tail))
 
 
 def test_at_most_two_percent_of_random_directions_have_a_meaning():
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(2, 400, 3, 1_000, generator=generator)
-    rows = concepts.read_off(scores + 10, concepts.Meanings(KNOWN))
-    bound = concepts.bounds(rows[::2])
-    assert sum(concepts.meaning(row, bound) is not None for row in rows[1::2]) / 500 < 0.05
+    scores = torch.randn(2, 400, 3, 3_000, generator=torch.Generator().manual_seed(0)) + 10
+    meanings, rows = concepts.Meanings(KNOWN), concepts.read_off(scores)
+    concepts.explain(rows[2_000:], meanings, *concepts.bounds(rows[:2_000], meanings))
+    assert concepts.summary(rows[2_000:])["with_meaning"] < 0.03 * 1_000
 
 
 def test_peak_and_background():
     scores = torch.rand(len(concepts.TIMES), 400, 3, 2)
     scores[3] += 1
     scores[3, :, 1, 0] += 5
-    rows = concepts.read_off(scores, concepts.Meanings(KNOWN))
+    rows = concepts.read_off(scores)
     assert [row["t"] for row in rows] == [700, 700]
     assert rows[0]["background"] == ("blue", pytest.approx(1.0, abs=0.05))
-    assert concepts.meaning(rows[0], (99.0, 0.5)) == ["background", "blue"]
-    assert concepts.meaning(rows[1], (99.0, 0.5)) is None
+    concepts.explain(rows, concepts.Meanings(KNOWN), Counter({content: 16 for a in KNOWN for content in a}), 0.5)
+    assert rows[0]["meaning"] == ["background", "blue"]
 
 
-def test_a_silent_feature_has_no_meaning():
-    rows = concepts.read_off(torch.zeros(5, 400, 3, 1), concepts.Meanings(KNOWN))
-    assert rows[0]["content"] is None
+def test_artworks_on_which_a_feature_is_silent_are_not_among_its_strongest():
+    scores = torch.zeros(5, 400, 3, 2)
+    scores[:, [7, 9], :, 1] = 1.0
+    silent, rare = concepts.read_off(scores)
+    assert silent["strongest"] == [] and sorted(rare["strongest"]) == [7, 9]
 
 
 # --- judge and evaluation ---------------------------------------------------------------------------------------------

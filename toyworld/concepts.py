@@ -1,14 +1,19 @@
 """The meaning of a feature: what the artworks that excite it most have in common, by rule and without anyone's eye.
 
 Every artwork counts once: its score is the mean of the direction's activation over places, backgrounds, shifts and
-noises, seen with the empty prompt, at the time step where the direction is strongest. Of the K strongest artworks, n
-share a content (a name, a subgroup, a group, a house, a colour, or two of these) that a share p of all artworks has.
+noises, seen with the empty prompt, at the time step where the direction is strongest. A direction means a content (a
+name, a subgroup, a group, a house, a colour, or two of these) if
 
-    surprise = -log10( C P(Binomial(K, p) >= n) ),   C = number of contents of that kind
+    of its K strongest artworks half share it, or three where it is a name, which four artworks have, and
+    more of them share it than of any of NULL random directions.
 
-The content of the largest surprise is the direction's meaning if at least half of the K have it and the surprise is
-above a bound: that which 2% of random directions pass. A direction whose scores differ by background more than those of
-98% of random directions means its background.
+So a content that random directions often find, such as faces in a world that is full of them, needs more artworks. Where
+several contents pass, the one of the largest surprise is the meaning:
+
+    surprise = -log10( C P(Binomial(K, p) >= n) ),   C contents of that kind, n of K artworks share this one, p of all
+
+A direction whose scores differ by background more than those of 99% of random directions means its background. What
+chance gives is counted on random directions that set no bound.
 """
 import itertools
 import math
@@ -16,14 +21,15 @@ from collections import Counter
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 
 from toyworld import drawings
 
-K = 8                                                       # strongest artworks that are compared
-CHANCE = 0.02                                               # share of random directions that may have a meaning
+K = 16                                                      # strongest artworks that are compared
 TIMES = (100, 300, 500, 700, 900)
 NOISES = 2                                                  # of each artwork on each background, at each time step
-NULL = 4_096                                                # random directions: half set the bound, half are reported
+NULL = 8_192                                                # random directions that set the bounds
+HELD = 4_096                                                # others, of which the share with a meaning is reported
 PAIRED = {("subgroup", "colour"), ("house", "subgroup"), ("house", "group"), ("house", "colour"), ("group", "colour")}
 
 
@@ -85,17 +91,23 @@ class Meanings:
                 self.of_artwork[a].append(content)
         self.kinds = Counter(kind for kind, _ in self.having)
 
-    def best(self, strongest):
-        """The most surprising content of artworks `strongest`, and its surprise. A name has only 4 artworks: of a name,
-        3 of the K are enough; of anything else, half.
-        """
-        shared = Counter(content for a in strongest for content in self.of_artwork[a])
+    def shared(self, strongest):
+        """{content: how many of the artworks `strongest` have it}."""
+        return Counter(content for a in strongest for content in self.of_artwork[a])
+
+    def surprise(self, content, n, k):
+        """How unlikely it is that n of k random artworks share a content, in powers of ten."""
+        p = len(self.having[content]) / self.A
+        return -math.log10(max(1e-300, self.kinds[content[0]] * tail(n, k, p)))
+
+    def best(self, strongest, most):
+        """The most surprising content that more of `strongest` share than `most` says, and its surprise; or None, 0."""
         found = (None, 0.0)
-        for content, n in sorted(shared.items()):
-            if n < (3 if content[0] == "name" else len(strongest) / 2):
+        for content, n in sorted(self.shared(strongest).items()):
+            enough = 3 if content[0] == "name" else K / 2
+            if n < enough or n <= most[content]:
                 continue
-            p = len(self.having[content]) / self.A
-            surprise = -math.log10(max(1e-300, self.kinds[content[0]] * tail(n, len(strongest), p)))
+            surprise = self.surprise(content, n, len(strongest))
             if surprise > found[1]:
                 found = (content, surprise)
         return found
@@ -115,58 +127,66 @@ def background_share(scores):
     return scores.mean(0).var(0, correction=0) / scores.flatten(0, 1).var(0, correction=0).clamp(min=1e-12)
 
 
-def read_off(scores, meanings):
-    """Rows for directions: peak, strongest artworks, their common content and its surprise, background's share."""
+def read_off(scores):
+    """Scores (times, A, 3, n) -> for each direction its peak, its K strongest artworks and its background's share."""
     peak, at_peak = peaks(scores)
-    order = at_peak.mean(1).topk(min(K, len(at_peak)), dim=0).indices.T.tolist()            # (n, K)
+    highest, order = at_peak.mean(1).topk(min(K, len(at_peak)), dim=0)                      # (K, n)
     share, ground = background_share(at_peak), at_peak.mean(0).argmax(0)
-    live = at_peak.flatten(0, 1).amax(0) > 0
-    rows = []
-    for i, strongest in enumerate(order):
-        content, surprise = meanings.best(strongest) if live[i] else (None, 0.0)
-        rows.append({"t": TIMES[int(peak[i])], "strongest": strongest, "content": content, "surprise": surprise,
-                     "background": (list(drawings.BACKGROUNDS)[int(ground[i])], share[i].item())})
-    return rows
+    return [{"t": TIMES[int(peak[i])], "strongest": order[:, i][highest[:, i] != 0].tolist(),     # 0 is a silent feature
+             "background": (list(drawings.BACKGROUNDS)[int(ground[i])], share[i].item())} for i in range(len(peak))]
 
 
-def bounds(null):
-    """Surprise and background's share that CHANCE / 2 of the random directions' rows pass."""
-    at = lambda values: sorted(values)[min(len(values) - 1, math.ceil(len(values) * (1 - CHANCE / 2)))]
-    return at([row["surprise"] for row in null]), at([row["background"][1] for row in null])
+def bounds(rows, meanings):
+    """What no meaning may fall short of: {content: most artworks of a random direction}, and the background's share."""
+    most = Counter()
+    for row in rows:
+        most |= meanings.shared(row["strongest"])
+    shares = sorted(row["background"][1] for row in rows)
+    return most, shares[math.ceil(0.99 * len(shares)) - 1]
 
 
-def meaning(row, bound):
-    """[kind, value] of a direction, or None."""
-    if row["background"][1] > bound[1]:
-        return ["background", row["background"][0]]
-    return list(row["content"]) if row["content"] and row["surprise"] > bound[0] else None
+def explain(rows, meanings, most, ground):
+    """Add "meaning", [kind, value] or None, and its "surprise" to the rows of directions."""
+    for row in rows:
+        content, surprise = meanings.best(row["strongest"], most)
+        if row["background"][1] > ground:
+            content, surprise = ("background", row["background"][0]), 0.0
+        row |= {"meaning": list(content) if content else None, "surprise": surprise}
 
 
-def summary(rows, bound):
+def summary(rows):
     """How many directions have a meaning, how many different ones, and how many of each kind."""
-    found = [tuple(m) for row in rows if (m := meaning(row, bound))]
+    found = [tuple(row["meaning"]) for row in rows if row["meaning"]]
     return {"directions": len(rows), "with_meaning": len(found), "different": len(set(found)),
             "kinds": dict(sorted(Counter(kind for kind, _ in set(found)).items()))}
 
 
-def find(model, hook, artworks, chosen):
+def find(model, hook, artworks, chosen, seed=0):
     """Everything concepts.json holds: a row for every live feature; counts for features, channels, random directions.
+
+    seed  of the shifts and noises under which the artworks are seen
     """
     D = model.unet.width(hook)
-    directions = torch.randn(NULL, D, generator=torch.Generator().manual_seed(0)).to(model.device)
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    encoders = {"features": model.sae.encode, "channels": lambda h: torch.cat([h, -h], dim=-1),
-                "random": lambda h: h @ directions.T}
-    scores = activity(model, hook, artworks, encoders)
-    meanings = Meanings(drawings.contents(artworks, chosen))
-    rows = {name: read_off(of_kind, meanings) for name, of_kind in scores.items()}
-    bound = bounds(rows["random"][::2])
+    encoders = {"features": model.sae.encode, "channels": lambda h: torch.cat([h, -h], dim=-1)}
+    scores = activity(model, hook, artworks, encoders, seed=seed)
+    generator, meanings = torch.Generator().manual_seed(0), Meanings(drawings.contents(artworks, chosen))
+
+    def random(count):
+        """Rows of random directions, whose mean scores follow from the channels'."""
+        directions = F.normalize(torch.randn(count, D, generator=generator), dim=1)
+        return read_off(scores["channels"][..., :D] @ directions.T)
+
+    most, ground = bounds(random(NULL), meanings)
     live = [i for i, alive in enumerate((scores["features"] > 0).flatten(0, 2).any(0)) if alive]
-    rows["random"], rows["features"] = rows["random"][1::2], [{"feature": i} | rows["features"][i] for i in live]
+    features = read_off(scores["features"])
+    rows = {"features": [{"feature": i} | features[i] for i in live], "channels": read_off(scores["channels"]),
+            "random": random(HELD)}
+    for of_kind in rows.values():
+        explain(of_kind, meanings, most, ground)
     label = lambda a: f"{chosen[a // 4].name}, {list(drawings.HOUSES)[a % 4]}"
-    return {"k": K, "times": TIMES, "surprise": round(bound[0], 3), "background_share": round(bound[1], 3),
-            "channels": D, "features": len(scores["features"][0, 0, 0]),
-            "counts": {name: summary(of_kind, bound) for name, of_kind in rows.items()},
-            "rows": [{"feature": row["feature"], "t": row["t"], "meaning": meaning(row, bound),
+    return {"k": K, "times": TIMES, "background_share": round(ground, 3), "channels": D, "features": len(features),
+            "counts": {name: summary(of_kind) for name, of_kind in rows.items()},
+            "channel_rows": [{"channel": i, "meaning": row["meaning"]} for i, row in enumerate(rows["channels"])],
+            "rows": [{"feature": row["feature"], "t": row["t"], "meaning": row["meaning"],
                       "surprise": round(row["surprise"], 2), "strongest": [label(a) for a in row["strongest"]]}
                      for row in rows["features"]]}
