@@ -14,8 +14,8 @@ from pathlib import Path
 
 from activity.capture import configure
 from command.flags import Parser, add_model, guarded
-from command.progress import CaptureProgress, Line, say, warn
-from dictionary.collect import HELD_OUT, Request, Vectors, collect, key, observe
+from command.progress import Count, Line, say, warn
+from dictionary.collect import HELD_OUT, Request, Vectors, collect, observe
 from dictionary.train import Recipe, export, found_again, report, train
 from unet import updates
 from weights.load import WeightsError, load
@@ -25,75 +25,67 @@ TRAIN_SECONDS = 2e-12       # of one multiplication and addition, about; the fir
 
 class Training(Line):
     """Report the steps of the training and the time left."""
-    first = None                                # steps that were done before
+    before = None                               # steps that were done before
 
     def __call__(self, step, total, numbers):
-        self.first = step - 1 if self.first is None else self.first
-        left = (time.monotonic() - self.began) / (step - self.first) * (total - step)
+        self.before = step - 1 if self.before is None else self.before
+        left = (time.monotonic() - self.began) / (step - self.before) * (total - step)
         self.show(f"training step {step} of {total}, FVU {numbers['fvu']:.3f}, {numbers['dead']} dead features, "
                   f"{left:.0f} s left", step == total)
 
 
-def run(weights, device, dtype, hook_point, check, again, work, seeds, positions, reads, batch_size, expansion, k,
-        train_steps, vectors_together, rate, **sampling):
+def run(args):
     """Collect, train, report and write the SAE; return the exit code."""
-    model = load(weights, device, dtype, hook_point)
+    model = load(args.weights, args.device, args.dtype, args.hook_point)
     model.require("text_encoder", "tokenizer")
-    settings = configure(model, images_per_prompt=1, batch_size=batch_size, **sampling)
-    request = Request(settings.prompts, model.hook_point, settings.steps, settings.sampler, settings.guidance,
-                      positions, reads)
-    if reads == "update" and not updates(model.hook_point):
+    settings = configure(model, images_per_prompt=1, prompts=args.prompts, steps=args.steps, sampler=args.sampler,
+                         guidance=args.guidance, batch_size=args.batch_size)
+    if args.reads == "update" and not updates(model.hook_point):
         raise ValueError(f"--reads update: {model.hook_point} has no update, output minus input; an attention has")
-    folder = model.folder / "sae" / f"unet.{model.hook_point}"
-    if (folder / "cfg.json").exists() and not again and not check:
+    folder, work = model.folder / "sae" / f"unet.{model.hook_point}", args.work / model.name / model.hook_point
+    if (folder / "cfg.json").exists() and not args.again and not args.check:
         raise WeightsError(f"{folder}: holds an SAE already; --again replaces it")
-    recipe = Recipe(expansion, k, train_steps, vectors_together, rate)
-    work = work / model.name / key(request)
-    say(costs(model, request, recipe, settings.batch_size, work, seeds))
-    if check:
+    request = Request(settings.prompts, model.hook_point, settings.steps, settings.sampler, settings.guidance,
+                      args.positions, args.reads)
+    recipe = Recipe(args.expansion, args.k, args.train_steps)
+    say(costs(model, request, recipe, settings.batch_size, args.seeds, work))
+    if args.check:
         return 0
-    files = collect(model, request, work, settings.batch_size, CaptureProgress())
-    made = [train(Vectors(files, held=False), replace(recipe, seed=seed), work / f"training_{seed}.safetensors",
-                  model.device, Training()) for seed in range(seeds)]
-    timesteps, few = model.schedule.timesteps(settings.steps), len(request.prompts) < HELD_OUT
+    files = collect(model, request, work, settings.batch_size, Count("images"))
+    saes = [train(Vectors(files, held=False), replace(recipe, seed=seed), work / f"training_{seed}.pt", model.device,
+                  Training()) for seed in range(args.seeds)]
+    few = len(request.prompts) < HELD_OUT
     if few:
         warn(f"fewer than {HELD_OUT} prompts: none is held out, and the report is of those that it was trained on")
-    said = report(made[0], Vectors(files, held=not few).images(), timesteps)
-    about = {"weights": model.name, "hook_point": model.hook_point, "reads": reads, "recipe": asdict(recipe),
-             "request": {name: v for name, v in asdict(request).items() if name != "prompts"},
-             "prompts": len(request.prompts), "report": said,
-             "found_by_another_seed": found_again(made[0], made[1]) if seeds > 1 else None}
-    export(made[0], folder, about)
-    print_report(about)
+    measured = report(saes[0], Vectors(files, held=not few).images(), model.schedule.timesteps(settings.steps))
+    about = asdict(request) | {"weights": model.name, "prompts": len(request.prompts), "recipe": asdict(recipe),
+                               "report": measured, "found_by_another_seed": None}
+    say("on prompts held out   FVU   active   dead")
+    for name, row in {"all": measured["all"], **measured["by_timestep"]}.items():
+        say(f"{name:>19} {row['fvu']:6.3f} {row['active']:7.1f} {row['dead']:6.1%}")
+    if args.seeds > 1:
+        about["found_by_another_seed"] = again = found_again(*saes)
+        say(f"another seed finds {again:.0%} of the features again (cosine above 0.8)")
+    export(saes[0], folder, about)
     say(f"look at its features: python featviz.py --weights {model.folder} --feature 0-9"
-        + ("" if not hook_point else f" --hook-point {model.hook_point}"))
+        + (f" --hook-point {args.hook_point}" if args.hook_point else ""))
     return 0
 
 
-def costs(model, request, recipe, batch_size, work, seeds):
+def costs(model, request, recipe, batch_size, seeds, work):
     """Say how many vectors, how much disk, memory and time a run takes; one batch of two steps is timed."""
     D, images = model.unet.width(model.hook_point), len(request.prompts)
-    short, began = replace(request, steps=2, sampler="ddim"), time.monotonic()
-    observe(model, short, range(min(batch_size, images)))
-    each = (time.monotonic() - began) / 2
-    sampling = each * request.steps * -(-images // batch_size)
-    product = 12 * recipe.batch * D * D * recipe.expansion * recipe.steps * seeds       # two products, thrice each
-    free = shutil.disk_usage(next(p for p in (work, *work.resolve().parents) if p.exists())).free
-    state = 16 * 2 * D * D * recipe.expansion
-    return (f"{images} prompts, {request.steps} {request.sampler} steps, {request.positions} positions: "
-            f"{images * request.steps * request.positions:,} vectors of {D} at {request.hook_point}; disk "
-            f"{request.size(D) / 2**20:,.0f} MiB in {work} ({free / 2**30:.0f} GiB are free), memory up to that and "
-            f"{state / 2**20:,.0f} MiB; sampling about {sampling:,.0f} s on {model.device}, training about "
-            f"{product * TRAIN_SECONDS:,.0f} s")
-
-
-def print_report(about):
-    say("on prompts held out   FVU   active   dead")
-    for name, said in {"all": about["report"]["all"], **about["report"]["by_timestep"]}.items():
-        where = name if name == "all" else f"t {name}"
-        say(f"{where:>19} {said['fvu']:6.3f} {said['active']:7.1f} {said['dead']:6.1%}")
-    if about["found_by_another_seed"] is not None:
-        say(f"another seed finds {about['found_by_another_seed']:.0%} of the features again (cosine above 0.8)")
+    began = time.monotonic()
+    observe(model, replace(request, steps=2, sampler="ddim"), range(min(batch_size, images)))
+    sampling = (time.monotonic() - began) / 2 * request.steps * -(-images // batch_size)
+    numbers = 2 * recipe.expansion * D * D                      # of encoder and decoder
+    training = TRAIN_SECONDS * 6 * recipe.batch * numbers * recipe.steps * seeds        # each is multiplied thrice
+    vectors = images * request.steps * request.positions
+    free = shutil.disk_usage(next(p for p in work.resolve().parents if p.exists())).free
+    return (f"{images} prompts, {request.steps} {request.sampler} steps, {request.positions} positions: {vectors:,} "
+            f"vectors of {D} at {request.hook_point}; disk {2 * vectors * D / 2**20:,.0f} MiB in {work} "
+            f"({free / 2**30:.0f} GiB are free), memory up to that and {16 * numbers / 2**20:,.0f} MiB; sampling about "
+            f"{sampling:,.0f} s on {model.device}, training about {training:,.0f} s")
 
 
 def main(argv=None):
@@ -111,16 +103,14 @@ def main(argv=None):
                         "output, or its output minus its input (default: output)")
     parser.add_argument("--expansion", type=int, default=4, metavar="E", help="features per channel (default: 4)")
     parser.add_argument("-k", type=int, default=20, help="active features a position, in the mean (default: 20)")
-    parser.add_argument("--train-steps", type=int, default=2000, metavar="N", help="(default: 2000)")
-    parser.add_argument("--vectors-together", type=int, default=4096, metavar="N", help="in a step (default: 4096)")
-    parser.add_argument("--rate", type=float, default=4e-4, help="of Adam at first; falls to 0 (default: 4e-4)")
+    parser.add_argument("--train-steps", type=int, default=2000, metavar="N", help="of 4,096 vectors (default: 2000)")
     parser.add_argument("--seeds", type=int, default=2, choices=(1, 2), help="2: a second SAE says which features are "
                         "found again (default: 2)")
     parser.add_argument("--work", type=Path, default=Path("out/dictionary"), metavar="FOLDER", help="of activations "
                         "and checkpoints (default: out/dictionary)")
     parser.add_argument("--again", action="store_true", help="replace an SAE that is there")
     parser.add_argument("--check", action="store_true", help="say what it would take, and stop")
-    return guarded("dictionary", lambda: run(**vars(parser.parse_args(argv))))
+    return guarded("dictionary", run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

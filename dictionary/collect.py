@@ -20,9 +20,9 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load_file, save
 
-from results import sha256, write
+from results import write
 from steering import sample
-from weights.load import WeightsError, read_json
+from weights.load import WeightsError
 
 HELD_OUT = 10               # every tenth prompt
 SHARD = 64                  # images of one file
@@ -31,7 +31,7 @@ POSITION_SEED = 0x51AE0D1C  # an image's number XOR this: positions have a gener
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to collect. Defaults: dictionary/__main__.py."""
+    """What to collect."""
     prompts: tuple
     hook_point: str
     steps: int
@@ -40,17 +40,14 @@ class Request:
     positions: int
     reads: str = "output"                       # or "update", the module's output minus its input
 
-    def size(self, D):
-        """Bytes on disk."""
-        return 2 * len(self.prompts) * self.steps * self.positions * D
-
 
 @torch.no_grad()
 def observe(model, request, numbers):
-    """Sample the images of these numbers and return what their positions gave: (B, N, P, D) float16."""
-    generators = [torch.Generator().manual_seed(number) for number in numbers]
-    noise = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
-    choice = [torch.Generator().manual_seed(POSITION_SEED ^ number) for number in numbers]
+    """Sample the images of these numbers and return the activations at their positions: (B, N, P, D) float16."""
+    noise, choice = [], []
+    for number in numbers:
+        noise.append(torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(number)))
+        choice.append(torch.Generator().manual_seed(POSITION_SEED ^ number))
     seen = {}
 
     def see(t, h):
@@ -61,7 +58,8 @@ def observe(model, request, numbers):
     context = model.embed([request.prompts[number] for number in numbers])
     reader = copy.copy(model)
     reader.sae = SimpleNamespace(reads=request.reads)           # the SAE to come: sample() hands out what it will read
-    sample(reader, noise, context, request.sampler, request.steps, request.guidance, see=see)
+    sample(reader, torch.stack(noise).to(model.device), context, request.sampler, request.steps, request.guidance,
+           see=see)
     return torch.stack([seen[t] for t in model.schedule.timesteps(request.steps)], dim=1)
 
 
@@ -71,29 +69,30 @@ def collect(model, request, folder, batch_size, on_batch=lambda done, total: Non
     on_batch(images done, images) is called at the start and after each batch.
     """
     folder, total = Path(folder), len(request.prompts)
-    made = {"request": json.loads(json.dumps(dataclasses.asdict(request))), "weights": model.fingerprints}
-    made["weights"] = {name: sha for name, sha in made["weights"].items() if not name.startswith(("sae/", "featviz"))}
-    if (folder / "collect.json").exists() and read_json(folder / "collect.json") != made:
-        raise WeightsError(f"{folder}: holds activations of another request or other weights; give another --work, or "
-                           "delete this folder")
-    write(folder / "collect.json", json.dumps(made, indent=1).encode())
-    paths = [folder / f"vectors_{i // SHARD:05d}.safetensors" for i in range(0, total, SHARD)]
-    done = sum(min(SHARD, total - SHARD * i) for i, path in enumerate(paths) if path.exists())
+    weights = {name: sha for name, sha in model.fingerprints.items() if not name.startswith(("sae/", "featviz"))}
+    wanted = json.dumps({"request": dataclasses.asdict(request), "weights": weights}, indent=1, sort_keys=True)
+    stored = folder / "collect.json"
+    if stored.exists() and stored.read_text(encoding="utf-8") != wanted:
+        raise WeightsError(f"{folder}: holds activations of other prompts, settings or weights; give another --work, "
+                           "or delete this folder")
+    write(stored, wanted.encode())
+    paths = {range(i, min(i + SHARD, total)): folder / f"vectors_{i // SHARD:05d}.safetensors"
+             for i in range(0, total, SHARD)}
+    missing = {numbers: path for numbers, path in paths.items() if not path.exists()}
+    done = total - sum(map(len, missing))
     on_batch(done, total)
-    for first, path in zip(range(0, total, SHARD), paths):
-        if path.exists():
-            continue
-        parts, last = [], min(first + SHARD, total)
-        for i in range(first, last, batch_size):
-            parts.append(observe(model, request, range(i, min(i + batch_size, last))))
+    for numbers, path in missing.items():
+        parts = []
+        for i in range(0, len(numbers), batch_size):
+            parts.append(observe(model, request, numbers[i:i + batch_size]))
             done += len(parts[-1])
             on_batch(done, total)
         h = torch.cat(parts)
         if not h.isfinite().all():
-            raise ValueError(f"images {first} to {last - 1}: activations are NaN, or beyond the 65504 of float16; try "
-                             "--dtype float32")
+            raise ValueError(f"images {numbers[0]} to {numbers[-1]}: activations are NaN, or beyond the 65504 of "
+                             "float16; try --dtype float32")
         write(path, save({"h": h}))
-    return paths
+    return list(paths.values())
 
 
 class Vectors:
@@ -104,29 +103,23 @@ class Vectors:
 
     def __init__(self, paths, held):
         self.files = [load_file(path)["h"] for path in paths]                                   # (images, N, P, D)
-        last = HELD_OUT - 1                                     # of ten prompts the last is for the report
-        places = [(i, k) for i, h in enumerate(self.files) for k in range(len(h))
-                  if ((SHARD * i + k) % HELD_OUT == last) == held]
-        self.file, self.image = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
-        self.each, self.width = self.files[0][0, ..., 0].numel(), self.files[0].shape[-1]
+        numbers = torch.arange(sum(map(len, self.files)))
+        self.numbers = numbers[(numbers % HELD_OUT == HELD_OUT - 1) == held]                    # of its images
+        _, steps, positions, self.width = self.files[0].shape
+        self.each = steps * positions
 
     def __len__(self):
-        return len(self.file) * self.each
+        return len(self.numbers) * self.each
 
     def __getitem__(self, rows):
         """Read the vectors of these numbers (m,): (m, D) float16."""
-        image, inside = rows // self.each, rows % self.each
-        file, image, out = self.file[image], self.image[image], torch.empty(len(rows), self.width, dtype=torch.float16)
-        for i in file.unique().tolist():
-            here = file == i
-            out[here] = self.files[i].flatten(1, 2)[image[here], inside[here]]
+        number, place = self.numbers[rows // self.each], rows % self.each
+        out = torch.empty(len(rows), self.width, dtype=torch.float16)
+        for i in (number // SHARD).unique().tolist():
+            here = number // SHARD == i
+            out[here] = self.files[i].flatten(1, 2)[number[here] % SHARD, place[here]]
         return out
 
     def images(self):
         """Read them all as (images, N, P, D)."""
-        return torch.stack([self.files[i][k] for i, k in zip(self.file.tolist(), self.image.tolist())])
-
-
-def key(request):
-    """Name a request's folder: the same request finds its vectors again."""
-    return sha256(json.dumps(dataclasses.asdict(request)).encode())[:8]
+        return torch.stack([self.files[n // SHARD][n % SHARD] for n in self.numbers.tolist()])

@@ -16,8 +16,8 @@ AUX_WEIGHT = 1 / 32         # [1]
 
 @torch.no_grad()
 def init(sae, generator, mean):
-    """Set an SAE to its start: b_dec is the mean of the data (D,) [1], W_dec's rows are random directions of norm 1,
-    the encoder is their transpose."""
+    """Set an SAE to its start: b_dec is the mean of the data (D,), W_dec's rows are random directions of norm 1, the
+    encoder is their transpose [1]."""
     sae.b_dec.copy_(mean)
     sae.W_dec.copy_(torch.randn(sae.W_dec.shape, generator=generator))
     normalize_decoder(sae)

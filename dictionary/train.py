@@ -13,21 +13,22 @@ Sources
 Axes: n vectors of a batch, D hook width, F features, N sampling steps.
 """
 import dataclasses
+import io
 import json
 import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
 from dictionary.loss import init, normalize_decoder, training_loss
 from results import write
-from sae import SAE, fvu
+from sae import SAE
 
 EPSILON = 6.25e-10          # of Adam [3]
 DEAD_AFTER = 100            # batches without firing, then a feature counts as dead
 AVERAGE = 0.01              # weight of the newest batch in the threshold's running mean
+MEAN_OF = 65_536            # vectors whose mean is b_dec at the start
 SAVE_EVERY = 60             # seconds between checkpoints
 BLOCK = 8192                # vectors measured at a time
 
@@ -43,101 +44,75 @@ class Recipe:
     seed: int = 0
 
 
-class State:
-    """An SAE under training, with Adam's moments and the counters; saved and read as one safetensors file."""
-
-    def __init__(self, recipe, mean, device):
-        self.sae = SAE(len(mean), recipe.expansion * len(mean), k=recipe.k).to(device)
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        init(self.sae, self.generator, mean)
-        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=recipe.rate, betas=(0.9, 0.999), eps=EPSILON)
-        self.silent = torch.zeros(self.sae.features, dtype=torch.int64, device=device)          # batches since it fired
-        self.threshold, self.step, self.recipe = torch.zeros((), device=device), 0, recipe
-
-    def save(self, path):
-        tensors = {f"sae.{name}": p for name, p in self.sae.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{name}": value for name, value in state.items()}
-        tensors |= {"silent": self.silent, "threshold": self.threshold, "generator": self.generator.get_state()}
-        about = {"step": str(self.step), "recipe": json.dumps(dataclasses.asdict(self.recipe))}
-        write(path, save({name: value.contiguous().cpu() for name, value in tensors.items()}, about))
-
-    def load(self, path):
-        """Take up where `save` left off; a file of another recipe is left alone. Returns whether it was taken."""
-        with safe_open(path, framework="pt") as file:
-            if json.loads(file.metadata()["recipe"]) != dataclasses.asdict(self.recipe):
-                return False
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            self.step = int(file.metadata()["step"])
-        self.sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae.")})
-        adam = {}
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                _, i, entry = name.split(".")
-                adam.setdefault(int(i), {})[entry] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": adam})
-        self.silent.copy_(tensors["silent"])
-        self.threshold.copy_(tensors["threshold"])
-        self.generator.set_state(tensors["generator"])
-        return True
-
-
 def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers: None):
     """Train an SAE on collect.Vectors, or any data[rows] -> (m, D) with a length; return it with its threshold, frozen.
 
-    path     of the checkpoint, from which a run that was stopped goes on to the same result
+    path     of the checkpoint, from which a run that was stopped goes on to the same result; one of another recipe is
+             left alone, and replaced
     on_step  is called after each step with its number, the number of steps and {"fvu", "dead"}
     """
     path, saved = Path(path), time.monotonic()
-    sample = data[torch.randint(len(data), (min(len(data), 65_536),), generator=torch.Generator().manual_seed(0))]
-    state = State(recipe, sample.to(device, torch.float32).mean(dim=0), device)
-    if path.exists():
-        state.load(path)
-    sae = state.sae
-    while state.step < recipe.steps:
-        rows = torch.randint(len(data), (recipe.batch,), generator=state.generator)
+    some = data[torch.randint(len(data), (min(len(data), MEAN_OF),), generator=torch.Generator().manual_seed(0))]
+    D = some.shape[1]
+    sae, generator = SAE(D, recipe.expansion * D, k=recipe.k).to(device), torch.Generator().manual_seed(recipe.seed)
+    init(sae, generator, some.to(device, torch.float32).mean(dim=0))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.rate, betas=(0.9, 0.999), eps=EPSILON)
+    silent = torch.zeros(sae.features, dtype=torch.int64, device=device)                        # batches since it fired
+    step, threshold = 0, torch.zeros((), device=device)
+    stored = torch.load(path, map_location="cpu") if path.exists() else {}
+    if stored.get("recipe") == dataclasses.asdict(recipe):
+        sae.load_state_dict(stored["sae"])
+        optimizer.load_state_dict(stored["optimizer"])
+        generator.set_state(stored["generator"])
+        silent, threshold, step = stored["silent"].to(device), stored["threshold"].to(device), stored["step"]
+
+    while step < recipe.steps:
+        rows = torch.randint(len(data), (recipe.batch,), generator=generator)
         h = data[rows].to(device, torch.float32)                                                # (n, D)
-        for group in state.optimizer.param_groups:
-            group["lr"] = recipe.rate * (1 - state.step / recipe.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * (1 - step / recipe.steps)
         normalize_decoder(sae)
-        loss, fired, least, main = training_loss(sae, h, state.silent >= DEAD_AFTER)
-        state.optimizer.zero_grad()
+        loss, fired, least, main = training_loss(sae, h, silent >= DEAD_AFTER)
+        optimizer.zero_grad()
         loss.backward()
         along = (sae.W_dec.grad * sae.W_dec).sum(dim=1, keepdim=True)                           # rows have norm 1
         sae.W_dec.grad -= along.detach() * sae.W_dec.detach()
-        state.optimizer.step()
-        state.silent = torch.where(fired, 0, state.silent + 1)
-        weight = max(AVERAGE, 1 / (state.step + 1))                                             # a plain mean at first
-        state.threshold = state.threshold.lerp(least, weight)
-        state.step += 1
-        on_step(state.step, recipe.steps, {"fvu": main.item(), "dead": (state.silent >= DEAD_AFTER).sum().item()})
-        if time.monotonic() - saved > SAVE_EVERY or state.step == recipe.steps:
-            state.save(path)
-            saved = time.monotonic()
+        optimizer.step()
+        silent = torch.where(fired, 0, silent + 1)
+        threshold = threshold.lerp(least, max(AVERAGE, 1 / (step + 1)))                         # a plain mean at first
+        step += 1
+        on_step(step, recipe.steps, {"fvu": main.item(), "dead": (silent >= DEAD_AFTER).sum().item()})
+        if time.monotonic() - saved > SAVE_EVERY or step == recipe.steps:
+            file, saved = io.BytesIO(), time.monotonic()
+            torch.save({"recipe": dataclasses.asdict(recipe), "sae": sae.state_dict(), "optimizer":
+                        optimizer.state_dict(), "generator": generator.get_state(), "silent": silent,
+                        "threshold": threshold, "step": step}, file)
+            write(path, file.getvalue())
     normalize_decoder(sae)
-    sae.gate, sae.threshold = "threshold", state.threshold.item()       # stands for batch top-k at inference
+    sae.gate, sae.threshold = "threshold", threshold.item()     # stands for batch top-k at inference
     return sae.requires_grad_(False)
 
 
 @torch.no_grad()
 def measure(sae, h):
     """Measure vectors h (n, D): {"fvu", "active": features active at a position, "dead": share that never is}."""
-    device = sae.W_dec.device
-    active, fired, h_hat = 0, torch.zeros(sae.features, dtype=torch.bool, device=device), []
+    left = sums = squares = active = 0                          # float64, block by block: h may be larger than memory
+    fired = torch.zeros(sae.features, dtype=torch.bool, device=sae.W_dec.device)
     for some in h.split(BLOCK):
-        acts = sae.encode(some.to(device, torch.float32))                                       # (n, F)
+        some = some.to(sae.W_dec.device, torch.float32)
+        acts = sae.encode(some)                                                                 # (n, F)
         active, fired = active + (acts > 0).sum().item(), fired | (acts > 0).any(dim=0)
-        h_hat.append(sae.decode(acts).cpu())
-    return {"fvu": fvu(h.float(), torch.cat(h_hat)).item(), "active": active / len(h),
+        left = left + (some - sae.decode(acts)).double().square().sum()
+        sums, squares = sums + some.double().sum(dim=0), squares + some.double().square().sum()
+    return {"fvu": (left / (squares - sums.square().sum() / len(h))).item(), "active": active / len(h),
             "dead": 1 - fired.float().mean().item()}
 
 
 def report(sae, held, timesteps, times=10):
     """Measure vectors held out (images, N, P, D) together, and at ten of their time steps."""
     rows = sorted({round(i * (len(timesteps) - 1) / (times - 1)) for i in range(times)})
-    flat = lambda h: h.flatten(0, -2)
-    return {"all": measure(sae, flat(held)),
-            "by_timestep": {str(timesteps[row]): measure(sae, flat(held[:, row])) for row in rows}}
+    return {"all": measure(sae, held.flatten(0, -2)),
+            "by_timestep": {str(timesteps[row]): measure(sae, held[:, row].flatten(0, -2)) for row in rows}}
 
 
 @torch.no_grad()
@@ -156,7 +131,6 @@ def export(sae, folder, about):
     config = {"d_in": D, "num_latents": F, "expansion_factor": F // D, "k": sae.k, "normalize_decoder": True,
               "batch_topk": True, "input_unit_norm": False, "gate": "threshold", "threshold": sae.threshold,
               "reads": about["reads"], "timesteps": "all"}
-    tensors = {name: p.contiguous().cpu() for name, p in sae.state_dict().items()}
-    write(Path(folder) / "sae.safetensors", save(tensors))
-    write(Path(folder) / "training.json", json.dumps(about, indent=1).encode() + b"\n")
-    write(Path(folder) / "cfg.json", json.dumps(config, indent=1).encode() + b"\n")
+    write(Path(folder) / "sae.safetensors", save({name: p.contiguous().cpu() for name, p in sae.state_dict().items()}))
+    for name, value in (("training.json", about), ("cfg.json", config)):
+        write(Path(folder) / name, json.dumps(value, indent=1).encode() + b"\n")

@@ -22,18 +22,10 @@ H = torch.tensor([[3.0, 2.5], [1.0, 0.5]])
 @pytest.fixture
 def axes():
     """Four features that look along x, y, -x and -y; k is 1."""
-    sae = SAE(2, 4, k=1).requires_grad_(False)
-    for p, value in ((sae.encoder.weight, [[1, 0], [0, 1], [-1, 0], [0, -1]]), (sae.encoder.bias, [0, 0, 0, 0]),
-                     (sae.W_dec, [[1, 0], [0, 1], [-1, 0], [0, -1]]), (sae.b_dec, [0, 0])):
-        p.copy_(torch.tensor(value))
+    sae, rows = SAE(2, 4, k=1).requires_grad_(False), torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+    for p, value in ((sae.encoder.weight, rows), (sae.W_dec, rows), (sae.encoder.bias, torch.zeros(4))):
+        p.copy_(value)
     return sae
-
-
-def planted(n, generator, directions):
-    """n sums of two of the rows of `directions`, each between 1 and 2 times, about a mean of 3."""
-    which = torch.stack([torch.randperm(len(directions), generator=generator)[:2] for _ in range(n)])
-    size = 1 + torch.rand(n, 2, generator=generator)
-    return (directions[which] * size[..., None]).sum(1) + 3
 
 
 def test_the_batch_shares_its_k(axes):
@@ -46,7 +38,6 @@ def test_the_batch_shares_its_k(axes):
 
 def test_the_loss_of_training(axes):
     """(1, 0.5) is left: 1.25 of 4 about the mean. A 32nd of what the dead leave of that: 1.25, or 9.25, of 0.625."""
-    assert fvu(torch.tensor([[0.0, 0], [2, 0]]), torch.tensor([[0.0, 0], [1, 0]])) == 0.5
     for dead, loss in (([], 0.3125), ([2, 3], 0.3125 + 2 / 32), ([0], 0.3125 + 14.8 / 32)):
         mask = torch.tensor([f in dead for f in range(4)])
         ours, fired, least, main = training_loss(axes, H, mask)
@@ -59,12 +50,10 @@ def test_dead_features_learn_the_residual_without_the_bias_and_move_no_other(axe
     axes.b_dec.copy_(torch.tensor([1.0, 0.0]))
     axes.encoder.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 0.0]))                              # the third is dead and on
     dead = torch.tensor([False, False, True, False])
-    h = torch.tensor([[4.0, 2.5], [2.0, 0.5]])                                                  # H + b_dec
+    h = H + axes.b_dec
     pre = axes.pre_acts(h)
-    acts = batch_topk(pre, 1)[0]
-    residual = h - (acts @ axes.W_dec + axes.b_dec)
-    guess = pre[:, 2:3] * axes.W_dec[2]
-    expected = fvu(h, h - residual) + fvu(residual, guess) / 32
+    residual = h - (batch_topk(pre, 1)[0] @ axes.W_dec + axes.b_dec)
+    expected = fvu(h, h - residual) + fvu(residual, pre[:, 2:3] * axes.W_dec[2]) / 32
     assert training_loss(axes, h, dead)[0].item() == pytest.approx(expected.item())
     axes.requires_grad_(True)
     whole, alone = (torch.autograd.grad(training_loss(axes, h, mask)[0], axes.W_dec)[0]
@@ -82,122 +71,105 @@ def test_training_starts_at_random_directions_from_the_mean():
     assert torch.allclose(sae.W_dec[1:].norm(dim=1), torch.ones(8)) and not sae.W_dec[0].any()      # 0 stays 0
 
 
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory, one_thread):
-    """An SAE that learned 64 directions in 32 channels, the directions, and unseen data."""
+def planted(n, generator, directions):
+    """n sums of two of the rows of `directions`, each between 1 and 2 times, about a mean of 3."""
+    which = torch.rand(n, len(directions), generator=generator).topk(2).indices
+    size = 1 + torch.rand(n, 2, generator=generator)
+    return (directions[which] * size[..., None]).sum(1) + 3
+
+
+def test_planted_directions_are_found_in_fewer_channels(tmp_path):
+    """64 directions in 32 channels; then, at inference, the threshold does on unseen data what batch top-k did."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
-    recipe = Recipe(expansion=2, k=2, steps=1500, batch=512, rate=3e-3)
-    path = tmp_path_factory.mktemp("taught") / "training.safetensors"
-    return train(planted(20_000, generator, directions), recipe, path), directions, planted(2000, generator, directions)
-
-
-def test_planted_directions_are_found_in_fewer_channels(taught):
-    sae, directions, _ = taught
+    recipe = Recipe(expansion=2, k=2, steps=1000, batch=512, rate=4e-3)
+    sae = train(planted(20_000, generator, directions), recipe, tmp_path / "training.pt")
     assert (directions @ sae.W_dec.T).amax(dim=1).mean() >= 0.95
-
-
-def test_the_threshold_at_inference_does_what_batch_topk_did(taught):
-    sae, _, unseen = taught
-    said = measure(sae, unseen)
-    kept = batch_topk(sae.pre_acts(unseen), 2)[0]
-    assert said["active"] == pytest.approx(2, abs=0.3)
-    assert said["fvu"] == pytest.approx(fvu(unseen, sae.decode(kept)).item(), abs=0.02) and said["fvu"] < 0.1
+    unseen = planted(2000, generator, directions)
+    kept, measured = batch_topk(sae.pre_acts(unseen), 2)[0], measure(sae, unseen)
+    assert measured["active"] == pytest.approx(2, abs=0.3) and measured["dead"] < 0.1
+    assert measured["fvu"] == pytest.approx(fvu(unseen, sae.reconstruct(unseen)).item(), rel=1e-3)
+    assert measured["fvu"] == pytest.approx(fvu(unseen, sae.decode(kept)).item(), abs=0.02) and measured["fvu"] < 0.1
     assert ((sae.encode(unseen) > 0) == (kept > 0)).float().mean() > 0.99
     assert found_again(sae, sae) == 1 and found_again(sae, SAE(32, 64)) == 0
-
-
-def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
-    data, recipe = torch.randn(500, 6, generator=torch.Generator().manual_seed(3)), Recipe(2, 2, 40, 32, 1e-2)
-
-    def stop(step, total, numbers):
-        if step == 17:
-            raise KeyboardInterrupt
-
-    whole = train(data, recipe, tmp_path / "whole.safetensors")
-    path = tmp_path / "stopped.safetensors"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dictionary.train.SAVE_EVERY", 0)
-        train(data, recipe, path, on_step=stop)
-    assert path.exists()
-    again = train(data, recipe, path)
-    assert all(torch.equal(p, q) for p, q in zip(whole.state_dict().values(), again.state_dict().values()))
-    assert whole.threshold == again.threshold
-    other = train(data, dataclasses.replace(recipe, seed=1), path)                  # another recipe begins anew
-    assert not torch.equal(other.W_dec, whole.W_dec)
-
-
-def test_the_files_are_saeurons_and_featviz_takes_them(tmp_path, taught):
-    sae = taught[0]
-    export(sae, tmp_path, {"reads": "output"})
+    export(sae, tmp_path, {"reads": "output"})                  # SAeUron's names
     config = json.loads((tmp_path / "cfg.json").read_text())
     assert {"d_in": 32, "num_latents": 64, "k": 2, "expansion_factor": 2}.items() <= config.items()
     assert config["gate"] == "threshold" and config["threshold"] == sae.threshold
     assert load_file(tmp_path / "sae.safetensors").keys() == {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 
 
-@pytest.fixture
-def model(tmp_path):
-    return load(write_model(tmp_path / "tiny"))
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    data, recipe = torch.randn(500, 6, generator=torch.Generator().manual_seed(3)), Recipe(2, 2, 40, 32, 1e-2)
+
+    def stop(step, total, numbers):
+        if step == 17:
+            raise KeyboardInterrupt
+
+    whole, path = train(data, recipe, tmp_path / "whole.pt"), tmp_path / "stopped.pt"
+    monkeypatch.setattr("dictionary.train.SAVE_EVERY", 0)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, recipe, path, on_step=stop)
+    steps = []
+    again = train(data, recipe, path, on_step=lambda step, total, numbers: steps.append(step))
+    assert steps == [*range(17, 41)]
+    assert all(torch.equal(p, q) for p, q in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert whole.threshold == again.threshold
+    other = train(data, dataclasses.replace(recipe, seed=1), path)                  # another recipe begins anew
+    assert not torch.equal(other.W_dec, whole.W_dec)
 
 
-def request(model, n=12, **changes):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load(write_model(tmp_path_factory.mktemp("weights") / "tiny"))
+
+
+def request(model, n=11, **changes):
     prompts = tuple(f"A cat number {i}" for i in range(n))
-    return dataclasses.replace(Request(prompts, model.hook_point, 3, "ddim", 2.0, 4), **changes)
+    return dataclasses.replace(Request(prompts, model.hook_point, 2, "ddim", 2.0, 4), **changes)
 
 
 def test_the_vectors_are_the_same_whatever_the_batch_and_resume(model, tmp_path, monkeypatch):
     monkeypatch.setattr("dictionary.collect.SHARD", 5)
     one, three = (Vectors(collect(model, request(model), tmp_path / str(b), b), held=False) for b in (1, 3))
-    assert len(one) == 11 * 3 * 4 and torch.allclose(one[torch.arange(len(one))].float(),
-                                                     three[torch.arange(len(one))].float(), atol=2e-2)
-    assert torch.equal(one.images().flatten(0, 2), one[torch.arange(len(one))])
-    assert Vectors(collect(model, request(model), tmp_path / "1", 1), held=True).images().shape[:3] == (1, 3, 4)
+    every = torch.arange(len(one))
+    assert len(one) == 10 * 2 * 4 and torch.allclose(one[every].float(), three[every].float(), atol=2e-2)
+    assert torch.equal(one.images().flatten(0, 2), one[every])
     (tmp_path / "1/vectors_00001.safetensors").unlink()
     seen = []
     paths = collect(model, request(model), tmp_path / "1", 1, lambda done, total: seen.append(done))
-    assert seen == [7, 8, 9, 10, 11, 12]                                            # only what was missing
-    assert torch.equal(Vectors(paths, held=False).images(), one.images())
-    with pytest.raises(WeightsError, match="another request"):
-        collect(model, request(model, steps=2), tmp_path / "1", 1)
+    assert seen == [6, 7, 8, 9, 10, 11] and torch.equal(Vectors(paths, held=False).images(), one.images())
+    held = Vectors(paths, held=True).images()                                       # the tenth, last of its file
+    assert held.shape == (1, 2, 4, 32) and torch.equal(held[0], load_file(paths[1])["h"][4])
+    with pytest.raises(WeightsError, match="other prompts, settings or weights"):
+        collect(model, request(model, steps=3), tmp_path / "1", 1)
 
 
-def test_positions_are_the_hooks_own(model):
-    """All positions of an image, put in order, are the hook's output at that step."""
-    maps = {}
+def test_positions_are_the_hooks_and_the_update_is_output_minus_input(model):
+    """All positions of an image, in some order, are the hook's output at that step; output minus update is what the
+    resnet before the attention put out."""
+    maps, every = {}, dict(guidance=1.0, positions=10_000)
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(2))[None]
-    wanted = request(model, guidance=1.0, positions=10_000)
-    sample(model, noise, model.embed([wanted.prompts[2]]), "ddim", 3, see=lambda t, h: maps.setdefault(t, h))
-    h = observe(model, wanted, [2])[0]                                              # (N, S, D)
-    for n, t in enumerate(model.schedule.timesteps(3)):
-        rows = maps[t][0].flatten(1).T.half()
-        assert torch.equal(h[n].float().sum(0).sort().values, rows.float().sum(0).sort().values) or torch.allclose(
-            h[n].float().mean(0), rows.float().mean(0), atol=1e-3)
+    prompt = request(model).prompts[2]
+    sample(model, noise, model.embed([prompt]), "ddim", 2, see=lambda t, h: maps.setdefault(t, h))
+    output, update = (observe(model, request(model, reads=reads, **every), [2])[0] for reads in ("output", "update"))
+    for rows, t in zip(output, model.schedule.timesteps(2)):                        # (S, D)
+        expected = maps[t][0].flatten(1).T.half()
+        assert torch.equal(rows[rows[:, 0].argsort()], expected[expected[:, 0].argsort()])
+    before = observe(model.at("up_blocks.1.resnets.1"), request(model, **every), [2])[0]
+    assert torch.allclose(output.float() - update.float(), before.float(), atol=2e-2) and update.abs().max() > 0.1
 
 
-def test_the_update_is_the_output_minus_the_input(model):
-    """All positions, output minus update: the input of the attention, which the resnet before it put out."""
-    every = dict(guidance=1.0, positions=10_000)
-    output, update = (observe(model, request(model, reads=reads, **every), [2]).float()
-                      for reads in ("output", "update"))
-    before = model.at("up_blocks.1.resnets.1")
-    came = observe(before, request(model, **every), [2]).float()
-    assert torch.allclose(output - update, came, atol=2e-2) and (update - output).abs().max() > 0.1
-
-
-def test_the_command_from_prompts_to_an_sae_that_loads(tmp_path, capsys):
-    folder = write_model(tmp_path / "tiny")
-    for file in (folder / "sae").glob("*/*"):
-        file.unlink()
-    prompts = tmp_path / "prompts.txt"
+def test_the_command_from_one_prompt_to_an_sae_that_loads(tmp_path, capsys):
+    folder, prompts = write_model(tmp_path / "tiny", sae=None), tmp_path / "prompts.txt"
     prompts.write_text("\ufeffA cat\n", encoding="utf-8")
     argv = ["--weights", folder, "--prompts", prompts, "--steps", 2, "--positions", 3, "--train-steps", 3,
-            "--vectors-together", 8, "--expansion", 2, "-k", 2, "--work", tmp_path / "work", "--device", "cpu"]
+            "--expansion", 2, "-k", 2, "--work", tmp_path / "work", "--device", "cpu"]
     argv = [str(a) for a in argv]
     assert command.main([*argv, "--check"]) == 0 and not (tmp_path / "work").exists()
     assert command.main(argv) == 0
     said = capsys.readouterr()
     assert "6 vectors of" in said.out and "another seed finds" in said.out and "fewer than 10 prompts" in said.err
-    model = load(folder)
-    assert model.sae.gate == "threshold" and model.sae.features == 2 * model.unet.width(model.hook_point)
+    sae = load(folder).sae
+    assert sae.gate == "threshold" and sae.features == 2 * sae.W_dec.shape[1]
     assert command.main(argv) == 2 and "--again replaces it" in capsys.readouterr().err
