@@ -1,112 +1,91 @@
 """Capture what the features of a model do, look one up, find those of words, sample steered images."""
-import json
 import re
 import sys
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from activity.analysis import analysis, save_activity
-from activity.capture import FIELDS, capture, configure
-from activity.card import card, lines
-from activity.label import find_labels, save_labels
-from activity.probe import attach
-from activity.profile import folder_name
-from activity.prompts import GRIDS, WORDS, read_prompts
+from activity.analysis import analysis, card, find_labels, lines, save_activity, save_labels
+from activity.capture import FIELDS, GRIDS, WORDS, attach, capture, configure, probe, read_lines
+from activity.profile import find_capture, folder_name
 from command.flags import Parser, add_model, add_out, guarded, numbers
-from command.progress import CaptureProgress, say, warn
+from command.progress import Count, say, warn
 from config import SEEDS, Job, flag
-from results import file_name, folder_of, replacing, times_in
+from results import file_name, folder_of, png, times_in, write
 from steering import directions
 from steering import sample as steered_sample
-from vae import to_uint8
 from visualize import check_jobs
 from weights.choose import choose_weights
 from weights.load import load
 
 
-def run_capture(model, out, settings):
+def record(model, args):
     """Record a capture."""
-    settings, folder = configure(model, **settings), out / model.name / folder_name(model.hook_point)
+    settings, folder = configure(model, **args.settings), args.out / model.name / folder_name(model.hook_point)
     model.require("vae", "text_encoder", "tokenizer")
     warn(f"{settings.images} images of {len(settings.prompts)} prompts, {settings.steps} {settings.sampler} steps, "
          f"guidance {settings.guidance}, {model.folder} on {model.device}")
-    capture(model, settings, folder, CaptureProgress())
+    capture(model, settings, folder, Count("images"))
     say(f"look at {folder}")
 
 
-def analyse(model, out, kind, given):
-    """Print card, peaks and examples of features, and write activity.json for their pages."""
-    wanted = given or [model.settings.get("feature", 0)]
+def describe(model, args):
+    """Print the card of features; `analyse` adds peaks and examples, and writes activity.json for their pages."""
+    kind, wanted = args.kind, args.targets or [model.settings.get("feature", 0)]
     check_jobs(model, [Job(kind, n) for n in wanted])
-    attach(model, out)
+    attach(model, args.out)
     for n in wanted:
-        folder = folder_of(out, model.name, model.hook_point, kind, n)
-        found = analysis(model, kind, n, times_in(folder))
+        label = model.labels.get(n) if kind == "feature" else None
+        say(f"{kind} {n}" + (f", {label}" if label else ""))
         for line in lines(card(model, kind, n)):
             say(line)
-        say(f"  active at {found['active']} of 1001 time steps, peaks at {found['peaks'] or 'none'}")
+        if args.name == "show":
+            continue
+        folder = folder_of(args.out, model.name, model.hook_point, kind, n)
+        found = analysis(model, kind, n, times_in(folder))
+        say(f"  active at {sum(share > 0 for share in found['profile'])} of 1001 time steps, "
+            f"peaks at {found['peaks'] or 'none'}")
         for t, examples in found["examples"].items():
             for e in examples[:3]:
                 say(f"  t {t}: activation {e['activation']:.4f}, image {e['image']}: {e['prompt']}")
         say(f"look at {save_activity(folder, found)}")
 
 
-def show(model, out, kind, given):
-    """Print the card of features, and write nothing."""
-    check_jobs(model, [Job(kind, n) for n in given])
-    attach(model, out)
-    for n in given:
-        for line in lines(card(model, kind, n)):
-            say(line)
-
-
-def label(model, out, words):
+def label(model, args):
     """Find the feature of each word in a file, print them, and write the SAE's labels.json."""
     model.require("sae")
-    attach(model, out)
-    texts = WORDS.get(str(words)) or read_prompts(words)
-    found = find_labels(model.capture, [text.replace("_", " ") for text in texts])
+    attach(model, args.out)
+    found = find_labels(model.capture, WORDS.get(str(args.words)) or read_lines(args.words))
     say(f"{'word':<24} {'feature':>7} {'score':>8} {'runner-up':>9} {'score':>8} {'prompts':>7}")
     for one in found:
-        say(f"{one.word:<24} {one.feature:7d} {one.score:8.4f} {one.runner_up:9d} {one.runner_up_score:8.4f} "
-            f"{one.prompts:7d}")
+        say("{word:<24} {feature:7d} {score:8.4f} {runner_up:9d} {runner_up_score:8.4f} {prompts:7d}".format(**one))
     path = next(path for name, path in model.files.items() if name.endswith("cfg.json")).with_name("labels.json")
-    for one in save_labels(path, found):
-        warn(f"{one.word}: its feature {one.feature} is kept for a word with a higher score")
+    save_labels(path, found)
     say(f"look at {path}")
 
 
-def sample(model, out, prompt, seeds, entries, settings):
-    """Write an image of the prompt and, where `entries` [(kind, number, scale)] steer, the steered one beside it."""
-    settings, push, adds = configure(model, **settings), 0, [None]
-    if entries:
-        for kind, n, _ in entries:
-            check_jobs(model, [Job(kind, n)])
-        attach(model, out, make=True)
+def sample(model, args):
+    """Write an image of the prompt and, where features steer, the steered one beside it."""
+    settings, push, adds = configure(model, **args.settings), 0, [None]
+    kind, name = "feature" if model.sae else "channel", re.sub(r"\W+", "-", args.prompt.lower()).strip("-") or "empty"
+    if args.steer:
+        check_jobs(model, [Job(kind, n) for n, _ in args.steer])
+        model.capture = find_capture(model, args.out) or probe(model, args.out)
         adds.append(lambda t: {model.hook_point: push[t][None].to(model.dtype)})
-    for kind, n, scale in entries:
+    for n, scale in args.steer:
         d = directions(model, [Job(kind, n)])                                                   # (1, D)
         push = push + scale * model.capture.strength(kind, n)[:, None].to(d) * d                # (1001, D)
-    context, sampling = model.embed([prompt]), (settings.sampler, settings.steps, settings.guidance)
-    made = {name: value for name, value in asdict(settings).items() if name != "prompts"} | {
-        "prompt": prompt, "steer": entries, "weights": model.name, "hook_point": model.hook_point,
-        "fingerprints": model.fingerprints}
-    name = file_name(re.sub(r"\W+", "-", prompt.lower()).strip("-")) or "empty"
-    name += file_name("".join(f"_{kind[0]}{n}={scale:g}" for kind, n, scale in entries))
-    for seed in seeds:
+        name += f"_{kind[0]}{n}={scale:g}"
+    context, sampling = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
+    made = {"weights": model.name, "hook_point": model.hook_point, "prompt": args.prompt, "steer": args.steer,
+            "sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance}
+    folder = args.out / model.name / folder_name(model.hook_point, "samples")
+    for seed in args.seeds:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
-        images = [model.decode(steered_sample(model, noise, context, *sampling, add))[0] for add in adds]
-        path = out / model.name / folder_name(model.hook_point, "samples") / f"{name}_seed_{seed}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = PngInfo()
-        text.add_text("featviz", json.dumps(made | {"seed": seed}, sort_keys=True))
-        with replacing(path) as file:
-            Image.fromarray(to_uint8(torch.cat(images, dim=2).cpu())).save(file, format="PNG", pnginfo=text)
+        images = [model.decode(steered_sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
+        path = folder / f"{file_name(name)}_seed_{seed}.png"
+        write(path, png(torch.cat(images, dim=2), made | {"seed": seed}))
         say(f"look at {path}")
 
 
@@ -118,65 +97,47 @@ def steering(text):
     return int(target), float(scale)
 
 
-def add_settings(parser, *names):
-    """Add flags for these settings of a capture, whose defaults the weights may change."""
-    for name in names:
-        field = FIELDS[name]
-        choices, says = field.metadata["choices"], f"{field.metadata['help']} [{field.default}, or as the weights say]"
-        parser.add_argument(flag(name), type=field.type, choices=choices, metavar=None if choices else "X", help=says)
-
-
 def parse(argv):
     parser = Parser(prog="activity", description="When, and on which images, the features of a model fire.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(required=True, parser_class=Parser)
 
-    sub = commands.add_parser("capture", help="generate images from prompts, record what every feature does")
-    add_settings(sub, *FIELDS)
-    sub.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or .jsonl with a key text; or a grid of "
-                     f"objects and styles, {' or '.join(GRIDS)} [thesis, or as the weights say]")
-
-    sub = commands.add_parser("analyse", help="card, profile, peaks and dataset examples of features")
-    what = sub.add_mutually_exclusive_group()
-    what.add_argument("--feature", type=numbers, nargs="+", default=(), metavar="F")
-    what.add_argument("--channel", type=numbers, nargs="+", default=(), metavar="C")
-
-    sub = commands.add_parser("show", help="the card of features: how often, how strongly, with which others")
-    sub.add_argument("feature", type=numbers, nargs="+", metavar="F")
-
-    sub = commands.add_parser("label", help="find the feature of each of some words, and write the SAE's labels.json")
-    sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts; "
-                     "or objects or styles, those of UnlearnCanvas")
-
-    sub = commands.add_parser("sample", help="generate an image, and the same one steered by features")
-    add_settings(sub, "steps", "sampler", "guidance")
-    sub.add_argument("prompt")
-    sub.add_argument("--steer", type=steering, nargs="+", default=[], metavar="F=S",
-                     help="feature F, S times its largest mean activation")
-    sub.add_argument("--steer-channel", type=steering, nargs="+", default=[], metavar="C=S",
-                     help="the same for raw channels")
-    sub.add_argument("--seed", type=int, nargs="+", default=[SEEDS[0]], dest="seeds")
-    for sub in commands.choices.values():
+    def command(name, work, says, settings=()):
+        sub = commands.add_parser(name, help=says)
+        sub.set_defaults(work=work, name=name, feature=(), channel=())
+        for field in map(FIELDS.get, settings):                 # their defaults are the model's
+            choices, says = field.metadata["choices"], f"{field.metadata['help']} [{field.default}]"
+            sub.add_argument(flag(field.name), type=field.type, choices=choices, metavar=None if choices else "X",
+                             help=says)
         add_model(sub)
         add_out(sub)
+        return sub
+
+    sub = command("capture", record, "generate images from prompts, record what every feature does", FIELDS)
+    sub.add_argument("--prompts", type=Path, metavar="FILE", help="one a line; or a grid of objects and styles, "
+                     f"{' or '.join(GRIDS)} [thesis]")
+    sub = command("analyse", describe, "card, profile, peaks and dataset examples of features")
+    sub.add_argument("--feature", type=numbers, nargs="+", default=(), metavar="F")
+    sub.add_argument("--channel", type=numbers, nargs="+", default=(), metavar="C")
+    sub = command("show", describe, "the card of features: how often, how strongly, with which others")
+    sub.add_argument("feature", type=numbers, nargs="+", metavar="F")
+    sub = command("label", label, "find the feature of each of some words, and write the SAE's labels.json")
+    sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts; "
+                     "or objects or styles, those of UnlearnCanvas")
+    sub = command("sample", sample, "generate an image, and the same one steered by features",
+                  ("steps", "sampler", "guidance"))
+    sub.add_argument("prompt")
+    sub.add_argument("--steer", type=steering, nargs="+", default=[], metavar="F=S", help="feature F, S times its "
+                     "largest mean activation; away from an autoencoder: channel F")
+    sub.add_argument("--seed", type=int, nargs="+", default=[SEEDS[0]], dest="seeds")
     return parser.parse_args(argv)
 
 
 def run(args):
-    settings = {name: getattr(args, name) for name in (*FIELDS, "prompts") if hasattr(args, name)}
-    kind = "channel" if getattr(args, "channel", ()) else "feature"
-    given = list(chain(*getattr(args, kind, ())))
-    model = load(choose_weights(args.weights, kind, given or ["any"]), args.device, args.dtype, args.hook_point)
-    if args.command == "capture":
-        run_capture(model, args.out, settings)
-    elif args.command == "analyse":
-        analyse(model, args.out, kind, given)
-    elif args.command == "show":
-        show(model, args.out, kind, given)
-    elif args.command == "label":
-        label(model, args.out, args.words)
-    else:
-        entries = [("feature", *pair) for pair in args.steer] + [("channel", *pair) for pair in args.steer_channel]
-        sample(model, args.out, args.prompt, args.seeds, entries, settings)
+    args.kind, args.targets = "channel" if args.channel else "feature", [*chain(*args.channel, *args.feature)]
+    args.settings = {name: value for name, value in vars(args).items() if name in ("prompts", *FIELDS)}
+    path = choose_weights(args.weights, args.kind, args.targets or ["any"])
+    model = load(path, args.device, args.dtype, args.hook_point)
+    args.work(model, args)
     return 0
 
 

@@ -1,55 +1,146 @@
-"""What a capture says of one feature, as a record for its page: activity.json."""
+"""What a capture says of a feature: its card, the record for its page (activity.json), and the feature of a word.
+
+Which features are active together is read from the dataset examples, since a count for every pair would take F x F
+numbers. For a word w, over the images whose prompts name it and all sampling steps:
+
+    share_w(f) = mean activation of f / the sum of that over all features
+    score_w(f) = share_w(f) - share of f over the images that name another of the words, and not w
+
+The feature with the largest score is the word's; the runner-up shows how far the word has only one feature. Source:
+SAEmnesia's code (EIDOSLAB/SAEmnesia), which scores an object's features so at a time step.
+
+Axes: F features, D channels, width = F or D, W words, P prompts.
+"""
 import json
 import re
 from collections import Counter
-from dataclasses import asdict
 
-from activity.card import card
-from activity.profile import DISTANCE, PEAKS, image_path
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
+
+from activity.profile import image_path, reading
 from results import write
 
 SHARED = 0.8                # of the examples must have a word in common for it to name the feature (ours)
-
-
-def words_of(prompt):
-    """List the words of a prompt, each once."""
-    return dict.fromkeys(re.findall(r"[^\W\d_]+", prompt))
+NEAREST, BAR = 5, 40        # features listed on a card; characters of the longest bar
 
 
 def shared_words(prompts, everything):
     """List the words that SHARED of the examples' prompts hold and fewer than half of all; may be none (ours)."""
-    held, common = (Counter(w for prompt in group for w in words_of(prompt)) for group in (prompts, everything))
+    held, common = (Counter(word for prompt in group for word in dict.fromkeys(re.findall(r"[^\W\d_]+", prompt)))
+                    for group in (prompts, everything))
     return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]
 
 
-def rounded(curve):
-    """A curve as a list of JSON numbers; None stays None."""
-    return None if curve is None else [round(v, 6) for v in curve.tolist()]
+def highest(values, n):
+    """List the NEAREST largest of values (F,) but the n-th: [(number, value)], of equals the earlier first."""
+    order = values.argsort(descending=True, stable=True)[:NEAREST + 1].tolist()
+    return [(i, values[i].item()) for i in order if i != n][:NEAREST]
+
+
+def card(model, kind, n):
+    """Collect what is known of a feature or channel before any ascent, as JSON values.
+
+    active     how many of the capture's `images` have a largest mean activation above 0
+    histogram  [(from, to, images)] by an image's largest mean activation, 0 first
+    largest    mean activation in any image, at the sampling step `timestep`; `gated`: what the SAE's gate leaves of it
+    nearest    [(feature, cosine of the decoder rows)]
+    together   [(number, how many of its `examples` strongest images at `timestep` are also among that one's)]
+    """
+    capture, tables = model.capture, model.capture.tables
+    most = tables[f"max_{kind}"][:, n]                                                          # (N,)
+    row, counts = int(most.argmax()), tables[f"histogram_{kind}"][n].int().tolist()
+    filled = [i for i, count in enumerate(counts) if count and i] or [0]
+    histogram = [(0.0, 0.0, counts[0])] + [(2.0 ** (i - 13) * (i > 1), 2.0 ** (i - 12), counts[i])
+                                           for i in range(max(filled[0], 1), filled[-1] + 1)]
+    gated, nearest = None, []
+    if kind == "feature":
+        rows = normalize(model.sae.W_dec.float(), dim=1)                    # (F, D)
+        gated, nearest = tables["max_gated"][row, n].item(), highest(rows @ rows[n], n)
+    image, _ = capture.stored_examples(kind, row)                                               # (width, EXAMPLES)
+    mine = image[n][image[n] >= 0]
+    together = [(i, count) for i, count in highest(torch.isin(image, mine).sum(dim=1), n) if count]
+    return {"images": capture.images, "active": capture.images - counts[0], "histogram": histogram,
+            "alive": bool(most.max() > 0), "timestep": int(tables["timesteps"][row]), "largest": most[row].item(),
+            "gated": gated, "nearest": nearest, "examples": len(mine), "together": together}
+
+
+def lines(card):
+    """A card as lines for a terminal."""
+    yield (f"  {'alive' if card['alive'] else 'dead'}; largest mean activation {card['largest']:.4g}, "
+           f"at t {card['timestep']}")
+    if card["gated"] is not None:
+        yield f"  largest after the SAE's gate: {card['gated']:.4g}"
+    yield f"  active in {card['active']} of {card['images']} images; images by their largest mean activation:"
+    for low, high, count in card["histogram"]:
+        bar = "#" * round(BAR * count / max(count for _, _, count in card["histogram"]))
+        yield f"  {f'{low:.3g} to {high:.3g}' if high else '0':>18} {count:6d} {bar}".rstrip()
+    if card["nearest"]:
+        yield "  nearest decoder rows: " + ", ".join(f"{i} (cosine {c:.2f})" for i, c in card["nearest"])
+    others = ", ".join(f"{i} (in {count})" for i, count in card["together"]) or "none"
+    yield f"  active together in its {card['examples']} strongest images at t {card['timestep']}: {others}"
+
+
+def dead_line(capture, kind, numbers):
+    """One line to print before a run that names the features which are never active in the capture; else ""."""
+    dead = sorted(set(numbers) - set(capture.live(kind))) if kind == "feature" else []
+    named = ", ".join(map(str, dead[:10])) + f" and {len(dead) - 10} more" * (len(dead) > 10)
+    return f"dead: feature {named}, active in none of the capture's {capture.images} images" if dead else ""
 
 
 def analysis(model, kind, n, also=()):
-    """Collect what the model's capture says of a feature or channel, as JSON values: curves at t = 0..1000, peaks,
-    dataset examples at each peak and at the time steps in `also`.
-
-    largest    under the empty prompt, with which results are compared; None where the capture lacks it
-    strength   under the images' prompts, in all of the sampled range
-    card       see card.py
-    """
-    capture, known = model.capture, card(model, kind, n)
+    """Collect what the model's capture says of a feature or channel, as JSON values: curves at t = 0..1000, peaks, its
+    card, dataset examples at each peak and at the time steps in `also`."""
+    capture = model.capture
     curve, peaks = capture.profile(kind, n), capture.peaks(kind, n)
     examples = {t: [{"image": i, "activation": a, "prompt": capture.prompt(i),
                      "file": str(image_path(capture.folder, i))} for i, a in capture.examples(kind, n, t)]
                 for t in sorted({*peaks, *also})}
     strongest = examples[max(peaks, key=lambda t: curve[t])] if peaks else []
     concept = shared_words([e["prompt"] for e in strongest], capture.prompts) if strongest else []
-    return {kind: n, "weights": model.name, "images": capture.images, "concept": concept, "top": capture.top,
-            "halves": capture.settings.get("halves", "conditional"), "distance": DISTANCE, "most_peaks": PEAKS,
-            "ever_among_the_top": bool(curve.any()), "active": int((curve > 0).sum()), "peaks": peaks,
-            "examples": examples, "profile": rounded(curve), "largest": rounded(capture.largest(kind, n)),
-            "strength": rounded(capture.strength(kind, n, "all")), "label": known.label, "card": asdict(known)}
+    return {"images": capture.images, "top": capture.top, "concept": concept, "peaks": peaks,
+            "examples": examples, "profile": curve.round(6).tolist(),
+            "strength": [round(v, 6) for v in capture.strength(kind, n, "all").tolist()],
+            "label": model.labels.get(n, "") if kind == "feature" else "", "card": card(model, kind, n)}
 
 
 def save_activity(folder, record):
     """Write the record to activity.json in a feature's folder; returns its path."""
     write(folder / "activity.json", json.dumps(record, indent=1).encode() + b"\n")
     return folder / "activity.json"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+def shares(mean, named):
+    """Sum mean activations (P, F) over the prompts that are `named` (W, P), and divide by the sum: (W, F)."""
+    sums = named.to(mean) @ mean
+    return sums / sums.sum(dim=1, keepdim=True).clamp_min(torch.finfo(sums.dtype).tiny)
+
+
+def find_labels(capture, words):
+    """Find the feature of each word in a capture: [{"word", "feature", "score", "runner_up", "runner_up_score",
+    "prompts": how many name the word}]."""
+    patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
+    named = torch.tensor([[bool(p.search(prompt)) for prompt in capture.prompts] for p in patterns])        # (W, P)
+    if len(words) < 2 or not named.any(dim=1).all():
+        missing = [word for word, row in zip(words, named) if not row.any()]
+        raise ValueError(f"{', '.join(missing) or words[0]}: a word needs prompts that name it, and other words to "
+                         f"compare with; give at least two, spelled as in the capture's {capture.prompts[0]!r}")
+    path = capture.folder / "prompts.safetensors"
+    with reading(path):
+        mean = load_file(path)["mean_feature"]
+    others = named.any(dim=0) & ~named                          # (W, P): they name another word, and not this one
+    best = (shares(mean, named) - shares(mean, others)).topk(2, dim=1)
+    return [{"word": word, "feature": first, "score": score, "runner_up": second, "runner_up_score": second_score,
+             "prompts": int(row.sum())}
+            for word, (first, second), (score, second_score), row in zip(words, best.indices.tolist(),
+                                                                         best.values.tolist(), named)]
+
+
+def save_labels(path, labels):
+    """Write labels.json, {feature: the rest of its label}; of two words with one feature the higher score is kept."""
+    kept = {label["feature"]: label for label in sorted(labels, key=lambda label: label["score"])}
+    record = {str(n): {k: v for k, v in label.items() if k != "feature"} for n, label in sorted(kept.items())}
+    write(path, json.dumps(record, indent=1).encode() + b"\n")

@@ -5,7 +5,8 @@ ascent's objective: without top-k for a feature, h[:, c] for a channel. Source: 
 
 Under guidance the UNet sees every image twice, with the empty prompt and with its own. Activity is counted in the half
 with its own (ours), or with `halves` "both" in both: then a share may reach 2, as in the original. Examples are always
-those of the half with the prompt. The maxima under the empty prompt are kept too, since the ascent sees that prompt.
+those of the half with the prompt. Where a model has no capture, a probe stands in for it: a small one, in
+out/<weights>/probe, which several processes must not make at once.
 
     out/<weights>/activity/images/00012.jpg     image 12: prompt 12 modulo the number of prompts, noise of seed 12
     .../activity.safetensors                    timesteps (N,); max_, max_null_ (empty prompt), share_ (N, width) and
@@ -21,18 +22,19 @@ of t, F features, D channels, width = F or D, P prompts, S positions.
 """
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch.nn.functional import one_hot, pad
 
-from activity.profile import TOP, fingerprints, image_path
-from activity.prompts import GRIDS, find_prompts
-from config import check_setting, setting
+from activity.profile import TOP, find_capture, fingerprints, fits, folder_name, image_path, read_capture, reading
+from command.progress import Count, warn
+from config import HOOK_POINT, check_setting, setting
 from results import replacing, write
 from schedule import SAMPLERS
 from steering import sample
@@ -41,9 +43,22 @@ from weights.load import WeightsError, read_json
 
 EXAMPLES = 10               # dataset examples kept for each step and feature (ours)
 BINS = 24                   # of the histogram: 0, below 2^-11, then one for each doubling (ours)
-PROMPTS = 2 ** 28           # bytes up to which mean_feature is kept; SD's thesis grid needs 100 MB
 KINDS = ("feature", "channel")
+PROBE, PROBE_STEPS = 80, 20         # prompts of a probe, one image each, and sampling steps (ours)
 
+# Objects and styles of constants/const.py in UnlearnCanvas' code, Zhang et al., arXiv 2402.11846.
+WORDS = json.loads(Path(__file__).with_name("unlearncanvas.json").read_text(encoding="utf-8"))
+STYLES = (*sorted(WORDS["styles"] + WORDS["more_styles"]), "photo")
+ENDINGS = (".", *(f" in {style} style." for style in WORDS["styles"]))
+GRIDS = {
+    # 20 x 61: all four example prompts of the thesis say "An", and one is in Pointillism style, which only the longer
+    # list has. That the others are like these is inferred: the file that the original reads is not public.
+    "thesis": tuple(f"An {thing} image in {style} style" for thing in WORDS["objects"] for style in STYLES),
+    # 20 x 51: every object alone and in 50 styles, spelled as in EIDOSLAB/SAEmnesia.
+    "saemnesia": tuple(f"An image of {thing}{ending}" for thing in WORDS["objects"] for ending in ENDINGS)}
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Settings:
@@ -66,10 +81,23 @@ class Settings:
 FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.name != "prompts"}
 
 
+def read_lines(path):
+    """Read the lines of a text file that are not blank, each once; ValueError for another file or none."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        lines, why = [], e
+    else:
+        why = "it is empty"
+    if not lines:
+        raise ValueError(f"{path}: cannot be read ({why}); give a text file in UTF-8 with one entry a line")
+    return tuple(dict.fromkeys(lines))
+
+
 def configure(model, **given):
     """Combine the method's settings, those of the weights (featviz.json, "capture") and the given ones, the last first.
 
-    `prompts` is one of prompts.GRIDS, a file, or a list of texts; a value of None counts as not given.
+    `prompts` is one of GRIDS, a file, or a list of texts; a value of None counts as not given.
     """
     theirs = model.settings.get("capture", {})
     if not isinstance(theirs, dict) or theirs.keys() - {"prompts", *FIELDS}:
@@ -80,7 +108,9 @@ def configure(model, **given):
     together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1  # small ones leave cores idle
     values = {"prompts": "thesis", "sampler": model.sampler, "batch_size": together} | theirs
     values |= {name: value for name, value in given.items() if value is not None}
-    settings = Settings(**values | {"prompts": find_prompts(values["prompts"])})
+    if isinstance(values["prompts"], (str, Path)):
+        values["prompts"] = GRIDS.get(str(values["prompts"])) or read_lines(values["prompts"])
+    settings = Settings(**values | {"prompts": tuple(values["prompts"])})
     for name, field in FIELDS.items():
         check_setting(name, field, getattr(settings, name))
     model.schedule.timesteps(settings.steps)                    # raises where there cannot be so many
@@ -133,32 +163,25 @@ def summarize(means, numbers, top=TOP, halves="conditional"):
         null, prompted = means[kind][:-B], means[kind][-B:]                                     # (0 or B, N, width)
         counted = means[kind] if halves == "both" else prompted
         member = strongest(counted, kind, top)
-        no_half = torch.full_like(prompted[:1], -torch.inf)                                     # without guidance
         stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": counted.amax(0),
-                  f"max_null_{kind}": torch.cat([no_half, null]).amax(0)}
-        found = one_hot(bins(prompted.amax(1)), BINS)                       # (B, width, BINS)
-        stats[f"histogram_{kind}"] = found.sum(0, dtype=torch.int32)
+                  f"histogram_{kind}": one_hot(bins(prompted.amax(1)), BINS).sum(0, dtype=torch.int32)}
+        if len(null):
+            stats[f"max_null_{kind}"] = null.amax(0)
         member = member[-B:]
-        image = torch.as_tensor(list(numbers), dtype=torch.int32, device=member.device)[:, None, None].expand_as(member)
+        image = torch.tensor([*numbers], dtype=torch.int32, device=member.device)[:, None, None].expand_as(member)
         stats |= {f"activation_{kind}": prompted.masked_fill(~member, -torch.inf).permute(1, 2, 0),
                   f"image_{kind}": image.masked_fill(~member, -1).permute(1, 2, 0)}
     return stats
 
 
 def combine(*parts):
-    """Put the statistics of sets of images together; in whichever order and grouping, the result is the same.
-
-    count, histogram    rows or images: the sum
-    max                 largest mean activations: the maximum
-    activation          the EXAMPLES largest, equals in the order of their image numbers; image: these numbers
-    """
+    """Put statistics of images in ascending order together: counts and histograms are summed, of the maxima the largest
+    is kept, of the examples the EXAMPLES strongest, and of equal ones the earlier."""
     out = {name: sum(part[name] for part in parts) for name in parts[0] if name.startswith(("count", "histogram"))}
     out |= {name: torch.stack([part[name] for part in parts]).amax(0) for name in parts[0] if name.startswith("max")}
     for kind in KINDS:
         activation, image = (torch.cat([part[f"{name}_{kind}"] for part in parts], dim=-1)
                              for name in ("activation", "image"))
-        order = image.argsort(dim=-1, stable=True)
-        activation, image = activation.gather(-1, order), image.gather(-1, order)
         order = activation.argsort(dim=-1, descending=True, stable=True)[..., :EXAMPLES]
         out[f"activation_{kind}"], out[f"image_{kind}"] = activation.gather(-1, order), image.gather(-1, order)
     return out
@@ -166,59 +189,29 @@ def combine(*parts):
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
-def recipe(model, settings):
-    """Everything that decides a capture, as JSON values."""
-    return {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "hook_point": model.hook_point,
-            "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
-            "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
-
-
-def check_recipe(path, stored, made):
-    """Raise a ValueError that names what differs between the recipe in `path` and the wanted one."""
-    stored, made = (recipe | recipe.get("settings", {}) for recipe in (stored, made))
-    if differs := [name for name, value in made.items() if name != "settings" and stored.get(name) != value]:
-        raise ValueError(f"{path}: belongs to a capture with another {differs[0]}; give another --out, or delete "
-                         f"{path.parent} to begin again")
-
-
-def save_tensors(path, tensors, **metadata):
-    write(path, serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
-
-
-def begin(model, settings, path, made):
-    """Read the state of a capture under way, or create that of no image: (images done, statistics).
-
-    Beside what `combine` knows, the statistics hold sum_feature (P, F): the sum of a prompt's mean activations over its
-    images and the sampling steps, or (0, F) where it would take more than PROMPTS bytes.
-    """
-    if not path.exists():
-        F, P = model.sae.features if model.sae else 0, len(settings.prompts)
-        return 0, {"sum_feature": torch.zeros(P if 4 * F * P <= PROMPTS else 0, F, device=model.device)}
-    try:
-        with safe_open(path, framework="pt", device=str(model.device)) as file:
-            about = json.loads(file.metadata()["state"])
-            stats = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path}: is not a whole state of a capture ({e}); delete it to begin again") from e
-    check_recipe(path, about["recipe"], made)
-    return about["done"], stats
-
-
 def capture(model, settings, folder, on_batch=lambda done, images: None):
     """Sample all images of `settings` and write the capture into `folder`.
 
     A killed run goes on where it stopped, with the same result: after every batch the pictures are written, then the
     state, and the batches always hold the same images. on_batch(images done, images) is called at the start and after
-    each batch.
+    each batch. ValueError where the folder holds another capture.
     """
-    folder, made = Path(folder), recipe(model, settings)
+    recipe = {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "hook_point": model.hook_point,
+              "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
+              "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
+    folder, done, stats = Path(folder), 0, {}
     state, finished = folder / "state.safetensors", folder / "capture.json"
     if finished.exists():
-        check_recipe(finished, read_json(finished).get("recipe", {}), made)
+        check_recipe(folder, read_json(finished).get("recipe", {}), recipe)
         return state.unlink(missing_ok=True)                    # a kill may have left it
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    done, stats = begin(model, settings, state, made)
-    sums = stats.pop("sum_feature")
+    sums = torch.zeros(len(settings.prompts), model.sae.features if model.sae else 0, device=model.device)
+    if state.exists():
+        with reading(state), safe_open(state, framework="pt", device=str(model.device)) as file:
+            about = json.loads(file.metadata()["state"])
+            stats = {name: file.get_tensor(name) for name in file.keys()}
+        check_recipe(folder, about["recipe"], recipe)
+        done, sums = about["done"], stats.pop("sum_feature")
     on_batch(done, settings.images)
     while done < settings.images:
         numbers = range(done, min(done + settings.batch_size, settings.images))
@@ -231,33 +224,71 @@ def capture(model, settings, folder, on_batch=lambda done, images: None):
                 Image.fromarray(to_uint8(image)).save(file, format="JPEG", quality=90, subsampling=0)
         found, done = summarize(means, numbers, settings.top, settings.halves), numbers.stop
         stats = combine(stats, found) if stats else combine(found)
-        for number, row in zip(numbers, means["feature"][-len(numbers):]) if len(sums) else ():
-            sums[number % len(sums)] += row.sum(0)
-        save_tensors(state, stats | {"sum_feature": sums}, state=json.dumps({"done": done, "recipe": made}))
+        for number, row in zip(numbers, means["feature"][-len(numbers):]):
+            sums[number % len(sums)] += row.sum(0)              # over a prompt's images and the steps
+        save_tensors(state, stats | {"sum_feature": sums}, state=json.dumps({"done": done, "recipe": recipe}))
         on_batch(done, settings.images)
-    write_capture(folder, stats | {"sum_feature": sums}, made)
+    write_capture(folder, stats | {"sum_feature": sums}, recipe)
     state.unlink()
 
 
-def write_capture(folder, stats, made):
+def check_recipe(folder, stored, recipe):
+    """Raise a ValueError that names what differs between a folder's recipe and the wanted one."""
+    if differs := [name for name in recipe if stored.get(name) != recipe[name]]:
+        raise ValueError(f"{folder}: holds a capture with other {differs[0]}; give another --out, or delete it first")
+
+
+def save_tensors(path, tensors, **metadata):
+    write(path, serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def write_capture(folder, stats, recipe):
     """Write the files of a finished capture, capture.json last."""
-    settings, steps = made["settings"], len(made["timesteps"])
+    settings = recipe["settings"]
     images = len(settings["prompts"]) * settings["images_per_prompt"]
-    tables = {"timesteps": torch.tensor(made["timesteps"], dtype=torch.float32), "max_gated": stats["max_gated"]}
-    examples = {}
+    tables = {name: table for name, table in stats.items() if name.startswith(("max", "histogram"))}
+    tables["timesteps"], examples = torch.tensor(recipe["timesteps"], dtype=torch.float32), {}
     for kind in KINDS:
-        tables |= {f"max_{kind}": stats[f"max_{kind}"], f"share_{kind}": stats[f"count_{kind}"].float() / images,
-                   f"histogram_{kind}": stats[f"histogram_{kind}"]}
-        if settings["guidance"] != 1.0:
-            tables[f"max_null_{kind}"] = stats[f"max_null_{kind}"]
+        tables[f"share_{kind}"] = stats[f"count_{kind}"].float() / images
         image, activation = stats[f"image_{kind}"], stats[f"activation_{kind}"]
         missing = (0, EXAMPLES - image.shape[-1])               # where there are so few images
         examples |= {f"image_{kind}": pad(image, missing, value=-1),
                      f"activation_{kind}": pad(activation.masked_fill(image < 0, 0), missing)}
+    mean = stats["sum_feature"] / (settings["images_per_prompt"] * len(recipe["timesteps"]))
     save_tensors(folder / "activity.safetensors", tables)
     save_tensors(folder / "examples.safetensors", examples)
-    if len(stats["sum_feature"]):
-        mean = stats["sum_feature"] / (settings["images_per_prompt"] * steps)
-        save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
-    record = json.dumps({"images": images, "recipe": made}, indent=1, sort_keys=True)
+    save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
+    record = json.dumps({"images": images, "recipe": recipe}, indent=1, sort_keys=True)
     write(folder / "capture.json", record.encode() + b"\n")
+
+
+# --- the capture of a model -------------------------------------------------------------------------------------------
+
+def full_command(model):
+    """The command that makes the whole capture."""
+    where = "" if model.hook_point == HOOK_POINT else f" --hook-point {model.hook_point}"
+    return f"python -m activity capture --weights {model.folder}{where}"
+
+
+def attach(model, out):
+    """Attach the model's capture to it; WeightsError where there is none."""
+    model.capture = find_capture(model, out)
+    if not model.capture:
+        raise WeightsError(f"{model.folder}: has no capture; run {full_command(model)}")
+
+
+def probe(model, out, batch_size=None):
+    """Return the small capture of these weights, made now where there is none."""
+    folder = Path(out) / model.name / folder_name(model.hook_point, "probe")
+    warn(f"{model.folder} has no capture: a probe in {folder} stands in for it; for the full one run "
+         f"{full_command(model)}; an ascent with --prior noise --timestep 361 needs none")
+    if not fits(model, folder):
+        settings = configure(model, batch_size=batch_size)
+        order = torch.randperm(len(settings.prompts), generator=torch.Generator().manual_seed(0))[:PROBE]
+        prompts = tuple(settings.prompts[i] for i in sorted(order.tolist()))            # always the same ones
+        if (folder / "capture.json").exists():                  # of other weights
+            shutil.rmtree(folder)
+        steps = min(PROBE_STEPS, settings.steps)
+        settings = dataclasses.replace(settings, prompts=prompts, images_per_prompt=1, steps=steps)
+        capture(model, settings, folder, Count("images"))
+    return read_capture(model, folder)

@@ -2,7 +2,7 @@
 
     profile   at each time step t, the share of images in which the feature is among the `top` by its mean activation
     active    the time steps at which the profile, linear between sampling steps and 0 outside them, is above 0
-    peaks     its local maxima, at least DISTANCE apart, the highest first, PEAKS at most: there the ascent runs
+    peaks     its PEAKS highest local maxima, at least DISTANCE apart: there the ascent runs
     strength  its largest mean activation in any image where it is active, by which a prior is steered (steering.py)
     largest   the same in the half that saw the empty prompt, with which the ascent's activation is compared
     examples  the images in which the feature is among the `top` at t, the strongest first
@@ -12,11 +12,11 @@ Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218
     y = scipy.interpolate.interp1d(t, share, bounds_error=False, fill_value=0)(0..1000)
     scipy.signal.find_peaks(y, height=0, distance=100, plateau_size=1), of these the three highest
 
-This file computes the same, to the bit. A feature that is never among the `top` has a profile of 0, no active step and
-no peak.
+This file computes the same, to the bit.
 
 Axes: N sampling steps in descending order of t, F features, D channels; curves are (1001,), at t = 0..1000.
 """
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def interpolate(timesteps, values):
     """Interpolate values (N,) at descending time steps (N,) to t = 0..1000: linear between them, 0 outside; float64.
 
     The differences of neighbours are taken in float32, in which shares are kept, all else in float64: scipy's rounding.
-    Other rounding would move the edges, and so the middle, of plateaus.
+    Other rounding would move the middle of plateaus.
     """
     x, y, t = np.asarray(timesteps, np.float64)[::-1], np.asarray(values, np.float32)[::-1], np.arange(T + 1.0)
     hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)
@@ -48,28 +48,23 @@ def interpolate(timesteps, values):
     return np.where((x[0] <= t) & (t <= x[-1]), slope * (t - x[lo]) + y[lo], 0)
 
 
-def find_peaks(y, distance=DISTANCE):
-    """Find the local maxima of y (n,), a plateau once at its middle (rounded down), `distance` apart: positions,
-    ascending.
+def find_peaks(y):
+    """Find the PEAKS highest local maxima of y (n,) >= 0, at least DISTANCE apart: a list of positions, ascending.
 
-    A maximum is higher than what comes before and after it, so neither end of y is one. The highest are kept first, and
-    rule out all that are nearer than `distance`. Between equals numpy's argsort decides, as it does in scipy.
+    A maximum is higher than what comes before and after it, so neither end of y is one; a plateau counts once, at its
+    middle, rounded down. The highest are kept first, and rule out all that are nearer than DISTANCE. Between equals
+    numpy's argsort decides, as it does in scipy; of the kept the earlier come first.
     """
     rise = np.flatnonzero(np.diff(y) != 0)                      # y[i] differs from y[i + 1]
     left, right = rise[:-1] + 1, rise[1:]                       # runs of equal values with a neighbour on both sides
-    top = (y[left] > y[left - 1]) & (y[right] > y[right + 1]) & (y[left] >= 0)
+    top = (y[left] > y[left - 1]) & (y[right] > y[right + 1])
     at = (left[top] + right[top]) // 2
     keep = np.ones(len(at), dtype=bool)
     for i in np.argsort(y[at])[::-1]:
         if keep[i]:
-            keep &= (np.abs(at - at[i]) >= distance) | (at == at[i])
-    return at[keep]
-
-
-def highest(y, distance=DISTANCE, most=PEAKS):
-    """Find the `most` highest peaks of a profile, the highest first; of equals the earlier ones first."""
-    found = find_peaks(y, distance)
-    return found[np.argsort(-y[found], kind="stable")[:most]].tolist()
+            keep &= (np.abs(at - at[i]) >= DISTANCE) | (at == at[i])
+    found = at[keep]
+    return sorted(found[np.argsort(-y[found], kind="stable")[:PEAKS]].tolist())
 
 
 @dataclass(frozen=True)
@@ -81,9 +76,8 @@ class Capture:
     sha256: str                 # of activity.safetensors
 
     images = property(lambda self: self.record["images"])
-    settings = property(lambda self: self.record["recipe"]["settings"])
-    prompts = property(lambda self: self.settings["prompts"])
-    top = property(lambda self: self.settings.get("top", TOP))
+    top = property(lambda self: self.record["recipe"]["settings"]["top"])
+    prompts = property(lambda self: self.record["recipe"]["settings"]["prompts"])
 
     def live(self, kind="feature"):
         """List all whose mean activation is above 0 in some image at some time step."""
@@ -100,9 +94,7 @@ class Capture:
     def strength(self, kind, n, when="active"):
         """Largest mean activation in any image, by which a prior is steered: (1001,), a float32 tensor.
 
-            active   where it is active, else 0
-            all      in all of the sampled range
-
+        when  "active": where it is active, else 0; "all": in all of the sampled range
         A negative largest mean, which raw channels may have, counts as 0.
         """
         x, y = self.column(f"max_{kind}", n)
@@ -112,30 +104,29 @@ class Capture:
         return torch.tensor(s, dtype=torch.float32)
 
     def largest(self, kind, n):
-        """Largest mean activation in any image under the empty prompt: (1001,), or None where the capture lacks it.
+        """Largest mean activation in any image under the empty prompt: (1001,); None for a capture without guidance.
 
-        The ascent sees the empty prompt, so its activation is compared with this. Captures without guidance and those
-        of earlier versions lack it. Outside the sampled range the end values count, so that t = 0 has one.
+        The ascent sees the empty prompt, so its activation is compared with this. Outside the sampled range the end
+        values count, so that t = 0 has one.
         """
         if f"max_null_{kind}" not in self.tables:
             return None
         return np.interp(np.arange(T + 1), *self.column(f"max_null_{kind}", n))
 
     def peaks(self, kind, n):
-        """The time steps of the highest peaks of its profile, ascending."""
-        return sorted(highest(self.profile(kind, n)))
+        """The time steps of the peaks of its profile, ascending."""
+        return find_peaks(self.profile(kind, n))
 
     def highest_peak(self, kind, n):
         """The time step at which it is most often among the `top`; None without a peak."""
-        return next(iter(highest(self.profile(kind, n))), None)
+        profile = self.profile(kind, n)
+        return max(find_peaks(profile), key=lambda t: profile[t], default=None)
 
     def timesteps(self, kind, n, when="auto"):
         """The time steps of the ascent: 0 and the peaks, or for "active" 0 and every sampling step at which it is
         active. (The original, at all active steps, also takes every t between them.)"""
-        if when == "active":
-            active = self.tables["timesteps"][self.tables[f"share_{kind}"][:, n] > 0]
-            return sorted({0, *active.int().tolist()})
-        return sorted({0, *self.peaks(kind, n)})
+        active = self.tables["timesteps"][self.tables[f"share_{kind}"][:, n] > 0].int().tolist()
+        return sorted({0, *(active if when == "active" else self.peaks(kind, n))})
 
     def row_at(self, t):
         """Index of the sampling step nearest to t."""
@@ -144,15 +135,11 @@ class Capture:
     def stored_examples(self, kind, *where):
         """Read [image numbers, activations], (N, F, EXAMPLES) each, or their part [where]; number -1: no image."""
         path = self.folder / "examples.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                return [file.get_slice(f"{name}_{kind}")[where or slice(None)] for name in ("image", "activation")]
-        except (OSError, SafetensorError) as e:
-            raise WeightsError(f"{path}: cannot be used ({e}); copy it again, or make the capture again") from e
+        with reading(path), safe_open(path, framework="pt") as file:
+            return [file.get_slice(f"{name}_{kind}")[where or slice(None)] for name in ("image", "activation")]
 
     def examples(self, kind, n, t):
-        """List the dataset examples at the sampling step nearest to t: [(image number, activation)], the strongest
-        first."""
+        """List the dataset examples at the sampling step nearest to t: [(image, activation)], the strongest first."""
         image, activation = self.stored_examples(kind, self.row_at(t), n)
         return [(i, a) for i, a in zip(image.tolist(), activation.tolist()) if i >= 0]
 
@@ -161,15 +148,25 @@ class Capture:
         return self.prompts[image % len(self.prompts)]
 
 
-def image_path(folder, number):
-    return Path(folder) / "images" / f"{number:05d}.jpg"
-
-
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 def folder_name(hook_point, name="activity"):
     """Name of the folder of a capture at this hook point, inside that of the weights or of their results."""
     return name if hook_point == HOOK_POINT else f"{name}_{hook_point}"
+
+
+def image_path(folder, number):
+    return Path(folder) / "images" / f"{number:05d}.jpg"
+
+
+@contextmanager
+def reading(path):
+    """Raise a WeightsError that names the file where reading it finds it missing, damaged or of another kind."""
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, ValueError) as e:
+        raise WeightsError(f"{path}: cannot be read ({e}); copy it again, or delete its folder and make the capture "
+                           "again") from e
 
 
 def fingerprints(model):
@@ -201,16 +198,12 @@ def find_capture(model, out):
 def read_capture(model, folder):
     """Read a finished capture; WeightsError where its tables are damaged or of other sizes than the model's."""
     path = folder / "activity.safetensors"
-    try:
+    with reading(path):
         tables = {name: table.float() for name, table in load_file(path).items()}
-    except (OSError, SafetensorError) as e:
-        raise WeightsError(f"{path}: cannot be read ({e}); copy it again, or make the capture again") from e
-    steps = len(tables.get("timesteps", ()))
-    for kind, width in (("feature", model.sae.features if model.sae else 0),
-                        ("channel", model.unet.width(model.hook_point))):
-        for name in (f"max_{kind}", f"share_{kind}"):
-            shape = [*tables[name].shape] if name in tables else "missing"
-            if not steps or shape != [steps, width]:
-                raise WeightsError(f"{path}: {name} is {shape}, expected {[steps, width]}; copy it again, or make the "
-                                   "capture again")
+        steps = len(tables["timesteps"])
+        sizes = {"feature": model.sae.features if model.sae else 0, "channel": model.unet.width(model.hook_point)}
+        for kind, width in sizes.items():
+            for name in (f"max_{kind}", f"share_{kind}"):
+                if tables[name].shape != (steps, width):
+                    raise ValueError(f"{name} is {[*tables[name].shape]}, expected {[steps, width]}")
     return Capture(folder, tables, read_json(folder / "capture.json"), sha256(path.read_bytes()))

@@ -17,21 +17,14 @@ FEATURES = (
 
 
 def features(model):
-    """The five rows of the weights, the first five labels of their SAE, or those of the thesis; WeightsError for a list
-    that is none."""
-    path = model.folder / "featviz.json"
+    """Return the rows of the weights' featviz.json, else the first five labels of their SAE, else the thesis' own."""
     model.require("sae")
     labelled = [{"feature": n, "word": word, "prompt": f"An image of {word}."}
-                for n, word in sorted(model.labels.items())]
-    rows = model.settings.get("thesis", labelled[:5] or FEATURES)
-    sound = isinstance(rows, (list, tuple)) and rows and all(
-        isinstance(row, dict) and row.keys() == {"feature", "word", "prompt"} and isinstance(row["feature"], int)
-        and isinstance(row["word"], str) and isinstance(row["prompt"], (str, type(None))) for row in rows)
-    if not sound:
-        raise WeightsError(f"{path}: \"thesis\" must be a list of objects with feature, word and prompt")
-    if max(row["feature"] for row in rows) >= model.sae.features:
+                for n, word in sorted(model.labels.items())[:5]]
+    rows = model.settings.get("thesis", labelled or FEATURES)
+    if any(row["feature"] >= model.sae.features for row in rows):
         raise WeightsError(f"{model.folder}: has {model.sae.features} features, the thesis' are those of Style50 "
-                           f"(--weights weights/style50); others may list their own as \"thesis\" in {path.name}")
+                           "(--weights weights/style50); others may list their own as \"thesis\" in featviz.json")
     return rows
 
 

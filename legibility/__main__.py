@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from activity.analysis import shared_words
-from activity.probe import attach
-from command.flags import Parser, add_model, add_out, folder, guarded
+from activity.capture import attach
+from command.flags import Parser, add_model, add_out, guarded
 from command.progress import say
 from config import HOOK_POINT
 from legibility.image_text import find_clip, read_picture
@@ -75,7 +75,7 @@ def parse(argv):
     matching = commands.add_parser("match", help="which features fit a text or a picture")
     matching.add_argument("given", metavar="QUERY")
     measuring = commands.add_parser("measure", help="write legibility.json: words and agreement of the pictures")
-    measuring.add_argument("given", metavar="FOLDER", type=folder, nargs="+")
+    measuring.add_argument("given", metavar="FOLDER", type=Path, nargs="+")
     for command, work in ((matching, match), (measuring, measure)):
         command.set_defaults(work=work)
         add_model(command)

@@ -78,7 +78,9 @@ def activity(features, width, seed=0):
     shares = {f"share_{kind}": share[:, None].repeat(1, n) for kind, n in (("feature", features), ("channel", width))}
     largest = {"max_feature": table(features), "max_channel": table(width)}
     null = {name.replace("max", "max_null"): 0.8 * values for name, values in largest.items()}
-    return {"timesteps": TIMES.clone()} | largest | null | shares
+    counts = {f"histogram_{kind}": torch.ones(n, 1, dtype=torch.int32) * (torch.arange(24) == 12)
+              for kind, n in (("feature", features), ("channel", width))}
+    return {"timesteps": TIMES.clone(), "max_gated": largest["max_feature"] / 2} | largest | null | shares | counts
 
 
 def write_capture(folder, features, width, seed=0):
@@ -95,9 +97,8 @@ def write_capture(folder, features, width, seed=0):
                                                                             "tokenizer/merges.txt"]
     prints = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
               if (folder / name).exists() and name != "featviz.json"}
-    recipe = {"settings": {"prompts": ["A Tree image in Winter style"]}, "timesteps": [int(t) for t in TIMES],
-              "fingerprints": prints,
-              "hook_point": HOOK}
+    settings = {"prompts": ["A Tree image in Winter style"], "top": 20}
+    recipe = {"settings": settings, "timesteps": [int(t) for t in TIMES], "fingerprints": prints, "hook_point": HOOK}
     (home / "capture.json").write_text(json.dumps({"images": 1, "recipe": recipe}))
 
 

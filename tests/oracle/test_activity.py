@@ -61,16 +61,6 @@ def test_profile_and_peaks_are_scipy_s_on_ten_thousand_tables_of_shares():
     assert found > 20_000 and ends > 2_000
 
 
-@pytest.mark.parametrize("most, distance", [(1, 100), (9, 100), (3, 37), (5, 400)])
-def test_other_numbers_of_peaks_and_distances_are_scipy_s(most, distance):
-    rng = np.random.default_rng(1)
-    for _ in range(500):
-        y, _ = by_scipy(*random_shares(rng))
-        at, about = find_peaks(y, height=0, distance=distance, plateau_size=1)
-        expected = sorted(int(t) for _, t in sorted(zip(-about["peak_heights"], at))[:most])
-        assert sorted(profile.highest(y, distance, most)) == expected
-
-
 @pytest.mark.parametrize("halves", ("conditional", "both"))
 def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp_path):
     """The whole way by numpy and scipy alone: the largest 20 of each row counted one by one, maxima that begin at 0."""
