@@ -3,25 +3,23 @@ once.
 """
 import argparse
 import difflib
-import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from command.progress import warn
-from config import PRESETS, SETTINGS, StepOrAuto, check_setting, flag
+from config import PRESETS, SETTINGS, StepOrAuto, flag
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with errors on one line and help of a line a flag."""
 
     def __init__(self, **settings):
-        form = lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=118)
+        form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=118)
         super().__init__(**{"formatter_class": form} | settings)
 
     def error(self, message):
-        name = self.prog.split()[0].removesuffix(".py")
-        typed = self.prog if self.prog.endswith(".py") else f"-m {self.prog}"
-        self.exit(2, f"{name}: {message} (python {typed} --help lists all flags)\n")
+        self.exit(2, f"{self.prog.split()[0].removesuffix('.py')}: {message} (--help lists all flags)\n")
 
 
 def numbers(text):
@@ -36,75 +34,17 @@ def numbers(text):
     return list(found)
 
 
-def numbers_or_words(text):
-    """Read a flag's value: numbers as `numbers` reads them, or a word, such as live or a label: ["cat"]."""
-    return numbers(text) if text[:1].isdigit() else [text]
-
-
 def whole_or(*words):
     """Return what reads a flag's value: a whole number, or one of these words."""
     def read(text):
-        try:
-            return text if text in words else int(text)
-        except ValueError:
-            wanted = ", ".join(("a whole number", *words[:-1])) + f" or {words[-1]}"
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
+        return text if text in words else int(text)
+    read.__name__ = f"whole number or {' or '.join(words)}"     # argparse: "invalid whole number or auto value: 'x'"
     return read
-
-
-def read_setting(name, text):
-    """Read a setting's value as people type it; ValueError for what is none."""
-    kind, switch = SETTINGS[name].type, {"on": True, "off": False}
-    read = {bool: switch.__getitem__, StepOrAuto: lambda t: t if t == "auto" else int(t)}.get(kind, kind)
-    try:
-        value = read(text)
-    except (KeyError, ValueError):
-        wanted = {bool: "on or off", float: "a number"}.get(kind, "a whole number")
-        raise ValueError(f"{flag(name)} takes {wanted}, got {text!r}") from None
-    check_setting(name, SETTINGS[name], value)
-    return value
-
-
-def shard(text):
-    """Read "1/4" -> (1, 4): the second of four shares, counted from 0."""
-    rank, _, shards = text.partition("/")
-    if not (rank.isdigit() and shards.isdigit() and int(rank) < int(shards)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share of a whole, such as 0/4, the first of four")
-    return int(rank), int(shards)
-
-
-def find_shard(given):
-    """Return (rank, shards) of this process: --shard, else torchrun's, else a SLURM array's, said aloud; (0, 1) when
-    alone. Variables that are left over, empty or no numbers are not followed, and a line says so."""
-    if given:
-        return given
-    for rank, shards, first in (("RANK", "WORLD_SIZE", ""),
-                                ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")):
-        if rank not in os.environ and shards not in os.environ:
-            continue
-        own, whole = os.environ.get(rank, ""), os.environ.get(shards, "")
-        offset = os.environ.get(first, "0")
-        if not (own.isdigit() and whole.isdigit() and offset.isdigit() and 0 <= int(own) - int(offset) < int(whole)):
-            warn(f"{rank}={own!r} and {shards}={whole!r} in the environment are no share of a whole: all jobs are done "
-                 "here (--shard I/N divides them)")
-        elif int(whole) > 1:
-            share = int(own) - int(offset), int(whole)
-            warn(f"share {share[0]} of {share[1]}, as {rank} and {shards} in the environment say (--shard 0/1 does all "
-                 "jobs here)")
-            return share
-    return 0, 1
-
-
-def folder(text):
-    """Read a flag's value: a path that is not empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty; give a folder, such as out")
-    return Path(text)
 
 
 def add_model(group):
     """Add the flags that say which model runs, on what, seen where."""
-    group.add_argument("--weights", type=folder, metavar="PATH", help="model folder (default: Stable Diffusion's where "
+    group.add_argument("--weights", type=Path, metavar="PATH", help="model folder (default: Stable Diffusion's where "
                        "it is, else weights/toy); anything else goes through python weights/convert.py once")
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), metavar="TYPE",
@@ -115,7 +55,7 @@ def add_model(group):
 
 
 def add_out(group):
-    group.add_argument("--out", type=folder, default=Path("out"), metavar="FOLDER", help="of results (default: out)")
+    group.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="of results (default: out)")
 
 
 def add_settings(group):
@@ -126,14 +66,14 @@ def add_settings(group):
         sae, raw = (getattr(PRESETS[preset], name) for preset in ("sae", "raw"))
         kind = {"type": whole_or("auto") if field.type == StepOrAuto else field.type, "metavar": "X"}
         if field.type is bool:
-            kind, sae = {"action": argparse.BooleanOptionalAction}, "on" if sae else "off"
+            kind = {"action": argparse.BooleanOptionalAction}
         elif field.metadata["choices"]:
             kind = {"choices": field.metadata["choices"]}
         elif name == "position":
-            kind, sae = {"type": int, "nargs": 2, "metavar": ("Y", "X")}, "the mean"
-        differs = f"; raw {raw}" if raw != getattr(PRESETS["sae"], name) else ""
-        says = f"{field.metadata['help']} [{sae}{differs}]"
-        group.add_argument(flag(name), default=argparse.SUPPRESS, help=says, **kind)
+            kind = {"type": int, "nargs": 2, "metavar": ("Y", "X")}
+        differs = f"; raw {raw}" if raw != sae else ""
+        group.add_argument(flag(name), default=argparse.SUPPRESS, help=f"{field.metadata['help']} [{sae}{differs}]",
+                           **kind)
 
 
 def nearest(word, words):
@@ -143,6 +83,9 @@ def nearest(word, words):
 
 def guarded(name, work, *args):
     """Return the exit code of work(*args): what cannot be ends in one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                      # a console that lacks a letter does not end the work
+            stream.reconfigure(errors="replace")
     hint = ""
     try:
         return work(*args)
@@ -154,8 +97,6 @@ def guarded(name, work, *args):
     except ValueError as e:
         error = e
     except ModuleNotFoundError as e:
-        if e.name.partition(".")[0] not in ("torch", "safetensors", "numpy", "PIL"):
-            raise
         error = f"{e.name} is not installed; pip install -r requirements.txt"
     except RuntimeError as e:
         if type(e).__name__ != "OutOfMemoryError" and "not enough memory" not in str(e):        # of a card, of a CPU
@@ -163,10 +104,3 @@ def guarded(name, work, *args):
         error = "memory ran out; give a smaller --batch-size, or --dtype float16 on a card"
     warn(f"{name}: " + " ".join(str(error).split()) + hint)
     return 2
-
-
-def forgiving_console():
-    """Let text that a console cannot show be replaced instead of ending the work."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")

@@ -1,9 +1,8 @@
 """The command line of featviz.py: every flag, and what is wrong with one whatever the model."""
 import argparse
 
-from command.flags import (
-    Parser, add_model, add_out, add_settings, nearest, numbers, numbers_or_words, read_setting, shard, whole_or)
-from config import SEEDS, SETTINGS, check_setting
+from command.flags import Parser, add_model, add_out, add_settings, nearest, numbers, whole_or
+from config import SEEDS, SETTINGS, StepOrAuto, check_setting
 
 FRAMES = 8                                      # pictures of the course that a run keeps
 EXAMPLES = """examples:
@@ -14,6 +13,19 @@ EXAMPLES = """examples:
   python featviz.py --direction probe.safetensors               a vector of your own
   python featviz.py --feature 12 --prompt "a castle"            what the feature looks like there
   python featviz.py --channel 37 --prior noise --timestep 600   a raw channel, without the SAE, from noise"""
+
+
+def numbers_or_words(text):
+    """Read a flag's value: numbers, or a word, such as live or a label: ["cat"]."""
+    return numbers(text) if text[:1].isdigit() else [text]
+
+
+def shard(text):
+    """Read "1/4" -> (1, 4): the second of four shares, counted from 0."""
+    rank, shards = map(int, text.split("/"))
+    if not 0 <= rank < shards:
+        raise ValueError
+    return rank, shards
 
 
 def parse(argv=None):
@@ -38,8 +50,8 @@ def parse(argv=None):
     add_model(group)
     group.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together, at most (default: "
                        "what fits the device)")
-    group.add_argument("--shard", type=shard, metavar="I/N",
-                       help="the I-th of N shares, I from 0 (default: torchrun's or SLURM's)")
+    group.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="the I-th of N shares, I from 0, so "
+                       "that several processes divide the features")
     group.add_argument("--check", action="store_true", help="say what would run, how long, in what memory; then stop")
     group = parser.add_argument_group("where to, and what beside the result")
     add_out(group)
@@ -74,12 +86,14 @@ def read_axes(texts):
     """Read the settings of --sweep, "range_weight=0,0.5" -> {"range_weight": [0.0, 0.5]}; ValueError for none."""
     axes = {}
     for text in texts:
-        given, _, values = text.partition("=")
-        name = given.removeprefix("--").replace("-", "_")
+        name, _, values = text.partition("=")
         if name not in SETTINGS:
-            raise ValueError(f"--sweep {given}: is no setting; expected NAME=VALUE,VALUE, nearest: "
+            raise ValueError(f"--sweep {name}: is no setting; expected NAME=VALUE,VALUE, nearest: "
                              f"{nearest(name, SETTINGS)}")
-        if name in axes:
-            raise ValueError(f"--sweep {name}: this setting is given twice; give all of its values in one place")
-        axes[name] = list(dict.fromkeys(read_setting(name, value) for value in values.split(",")))
+        kind = SETTINGS[name].type
+        read = {bool: {"on": True, "off": False}.__getitem__, StepOrAuto: whole_or("auto")}.get(kind, kind)
+        try:
+            axes[name] = [read(value) for value in values.split(",")]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"--sweep {text}: {name} takes no such value") from None
     return axes

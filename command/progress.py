@@ -12,18 +12,12 @@ def say(text):
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")    # noqa: SIM115: stays open as long as the run
-    except UnicodeEncodeError:                  # a console that lacks a letter
-        code = sys.stdout.encoding or "ascii"
-        print(text.encode(code, "replace").decode(code), flush=True)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")    # open as long as the run
 
 
 def warn(text):
-    """Print a line on stderr; where there is none, or it is closed, the work goes on."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError, UnicodeEncodeError):
-        return
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Line:
@@ -31,11 +25,10 @@ class Line:
 
     def __init__(self):
         self.began = self.shown = time.monotonic()
-        self.terminal = bool(sys.stderr) and sys.stderr.isatty()
 
     def show(self, text, last):
         now = time.monotonic()
-        if self.terminal:
+        if sys.stderr.isatty():
             print(f"\r{text:<78}", end="\n" if last else "", file=sys.stderr, flush=True)
         elif last or now - self.shown >= EVERY:
             self.shown = now
@@ -58,25 +51,30 @@ class Progress(Line):
         n = self.steps[phase] = self.steps.get(phase, 0) + 1
         done = self.batch * self.whole + sum(COST[name] * count for name, count in self.steps.items())
         left = (time.monotonic() - self.began) / done * max(self.batches * self.whole - done, 0)
-        batch = f"batch {self.batch + 1} of {self.batches}, " if self.batches > 1 else ""
         value = "" if step is None else f", activation {step.activation.mean():.3f}"
-        length = max(self.lengths.get(phase, 0), n)
-        self.show(f"{batch}{phase} step {n} of {length}{value}, {left:.0f} s left", n == length)
+        length = max(self.lengths[phase], n)
+        self.show(f"batch {self.batch + 1} of {self.batches}, {phase} step {n} of {length}{value}, {left:.0f} s left",
+                  last=n == length)
 
     def next_batch(self):
         """Count a batch as done, even if it ended early."""
         self.batch, self.steps = self.batch + 1, {}
 
 
-class CaptureProgress(Line):
-    """Report the images of a capture, their rate and the time left."""
-    first = None                                # images that were there before
+class Count(Line):
+    """Report how many of something are done, their rate and the time left."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.unit, self.first = unit, None
 
     def __call__(self, done, total):
+        """Report `done` of `total`; the first call says how many there were before."""
         if self.first is None:
             self.began, self.first = time.monotonic(), done
-            if done:
-                warn(f"goes on after image {done} of {total}")
+            if done >= 1:
+                warn(f"goes on after {done:.0f} of {total:.0f} {self.unit}")
             return
         rate = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
-        self.show(f"image {done} of {total}, {rate:.2f} images/s, {(total - done) / rate:.0f} s left", done == total)
+        left = (total - done) / rate
+        self.show(f"{done:.0f} of {total:.0f} {self.unit}, {rate:.2f} {self.unit}/s, {left:.0f} s left", done == total)

@@ -46,6 +46,6 @@ def offer(bundle, why):
         warn(why)
         print(f"Fetch {fetch.describe(bundle)}? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
-            fetch.fetch(bundle)
+            fetch.fetch(bundle, agreed=True)
             return FOLDER / bundle
     raise ValueError(f"{why}; python weights/fetch.py {bundle} fetches {fetch.describe(bundle)}")

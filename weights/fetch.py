@@ -3,42 +3,75 @@
     python weights/fetch.py style50 --check     list files, sizes, licences and free space; download nothing
     python weights/fetch.py style50             ask, then download to weights/style50
 
-published.json is the table: repositories, files, licences, and hashes that are known from public manifests. hub.py
-lists what a repository has and transfers it. A file is named `<name>.partial` until its size and hash are the listed
-ones; the same command resumes it. Pickles, and an SAE of another family, are converted by weights/convert.py. A file
-that another model folder has already is linked. No published file could be reached where this was written: names come
-from model cards, and what the hub lists decides.
+published.json is the table: repositories, files, licences, and hashes that are known from public manifests. No
+published file could be reached where this was written: names come from model cards, and what the hub lists decides.
+A file is named `<name>.partial` until its size and hash are the listed ones; the same command resumes it. A file that
+another model folder has already is linked. An SAE of another family is converted by weights/convert.py. HF_ENDPOINT
+names another hub with the same addresses. HF_TOKEN is sent to that hub and not forwarded to the storage that it
+redirects to: `add_unredirected_header`.
+Source: the hub's API, https://huggingface.co/docs/hub/api
 """
+import hashlib
+import http.client
 import json
 import os
 import shutil
+import ssl
 import sys
 import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
     sys.path[:] = [str(ROOT.parent), *(path for path in sys.path if path != str(ROOT))]
 from command.flags import Parser, guarded  # noqa: E402
-from command.progress import Line, say  # noqa: E402
-from weights.hub import MIB, FetchError, Gone, Source, list_files, mismatch, spellings, transfer, url_of  # noqa: E402
+from command.progress import Count, say  # noqa: E402
 
 TABLE = json.loads((ROOT / "published.json").read_text(encoding="utf-8"))
 BUNDLES, FILES = TABLE["bundles"], TABLE["files"]
+TIMEOUT, TRIES, PAUSE, MIB = 60, 6, 1.0, 2 ** 20                # s, connections without progress, s, bytes
+NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
+OTHER_FAMILY = {"cfg.json": "config.json", "sae.safetensors": "state_dict.pth"}     # names of an SAE's files
+
+
+class FetchError(ValueError):
+    """Weights that cannot be fetched; the text is one line for the user."""
+
+
+class Gone(FetchError):
+    """A repository or file that the hub does not have, or does not give."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of a repository and the files to take from it, by their names in our model folder."""
+    repo: str
+    files: str                                  # a list of names in published.json
+    licence: str
+    revision: str = "main"
+    folder: str = ""                            # inside the repository, ends in a slash
+    convert: dict | None = None                 # of an SAE of another family: what its own config may leave open
+
+    def url(self, kind, path):
+        """Return an address of the hub: `kind` is "tree" for a listing and "resolve" for a file."""
+        hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        return f"{hub}/{'api/models/' * (kind == 'tree')}{self.repo}/{kind}/{self.revision}/{path}".rstrip("/")
 
 
 @dataclass
 class Item:
-    """A file to download: `path` in the repository, `target` where it arrives, `final` what it is or becomes here."""
+    """A file to download."""
     source: Source
-    path: str
-    name: str
+    name: str                                   # in the model folder
+    path: str                                   # in the repository
     size: int
-    hash: str
-    target: Path | None = None
-    final: Path | None = None
+    hash: str                                   # SHA-256, or git's SHA-1
+    final: Path                                 # the file that the model folder needs
+    target: Path                                # where it arrives: `final`, or a place from which it is converted
 
     @property
     def partial(self):
@@ -49,62 +82,120 @@ class Item:
         """Bytes that are on the disk already."""
         if self.final.exists() or self.target.exists():
             return self.size
-        return min(self.partial.stat().st_size, self.size) if self.partial.exists() else 0
+        return self.partial.stat().st_size if self.partial.exists() else 0
+
+    def mismatch(self, path):
+        """Return how a file differs from the listed one, "" if it does not."""
+        if (found := path.stat().st_size) != self.size:
+            return f"has {found} bytes, {self.size} are listed"
+        digest = hashlib.sha256() if len(self.hash) == 64 else hashlib.sha1(b"blob %d\0" % self.size)
+        with open(path, "rb") as file:
+            while block := file.read(MIB):
+                digest.update(block)
+        return "" if digest.hexdigest() == self.hash else "has another hash than the listed one"
 
 
-# --- what is fetched --------------------------------------------------------------------------------------------------
+# --- the hub ----------------------------------------------------------------------------------------------------------
 
-def find(source, name, listed):
+def request(url, start=0):
+    """Return the reply with the bytes of a URL from `start` on."""
+    try:
+        asked = urllib.request.Request(url, headers={"User-Agent": "featviz", "Range": f"bytes={start}-"})
+        if token := os.environ.get("HF_TOKEN"):
+            asked.add_unredirected_header("Authorization", f"Bearer {token}")
+        return urllib.request.urlopen(asked, timeout=TIMEOUT)
+    except urllib.error.HTTPError as e:
+        if e.code == 429 or e.code >= 500:
+            raise
+        raise Gone(f"{url}: HTTP {e.code}; it is gone, or private (accept its terms, set HF_TOKEN)") from e
+    except ValueError:                                          # its text may hold the token
+        raise FetchError(f"{url}: cannot be requested; check HF_ENDPOINT and HF_TOKEN") from None
+
+
+def receive(url, out, size, show):
+    """Append the rest of a URL to the open file `out` over one connection."""
+    have = out.tell()
+    with request(url, have) as reply:
+        if reply.status != 206:                                 # the server sends the whole file
+            have = out.seek(0)
+            out.truncate()
+        if (length := int(reply.headers.get("Content-Length", size - have))) != size - have:
+            raise FetchError(f"{url}: another file came, of {length} bytes; open the address in a browser")
+        while block := reply.read1(MIB):
+            out.write(block)
+            have += len(block)
+            show(have)
+    if have < size:
+        raise ConnectionError(f"the connection ended after {have} of {size} bytes")
+
+
+def transfer(url, out, size, show):
+    """Append the rest of a URL to `out`, until TRIES connections in a row bring nothing."""
+    left = TRIES
+    while True:
+        before = out.tell()
+        try:
+            return receive(url, out, size, show)
+        except NETWORK as e:
+            left = TRIES if out.tell() > before else left - 1
+            if not left:
+                raise FetchError(f"{url}: {e}; gave up after {TRIES} tries; what arrived is kept, try later") from e
+            wait = e.headers.get("Retry-After", "") if isinstance(e, urllib.error.HTTPError) else ""
+            time.sleep(int(wait) if wait.isdigit() else PAUSE * 2 ** (TRIES - left))
+
+
+def list_files(source):
+    """Return {path: (size, hash)} of a repository's folder, as the hub lists it."""
+    url = source.url("tree", source.folder)
+    try:
+        with request(f"{url}?recursive=true") as reply:
+            files = [entry for entry in json.load(reply) if entry["type"] == "file"]
+        large = {entry["path"]: entry.get("lfs") or entry for entry in files}
+        return {path: (int(entry["size"]), entry["oid"]) for path, entry in large.items()}
+    except NETWORK as e:
+        raise FetchError(f"{url}: {e}; try later") from e
+    except (KeyError, TypeError, json.JSONDecodeError) as e:
+        raise FetchError(f"{url}: is no listing of files; check HF_ENDPOINT") from e
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+def find(source, name, listed, folder):
     """Return the Item of one of our files among the listed ones; None if it is not there."""
-    path = next((path for path in spellings(source, name) if path in listed), None)
+    names = [name, name.replace(".safetensors", ".fp16.safetensors")]
+    if name.startswith("sae/"):
+        hook, file = name.split("/")[1:]
+        names = [place + each for place in (f"{hook}/", "") for each in (file, OTHER_FAMILY[file])]
+    path = next((source.folder + each for each in names if source.folder + each in listed), None)
     if path is None:
         return None
     size, found = listed[path]
     known = TABLE["hashes"].get(source.repo, {}).get(path, found)
     if len(known) == len(found) and known != found:
         raise FetchError(f"{source.repo}/{path}: the hub lists another file than the published one; use another hub")
-    return Item(source, path, name, size, known)
+    target = folder / ("published/" + Path(path).name if source.convert else name)
+    return Item(source, name, path, size, known, folder / name, target)
 
-
-def choose(source):
-    """Return the items of a source; those that it lacks, of its base."""
-    base, gone, listed = TABLE["sources"].get(source.base), None, {}
-    try:
-        listed = list_files(source)
-    except Gone as e:
-        gone = e
-    items = {name: find(source, name, listed) for name in FILES[source.files]}
-    lacking = [name for name, item in items.items() if item is None]
-    if lacking and base and set(lacking) <= set(FILES[base["files"]]):
-        items |= {item.name: item for item in choose(Source(**base)) if item.name in lacking}
-    elif lacking:
-        raise gone or Gone(f"{source.repo}/{source.folder}: lacks {', '.join(lacking)}; holds {sorted(listed)[:6]}")
-    return list(items.values())
-
-
-def survey(bundle, folder, say=say):
-    """Return the items of a bundle as this hub has them, with the places where they go."""
-    found = []
-    for source in sources_of(bundle):
-        try:
-            found += choose(source)
-        except Gone as e:
-            if not source.optional:
-                raise
-            say(f"note: without {source.files}: {e}")
-    for item in found:
-        item.target = item.final = folder / item.name
-        if item.source.convert:
-            item.target = folder / "published" / Path(item.path).name
-        elif item.path.endswith(".bin"):
-            item.target = item.final.with_name(Path(item.path).name)
-    return found
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
 
 def sources_of(bundle):
     return [Source(**TABLE["sources"][name]) for name in BUNDLES[bundle]["sources"]]
+
+
+def survey(bundle, folder):
+    """Return the items of a bundle, each from the first of its sources that has it; Gone where none has."""
+    items, refused = {}, ""
+    for source in sources_of(bundle):
+        wanted = [name for name in FILES[source.files] if name not in items]
+        try:
+            listed = list_files(source) if wanted else {}
+        except Gone as e:
+            listed, refused = {}, f": {e}"
+        found = {name: find(source, name, listed, folder) for name in wanted}
+        items |= {name: item for name, item in found.items() if item}
+    for source in sources_of(bundle):
+        if lacking := [name for name in FILES[source.files] if name not in items]:
+            raise Gone(f"{source.repo}: lacks {', '.join(lacking)}{refused}")
+    return list(items.values())
 
 
 def describe(bundle):
@@ -113,125 +204,68 @@ def describe(bundle):
     return f"{BUNDLES[bundle]['title']}, {BUNDLES[bundle]['gigabytes']} GB, {', '.join(licences)}"
 
 
-def home(bundle):
-    """Return the folder of a bundle where none is given, as it is typed from here, whole from another drive."""
-    try:
-        return Path(os.path.relpath(ROOT / bundle))
-    except ValueError:
-        return ROOT / bundle
-
-
-def amount(size):
-    """Return bytes as people write them."""
-    unit, n = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= pair[1]), ("B", 1))
-    return f"{size / n:.3g} {unit}"
-
-
 def plan(bundle, items, folder):
     """Return the lines that name every file, the licences and the space; FetchError where the disk is too small."""
-    lines = [f"{describe(bundle)} -> {folder}"]
-    for item in items:
-        becomes = f", converted from {item.target.name}" if item.target != item.final else ""
-        state = f", {amount(item.arrived)} are there" if item.arrived else ""
-        lines.append(f"  {item.name}: {amount(item.size)} from {item.source.repo}{becomes}{state}")
-    rest = sum(item.size - item.arrived for item in items)
-    need = rest + sum(item.size for item in items if item.target != item.final and not item.final.exists())
-    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free
-    if need > free:
-        raise FetchError(f"{folder}: {amount(need)} are needed and {amount(free)} free; make room or give a --folder")
-    return lines + [f"{amount(rest)} to download, {amount(free)} free"]
+    files = [f"  {item.name}: {item.size / 1e6:.2f} MB from {item.source.repo}" for item in items]
+    rest = sum(item.size - item.arrived for item in items) / 1e6
+    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free / 1e6
+    if rest > free:
+        raise FetchError(f"{folder}: {rest:.0f} MB are needed, {free:.0f} are free; make room or give a --folder")
+    return "\n".join([f"{describe(bundle)} -> {folder}", *files, f"{rest:.0f} MB to download, {free:.0f} MB free"])
 
 
 # --- downloading ------------------------------------------------------------------------------------------------------
 
-class Download(Line):
-    """Report bytes, rate and time left on one line; `before` is what was there when it began."""
-
-    def __init__(self, items):
-        super().__init__()
-        self.items, self.before, self.next = items, sum(item.arrived for item in items), 0
-        self.total = sum(item.size for item in items)
-
-    def __call__(self, item, have):
-        if item.size < MIB or have < item.size and time.monotonic() < self.next:
-            return
-        self.next = time.monotonic() + 0.5
-        done = have + sum(other.arrived for other in self.items if other is not item)
-        rate = max(done - self.before, 1) / (time.monotonic() - self.began)
-        left = (self.total - done) / rate / 60
-        self.show(f"{amount(done)} of {amount(self.total)}, {amount(rate)}/s, {left:.0f} min left", have == item.size)
-
-
-def bring(item, progress):
+def bring(item):
     """Put one file at its target, verified; return what was done."""
-    if item.final != item.target and item.final.exists():
+    if item.final.exists() and item.final != item.target:
         return "converted before"
     if item.target.exists():
-        if why := mismatch(item.target, item.size, item.hash):
+        if why := item.mismatch(item.target):
             raise FetchError(f"{item.target}: {why}; move it away or delete it, then run again")
         return "there, verified"
     item.target.parent.mkdir(parents=True, exist_ok=True)
-    for twin in ROOT.glob(f"*/{item.name}") if item.size > MIB else ():
-        if not mismatch(twin, item.size, item.hash):
-            try:
+    for twin in ROOT.glob(f"*/{item.name}"):
+        if not item.mismatch(twin):
+            with suppress(OSError):                             # another drive
                 os.link(twin, item.target)
-            except OSError:                                     # another drive
-                shutil.copyfile(twin, item.partial)
-                os.replace(item.partial, item.target)
-            return f"the same as {twin}, verified"
+                return f"the same as {twin}, verified"
+    count = Count("MB")
     with open(item.partial, "ab") as out:
         if out.tell() < item.size:
-            transfer(url_of(item.source, "resolve", item.path), out, item.size, partial(progress, item))
-    if why := mismatch(item.partial, item.size, item.hash):
+            transfer(item.source.url("resolve", item.path), out, item.size,
+                     lambda have: count(have / 1e6, item.size / 1e6))
+    if why := item.mismatch(item.partial):
         item.partial.unlink()
         raise FetchError(f"{item.path}: what came {why}; it was deleted: run again, or use another HF_ENDPOINT")
     os.replace(item.partial, item.target)
     return "verified"
 
 
-def convert_arrived(items, say):
-    """Make our files of pickles and of an SAE of another family, none of whose code runs; delete what was converted."""
-    from weights.convert import convert, read_file, write_tensors           # here, for it needs torch
-    for item in items:
-        if item.final.exists():
-            continue
-        if item.source.convert:
-            say(convert(item.target.parent, item.final.parent, changes=item.source.convert))
-            shutil.rmtree(item.target.parent)
-        else:
-            tensors = {k: tensor for k, tensor in read_file(item.target)[0].items() if tensor.is_floating_point()}
-            write_tensors(item.partial, tensors)
-            os.replace(item.partial, item.final)
-            item.target.unlink()
-            say(f"{item.final}: {len(tensors)} tensors, converted from {item.target.name}")
+def fetch(bundle, folder=None, check=False, agreed=False):
+    """Print what a bundle holds, ask, and bring it into a model folder; return 0. If that fails, what arrived is kept.
 
-
-def fetch(bundle, folder=None, say=say):
-    """Bring all files of a bundle into a model folder; FetchError or OSError where that fails. What arrived is kept."""
-    folder = Path(folder or home(bundle))
-    items = survey(bundle, folder, say)
-    plan(bundle, items, folder)                                 # for its check of the disk
-    progress = Download(items)
+    folder  by default weights/<bundle>; check: print the plan and stop; agreed: do not ask
+    """
+    folder = folder or ROOT / bundle
+    items = survey(bundle, folder)
+    say(plan(bundle, items, folder))
+    if check:
+        return 0
+    if not agreed:
+        answer = input("Download, and accept the licences? [y/N] ") if sys.stdin.isatty() else ""
+        if answer.strip().lower() not in ("y", "yes"):
+            raise FetchError("nothing was downloaded; --yes accepts plan and licences without a question")
     for item in items:
-        say(f"{item.target}: {bring(item, progress)}")
-    if any(item.target != item.final and not item.final.exists() for item in items):
-        convert_arrived([item for item in items if item.target != item.final], say)
+        say(f"{item.target}: {bring(item)}")
+    if foreign := [item for item in items if not item.final.exists()]:
+        from weights.convert import convert     # here, for it needs torch
+        say(convert(foreign[0].target.parent, foreign[0].final.parent, changes=foreign[0].source.convert))
+        shutil.rmtree(foreign[0].target.parent)
     settings = BUNDLES[bundle].get("featviz")
     if settings and not (folder / "featviz.json").exists():
         (folder / "featviz.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
     say(f"{folder}: complete, every file verified")
-
-
-def run(args):
-    folder = args.folder or home(args.bundle)
-    say("\n".join(plan(args.bundle, survey(args.bundle, folder), folder)))
-    if args.check:
-        return 0
-    if not args.yes:
-        answer = input("Download, and accept the licences? [y/N] ") if sys.stdin and sys.stdin.isatty() else ""
-        if answer.strip().lower() not in ("y", "yes"):
-            raise FetchError("nothing was downloaded; --yes accepts plan and licences without a question")
-    fetch(args.bundle, folder)
     return 0
 
 
@@ -241,7 +275,8 @@ def main(argv=None):
     parser.add_argument("--folder", type=Path, help="model folder (default: weights/<bundle>)")
     parser.add_argument("--check", action="store_true", help="show the plan and stop")
     parser.add_argument("--yes", action="store_true", help="accept plan and licences")
-    return guarded("fetch", run, parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    return guarded("fetch", fetch, args.bundle, args.folder, args.check, args.yes)
 
 
 if __name__ == "__main__":

@@ -20,4 +20,4 @@ def test_kill_9(weights, whole, tmp_path):  # noqa: F811
     process.wait()
     assert not (folder / "capture.json").exists()
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
-    assert "goes on after image" in done.stderr and files(folder) == files(whole)
+    assert "goes on after" in done.stderr and files(folder) == files(whole)

@@ -33,7 +33,7 @@ def begin(weights, out):
     process = subprocess.Popen([sys.executable, "featviz.py", *flags(weights, out, *FEW)], cwd=results.PROJECT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while (line := process.stderr.readline()) and b"sampling steps of the start" not in line:
+    while (line := process.stderr.readline()) and b"results to compute" not in line:
         pass
     return process
 
