@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from toyworld import concepts, denoiser, drawings, evaluate, text, train
+from toyworld import claims, concepts, denoiser, drawings, seen, text, train
 from toyworld.fit import fit, learning_rate, orthogonal
 from toyworld.judge import Judge, lesson
 from unet import UNet
@@ -215,11 +215,37 @@ def test_judge_and_its_lessons(art):
 
 
 def test_interval_of_a_share():
-    assert evaluate.wilson(50, 100) == pytest.approx((0.404, 0.596), abs=1e-3)
-    assert evaluate.share([True] * 10)["high"] == pytest.approx(1.0, abs=1e-3)
+    assert seen.wilson(50, 100) == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert seen.share([True] * 10)["high"] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_picture_colours_are_the_foregrounds():
     image = torch.ones(3, 64, 64)
     image[:, 10:50, 10:50] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
-    assert evaluate.picture_colours(image) == ["red"]
+    assert seen.colours_of(image) == (["red"], "white")
+
+
+def test_what_a_picture_shows(art):
+    dog, fox, apple = drawings.things(art)[0]
+    picture = seen.Seen([fox, apple, dog, apple, dog], "Noto", ["red"], "blue")
+    assert seen.shows(picture, ["name", "dog face"]) and not seen.shows(picture, ["name", "kiwifruit"])
+    assert seen.shows(picture, ["subgroup", "animal-mammal"]) and not seen.shows(picture, ["subgroup", "food-fruit"])
+    assert seen.shows(picture, ["house+colour", "Noto, red"]) and not seen.shows(picture, ["house+colour", "Blob, red"])
+    assert seen.resembles(picture, {"red apple"}) and not seen.resembles(picture, {"kiwifruit"})
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+def test_a_difference_is_taken_target_by_target():
+    noisy = {f"feature {i}": float(i % 7) for i in range(100)}
+    paired = claims.difference({k: v + 0.5 for k, v in noisy.items()}, noisy)
+    assert paired["low"] == paired["high"] == paired["value"] == 0.5 and claims.verdict(paired) == "holds"
+    apart = claims.difference({f"channel {i}": v + 0.5 for i, v in enumerate(noisy.values())}, noisy)
+    assert apart["value"] == 0.5 and apart["low"] < 0.2 and claims.verdict(apart) == "not decided"
+
+
+def test_chance_is_taken_off_and_seeds_are_averaged():
+    rows = [{"target": "feature 1", "picture": "ascent", "legible": a, "legible_chance": b}
+            for a, b in ((True, False), (True, True))]
+    assert claims.by_target(rows, "ascent", "legible") == {"feature 1": 0.5}
+    assert claims.by_target(rows, "ascent", "meant") == claims.by_target(rows, "start", "legible") == {}

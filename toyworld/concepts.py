@@ -7,8 +7,8 @@ name, a subgroup, a group, a house, a colour, or two of these) if
     of its K strongest artworks half share it, or three where it is a name, which four artworks have, and
     more of them share it than of any of NULL random directions.
 
-So a content that random directions often find, such as faces in a world that is full of them, needs more artworks. Where
-several contents pass, the one of the largest surprise is the meaning:
+So a content that random directions often find, such as faces in a world that is full of them, needs more artworks.
+Where several contents pass, the one of the largest surprise is the meaning:
 
     surprise = -log10( C P(Binomial(K, p) >= n) ),   C contents of that kind, n of K artworks share this one, p of all
 
@@ -132,7 +132,7 @@ def read_off(scores):
     peak, at_peak = peaks(scores)
     highest, order = at_peak.mean(1).topk(min(K, len(at_peak)), dim=0)                      # (K, n)
     share, ground = background_share(at_peak), at_peak.mean(0).argmax(0)
-    return [{"t": TIMES[int(peak[i])], "strongest": order[:, i][highest[:, i] != 0].tolist(),     # 0 is a silent feature
+    return [{"t": TIMES[int(peak[i])], "strongest": order[:, i][highest[:, i] != 0].tolist(),         # 0: silent
              "background": (list(drawings.BACKGROUNDS)[int(ground[i])], share[i].item())} for i in range(len(peak))]
 
 
@@ -184,9 +184,9 @@ def find(model, hook, artworks, chosen, seed=0):
     for of_kind in rows.values():
         explain(of_kind, meanings, most, ground)
     label = lambda a: f"{chosen[a // 4].name}, {list(drawings.HOUSES)[a % 4]}"
+    listed = lambda row: {"t": row["t"], "meaning": row["meaning"], "surprise": round(row["surprise"], 2),
+                          "strongest": [label(a) for a in row["strongest"]]}
     return {"k": K, "times": TIMES, "background_share": round(ground, 3), "channels": D, "features": len(features),
             "counts": {name: summary(of_kind) for name, of_kind in rows.items()},
-            "channel_rows": [{"channel": i, "meaning": row["meaning"]} for i, row in enumerate(rows["channels"])],
-            "rows": [{"feature": row["feature"], "t": row["t"], "meaning": row["meaning"],
-                      "surprise": round(row["surprise"], 2), "strongest": [label(a) for a in row["strongest"]]}
-                     for row in rows["features"]]}
+            "rows": [{"feature": row["feature"]} | listed(row) for row in rows["features"]],
+            "channel_rows": [{"channel": i} | listed(row) for i, row in enumerate(rows["channels"][:D])]}

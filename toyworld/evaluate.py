@@ -1,49 +1,27 @@
 """Measure the toy and print the table for docs/measured.md.
 
     python -m toyworld.evaluate --art FOLDER [--weights weights/toy] [--samples 400] [--features 100] [--part NAME ...]
+    python -m toyworld.evaluate --art FOLDER --claims [--arm NAME ...]         about an hour on two cores, resumes
 
 Every share comes with its 95% interval (Wilson). Random draws have seed 0. Numbers are also written to
-`evaluation.json` in the weights folder, part by part.
+`evaluation.json` in the weights folder, part by part; those of --claims (toyworld/claims.py) to docs/results.json.
 """
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
 
 from steering import sample
-from toyworld import drawings
-from toyworld.judge import lesson, load_judge
+from toyworld import claims, drawings
+from toyworld.judge import lesson
+from toyworld.seen import World, see, share, shows
 from toyworld.train import GUIDANCE, HELD_OUT, caption_of, write_json
 from visualize import visualize
-from weights.load import load
 
 SEEDS = 5
-
-
-def wilson(hits, n, z=1.96):
-    """The 95% interval of a share: (low, high)."""
-    share, spread = hits / n, z * z / n
-    centre, half = share + spread / 2, z * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
-    return (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-
-
-def share(hits):
-    """A list of booleans -> {"share", "low", "high", "n"}."""
-    low, high = wilson(sum(hits), len(hits))
-    return {"share": round(sum(hits) / len(hits), 3), "low": round(low, 3), "high": round(high, 3), "n": len(hits)}
-
-
-class World:
-    """Everything the parts below look at: artworks, things, model, judge."""
-
-    def __init__(self, art, folder, device=None):
-        self.chosen, self.others = drawings.things(art)
-        self.art, self.folder, self.model = art, folder, load(folder, device)
-        self.artworks = drawings.read(art, self.chosen)
-        self.judge = load_judge(folder, len(self.chosen), self.model.device)
-        self.index = {thing.name: i for i, thing in enumerate(self.chosen)}
 
 
 # --- model and judge --------------------------------------------------------------------------------------------------
@@ -138,45 +116,11 @@ def measure_dictionary(world, args):
 
 def measure_concepts(world, args):
     """The counts of `concepts.json`: meanings of features, of raw channels and of random directions."""
-    stored = read_concepts(world)
+    stored = world.concepts()
     return {"channels": stored["channels"], "features": stored["features"], **stored["counts"]}
 
 
-def read_concepts(world):
-    return json.loads((Path(world.folder) / "concepts.json").read_text(encoding="utf-8"))
-
-
 # --- pictures of features ---------------------------------------------------------------------------------------------
-
-def shows(world, image, wanted):
-    """Whether the judge sees the meaning [kind, value] in a picture (3, 64, 64).
-
-    A name is one of its five likeliest things; a subgroup is that of at least three of them, a group that of at least
-    four; a house is its likeliest house. Colours and the background are read from the picture itself.
-    """
-    kind, value = wanted
-    if "+" in kind:
-        return all(shows(world, image, part) for part in zip(kind.split("+"), value.split(", ")))
-    if kind == "colour":
-        return value in picture_colours(image)
-    if kind == "background":
-        edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).median(1).values.cpu()
-        distance = {name: (edge - torch.tensor(rgb) / 255).norm() for name, rgb in drawings.BACKGROUNDS.items()}
-        return min(distance, key=distance.get) == value
-    things, house = world.judge.verdict(image[None])
-    if kind == "house":
-        return list(drawings.HOUSES)[int(house)] == value
-    seen = [world.chosen[i] for i in things[0].tolist()]
-    needed = {"name": 1, "subgroup": 3, "group": 4}[kind]
-    return sum(getattr(thing, kind) == value for thing in seen) >= needed
-
-
-def picture_colours(image):
-    """Colours of a picture's foreground: of what differs from the median of its edge."""
-    edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).median(1).values
-    apart = (image - edge[:, None, None]).abs().amax(0, keepdim=True) > 0.12
-    return drawings.colours((torch.cat([image, apart.float()]) * 255).round().to(torch.uint8).cpu())
-
 
 def order(result):
     """What comes first of several pictures of a feature: excited, strong beside the model's own images, strong."""
@@ -191,7 +135,7 @@ def measure_features(world, args):
     The ascent's picture and the finished one of the first seed, the finished one that comes first of five seeds, and,
     for chance, the first seed's with the meaning of another of these features.
     """
-    rows = read_concepts(world)["rows"]
+    rows = world.concepts()["rows"]
     generator = torch.Generator().manual_seed(0)
     picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:args.features].tolist()]
     known = [row for row in picked if row["meaning"]]
@@ -201,11 +145,12 @@ def measure_features(world, args):
         first = max((result for result in results if result.job.seed == 0), key=order)
         best = max(results, key=order)
         pictures = {"ascent": first, "finished": first.finished or first, "first of five": best.finished or best}
-        for name, result in pictures.items():
-            hits[name].append(shows(world, result.image, row["meaning"]))
+        seen = dict(zip(pictures, see(world, torch.stack([result.image for result in pictures.values()]))))
+        for name in pictures:
+            hits[name].append(shows(seen[name], row["meaning"]))
         other = known[(i + 1 + len(known) // 2) % len(known)]["meaning"]
         if other != row["meaning"]:
-            hits["chance"].append(shows(world, pictures["finished"].image, other))
+            hits["chance"].append(shows(seen["finished"], other))
     kinds = Counter(row["meaning"][0] for row in known)
     return {name: share(of) for name, of in hits.items() if of} | {
         "picked": len(picked), "with_meaning": len(known), "kinds": dict(sorted(kinds.items()))}
@@ -224,6 +169,15 @@ def show(value):
     return str(value)
 
 
+def measure_claims(world, args):
+    """Measure all arms or some; after all, write docs/results.json and print its tables."""
+    claims.run(world, args.runs, args.arm or list(claims.ARMS), lambda text: print(text, file=sys.stderr, flush=True))
+    if not args.arm:
+        results = claims.report(world, args.runs)
+        write_json(Path(__file__).parent.parent / "docs/results.json", results)
+        print("\n".join(claims.tables(results)))
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--art", type=Path, required=True, help="folder of the unpacked artwork packages")
@@ -231,9 +185,14 @@ def main(argv=None):
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--features", type=int, default=100)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--claims", action="store_true", help="measure toyworld/claims.py instead")
+    parser.add_argument("--arm", nargs="+", choices=claims.ARMS, metavar="NAME", help="of the claims, these alone")
+    parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where finished arms are kept")
     parser.add_argument("--device")
     args = parser.parse_args(argv)
     world = World(args.art, args.weights, args.device)
+    if args.claims:
+        return measure_claims(world, args)
     path = args.weights / "evaluation.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     print("| part | measured | value |\n|---|---|---|")
