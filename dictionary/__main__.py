@@ -3,8 +3,8 @@
     collect.py   images from the prompts; activations at the hook point, at random positions
     train.py     the SAE, twice with different seeds; what it explains of prompts that it never saw
 
-The SAE goes into the model's folder, sae/<hook point>/, where featviz.py finds it. The activations and the checkpoints
-stay in --work, so that a run that was stopped goes on; they can be deleted afterwards.
+The SAE goes into the model's folder, sae/<hook point>/, where featviz.py finds it. Activations and checkpoints stay in
+--work, so that a run that was stopped goes on.
 """
 import shutil
 import sys
@@ -14,24 +14,13 @@ from pathlib import Path
 
 from activity.capture import configure
 from command.flags import Parser, add_model, guarded
-from command.progress import Count, Line, say, warn
+from command.progress import Count, say, warn
 from dictionary.collect import HELD_OUT, Request, Vectors, collect, observe
 from dictionary.train import Recipe, export, found_again, report, train
 from unet import updates
 from weights.load import WeightsError, load
 
 TRAIN_SECONDS = 2e-12       # of one multiplication and addition, about; the first steps correct it
-
-
-class Training(Line):
-    """Report the steps of the training and the time left."""
-    before = None                               # steps that were done before
-
-    def __call__(self, step, total, numbers):
-        self.before = step - 1 if self.before is None else self.before
-        left = (time.monotonic() - self.began) / (step - self.before) * (total - step)
-        self.show(f"training step {step} of {total}, FVU {numbers['fvu']:.3f}, {numbers['dead']} dead features, "
-                  f"{left:.0f} s left", step == total)
 
 
 def run(args):
@@ -52,8 +41,13 @@ def run(args):
     if args.check:
         return 0
     files = collect(model, request, work, settings.batch_size, Count("images"))
-    saes = [train(Vectors(files, held=False), replace(recipe, seed=seed), work / f"training_{seed}.pt", model.device,
-                  Training()) for seed in range(args.seeds)]
+
+    def trained(seed):
+        count = Count("training steps")
+        return train(Vectors(files, held=False), replace(recipe, seed=seed), work / f"training_{seed}.pt", model.device,
+                     lambda step, total, numbers: count(step, total))
+
+    saes = [trained(seed) for seed in range(args.seeds)]
     few = len(request.prompts) < HELD_OUT
     if few:
         warn(f"fewer than {HELD_OUT} prompts: none is held out, and the report is of those that it was trained on")

@@ -49,7 +49,7 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers:
 
     path     of the checkpoint, from which a run that was stopped goes on to the same result; one of another recipe is
              left alone, and replaced
-    on_step  is called after each step with its number, the number of steps and {"fvu", "dead"}
+    on_step  is called at the start and after each step: steps done, steps, {"fvu", "dead"} of the last one
     """
     path, saved = Path(path), time.monotonic()
     some = data[torch.randint(len(data), (min(len(data), MEAN_OF),), generator=torch.Generator().manual_seed(0))]
@@ -66,6 +66,7 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers:
         generator.set_state(stored["generator"])
         silent, threshold, step = stored["silent"].to(device), stored["threshold"].to(device), stored["step"]
 
+    on_step(step, recipe.steps, {})
     while step < recipe.steps:
         rows = torch.randint(len(data), (recipe.batch,), generator=generator)
         h = data[rows].to(device, torch.float32)                                                # (n, D)
