@@ -197,7 +197,7 @@ def announce(model, why):
     if not todo:
         return ""
     warn(f"{len(todo)} results to compute with {model.folder} on {model.device}")
-    warning = verdict(model.sae.k, *fit(model)) if model.sae else ""
+    warning = verdict(model.sae, fit(model)) if model.sae else ""
     if warning:
         warn(f"warning: {warning}")
     return warning

@@ -18,7 +18,8 @@ from command.progress import Line
 from legibility.vision import CLIP, preprocess
 from results import replacing
 from vae import read_picture
-from weights.load import Fingerprints, WeightsError, build, check_config, pick_sizes, read_json, read_tokenizer
+from weights.fingerprints import Fingerprints
+from weights.load import WeightsError, build, check_config, read_json, read_tokenizer
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "weights/clip"     # where fetch.py puts CLIP
 BATCH = 16                                                      # pictures or texts at a time
@@ -41,9 +42,9 @@ class CLIPScorer:
             if missing := [key for key in keys if key not in config.get(part, {})]:
                 raise WeightsError(f"{path}: {part} lacks {missing[0]!r}; fetch or copy this file again")
             check_config("text_encoder", config[part], f"{path}: {part}")       # both halves have the same layers
-            sizes[part] = pick_sizes(config[part], keys, f"{path}: {part}")
+            sizes[part] = {key: config[part][key] for key in keys}
         self.size = sizes["vision_config"]["image_size"]        # pixels an edge
-        sizes |= pick_sizes(config, ("projection_dim",), path)
+        sizes["projection_dim"] = config.get("projection_dim", 768)
         self.net = build(CLIP, sizes, path, folder / "model.safetensors", device=device)
         published = PUBLISHED / "bpe_simple_vocab_16e6.txt.gz"
         self.tokenizer = read_tokenizer(tokens) if tokens.exists() else Tokenizer.from_bpe(published)

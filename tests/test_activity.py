@@ -440,7 +440,7 @@ def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, c
     """Recorded, found and analysed there; the SAE's capture is left alone."""
     out, here = linked(whole, tmp_path / "out"), ("--hook-point", f"unet.{ELSEWHERE}")
     assert run(out, *flags(weights, out), *here) == 0
-    folder, model = out / "tiny" / f"activity_{ELSEWHERE}", load(weights).at(ELSEWHERE)
+    folder, model = out / "tiny" / f"activity_{ELSEWHERE}", load(weights, hook_point=ELSEWHERE)
     tables = load_file(folder / "activity.safetensors")
     assert tables["max_feature"].shape == (5, 0) and tables["max_channel"].shape == (5, 32)
     assert profile.find_capture(model, out).folder == folder

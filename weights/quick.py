@@ -1,15 +1,10 @@
 """Quick twins of a network's layers, for frozen weights on a CPU; formulas, names and shapes are the plain ones'.
 
-    quicken(unet)           puts them in the place of linear layers, convolutions and gated units
-
-The ascent wants one gradient, that of the latent, and passes each weight twice. On a CPU torch spends much of that time
-on the way: its float32 matrix product is MKL's, which is slow on other makers' processors (90 GFLOP/s a core where
-oneDNN reaches 210), and a convolution of many channels over few positions spends three quarters of its time on
-reordering its weights. Here both become products x W^T by oneDNN, forward and backward, with the weights as they lie.
-docs/measured.md has the measurements.
-
-A layer whose weight collects gradients (training), a device that is no CPU and a precision that oneDNN lacks take
-torch's own way: the two differ by rounding, and tests/slow/test_speed.py holds them together.
+The ascent wants one gradient, that of the latent. On a CPU torch's float32 matrix product is MKL's, which is slow on
+other makers' processors, and a convolution of many channels over few positions spends three quarters of its time on
+reordering its weights. Here both become products x W^T by oneDNN, forward and backward, with the weights as they lie;
+docs/measured.md has the measurements. Weights that collect gradients, another device and a precision that oneDNN lacks
+take torch's way; the two differ by rounding.
 """
 import torch
 import torch.nn.functional as F
@@ -21,22 +16,11 @@ FEW, MANY = 512, 2 ** 20    # a 3x3 convolution is a product for at most FEW pos
 LARGE = 2 ** 19             # from so many weights on, a gated projection is made twice rather than kept [measured]
 
 
-def frozen(x, weight):
-    """Whether a gradient of x alone is wanted, on a CPU."""
-    return not weight.requires_grad and x.device.type == "cpu"
-
-
-def emulated(dtype):
-    """Whether this processor has no instructions for numbers of this type, so that a step takes many times as long."""
-    has = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    return dtype in has and not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, has[dtype])())
-
-
 def quick(x, weight):
-    """Whether oneDNN's product can stand for torch's."""
-    if not frozen(x, weight) or not torch.backends.mkldnn.is_available():
+    """Whether oneDNN's product can stand for torch's: a frozen weight on a CPU, in a precision that both know."""
+    if weight.requires_grad or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and not emulated(x.dtype)
+    return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def product(x, weight, bias=None):
@@ -59,27 +43,25 @@ class Product(torch.autograd.Function):
 
 
 class Gated(torch.autograd.Function):
-    """y = value * gelu(gate), value and gate the halves of x W^T + b. Keeps x and makes the halves,
-    eight times as wide, again; by torch's product where oneDNN lacks the precision.
-    """
+    """y = value * gelu(gate), value and gate the halves of x W^T + b. Keeps x, and computes the halves, eight times as
+    wide, again in the backward pass."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight, bias)
-        ctx.product = product if quick(x, weight) else F.linear
-        value, gate = ctx.product(x, weight, bias).chunk(2, dim=-1)
+        value, gate = product(x, weight, bias).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
     @staticmethod
     def backward(ctx, g):
         x, weight, bias = ctx.saved_tensors
-        value, gate = ctx.product(x, weight, bias).chunk(2, dim=-1)
+        value, gate = product(x, weight, bias).chunk(2, dim=-1)
         halves = torch.cat([g * F.gelu(gate), torch.ops.aten.gelu_backward(g * value, gate)], dim=-1)
-        return ctx.product(halves, weight.t()), None, None
+        return product(halves, weight.t()), None, None
 
 
 class Twin:
-    """A layer in the place of a plain one, with all that it has: its sizes, its very parameters."""
+    """A layer in the place of a plain one, with its sizes and its parameters."""
 
     def __init__(self, plain):
         self.__dict__.update(plain.__dict__)
@@ -91,11 +73,9 @@ class Linear(Twin, nn.Linear):
 
 
 class GEGLU(Twin, unet.GEGLU):
-    """Where the halves are large they are not kept."""
-
     def forward(self, x):
         weight = self.proj.weight
-        gated = frozen(x, weight) and weight.numel() >= LARGE
+        gated = quick(x, weight) and weight.numel() >= LARGE
         return Gated.apply(x, weight, self.proj.bias) if gated else super().forward(x)
 
 
@@ -113,8 +93,7 @@ class Conv2d(Twin, nn.Conv2d):
 
 
 class Transformer(Twin, unet.Transformer):
-    """One whose last projection is 0 throughout adds nothing to its input: it is passed by, as most of the toy's are.
-    """
+    """Skips a transformer whose output projection is all zero, as most of the toy's are."""
 
     def forward(self, x, context):
         last = self.proj_out
@@ -126,7 +105,7 @@ TWINS = {nn.Linear: Linear, nn.Conv2d: Conv2d, unet.GEGLU: GEGLU, unet.Transform
 
 
 def quicken(net):
-    """The network, every layer that has a quick twin replaced by it. Names and tensors stay what they were."""
+    """Replace every layer that has a quick twin and return the network. Names and tensors stay the same."""
     for name, layer in net.named_children():
         quicken(layer)
         if twin := TWINS.get(type(layer)):
