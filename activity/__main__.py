@@ -78,14 +78,12 @@ def sample(model, args):
         push = push + scale * model.capture.strength(kind, n)[:, None].to(d) * d                # (1001, D)
         name += f"_{kind[0]}{n}={scale:g}"
     context, sampling = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
-    made = {"weights": model.name, "hook_point": model.hook_point, "prompt": args.prompt, "steer": args.steer,
-            "sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance}
     folder = args.out / model.name / folder_name(model.hook_point, "samples")
     for seed in args.seeds:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
         images = [model.decode(steered_sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
         path = folder / f"{file_name(name)}_seed_{seed}.png"
-        write(path, png(torch.cat(images, dim=2), made | {"seed": seed}))
+        write(path, png(torch.cat(images, dim=2), {"prompt": args.prompt, "steer": args.steer, "seed": seed}))
         say(f"look at {path}")
 
 

@@ -1,13 +1,12 @@
 """What a capture says of a feature: its card, the record for its page (activity.json), and the feature of a word.
 
-Which features are active together is read from the dataset examples, since a count for every pair would take F x F
-numbers. For a word w, over the images whose prompts name it and all sampling steps:
+For a word w, over the images whose prompts name it and all sampling steps:
 
     share_w(f) = mean activation of f / the sum of that over all features
     score_w(f) = share_w(f) - share of f over the images that name another of the words, and not w
 
-The feature with the largest score is the word's; the runner-up shows how far the word has only one feature. Source:
-SAEmnesia's code (EIDOSLAB/SAEmnesia), which scores an object's features so at a time step.
+The feature with the largest score is the word's; the runner-up shows how far the word has only one. Source: SAEmnesia's
+code (EIDOSLAB/SAEmnesia), which scores an object's features so at a time step.
 
 Axes: F features, D channels, width = F or D, W words, P prompts.
 """
@@ -48,13 +47,12 @@ def card(model, kind, n):
     nearest    [(feature, cosine of the decoder rows)]
     together   [(number, how many of its `examples` strongest images at `timestep` are also among that one's)]
     """
-    capture, tables = model.capture, model.capture.tables
+    capture, tables, gated, nearest = model.capture, model.capture.tables, None, []
     most = tables[f"max_{kind}"][:, n]                                                          # (N,)
     row, counts = int(most.argmax()), tables[f"histogram_{kind}"][n].int().tolist()
     filled = [i for i, count in enumerate(counts) if count and i] or [0]
     histogram = [(0.0, 0.0, counts[0])] + [(2.0 ** (i - 13) * (i > 1), 2.0 ** (i - 12), counts[i])
                                            for i in range(max(filled[0], 1), filled[-1] + 1)]
-    gated, nearest = None, []
     if kind == "feature":
         rows = normalize(model.sae.W_dec.float(), dim=1)                    # (F, D)
         gated, nearest = tables["max_gated"][row, n].item(), highest(rows @ rows[n], n)
@@ -120,8 +118,7 @@ def shares(mean, named):
 
 
 def find_labels(capture, words):
-    """Find the feature of each word in a capture: [{"word", "feature", "score", "runner_up", "runner_up_score",
-    "prompts": how many name the word}]."""
+    """Find the feature of each word in a capture; ValueError for a word that no prompt names, or that is alone."""
     patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
     named = torch.tensor([[bool(p.search(prompt)) for prompt in capture.prompts] for p in patterns])        # (W, P)
     if len(words) < 2 or not named.any(dim=1).all():
@@ -132,15 +129,15 @@ def find_labels(capture, words):
     with reading(path):
         mean = load_file(path)["mean_feature"]
     others = named.any(dim=0) & ~named                          # (W, P): they name another word, and not this one
-    best = (shares(mean, named) - shares(mean, others)).topk(2, dim=1)
-    return [{"word": word, "feature": first, "score": score, "runner_up": second, "runner_up_score": second_score,
-             "prompts": int(row.sum())}
-            for word, (first, second), (score, second_score), row in zip(words, best.indices.tolist(),
-                                                                         best.values.tolist(), named)]
+    labels = []
+    for word, row, scores in zip(words, named, shares(mean, named) - shares(mean, others)):
+        (score, second_score), (first, second) = (best.tolist() for best in scores.topk(2))
+        labels.append({"word": word, "feature": first, "score": score, "runner_up": second,
+                       "runner_up_score": second_score, "prompts": int(row.sum())})
+    return labels
 
 
 def save_labels(path, labels):
-    """Write labels.json, {feature: the rest of its label}; of two words with one feature the higher score is kept."""
-    kept = {label["feature"]: label for label in sorted(labels, key=lambda label: label["score"])}
-    record = {str(n): {k: v for k, v in label.items() if k != "feature"} for n, label in sorted(kept.items())}
+    """Write labels.json, {feature: its label}; of two words with one feature the higher score is kept."""
+    record = {label["feature"]: label for label in sorted(labels, key=lambda label: label["score"])}
     write(path, json.dumps(record, indent=1).encode() + b"\n")

@@ -5,24 +5,22 @@ ascent's objective: without top-k for a feature, h[:, c] for a channel. Source: 
 
 Under guidance the UNet sees every image twice, with the empty prompt and with its own. Activity is counted in the half
 with its own (ours), or with `halves` "both" in both: then a share may reach 2, as in the original. Examples are always
-those of the half with the prompt. Where a model has no capture, a probe stands in for it: a small one, in
-out/<weights>/probe, which several processes must not make at once.
+those of the half with the prompt.
 
     out/<weights>/activity/images/00012.jpg     image 12: prompt 12 modulo the number of prompts, noise of seed 12
     .../activity.safetensors                    timesteps (N,); max_, max_null_ (empty prompt), share_ (N, width) and
                                                 histogram_ (width, BINS) for feature and channel; max_gated (N, F)
-    .../examples.safetensors                    image_, activation_ (N, width, EXAMPLES), image -1: none
+    .../examples.safetensors                    image_, activation_ (N, width, EXAMPLES or fewer), image -1: none
     .../prompts.safetensors                     mean_feature (P, F): mean over a prompt's images and the steps
     .../capture.json                            settings, prompts, fingerprints; written last
     .../state.safetensors                       the statistics of a capture under way, rewritten after every batch
-    out/<weights>/activity_<hook point>/...     the same at another hook point than up1.1
+    out/<weights>/activity_<hook point>/...     the same at another hook point than up1.1; probe/...: a small capture
 
 Axes: B images of a batch, R = B rows or, with guidance, 2B (empty prompt first), N sampling steps in descending order
 of t, F features, D channels, width = F or D, P prompts, S positions.
 """
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +28,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save as serialize
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import one_hot
 
 from activity.profile import TOP, find_capture, fingerprints, fits, folder_name, image_path, read_capture, reading
 from command.progress import Count, warn
@@ -62,7 +60,7 @@ GRIDS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a capture; the defaults are the method's. A model's featviz.json may hold others under "capture"."""
+    """Settings of a capture; the defaults are the method's."""
     prompts: tuple
     images_per_prompt: int = setting(5, "images of each prompt", low=1)
     steps: int = setting(50, "sampling steps", low=1)
@@ -85,12 +83,10 @@ def read_lines(path):
     """Read the lines of a text file that are not blank, each once; ValueError for another file or none."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        lines, why = [], e
-    else:
-        why = "it is empty"
-    if not lines:
-        raise ValueError(f"{path}: cannot be read ({why}); give a text file in UTF-8 with one entry a line")
+        if not lines:
+            raise ValueError("it is empty")
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path}: cannot be read ({e}); give a text file in UTF-8 with one entry a line") from e
     return tuple(dict.fromkeys(lines))
 
 
@@ -124,9 +120,9 @@ def observe(model, settings, numbers):
     """Sample the images of these numbers: pictures (B, 3, 8H, 8W), and mean activations {"feature": (R, N, F),
     "channel": (R, N, D), "gated": (B, N, F)}.
 
-    The B rows that saw the prompts come last; under guidance, those that saw the empty prompt come before them. "gated"
-    is the mean of what the SAE's gate (top-k or threshold) leaves, of the rows with prompts. PNDM calls the UNet twice
-    at its second time step; the later call counts, which sees the sample that the step starts from.
+    Under guidance, the B rows that saw the empty prompt come before those with prompts. "gated" is the mean of what the
+    SAE's gate (top-k or threshold) leaves, of the rows with prompts. PNDM calls the UNet twice at its second time step;
+    the later call counts, which sees the sample that the step starts from.
     """
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
     context = model.embed([settings.prompts[i % len(settings.prompts)] for i in numbers])
@@ -144,25 +140,22 @@ def observe(model, settings, numbers):
     return model.decode(z), {name: torch.stack([seen[t][name] for t in times], dim=1) for name in (*KINDS, "gated")}
 
 
-def strongest(means, kind, top=TOP):
-    """Mark which are among the `top` of their row and step: (R, N, width) -> bool. A silent feature never is; equals
-    are together (ours)."""
-    least = means.topk(min(top, means.shape[-1]), dim=-1).values[..., -1:]
-    return (means >= least) & (means > 0) if kind == "feature" else means >= least
-
-
 def bins(values):
     """Sort values into the histogram's bins: 0 for 0 and below, then b where 2^(b - 13) <= value < 2^(b - 12)."""
     return torch.where(values > 0, (values.frexp().exponent + 12).clamp(1, BINS - 1), 0).long()
 
 
 def summarize(means, numbers, top=TOP, halves="conditional"):
-    """Compute the statistics of a batch from what `observe` returned for these image numbers (B,)."""
+    """Compute the statistics of a batch from what `observe` returned for these image numbers (B,).
+
+    A feature or channel is counted in a row and step when it is among the `top` there, all equals included (ours).
+    """
     B, stats = len(numbers), {"max_gated": means["gated"].amax(0)}
     for kind in KINDS:
         null, prompted = means[kind][:-B], means[kind][-B:]                                     # (0 or B, N, width)
         counted = means[kind] if halves == "both" else prompted
-        member = strongest(counted, kind, top)
+        least = counted.topk(min(top, counted.shape[-1]), dim=-1).values[..., -1:]
+        member = (counted >= least) & ((counted > 0) | (kind == "channel"))     # a silent feature never is one (ours)
         stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": counted.amax(0),
                   f"histogram_{kind}": one_hot(bins(prompted.amax(1)), BINS).sum(0, dtype=torch.int32)}
         if len(null):
@@ -190,11 +183,10 @@ def combine(*parts):
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 def capture(model, settings, folder, on_batch=lambda done, images: None):
-    """Sample all images of `settings` and write the capture into `folder`.
+    """Sample all images of `settings` and write the capture into `folder`; ValueError where that holds another one.
 
     A killed run goes on where it stopped, with the same result: after every batch the pictures are written, then the
-    state, and the batches always hold the same images. on_batch(images done, images) is called at the start and after
-    each batch. ValueError where the folder holds another capture.
+    state, and the batches always hold the same images. on_batch(images done, images) is called first and after each.
     """
     recipe = {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "hook_point": model.hook_point,
               "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
@@ -244,21 +236,16 @@ def save_tensors(path, tensors, **metadata):
 
 def write_capture(folder, stats, recipe):
     """Write the files of a finished capture, capture.json last."""
-    settings = recipe["settings"]
-    images = len(settings["prompts"]) * settings["images_per_prompt"]
+    prompts, each = recipe["settings"]["prompts"], recipe["settings"]["images_per_prompt"]
     tables = {name: table for name, table in stats.items() if name.startswith(("max", "histogram"))}
-    tables["timesteps"], examples = torch.tensor(recipe["timesteps"], dtype=torch.float32), {}
-    for kind in KINDS:
-        tables[f"share_{kind}"] = stats[f"count_{kind}"].float() / images
-        image, activation = stats[f"image_{kind}"], stats[f"activation_{kind}"]
-        missing = (0, EXAMPLES - image.shape[-1])               # where there are so few images
-        examples |= {f"image_{kind}": pad(image, missing, value=-1),
-                     f"activation_{kind}": pad(activation.masked_fill(image < 0, 0), missing)}
-    mean = stats["sum_feature"] / (settings["images_per_prompt"] * len(recipe["timesteps"]))
+    tables |= {f"share_{kind}": stats[f"count_{kind}"].float() / (len(prompts) * each) for kind in KINDS}
+    tables["timesteps"] = torch.tensor(recipe["timesteps"], dtype=torch.float32)
+    examples = {name: table for name, table in stats.items() if name.startswith(("image", "activation"))}
+    mean = stats["sum_feature"] / (each * len(tables["timesteps"]))
     save_tensors(folder / "activity.safetensors", tables)
     save_tensors(folder / "examples.safetensors", examples)
     save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
-    record = json.dumps({"images": images, "recipe": recipe}, indent=1, sort_keys=True)
+    record = json.dumps({"images": len(prompts) * each, "recipe": recipe}, indent=1, sort_keys=True)
     write(folder / "capture.json", record.encode() + b"\n")
 
 
@@ -286,9 +273,6 @@ def probe(model, out, batch_size=None):
         settings = configure(model, batch_size=batch_size)
         order = torch.randperm(len(settings.prompts), generator=torch.Generator().manual_seed(0))[:PROBE]
         prompts = tuple(settings.prompts[i] for i in sorted(order.tolist()))            # always the same ones
-        if (folder / "capture.json").exists():                  # of other weights
-            shutil.rmtree(folder)
-        steps = min(PROBE_STEPS, settings.steps)
-        settings = dataclasses.replace(settings, prompts=prompts, images_per_prompt=1, steps=steps)
-        capture(model, settings, folder, Count("images"))
-    return read_capture(model, folder)
+        few = {"prompts": prompts, "images_per_prompt": 1, "steps": min(PROBE_STEPS, settings.steps)}
+        capture(model, dataclasses.replace(settings, **few), folder, Count("images"))
+    return read_capture(folder)

@@ -38,8 +38,7 @@ DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peak
 def interpolate(timesteps, values):
     """Interpolate values (N,) at descending time steps (N,) to t = 0..1000: linear between them, 0 outside; float64.
 
-    The differences of neighbours are taken in float32, in which shares are kept, all else in float64: scipy's rounding.
-    Other rounding would move the middle of plateaus.
+    Neighbours are subtracted in float32, in which shares are kept: other rounding would move the middle of plateaus.
     """
     x, y, t = np.asarray(timesteps, np.float64)[::-1], np.asarray(values, np.float32)[::-1], np.arange(T + 1.0)
     hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)
@@ -51,20 +50,17 @@ def interpolate(timesteps, values):
 def find_peaks(y):
     """Find the PEAKS highest local maxima of y (n,) >= 0, at least DISTANCE apart: a list of positions, ascending.
 
-    A maximum is higher than what comes before and after it, so neither end of y is one; a plateau counts once, at its
-    middle, rounded down. The highest are kept first, and rule out all that are nearer than DISTANCE. Between equals
-    numpy's argsort decides, as it does in scipy; of the kept the earlier come first.
+    Neither end of y is one; a plateau counts once, at its middle, rounded down. The highest are kept first, and rule
+    out all that are nearer. Between equals numpy's argsort decides, as in scipy; of the kept the earlier come first.
     """
     rise = np.flatnonzero(np.diff(y) != 0)                      # y[i] differs from y[i + 1]
     left, right = rise[:-1] + 1, rise[1:]                       # runs of equal values with a neighbour on both sides
     top = (y[left] > y[left - 1]) & (y[right] > y[right + 1])
-    at = (left[top] + right[top]) // 2
-    keep = np.ones(len(at), dtype=bool)
-    for i in np.argsort(y[at])[::-1]:
-        if keep[i]:
-            keep &= (np.abs(at - at[i]) >= DISTANCE) | (at == at[i])
-    found = at[keep]
-    return sorted(found[np.argsort(-y[found], kind="stable")[:PEAKS]].tolist())
+    at, kept = (left[top] + right[top]) // 2, []
+    for i in at[np.argsort(y[at])[::-1]].tolist():
+        if all(abs(i - other) >= DISTANCE for other in kept):
+            kept.append(i)
+    return sorted(sorted(kept, key=lambda i: (-y[i], i))[:PEAKS])
 
 
 @dataclass(frozen=True)
@@ -95,23 +91,16 @@ class Capture:
         """Largest mean activation in any image, by which a prior is steered: (1001,), a float32 tensor.
 
         when  "active": where it is active, else 0; "all": in all of the sampled range
-        A negative largest mean, which raw channels may have, counts as 0.
         """
         x, y = self.column(f"max_{kind}", n)
         s = np.interp(np.arange(T + 1), x, y.clamp(min=0), left=0, right=0)
-        if when != "all":
-            s = s * (self.profile(kind, n) > 0)
-        return torch.tensor(s, dtype=torch.float32)
+        return torch.tensor(s if when == "all" else s * (self.profile(kind, n) > 0), dtype=torch.float32)
 
     def largest(self, kind, n):
-        """Largest mean activation in any image under the empty prompt: (1001,); None for a capture without guidance.
-
-        The ascent sees the empty prompt, so its activation is compared with this. Outside the sampled range the end
-        values count, so that t = 0 has one.
-        """
-        if f"max_null_{kind}" not in self.tables:
-            return None
-        return np.interp(np.arange(T + 1), *self.column(f"max_null_{kind}", n))
+        """Largest mean activation in any image under the empty prompt, which the ascent sees: (1001,). Outside the
+        sampled range the end values count. None for a capture without guidance."""
+        there = f"max_null_{kind}" in self.tables
+        return np.interp(np.arange(T + 1), *self.column(f"max_null_{kind}", n)) if there else None
 
     def peaks(self, kind, n):
         """The time steps of the peaks of its profile, ascending."""
@@ -129,7 +118,7 @@ class Capture:
         return sorted({0, *(active if when == "active" else self.peaks(kind, n))})
 
     def row_at(self, t):
-        """Index of the sampling step nearest to t."""
+        """Return the index of the sampling step nearest to t."""
         return int((self.tables["timesteps"] - t).abs().argmin())
 
     def stored_examples(self, kind, *where):
@@ -144,7 +133,6 @@ class Capture:
         return [(i, a) for i, a in zip(image.tolist(), activation.tolist()) if i >= 0]
 
     def prompt(self, image):
-        """The prompt of an image."""
         return self.prompts[image % len(self.prompts)]
 
 
@@ -161,10 +149,10 @@ def image_path(folder, number):
 
 @contextmanager
 def reading(path):
-    """Raise a WeightsError that names the file where reading it finds it missing, damaged or of another kind."""
+    """Raise a WeightsError that names the file where reading it fails."""
     try:
         yield
-    except (OSError, SafetensorError, KeyError, ValueError) as e:
+    except (OSError, SafetensorError) as e:
         raise WeightsError(f"{path}: cannot be read ({e}); copy it again, or delete its folder and make the capture "
                            "again") from e
 
@@ -178,32 +166,24 @@ def fingerprints(model):
 
 def fits(model, folder):
     """Check whether the folder holds a finished capture of these very weights; one of others is named on stderr."""
-    if not (folder / "capture.json").exists():
-        return False
-    made = read_json(folder / "capture.json").get("recipe", {})
+    path = folder / "capture.json"
+    made = read_json(path).get("recipe", {}) if path.exists() else {}
     same = (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point)
-    if not same:
+    if made and not same:
         warn(f"{folder}: is left out, it was captured with other weights")
     return same
 
 
 def find_capture(model, out):
-    """Read the capture of these very weights at the model's hook point: the user's in `out` before the one that came
-    with the weights. None where there is neither."""
+    """Read the capture of these weights, the one in `out` before the one beside them; None where there is neither."""
     name = folder_name(model.hook_point)
     places = Path(out) / model.name / name, model.folder / name
-    return next((read_capture(model, folder) for folder in places if fits(model, folder)), None)
+    return next((read_capture(folder) for folder in places if fits(model, folder)), None)
 
 
-def read_capture(model, folder):
-    """Read a finished capture; WeightsError where its tables are damaged or of other sizes than the model's."""
+def read_capture(folder):
+    """Read a finished capture; WeightsError where its tables are damaged."""
     path = folder / "activity.safetensors"
     with reading(path):
         tables = {name: table.float() for name, table in load_file(path).items()}
-        steps = len(tables["timesteps"])
-        sizes = {"feature": model.sae.features if model.sae else 0, "channel": model.unet.width(model.hook_point)}
-        for kind, width in sizes.items():
-            for name in (f"max_{kind}", f"share_{kind}"):
-                if tables[name].shape != (steps, width):
-                    raise ValueError(f"{name} is {[*tables[name].shape]}, expected {[steps, width]}")
     return Capture(folder, tables, read_json(folder / "capture.json"), sha256(path.read_bytes()))
