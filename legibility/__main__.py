@@ -19,18 +19,14 @@ from legibility.measures import Legibility
 from weights.choose import choose_weights
 from weights.load import load
 
-OTHER_PICTURES = (".heic", ".heif", ".svg", ".raw")             # suffixes of pictures that Pillow does not know
-
 
 def embed_query(scorer, query):
     """Embed a text, or the picture at a path: (E,)."""
     path = Path(query)
     if path.is_file():
         return scorer.images([read_picture(path)])[0]
-    if path.is_dir() or path.suffix.lower() in (*Image.registered_extensions(), *OTHER_PICTURES):
-        raise ValueError(f"{query}: there is no such picture; give the path of one, or a text")
-    if not query.strip():
-        raise ValueError('the text is empty; give a few words, such as "a photo of a tree", or the path of a picture')
+    if not query.strip() or path.suffix.lower() in Image.registered_extensions():
+        raise ValueError(f"{query!r} is neither a text nor the path of a picture")
     return scorer.texts([query])[0]
 
 
@@ -69,7 +65,7 @@ def run(args):
     return 0
 
 
-def parse(argv):
+def main(argv=None):
     parser = Parser(prog="legibility", description=__doc__)
     commands = parser.add_subparsers(required=True)
     matching = commands.add_parser("match", help="which features fit a text or a picture")
@@ -80,11 +76,7 @@ def parse(argv):
         command.set_defaults(work=work)
         add_model(command)
         add_out(command)
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    return guarded("legibility", run, parse(argv))
+    return guarded("legibility", run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from safetensors.torch import save
 
 from activity.profile import image_path
 from clip import Tokenizer
-from command.progress import Line
+from command.progress import Count
 from legibility.vision import CLIP, preprocess
-from results import replacing
+from results import write
 from vae import read_picture
 from weights.fingerprints import Fingerprints
 from weights.load import WeightsError, build, check_config, read_json, read_tokenizer
@@ -35,39 +35,31 @@ class CLIPScorer:
         if folder is None:
             raise WeightsError(f"{PUBLISHED}/model.safetensors: is missing; python weights/fetch.py clip fetches CLIP "
                                "(1.7 GB)")
-        self.folder, self.device = folder, device
-        path, tokens = folder / "config.json", folder / "tokenizer"
-        config, sizes = read_json(path), {}
-        for part, keys in SIZES.items():
-            if missing := [key for key in keys if key not in config.get(part, {})]:
-                raise WeightsError(f"{path}: {part} lacks {missing[0]!r}; fetch or copy this file again")
-            check_config("text_encoder", config[part], f"{path}: {part}")       # both halves have the same layers
-            sizes[part] = {key: config[part][key] for key in keys}
+        self.folder, self.device, path = folder, device, folder / "config.json"
+        config = read_json(path)
+        try:
+            sizes = {part: {key: config[part][key] for key in keys} for part, keys in SIZES.items()}
+            sizes["projection_dim"] = config["projection_dim"]
+        except (KeyError, TypeError) as e:
+            raise WeightsError(f"{path}: lacks {e}; fetch or copy CLIP's own config.json") from e
+        for part in SIZES:                                      # both halves have the same layers
+            check_config("text_encoder", config[part], f"{path}: {part}")
         self.size = sizes["vision_config"]["image_size"]        # pixels an edge
-        sizes["projection_dim"] = config.get("projection_dim", 768)
         self.net = build(CLIP, sizes, path, folder / "model.safetensors", device=device)
-        published = PUBLISHED / "bpe_simple_vocab_16e6.txt.gz"
-        self.tokenizer = read_tokenizer(tokens) if tokens.exists() else Tokenizer.from_bpe(published)
-        if len(self.tokenizer.vocab) != (known := sizes["text_config"]["vocab_size"]):
-            raise WeightsError(f"{tokens}: {len(self.tokenizer.vocab)} tokens, but {path} has {known}; give the "
-                               "tokenizer of these weights")
+        published, given = PUBLISHED / "bpe_simple_vocab_16e6.txt.gz", folder / "tokenizer"
+        self.tokenizer = read_tokenizer(given) if given.exists() else Tokenizer.from_bpe(published)
 
     @torch.no_grad()
     def images(self, pictures):
         """Embed n PIL pictures of any size: (n, E)."""
         pixels = (torch.stack([preprocess(picture, self.size) for picture in some]) for some in batches(pictures))
-        return self.finite([self.net.embed_images(some.to(self.device)) for some in pixels])    # (B, 3, S, S) each
+        return torch.cat([self.net.embed_images(some.to(self.device)).cpu() for some in pixels])
 
     @torch.no_grad()
     def texts(self, strings):
         """Embed n strings: (n, E)."""
-        return self.finite([self.net.embed_texts(self.tokenizer(some).to(self.device)) for some in batches(strings)])
-
-    def finite(self, vectors):
-        vectors = torch.cat(vectors).cpu()
-        if not vectors.isfinite().all():
-            raise WeightsError(f"{self.folder / 'model.safetensors'}: gives NaN; fetch or copy this file again")
-        return vectors
+        ids = (self.tokenizer(some) for some in batches(strings))
+        return torch.cat([self.net.embed_texts(some.to(self.device)).cpu() for some in ids])
 
 
 def batches(items):
@@ -87,11 +79,10 @@ def embed_examples(scorer, capture, path):
         with safe_open(path, framework="pt") as file:
             if file.metadata() == made_with:
                 return file.get_tensor("embeddings")
-    line, vectors = Line(), []
+    progress, vectors = Count("images seen by CLIP"), []
+    progress(0, capture.images)
     for numbers in batches(range(capture.images)):
         vectors.append(scorer.images([read_picture(image_path(capture.folder, n)) for n in numbers]))
-        line.show(f"CLIP looks at image {numbers[-1] + 1} of {capture.images}", numbers[-1] + 1 == capture.images)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(save({"embeddings": torch.cat(vectors)}, made_with))
+        progress(numbers[-1] + 1, capture.images)
+    write(path, save({"embeddings": torch.cat(vectors)}, made_with))
     return torch.cat(vectors)

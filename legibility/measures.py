@@ -6,8 +6,8 @@
 The pictures are those that the page shows: of each seed the finished one, or the ascent's where there is none. Both
 measures compare embeddings (image_text.py), and are suggestions: the nearest of bad words is a word, too.
 
-Sources: words for pictures by cosine similarity are from Radford et al., arXiv 2103.00020 (CLIP), the auc is Mann &
-Whitney's (1947). Agreement and the mean that is subtracted are ours.
+Sources: words by cosine similarity are from Radford et al., arXiv 2103.00020 (CLIP), the auc is Mann & Whitney's. Ours:
+agreement, and the mean that is subtracted.
 
 Axes: n pictures, m examples, E numbers of an embedding, W words.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from legibility.image_text import CLIPScorer, embed_examples, find_clip, read_picture
-from results import read_results, replacing
+from results import read_results, write
 
 WORDS = Path(__file__).with_name("words.txt")
 OTHERS = 100                # random features whose examples the pictures are compared with
@@ -26,9 +26,8 @@ OTHERS = 100                # random features whose examples the pictures are co
 
 def auc(above, below):
     """Estimate P(a > b) + P(a = b) / 2 for a from `above` (n,), b from `below` (m,): 0.5 is chance, 1 the best."""
-    order, values = below.double().sort().values, above.double()
-    smaller, not_larger = (torch.searchsorted(order, values, right=right) for right in (False, True))
-    return ((smaller + not_larger).double().mean() / (2 * len(order))).item()
+    difference = above[:, None] - below
+    return ((difference > 0).double() + (difference == 0).double() / 2).mean().item()
 
 
 def agreement(pictures, own, others):
@@ -56,18 +55,18 @@ def best_words(pictures, mean, words, embeddings, top=3):
     """
     d = pictures.mean(0) - mean
     scores = embeddings @ (d / d.norm().clamp(min=1e-12))                                       # (W,)
-    best = scores.topk(min(top, len(words)))
+    best = scores.topk(top)
     return [(words[i], score) for i, score in zip(best.indices.tolist(), best.values.tolist())]
 
 
 def read_words(path=WORDS):
     """Read {word: the text that CLIP sees} from a file with a word a line below headings `# group: text with {}`."""
     found, template = {}, "{}"
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
         if line.startswith("#"):
             template = line.partition(": ")[2] or "{}"
-        elif line.strip():
-            found[line.strip()] = template.format(line.strip())
+        else:
+            found[line] = template.format(line)
     return found
 
 
@@ -82,8 +81,7 @@ class Legibility:
     @cached_property
     def words(self):
         """The words to choose from and their embeddings (W, E)."""
-        given = self.scorer.folder / "words.txt"
-        words = read_words(given if given.exists() else WORDS)
+        words = read_words()
         return [*words], self.scorer.texts([*words.values()])
 
     def write(self, folder):
@@ -92,8 +90,7 @@ class Legibility:
         for result in read_results(folder):
             groups.setdefault(result.folder, []).append(result)
         found = {"groups": {name: self.measure(results) for name, results in groups.items()}}
-        with replacing(folder / "legibility.json") as file:
-            file.write(json.dumps(found, indent=1).encode() + b"\n")
+        write(folder / "legibility.json", json.dumps(found, indent=1).encode() + b"\n")
 
     def measure(self, results):
         """Measure the pictures of one time step and settings, one a seed. A direction has no examples of its own."""
@@ -106,13 +103,12 @@ class Legibility:
         if not others:
             return {}
         found = {"words": best_words(pictures, torch.cat(others).mean(0), *self.words)}
-        if kind != "direction":
-            own, peak = self.examples(numbers[target]), self.capture.highest_peak(kind, target)
-            if len(own) < 2 and peak is not None:
-                own = self.examples(self.numbers(kind, peak)[target])
-            if len(own) > 1:
-                found["agreement"] = agreement(pictures, own, others)
-        return found
+        if kind == "direction":
+            return found
+        peak, own = self.capture.highest_peak(kind, target), self.examples(numbers[target])
+        if len(own) < 2 and peak is not None:
+            own = self.examples(self.numbers(kind, peak)[target])
+        return found | ({"agreement": agreement(pictures, own, others)} if len(own) > 1 else {})
 
     def numbers(self, kind, t):
         """Image numbers of the dataset examples of all features at t: (F, m), -1 where there is none."""
@@ -130,11 +126,12 @@ class Legibility:
 
         A feature without a peak, or without an example there, has no score.
         """
-        count = self.capture.tables[f"share_{kind}"].shape[1]
-        peaks = {n: t for n in range(count) if (t := self.capture.highest_peak(kind, n)) is not None}
-        numbers = {t: self.numbers(kind, t) for t in set(peaks.values())}
-        fits = {n: (self.examples(numbers[t][n]) @ query).mean().item() for n, t in peaks.items()
-                if (numbers[t][n] >= 0).any()}
+        numbers, fits, peaks = {}, {}, {}                       # numbers: {peak: (F, m)}
+        for n in range(self.capture.tables[f"share_{kind}"].shape[1]):
+            peak = peaks[n] = self.capture.highest_peak(kind, n)
+            if peak is not None and peak not in numbers:
+                numbers[peak] = self.numbers(kind, peak)
+            if peak is not None and (numbers[peak][n] >= 0).any():
+                fits[n] = (self.examples(numbers[peak][n]) @ query).mean().item()
         mean = sum(fits.values()) / max(len(fits), 1)
-        best = sorted(fits, key=lambda n: -fits[n])[:most]
-        return [(n, fits[n] - mean, peaks[n]) for n in best]
+        return [(n, fits[n] - mean, peaks[n]) for n in sorted(fits, key=fits.get, reverse=True)[:most]]

@@ -67,8 +67,7 @@ class VisionEncoder(nn.Module):
         self.post_layernorm = nn.LayerNorm(hidden_size, eps=EPS)
 
     def forward(self, pixels):
-        x = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))                            # (B, 1 + P, C)
-        return self.post_layernorm(x[:, 0])                                                     # (B, C)
+        return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[:, 0])
 
 
 class CLIP(nn.Module):

@@ -15,7 +15,6 @@ from legibility import __main__ as command
 from legibility import image_text, measures
 from legibility.image_text import BATCH, CLIPScorer, find_clip, read_picture
 from legibility.measures import WORDS, Legibility, agreement, auc, best_words, read_words
-from legibility.vision import MEAN, STD, preprocess
 from results import StoredResult
 from tests.seeded import compare, fingerprint, on_meta, pictures, shapes, stored, toy_outputs
 from tests.tiny import CLIP_CONFIG, TIMES, edit_json, edit_tensors, write_clip, write_examples, write_model
@@ -43,8 +42,6 @@ def model(tmp_path_factory):
     return folder
 
 
-# --- the network ------------------------------------------------------------------------------------------------------
-
 def test_toy_outputs_are_the_official_ones():
     """From pictures of five sizes and five texts: pixels to the bit, embeddings, logits, gradients of the pixels."""
     tensors, _ = stored("clip")
@@ -64,27 +61,13 @@ def test_numbers_of_the_published_network():
     assert net.vision_model.embeddings.patch_embedding.stride == (14, 14)
 
 
-def test_preprocess_by_hand():
-    """The middle square is seen, enlarged, each colour by its own mean and deviation; an odd margin is rounded down."""
-    picture = Image.new("RGB", (200, 100), (255, 0, 0))
-    picture.paste((51, 102, 204), (50, 0, 150, 100))
-    inner = preprocess(picture, 50)[:, :, 5:-5]
-    expected = torch.tensor([(p / 255 - m) / s for p, m, s in zip((51, 102, 204), MEAN, STD)])
-    assert inner.shape == (3, 50, 40) and torch.allclose(inner, expected[:, None, None].expand(3, 50, 40), atol=1e-6)
-    wide = pictures()[2].resize((35, 32))
-    assert torch.equal(preprocess(wide, 32), preprocess(wide.crop((1, 0, 33, 32)), 32))
-
-
-# --- CLIPScorer -------------------------------------------------------------------------------------------------------
-
 def test_unit_vectors_whatever_the_batch(whole):
     scorer, images, texts = CLIPScorer(whole), pictures() * 4, [f"tree {i}" for i in range(20)]
     assert len(images) > BATCH
     for embed, items in ((scorer.images, images), (scorer.texts, texts)):
         vectors = embed(items)
         assert vectors.shape == (20, 8) and torch.allclose(vectors.norm(dim=1), torch.ones(20))
-        assert torch.allclose(vectors, torch.cat([embed([item]) for item in items]), atol=1e-6)
-        assert not vectors.requires_grad
+        assert torch.allclose(vectors[17:], embed(items[17:]), atol=1e-6)
 
 
 def test_the_models_clip_comes_first_and_the_published_tokenizer_last(folder, tmp_path, monkeypatch):
@@ -100,44 +83,30 @@ def test_the_models_clip_comes_first_and_the_published_tokenizer_last(folder, tm
         CLIPScorer(None)
 
 
-NAN = {"visual_projection.weight": torch.full((8, 16), math.nan)}
-BAD = {     # name: (what is changed in the folder, a part of the message)
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
-    "a text encoder's config": (lambda f: edit_json(f / "config.json", vision_config=None), "vision_config lacks"),
-    "another activation": (lambda f: edit_json(f / "config.json", vision_config=CLIP_CONFIG["vision_config"] |
-                                               {"hidden_act": "gelu"}), "hidden_act is gelu, only 'quick_gelu'"),
-    "another tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "49408 tokens, but"),
-    "NaN": (lambda f: edit_tensors(f / "model.safetensors", lambda t: t | NAN), "NaN"),
-}
+VISION = CLIP_CONFIG["vision_config"]
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_what_does_not_fit_ends_in_one_line(folder, name):
-    damage, says = BAD[name]
-    damage(folder)
+@pytest.mark.parametrize("changes, says", [
+    ({"vision_config": None}, "lacks 'vision_config'"), ({"projection_dim": None}, "lacks 'projection_dim'"),
+    ({"vision_config": VISION | {"hidden_act": "gelu"}}, "hidden_act is gelu")])
+def test_a_config_that_does_not_fit_ends_in_one_line(folder, changes, says):
+    edit_json(folder / "config.json", **changes)
     with pytest.raises(WeightsError) as e:
-        CLIPScorer(folder).images(pictures()[:1])
+        CLIPScorer(folder)
     assert says in str(e.value) and "\n" not in str(e.value) and str(folder) in str(e.value)
 
 
-def test_pictures_as_people_have_them(tmp_path, recwarn):
-    """16 bits, a phone's photo on its side, 100 million pixels; what is too large or no picture ends in one line."""
-    picture = pictures()[3].convert("L")
+def test_pictures_as_people_have_them(tmp_path):
+    """16 bits, a phone's photo on its side; what is no picture ends in one line."""
+    picture, exif = pictures()[3].convert("L"), Image.Exif()
     Image.fromarray(np.asarray(picture).astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
-    assert np.array_equal(read_picture(tmp_path / "sixteen.png"), picture.convert("RGB"))
-    exif = Image.Exif()
     exif[0x0112] = 6
     picture.rotate(90, expand=True).save(tmp_path / "phone.png", exif=exif)
-    assert np.array_equal(read_picture(tmp_path / "phone.png"), picture.convert("RGB"))
-    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
-    assert read_picture(tmp_path / "large.png").size == (10_000, 10_000) and not recwarn.list
-    Image.new("1", (14_000, 14_000)).save(tmp_path / "scan.png")
-    for path in (tmp_path / "scan.png", WORDS):
-        with pytest.raises(ValueError, match="cannot be read as a picture"):
-            read_picture(path)
+    for name in ("sixteen.png", "phone.png"):
+        assert np.array_equal(read_picture(tmp_path / name), picture.convert("RGB"))
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        read_picture(WORDS)
 
-
-# --- measures ---------------------------------------------------------------------------------------------------------
 
 def turned(*degrees):
     """Unit vectors at these angles: (n, 2); two of them have the similarity cos(difference)."""
@@ -155,23 +124,17 @@ def test_agreement_by_hand():
     assert agreement(turned(0, 90), turned(45), [turned(0), turned(90)]) == {"auc": 1.0, "rank": 1, "of": 3}
 
 
-def test_words_by_hand():
+def test_words_by_hand(tmp_path):
     """Words at 0, 60, -60 and 180 degrees; without the mean picture at (1, 1/2) what is left points to -90 degrees."""
     words, embeddings = ["rose", "tree", "fish", "cat"], turned(0, 60, -60, 180)
     found = best_words(turned(10, -10), torch.zeros(2).double(), words, embeddings)
     assert found[0] == ("rose", pytest.approx(1)) and {w for w, _ in found[1:]} == {"tree", "fish"}
     found = best_words(turned(0), torch.tensor([1.0, 0.5]).double(), words, embeddings, top=1)
     assert found == [("fish", pytest.approx(math.cos(math.pi / 6)))]
-
-
-def test_the_words_that_ship(tmp_path):
-    words = read_words()
-    assert 2000 <= len(words) <= 2600 and words["rose"] == "a picture of rose" and "waterfalls" in words
+    assert 2000 <= len(read_words()) <= 2600 and read_words()["rose"] == "a picture of rose"
     (tmp_path / "words.txt").write_text("rose\n\n# styles: drawn in {}\nink \n# others\nfoam\n", encoding="utf-8")
     assert read_words(tmp_path / "words.txt") == {"rose": "rose", "ink": "drawn in ink", "foam": "foam"}
 
-
-# --- commands ---------------------------------------------------------------------------------------------------------
 
 def attached(model):
     opened = command.load(model, "cpu")
@@ -179,12 +142,9 @@ def attached(model):
     return opened
 
 
-def run(capsys, work, model, given, *flags):
+def run(capsys, work, model, given):
     out = model.parent / "out"
-    try:
-        code = command.main([work, str(given), "--weights", str(model), "--out", str(out), "--device", "cpu", *flags])
-    except SystemExit as e:
-        code = e.code
+    code = command.main([work, str(given), "--weights", str(model), "--out", str(out), "--device", "cpu"])
     captured = capsys.readouterr()
     return code, captured.out.splitlines(), captured.err
 
@@ -206,22 +166,17 @@ def test_match_prints_ten_features_by_score(model, capsys):
     assert last == f"see the first: python featviz.py --weights {model} --feature {rows[0].split()[0]}"
 
 
-def test_match_searches_labels_and_pictures(model, tmp_path, monkeypatch, capsys):
-    code, lines, _ = run(capsys, "match", model, "rose")
-    assert code == 0 and lines[0] == 'feature 7 has the label "an old rose"' and lines[-1].endswith("--feature 7")
+def test_match_searches_labels_and_pictures_and_refuses_what_is_neither(model, monkeypatch, capsys):
     code, lines, _ = run(capsys, "match", model, model / "activity/images/00007.jpg")
     assert code == 0 and len(lines) == 12
     monkeypatch.setattr(command, "find_clip", lambda folder: None)
     code, lines, _ = run(capsys, "match", model, "ROSE")                # a label needs no CLIP
-    assert code == 0 and len(lines) == 2
-
-
-@pytest.mark.parametrize("query, says", [("none.gif", "there is no such picture"), ("a.heic", "no such picture"),
-                                         (str(WORDS.parent), "no such picture"), (" \n", "the text is empty"),
-                                         (__file__, "cannot be read as a picture")])
-def test_a_query_that_is_none(query, says, model, capsys):
-    code, lines, error = run(capsys, "match", model, query)
-    assert code == 2 and lines == [] and says in error and error.count("\n") == 1
+    assert code == 0 and lines[0] == 'feature 7 has the label "an old rose"' and lines[-1].endswith("--feature 7")
+    assert len(lines) == 2
+    monkeypatch.undo()
+    for query, says in (("none.gif", "neither a text"), (" \n", "neither a text"), (__file__, "cannot be read")):
+        code, lines, error = run(capsys, "match", model, query)
+        assert code == 2 and lines == [] and says in error and error.count("\n") == 1
 
 
 def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys):
@@ -231,8 +186,8 @@ def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys
     paths[0].parent.mkdir()
     for path, picture in zip(paths, pictures()):
         picture.save(path)
-    stored = [StoredResult(path, {"job": job}, "excited", {}, []) for path in paths]
-    monkeypatch.setattr(measures, "read_results", lambda folder: stored)
+    monkeypatch.setattr(measures, "read_results", lambda folder: [
+        StoredResult(path, {"job": job}, "excited", {}, []) for path in paths])
     code, lines, _ = run(capsys, "measure", model, tmp_path)
     assert code == 0 and lines[0].startswith(f"wrote {tmp_path / 'legibility.json'}; python -m pages")
     found = json.loads((tmp_path / "legibility.json").read_text())["groups"]["t0300"]
@@ -249,8 +204,7 @@ def test_embeddings_are_kept_until_clip_or_the_capture_changes(model, tmp_path):
     opened = attached(model)
     first = Legibility(opened, tmp_path).images
     path = tmp_path / "tiny/activity_clip.safetensors"
-    edited = {"embeddings": first + 1}
     for made_with, expected in (({"clip": "?"}, first), (None, first + 1)):
         with safe_open(path, framework="pt") as file:
-            save_file(edited, path, made_with or file.metadata())
+            save_file({"embeddings": first + 1}, path, made_with or file.metadata())
         assert torch.equal(Legibility(opened, tmp_path).images, expected)
