@@ -1,17 +1,15 @@
 """Collect a model's activations at a hook point, from which a sparse autoencoder is trained.
 
 Images are sampled from prompts as a capture samples them. Of every image and every sampling step a few positions are
-kept, drawn at random: neighbours say nearly the same, and whole maps of SD fill 33 GB for 1,000 prompts where 16 of 256
-positions fill 2. Kept is what the half with the prompt saw. Every HELD_OUT-th prompt is for the report alone.
+kept, drawn at random, of the half with the prompt: neighbours say nearly the same, and whole maps of SD fill 33 GB for
+1,000 prompts where 16 of 256 positions fill 2. An image's noise and positions follow from its number, so the batch
+changes the vectors by rounding alone.
 
     folder/collect.json                     what was asked for; another request is refused
     folder/vectors_00012.safetensors        "h" (images, N, P, D) float16 of the images 12 * SHARD, ...
 
-An image's noise and positions follow from its number, so the vectors are the same whatever the batch, but for rounding.
-
 Axes: B images of a batch, N sampling steps in descending order of t, P positions kept of S, D hook width.
 """
-import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -24,7 +22,7 @@ from results import write
 from steering import sample
 from weights.load import WeightsError
 
-HELD_OUT = 10               # every tenth prompt
+HELD_OUT = 10               # every tenth prompt is for the report alone
 SHARD = 64                  # images of one file
 POSITION_SEED = 0x51AE0D1C  # an image's number XOR this: positions have a generator of their own
 
@@ -56,8 +54,7 @@ def observe(model, request, numbers):
         seen[t] = torch.stack([row[at.to(h.device)] for row, at in zip(h, rows)]).half().cpu()  # (B, P, D)
 
     context = model.embed([request.prompts[number] for number in numbers])
-    reader = copy.copy(model)
-    reader.sae = SimpleNamespace(reads=request.reads)           # the SAE to come: sample() hands out what it will read
+    reader = dataclasses.replace(model, sae=SimpleNamespace(reads=request.reads))      # the SAE to come: what it reads
     sample(reader, torch.stack(noise).to(model.device), context, request.sampler, request.steps, request.guidance,
            see=see)
     return torch.stack([seen[t] for t in model.schedule.timesteps(request.steps)], dim=1)

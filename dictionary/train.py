@@ -1,9 +1,8 @@
 """Train a sparse autoencoder on collected activations, and measure what it explains.
 
 Batch top-k while training; at inference a threshold, the mean of the least activation that each batch kept, so that an
-SAE does the same in both [1]. Before each step the decoder's rows have norm 1, and of their gradient the part along the
-row is taken out. The mean of the data is subtracted as b_dec, which keeps features from dying at the start [2]. The
-loss is in loss.py.
+SAE does the same in both [1]. The decoder's rows have norm 1, and of their gradient the part along them is taken out.
+The mean of the data is subtracted as b_dec, which keeps features from dying at the start [2]. The loss is in loss.py.
 
 Sources
  [1] Bussmann et al., "BatchTopK Sparse Autoencoders", arXiv 2412.06410
