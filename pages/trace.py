@@ -30,9 +30,11 @@ from schedule import SAMPLERS, guided
 from steering import directions, predict, read_hook
 
 STRONGEST = 10              # features or channels that are listed beside the target
+OF_STEP = ("before", "transformed", "noised", "gradient", "filtered", "smoothed", "after", "activation", "silent")
+OF_FINISH = ("before", "noise", "gradient", "filtered", "pulled", "after", "activation", "silent")
 
 
-def trace(model, recipes, config, steps, out, on_step=None, size=None):
+def trace(model, recipes, config, steps, out, on_step, size):
     """Run the jobs of `recipes` {job: recipe}, `size` together, and yield the path of each job's page.
 
     steps    which steps of the ascent to open up
@@ -40,45 +42,35 @@ def trace(model, recipes, config, steps, out, on_step=None, size=None):
     """
     model.require("vae")
     jobs = list(recipes)
-    for i in range(0, len(jobs), size or len(jobs)):
-        batch = jobs[i:i + (size or len(jobs))]
-        for job, parts in zip(batch, follow(model, batch, config, set(steps), on_step)):
-            yield save_trace(model, recipes[job], parts, out, steps)
-
-
-@dataclasses.dataclass
-class Parts:
-    """All that is recorded of one job, {name: tensor on the CPU} each."""
-    start: dict
-    steps: dict                     # {step of the ascent: its tensors}
-    finish: dict | None             # None where the finish is off
-    verdict: dict
-    result: visualize.Result        # what a run without a trace gives
+    for i in range(0, len(jobs), size):
+        batch = jobs[i:i + size]
+        for job, (files, result) in zip(batch, follow(model, batch, config, steps, on_step)):
+            yield save_trace(model, recipes[job], files, result, out, steps)
 
 
 def follow(model, jobs, config, steps, on_step=None):
-    """Run jobs together from start to verdict and record each: [Parts]."""
-    begin = visualize.start(model, jobs, config, on_step)
-    replay = [torch.Generator().set_state(g.get_state()) for g in begin[0]]
-    found, redrawn = [{} for _ in jobs], []
+    """Run jobs together and record each: [({file: {name: tensor on the CPU}}, Result of a run without a trace)]."""
+    generators, z = visualize.start(model, jobs, config, on_step)
+    replay = [torch.Generator().set_state(g.get_state()) for g in generators]
+    files, redrawn = [{"start": s} for s in follow_start(model, jobs, config, z)], []
 
     def see(phase, step):
-        if phase == "ascent":
-            drawn = [draw(g, step.before.shape[1:], config) for g in replay]
-            values = readout(model, step.hook, jobs)                                            # (B, S)
-            for i, job in enumerate(jobs if step.index in steps else ()):
-                found[i][step.index] = record(model, job, config, step, i, values[i], drawn[i])
-        elif phase == "finish":
+        if phase == "finish":
             redrawn.append(step)
+        else:
+            for i, g in enumerate(replay):
+                drawn = draw(g, step.before.shape[1:], config)
+                if step.index in steps:
+                    files[i][f"step_{step.index:03d}"] = record(model, jobs[i], config, step, i, drawn)
         if on_step:
             on_step(phase, step)
 
-    starts = follow_start(model, jobs, config, begin[1])
-    results = visualize.run(model, jobs, config, begin, on_step=see)
-    finished = [follow_finish(model, config, redrawn, i, result) if config.finish else None
-                for i, result in enumerate(results)]
-    verdicts = follow_scores(model, jobs, config, begin[1], results)
-    return [Parts(*parts) for parts in zip(starts, found, finished, verdicts, results)]
+    results = visualize.run(model, jobs, config, (generators, z), on_step=see)
+    for i, result in enumerate(results):
+        if config.finish:
+            files[i]["finish"] = follow_finish(model, config, redrawn, i, result)
+        files[i]["verdict"] = follow_scores(model, jobs[i], config, z[i], result)
+    return list(zip(files, results))
 
 
 def plain(tensors):
@@ -93,139 +85,108 @@ def clean_of(model, x, e, times):
     return (x - (1 - abar).sqrt() * e) / abar.sqrt()
 
 
-def sampling(model, jobs, config):
-    """Sample the starts again: [(t, x (B, 4, H, W), noise that was predicted (B, 4, H, W))], s (B, 1001), d (B, D)."""
-    noise, seen = visualize.start(model, jobs, dataclasses.replace(config, prior="noise"))[1], []
-    d = directions(model, jobs)
-    s = torch.zeros(len(jobs), 1001).to(noise)
-    if config.prior == "steer":
+def follow_start(model, jobs, config, z):
+    """Record how the starts z (B, 4, H, W) came about, a dict for each job:
+
+    start (4, H, W)                                 where the ascent begins; of noise or a picture this alone
+    timestep (n,), before, noise, clean (n, 4, H, W)    of sampling: t, x_t, the noise e predicted there, x_t without e
+    strength (1001,), direction (D,), push (n,)     of a steered start: s_t, d, s_t |d|
+    """
+    starts, seen = [{"start": row} for row in z], []
+    noise = visualize.start(model, jobs, dataclasses.replace(config, prior="noise"))[1]
+    if config.prior == "guided":
+        times = grid(len(model.schedule) - 1, config.prior_steps)
+        seen = [(step.timestep, step.before, step.pulled) for step in redraw(model, jobs, noise, times, config)]
+    elif config.prior == "steer":
+        d = directions(model, jobs)                                                             # (B, D)
         curves = [torch.as_tensor(model.capture.strength(job.kind, job.target, config.steer_steps)) for job in jobs]
-        s = config.steer_scale * torch.stack(curves).to(noise)
+        s = config.steer_scale * torch.stack(curves).to(noise)                                  # (B, 1001)
+        starts = [tensors | {"strength": s[i], "direction": d[i]} for i, tensors in enumerate(starts)]
 
         def net(x, t, context):
             push = {model.hook_point: s[:, t[0], None].to(model.dtype) * d.to(model.dtype)}
             seen.append((int(t[0]), x, predict(model, x, t, context, push)))
             return seen[-1][2]
 
-        sampler = SAMPLERS[config.prior_sampler]
         with torch.no_grad():
-            for _ in sampler(model.schedule, guided(net, model.embed([""])), noise, config.prior_steps):
-                pass
-    elif config.prior == "guided":
-        for step in redraw(model, jobs, noise, grid(len(model.schedule) - 1, config.prior_steps), config):
-            seen.append((step.timestep, step.before, step.pulled))
-    return seen, s, d
-
-
-def follow_start(model, jobs, config, z):
-    """Record how the starts z (B, 4, H, W) came about; of noise or a picture there is `start` alone.
-
-    strength (1001,), direction (D,)        s_t, d
-    timestep (n,), push (n,)                t, s_t |d|
-    before, noise, clean (n, 4, H, W)       x_t, the noise e predicted there, and what is left of x_t without e
-    """
-    if config.prior not in ("steer", "guided"):
-        return [plain({"start": row}) for row in z]
-    seen, s, d = sampling(model, jobs, config)
-    times, found = torch.tensor([t for t, _, _ in seen]), []
-    for i, row in enumerate(z):
+            list(SAMPLERS[config.prior_sampler](model.schedule, guided(net, model.embed([""])), noise,
+                                                config.prior_steps))
+    times = torch.tensor([t for t, _, _ in seen])
+    for i, tensors in enumerate(starts if seen else ()):
         x, e = (torch.stack([step[k][i] for step in seen]) for k in (1, 2))                     # (n, 4, H, W) each
-        found.append(plain({"strength": s[i], "direction": d[i], "timestep": times, "before": x, "noise": e,
-                            "push": s[i][times.to(s.device)] * d[i].float().norm(),
-                            "clean": clean_of(model, x, e, times), "start": row}))
-    return found
+        tensors |= {"timestep": times, "before": x, "noise": e, "clean": clean_of(model, x, e, times)}
+        if config.prior == "steer":
+            tensors["push"] = s[i][times.to(s.device)] * d[i].float().norm()
+    return [plain(tensors) for tensors in starts]
 
 
 @torch.no_grad()
-def record(model, job, config, step, i, values, drawn):
-    """All of one step of job i, {name: tensor}; values (S,) is what its relu is applied to at each place."""
-    hook = step.hook[i].float()                                                                 # (D, h, w)
-    flat, places = hook.flatten(1).T, hook.shape[1:]                                            # (S, D)
-    everything = model.sae.pre_acts(flat) if job.kind == "feature" else flat                    # (S, F)
-    top = everything.mean(dim=0).topk(min(STRONGEST, everything.shape[1]))
-    read = values.reshape(places)[config.position].reshape(1) if config.position else values    # (S,) or (1,)
-    climb = objective(read[None], job.kind, config.silent_gradient)[2][0]
-    tensors = {name: getattr(step, name)[i] for name in ("before", "transformed", "noised", "gradient", "filtered",
-                                                         "smoothed", "after", "activation", "silent")}
-    tensors |= dict(zip(("shift", "angle", "zoom", "eps"), map(torch.as_tensor, drawn)))
-    tensors |= {"hook": hook, "pre_activation": values.reshape(places), "climbed": climb,
-                "update": step.after[i] - step.before[i], "strongest": top.indices, "strongest_activation": top.values,
-                "strongest_map": everything[:, top.indices].T.unflatten(1, places), "adam_mean": step.mean[i],
-                "adam_square": step.square[i]}
-    tensors |= {f"penalty_{name}": value[i] for name, value in step.penalties.items()}
-    tensors["loss"] = sum(value[i] for value in step.penalties.values()) - climb
-    return plain(tensors)
+def record(model, job, config, step, i, drawn):
+    """Collect all of one step of job i, {name: tensor}; `drawn` are its random numbers."""
+    hook = step.hook[i:i + 1].float()                                                           # (1, D, h, w)
+    flat = hook[0].flatten(1).T                                                                 # (S, D)
+    everything = (model.sae.pre_acts(flat) if job.kind == "feature" else flat).mean(dim=0)      # (F or D,)
+    top = everything.topk(min(STRONGEST, len(everything)))
+    climbed = objective(readout(model, hook, [job], config.position), job.kind, config.silent_gradient)[2][0]
+    penalties = {name: value[i] for name, value in step.penalties.items()}
+    tensors = {name: getattr(step, name)[i] for name in OF_STEP}
+    tensors |= dict(zip(("shift", "angle", "zoom", "eps"), drawn))
+    tensors |= {f"penalty_{name}": value for name, value in penalties.items()}
+    return plain(tensors | {
+        "hook": hook[0], "pre_activation": readout(model, hook, [job]).reshape(hook.shape[2:]), "climbed": climbed,
+        "loss": sum(penalties.values()) - climbed, "update": step.after[i] - step.before[i], "adam_mean": step.mean[i],
+        "adam_square": step.square[i], "strongest": top.indices, "strongest_activation": top.values})
 
 
-def follow_finish(model, config, steps, i, result):
-    """Record the finish of job i: of all steps of all tries those of the try that was kept.
+def follow_finish(model, config, redrawn, i, result):
+    """Record the finish of job i: from the steps of all tries those of the try that was kept.
 
     A row a step, what finish.Step has but the hook, and
         rms_noise, rms_gradient (n,)    rms e, rms g
         pull (n,)                       s rms e / rms g, what g is multiplied by; 0 where there is no gradient
         clean (n, 4, H, W)              what the step takes for the clean latent
     """
-    firsts = [n for n, step in enumerate(steps) if step.index == 0]
-    (first,) = [n for n in firsts if steps[n].timestep == result.finished.scores["finish_from"]]
-    kept = steps[first:first + config.finish_steps]
-    s = {name: torch.stack([getattr(step, name)[i] for step in kept]) for name in (
-        "before", "noise", "gradient", "filtered", "pulled", "after", "activation", "silent")}  # (n, ...) each
+    tries = [redrawn[at:at + config.finish_steps] for at in range(0, len(redrawn), config.finish_steps)]
+    (kept,) = [steps for steps in tries if steps[0].timestep == result.finished.scores["finish_from"]]
+    s = {name: torch.stack([getattr(step, name)[i] for step in kept]) for name in OF_FINISH}    # (n, ...) each
     s["timestep"] = torch.tensor([step.timestep for step in kept])
     e, g = rms(s["noise"]).flatten(), rms(s["filtered"]).flatten()                              # (n,) each
-    s |= {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0),
-          "clean": clean_of(model, s["before"], s["pulled"], s["timestep"])}
-    return plain(s)
+    return plain(s | {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0),
+                      "clean": clean_of(model, s["before"], s["pulled"], s["timestep"])})
 
 
 @torch.no_grad()
-def under_noise(model, jobs, z, config):
-    """Measure latents z (B, 4, H, W) under the noises of a score: these (B, 4, 4, H, W), and activations (B, 4)."""
-    context = model.embed([config.prompt]).expand(len(jobs), -1, -1)
-    t = torch.tensor([job.timestep for job in jobs], device=model.device)
-    generators = [torch.Generator().manual_seed(visualize.SCORE_SEED ^ job.seed) for job in jobs]
-    noises, found = [], []
-    for _ in range(visualize.SCORE_DRAWS):
-        noises.append(torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z))
-        x = model.schedule.add_noise(z, noises[-1], t)
-        hook = read_hook(model, x, t, context)                                                  # (B, D, h, w)
-        found.append(activation(readout(model, hook, jobs), jobs[0].kind))                      # (B,)
-    return torch.stack(noises, dim=1), torch.stack(found, dim=1)
+def follow_scores(model, job, config, start, result):
+    """Record what the scores of a job's latents are made of.
 
-
-@torch.no_grad()
-def follow_scores(model, jobs, config, begin, results):
-    """Record what the scores of each job's latents are made of: [tensors].
-
-    eps (4, 4, H, W)                    the noises, the same for every latent of a job
-    activation_start (4,)               of the start under each of them
-    <name>_latent, <name>_reencoded     (4, H, W) each; name: ascent, finished
-    <name>_activation, <name>_activation_reencoded      (4,) each
+    eps (4, 4, H, W)                                    the noises, the same for every latent
+    <name>_latent (4, H, W), <name>_activation (4,)     name: start, ascent, finished; with _reencoded the latent after
+                                                        decoding and encoding
     """
-    eps, start = under_noise(model, jobs, begin, config)
-    found = [{"eps": eps[i], "activation_start": start[i]} for i in range(len(jobs))]
-    for name in tracepage.ends(results[0]):
-        z = torch.stack([tracepage.ends(result)[name].latent for result in results]).to(model.device)
-        again = model.encode(model.decode(z))
-        own, reencoded = (under_noise(model, jobs, latents, config)[1] for latents in (z, again))
-        for i, tensors in enumerate(found):
-            tensors |= {f"{name}_latent": z[i], f"{name}_reencoded": again[i], f"{name}_activation": own[i],
-                        f"{name}_activation_reencoded": reencoded[i]}
-    return [plain(tensors) for tensors in found]
+    g = torch.Generator().manual_seed(visualize.SCORE_SEED ^ job.seed)
+    eps = torch.stack([torch.randn(start.shape, generator=g) for _ in range(visualize.SCORE_DRAWS)]).to(start)
+    latents = {"start": start}
+    for name, end in tracepage.ends(result).items():
+        z = end.latent.to(start)
+        latents |= {name: z, f"{name}_reencoded": model.encode(model.decode(z[None]))[0]}
+    t = torch.full((len(eps),), job.timestep, device=model.device)
+    context, found = model.embed([config.prompt]).expand(len(eps), -1, -1), {"eps": eps}
+    for name, z in latents.items():
+        hook = read_hook(model, model.schedule.add_noise(z, eps, t), t, context)                # (4, D, h, w)
+        values = readout(model, hook, [job] * len(eps), config.position)
+        found |= {f"{name}_latent": z, f"{name}_activation": activation(values, job.kind)}
+    return plain(found)
 
 
-def save_trace(model, recipe, parts, out, steps):
+def save_trace(model, recipe, files, result, out, steps):
     """Write the files of one job, trace.html last; what an earlier trace left in the folder goes first."""
-    path, job = path_of(out, recipe), recipe["job"]
-    folder = with_suffix(path, "_trace")
-    for old in folder.glob("*") if folder.exists() else ():
+    folder, job = with_suffix(path_of(out, recipe), "_trace"), recipe["job"]
+    for old in folder.glob("*"):
         old.unlink()
-    files = {"start": parts.start, **{f"step_{k:03d}": s for k, s in sorted(parts.steps.items())},
-             "finish": parts.finish, "verdict": parts.verdict}
-    scores = {name: end.scores for name, end in tracepage.ends(parts.result).items()}
-    meta = json.dumps({"recipe": recipe, "scores": scores}, sort_keys=True)
+    scores = {name: end.scores for name, end in tracepage.ends(result).items()}
+    meta = {"featviz": json.dumps({"recipe": recipe, "scores": scores}, sort_keys=True)}
     for name, tensors in files.items():
-        if tensors is not None:
-            write(folder / f"{name}.safetensors", save_tensors(tensors, metadata={"featviz": meta}))
+        write(folder / f"{name}.safetensors", save_tensors(tensors, metadata=meta))
     command = f"{words.command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
-    write(folder / "trace.html", tracepage.page(model, recipe, command, parts).encode("utf-8"))
+    write(folder / "trace.html", tracepage.page(model, recipe, command, files, result).encode("utf-8"))
     return folder / "trace.html"
