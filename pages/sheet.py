@@ -1,9 +1,8 @@
 """Pictures in rows with text below, as one PNG: a sweep, and README's pictures of features drawn at random.
 
-    python featviz.py --sweep range_weight=0,0.5,1 jitter_max=0,1,8
-        writes out/<weights>/feature_00012/sweep_range_weight_jitter_max.png: the last setting across, the others down
-    python -m pages out/toy --rows rows.png 6       a row a feature: dataset images, ascent, finished picture, words
-    python -m pages out/toy --wall wall.png 48      the finished picture of each, and its words
+    python featviz.py --sweep range_weight=0,1 jitter_max=0,1,8     the last setting across, the others down
+    python -m pages out/toy --rows rows.png         a row a feature: dataset images, ascent, finished picture, words
+    python -m pages out/toy --wall wall.png         the finished picture of each, and its words
 
 Features are drawn at random with seed 0 among all that have results, and nobody chooses among them.
 """
@@ -14,31 +13,29 @@ import textwrap
 from PIL import Image, ImageDraw, ImageFont
 
 from pages.evidence import study
+from pages.web import shrunk
 from pages.words import short
 from results import feature_folders, read_result, read_results, with_suffix, write
 
 TILE, SMALL, GAP, LINE = 192, 128, 12, 17       # pixels: edge of a picture, space between, height of a line of text
-COLUMNS, EXAMPLES = 8, 3                        # of the wall; dataset images in a row
+ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, and in a row of it
+TITLES = (*["a dataset image"] * 3, "the ascent's picture", "the finished picture", "")
 
 
 def scaled(path, edge=TILE):
     """Read a picture: small ones at a whole multiple of their size, large ones shrunk."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    image = shrunk(path, edge)
     times = edge // max(image.size)
-    if times:
-        return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
-    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-    return image
+    return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
 
 
 def wrapped(text, font, width):
-    """Break text into lines that fit the width, no letter cut off: as few as possible."""
-    for letters in range(max(len(text), 1), 0, -1):
+    """Break text into as few lines as fit the width, no letter cut off."""
+    for letters in range(len(text), 0, -1):
         lines = textwrap.wrap(text, letters)
-        if max(map(font.getlength, lines), default=0) <= width:
-            break
-    return lines
+        if max(map(font.getlength, lines)) <= width:
+            return lines
+    return []
 
 
 def tile(picture, text, edge=TILE):
@@ -56,12 +53,13 @@ def tile(picture, text, edge=TILE):
 
 def save_sheet(rows, path):
     """Write rows of equally wide tiles as a PNG and return its path."""
-    width = max(map(len, rows)) * (rows[0][0].width + GAP) + GAP
+    width, y, file = max(map(len, rows)) * (rows[0][0].width + GAP) + GAP, GAP, io.BytesIO()
     heights = [max(drawn.height for drawn in row) + GAP for row in rows]
-    sheet, file = Image.new("RGB", (width, sum(heights) + GAP), "white"), io.BytesIO()
-    for n, row in enumerate(rows):
+    sheet = Image.new("RGB", (width, sum(heights) + GAP), "white")
+    for row, height in zip(rows, heights):
         for column, drawn in enumerate(row):
-            sheet.paste(drawn, (GAP + column * (drawn.width + GAP), GAP + sum(heights[:n])))
+            sheet.paste(drawn, (GAP + column * (drawn.width + GAP), y))
+        y += height
     sheet.save(file, format="PNG")
     write(path, file.getvalue())
     return path
@@ -81,23 +79,26 @@ def write_sweep(folder, recipes, names):
     return save_sheet(list(rows.values()), folder / f"sweep_{'_'.join(names)}.png")
 
 
-def write_features(folder, path, count, examples):
-    """Write `count` features drawn at random, with their dataset images (rows) or without (a wall); return the path."""
-    folders = [inside for inside in feature_folders(folder) if "feature_" in inside.name and read_results(inside)]
-    rows = [[tile(None, text, SMALL) for text in (*["a dataset image"] * EXAMPLES, "the ascent's picture",
-                                                  "the finished picture", "")]] if examples else [[]]
+def drawn_at_random(folder, count):
+    """Draw features that have results -> (best result, dataset images, evidence, words to show) of each."""
+    folders = feature_folders(folder)
     for inside in random.Random(0).sample(folders, min(count, len(folders))):
-        group, activity, evidence = study(inside)
-        known = [e.file for e in activity.shown(group[0].t)[:EXAMPLES]] if activity else []
-        words = evidence.words or "no word known"
-        if examples:
-            pictures = [*known, *[None] * (EXAMPLES - len(known)), group[0].path, group[0].last.path]
-            said = f"{words}\nevidence: {evidence.strength}\nfeature {group[0].target}"
-            rows.append([*(tile(picture, "", SMALL) for picture in pictures), tile(None, said, SMALL)])
-        elif len(rows[-1]) < COLUMNS:
-            rows[-1].append(tile(group[0].last.path, words, SMALL))
-        else:
-            rows.append([tile(group[0].last.path, words, SMALL)])
-    if not rows[0]:
-        raise ValueError(f"{folder}: holds no feature's result; make some with python featviz.py --feature 0-47")
+        ((first, *_), *_), activity, evidence = study(inside, read_results(inside))
+        known = [e["file"] for e in activity.shown(first.t)] if activity else []
+        yield first, known, evidence, evidence.words or "no word known"
+
+
+def write_rows(folder, path):
+    """Write a row for each of ROWS features, and return the path."""
+    rows = [[tile(None, title, SMALL) for title in TITLES]]
+    for first, known, evidence, words in drawn_at_random(folder, ROWS):
+        said = f"{words}\nevidence: {evidence.strength}\n{first.kind} {first.target}"
+        pictures = [*known, None, None, None][:3] + [first.path, first.last.path]
+        rows.append([*(tile(picture, "", SMALL) for picture in pictures), tile(None, said, SMALL)])
     return save_sheet(rows, path)
+
+
+def write_wall(folder, path):
+    """Write the pictures of WALL features, and return the path."""
+    tiles = [tile(first.last.path, words, SMALL) for first, _, _, words in drawn_at_random(folder, WALL)]
+    return save_sheet([tiles[n:n + COLUMNS] for n in range(0, len(tiles), COLUMNS)], path)

@@ -5,8 +5,7 @@ from pathlib import Path
 from results import feature_folders, read_results
 
 SCORES = ("activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank", "dataset_largest")
-TARGET = ("kind", "target", "hook_point")
-HEAD = ("timestep", "seed", "settings", "picture", "verdict", *SCORES)
+HEAD = ("kind", "target", "hook_point", "timestep", "seed", "settings", "picture", "verdict", *SCORES)
 
 
 def lines(found):
@@ -15,7 +14,8 @@ def lines(found):
         settings = " ".join(f"{name}={value}" for name, value in r.recipe["differs"].items())
         for name, p in (("ascent", r), ("finished", r.finished)):
             if p:
-                yield r.t, r.seed, settings, name, p.verdict, *(p.scores.get(score) for score in SCORES)
+                yield (r.kind, r.target, r.recipe["hook_point"], r.t, r.seed, settings, name, p.verdict,
+                       *(p.scores.get(score) for score in SCORES))
 
 
 def write_table(folder):
@@ -23,7 +23,7 @@ def write_table(folder):
     path = Path(folder) / "scores.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*TARGET, *HEAD])
-        for r in (r for inside in feature_folders(Path(folder)) for r in read_results(inside)):
-            writer.writerows([r.kind, r.target, r.recipe["hook_point"], *line] for line in lines([r]))
+        writer.writerow(HEAD)
+        for inside in feature_folders(folder):
+            writer.writerows(lines(read_results(inside)))
     return path

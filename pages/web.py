@@ -12,23 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-LARGE, EDGE = 100_000, 512          # bytes of a picture that is embedded as it is; pixels an edge of a larger one
-WIDE, NARROW = 256, 160             # CSS pixels that a picture may take on a desk and on a phone
-DOCUMENT = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{body}
-{script}</body>
-</html>
-"""
+EDGE = 160          # pixels an edge of a picture that is shown enlarged, each pixel a square
 
 
 def escape(value):
@@ -42,7 +26,7 @@ def data_uri(data, kind):
 
 
 def asset(name):
-    """Read a style sheet or script beside this file; "" where there is none."""
+    """Read a style sheet, script or template beside this file; "" where there is none."""
     path = Path(__file__).with_name(name)
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -51,39 +35,28 @@ def document(title, body, name):
     """Build a whole page; `body` is HTML, `title` is text. Style: style.css and <name>.css; script: <name>.js alone."""
     code = asset(f"{name}.js")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    allowed = f"script-src 'sha256-{digest}'" if code else "script-src 'none'"
-    policy = ("default-src 'none'; img-src data: file: 'self'; media-src file: 'self'; style-src 'unsafe-inline'; "
-              + allowed)
-    return DOCUMENT.format(policy=policy, title=escape(title), style=asset("style.css") + asset(f"{name}.css"),
-                           body=body, script=f"<script>{code}</script>\n" if code else "")
+    return asset("document.html").format(
+        title=escape(title), body=body, style=asset("style.css") + asset(f"{name}.css"),
+        allowed=f"'sha256-{digest}'" if code else "'none'", script=f"<script>{code}</script>\n" if code else "")
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-def embed(picture, edge=EDGE):
-    """Embed a picture, a path or an image -> (address that holds it, width, height); a large one is made smaller."""
-    if isinstance(picture, Path):
-        with Image.open(picture) as image:
-            image.load()
-        if max(image.size) <= edge and picture.stat().st_size <= LARGE:
-            return data_uri(picture.read_bytes(), image.format.lower()), *image.size
-        picture = image
-    picture, file = picture.convert("RGB"), io.BytesIO()
-    if max(picture.size) <= NARROW:
-        picture.save(file, format="PNG")
-        return data_uri(file.getvalue(), "png"), *picture.size
-    picture.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-    picture.save(file, format="JPEG", quality=90, subsampling=0)
-    return data_uri(file.getvalue(), "jpeg"), *picture.size
+def shrunk(picture, edge):
+    """Read a picture, a path or an image, as RGB, made smaller where it is larger than `edge`."""
+    with Image.open(picture) if isinstance(picture, Path) else picture as image:
+        small = image.convert("RGB")
+    small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    return small
 
 
-def sharp(picture, alt, sizes=(WIDE, NARROW)):
-    """Show a picture, a path or an image, at a whole multiple of its size, within `sizes` (on a desk, on a phone)."""
-    source, width, height = embed(picture, 2 * max(sizes))
-    wide, narrow = (width * max(1, room // width) if width <= room else room for room in sizes)
-    small = ' class="small"' if width <= NARROW else ""
-    return (f'<img{small} src="{source}" alt="{escape(alt)}" width="{width}" height="{height}" '
-            f'style="--wide:{wide}px;--narrow:{narrow}px">')
+def sharp(picture, alt, sizes):
+    """Embed a picture, a path or an image, at a whole multiple of its size within `sizes` (on a desk, on a phone)."""
+    image, file = shrunk(picture, 2 * max(sizes)), io.BytesIO()
+    small = max(image.size) <= EDGE
+    image.save(file, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 90, "subsampling": 0}))
+    wide, narrow = (image.width * max(1, room // image.width) if image.width <= room else room for room in sizes)
+    look = f'class="{"small" * small}" style="--wide:{wide}px;--narrow:{narrow}px"'
+    return (f'<img {look} src="{data_uri(file.getvalue(), "png" if small else "jpeg")}" alt="{escape(alt)}" '
+            f'width="{image.width}" height="{image.height}">')
 
 
 def player(file, address, what):
@@ -92,12 +65,11 @@ def player(file, address, what):
             "</audio>") if file.exists() else ""
 
 
-def figure(content, *lines):
-    """Show content over caption lines; these are HTML."""
-    return f'<figure>{content}<figcaption>{"<br>".join(filter(None, lines))}</figcaption></figure>'
+def figure(content, *lines, name=""):
+    """Show content over caption lines; these are HTML. `name`: where links lead."""
+    place = f' id="{name}"' if name else ""
+    return f'<figure{place}>{content}<figcaption>{"<br>".join(filter(None, lines))}</figcaption></figure>'
 
-
-# --- text -------------------------------------------------------------------------------------------------------------
 
 def term(word, meaning):
     """Show a word whose meaning appears on hover, on tap and on keyboard focus, without a script."""
@@ -106,26 +78,25 @@ def term(word, meaning):
 
 def section(name, title, *parts):
     """Build a section with a heading; "" where all parts are empty. `title` is HTML."""
-    inside = "".join(filter(None, parts))
+    inside = "".join(parts)
     return f'<section id="{name}"><h2>{title}</h2>{inside}</section>' if inside else ""
 
 
 def folded(name, title, *parts):
     """Build a section that opens on a click; "" where all parts are empty."""
-    inside = "".join(filter(None, parts))
-    return f'<details id="{name}"><summary><h2>{escape(title)}</h2></summary>{inside}</details>' if inside else ""
+    inside = "".join(parts)
+    return f'<details id="{name}"><summary><h2>{title}</h2></summary>{inside}</details>' if inside else ""
 
 
 def table(head, rows, label):
     """Build a table of texts; without a head each row's first cell names it."""
-    first = "td" if head else 'th scope="row"'
-    top = "<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in head) + "</tr>" if head else ""
-    body = ""
+    first = "<td>{}</td>" if head else '<th scope="row">{}</th>'
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = f"<tr>{top}</tr>" if head else ""
     for name, *cells in rows:
-        rest = "".join(f"<td>{escape(value)}</td>" for value in cells)
-        body += f"<tr><{first}>{escape(name)}</{first[:2]}>{rest}</tr>"
+        body += f"<tr>{first.format(escape(name))}{''.join(f'<td>{escape(value)}</td>' for value in cells)}</tr>"
     return (f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(label)}">'
-            f"<table>{top}{body}</table></div>")
+            f"<table>{body}</table></div>")
 
 
 def checks(found):
@@ -139,14 +110,11 @@ def bars(rows):
     most = max((abs(value) for _, _, value, _ in rows), default=0) or 1
     lines = ""
     for name, text, value, target in rows:
-        kinds = " ".join(word for word, holds in (("target", target), ("below", value < 0)) if holds)
-        width = f"{100 * abs(value) / most:.1f}%"
+        kinds = "target" * target + " below" * (value < 0)
         lines += (f'<tr class="{kinds}"><th scope="row">{name}</th><td>{escape(text)}</td>'
-                  f'<td><span class="bar" style="width:{width}"></span></td></tr>')
+                  f'<td><span class="bar" style="width:{100 * abs(value) / most:.1f}%"></span></td></tr>')
     return f'<table class="bars">{lines}</table>'
 
-
-# --- charts -----------------------------------------------------------------------------------------------------------
 
 def chart(values, label, x_most, width=560, height=160, marks=()):
     """Draw one curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None leaves a gap.
@@ -164,13 +132,11 @@ def chart(values, label, x_most, width=560, height=160, marks=()):
     def at_y(v):
         return round(top + h * (1 - (v - low) / ((high - low) or 1.0)), 1)
 
-    runs, step = [[]], x_most / max(len(values) - 1, 1)
+    line, step, pen = "", x_most / max(len(values) - 1, 1), "M"
     for i, v in enumerate(values):
-        if v is None:
-            runs.append([])
-        else:
-            runs[-1].append(f"{at_x(i * step)},{at_y(v)}")
-    drawn = "".join(f'<polyline class="curve" points="{" ".join(run)}"/>' for run in runs if run)
+        line += "" if v is None else f"{pen}{at_x(i * step)},{at_y(v)}"
+        pen = "M" if v is None else "L"
+    drawn = f'<path class="curve" d="{line}"/>'
     for x in marks if min(known) < max(known) else ():
         drawn += f'<line class="peak" x1="{at_x(x)}" x2="{at_x(x)}" y1="{top}" y2="{top + h}"/>'
     for x in sorted({0, x_most // 2, x_most}):

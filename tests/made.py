@@ -75,8 +75,10 @@ def activity(folder, peaks=(300,), concept=("Tree",), prompts=("A Tree image", "
         path = folder.parent / f"activity/images/{k:05d}.jpg"
         write(path, jpeg(picture(90 + k)))
         examples.append({"image": k, "activation": 3.0 - k, "prompt": prompt, "file": str(path)})
-    record = {"profile": profile, "largest": None, "strength": [1.0] * 1001, "peaks": list(peaks), "images": 40,
-              "concept": list(concept), "top": top, "examples": {str(t): examples for t in peaks}}
+    card = {"images": 40, "active": 7, "histogram": [[0, 0, 33], [0.5, 1.0, 7]], "alive": True, "timestep": 361,
+            "largest": 0.875, "gated": 0.25, "nearest": [[37, 0.75]], "examples": 5, "together": [[4, 3]]}
+    record = {"profile": profile, "strength": [1.0] * 1001, "peaks": list(peaks), "images": 40, "label": "",
+              "concept": list(concept), "top": top, "examples": {str(t): examples for t in peaks}, "card": card}
     write(folder / "activity.json", json.dumps(record).encode())
 
 
