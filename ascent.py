@@ -34,7 +34,7 @@ LOSS_SCALE = 2.0 ** 12                          # in float16, at first: gradient
 def draw(generator, shape, config):
     """Draw one step's random numbers of one job: shift (2,), angle (), zoom (), noise (4, H, W).
 
-    They are always drawn, used or not, so that settings can be compared at equal noise.
+    All are drawn, used or not, so that settings can be compared at equal noise.
     """
     whole = torch.randint(-config.jitter_max, config.jitter_max + 1, (2,), generator=generator)
     turn = torch.rand(2, generator=generator)
@@ -47,10 +47,15 @@ def readout(model, h, jobs, position=None):
 
     A target is a direction: a feature f is W_enc[f] . (h - b_dec) + b_enc[f], with its own row of W_enc alone; a
     channel is its unit vector, and a vector from a file itself, w . h. All jobs are of one kind. With `position` (row,
-    column) only that one is read: (B, 1).
+    column) only that one is read, (B, 1); ValueError for one outside the grid.
     """
-    h = h.float() if position is None else h.float()[:, :, position[0], position[1], None, None]
-    h = h.flatten(2).transpose(1, 2)                                                            # (B, S, D)
+    if position is not None:
+        (y, x), (rows, columns) = position, h.shape[2:]
+        if not (y < rows and x < columns):
+            raise ValueError(f"--position {y} {x}: {model.hook_point} has {rows} rows and {columns} columns, counted "
+                             "from 0")
+        h = h[:, :, y, x, None, None]
+    h = h.float().flatten(2).transpose(1, 2)                                                    # (B, S, D)
     if jobs[0].kind == "feature":
         return model.sae.linear(h, [job.target for job in jobs])
     return (h @ directions(model, jobs)[:, :, None])[..., 0]
@@ -73,16 +78,16 @@ def objective(values, kind, silent_gradient=True):
 
 
 def first_scale(model, rows):
-    """Return the loss scale (rows,) that a float16 run begins with; None in the other precisions, which need none."""
+    """Return the loss scale (rows,) that a float16 run begins with; None in the other precisions."""
     return torch.full((rows,), LOSS_SCALE, device=model.device) if model.dtype == torch.float16 else None
 
 
 def gradient_of(loss, leaf, scale=None):
     """Differentiate loss (B,) by its leaf (B, 4, H, W): (gradient, scale that it took, repeats (B,)) [4].
 
-    float16 has no numbers below 6e-8 or above 65504 for what flows back: the loss is multiplied by `scale` (B,), powers
-    of two, and the gradient divided by it. Where a row is not finite its scale is halved, and the same step is taken
-    again with the same random numbers; at scale 1 it is left as it is.
+    float16 has no numbers below 6e-8 or above 65504: the loss is multiplied by `scale` (B,), powers of two, and the
+    gradient divided by it. Where a row is not finite its scale is halved, and the same step is taken again with the
+    same random numbers; at scale 1 it is left as it is.
     """
     repeats = torch.zeros_like(loss)
     if scale is None:
@@ -101,8 +106,7 @@ def adamw(z, g, mean, square, n, config):
         mean   <- beta1 mean + (1 - beta1) g                    square <- beta2 square + (1 - beta2) g^2
         z      <- (1 - lr decay) z - lr mean / (1 - beta1^n) / (sqrt(square / (1 - beta2^n)) + epsilon)
 
-    By hand, in the order of torch.optim.AdamW, whose results it gives to the bit: importing that one takes a second and
-    80 MB.
+    To the bit that of torch.optim.AdamW, whose import takes a second and 80 MB.
     """
     mean = mean.lerp(g, 1 - config.beta1)
     square = (config.beta2 * square).addcmul(g, g, value=1 - config.beta2)
@@ -114,7 +118,7 @@ def adamw(z, g, mean, square, n, config):
 
 @dataclass
 class Step:
-    """One step of the ascent as data; tensors have a row a job and are never written to again."""
+    """One step of the ascent as data; tensors have a row a job and are not written to again."""
     index: int
     before: torch.Tensor            # (B, 4, H, W) the latent that this step started from
     transformed: torch.Tensor       # (B, 4, H, W) after roll, turn and zoom

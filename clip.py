@@ -32,9 +32,7 @@ RUN = re.compile("L+|N|O+| ")                                   # of character c
 
 @lru_cache
 def byte_symbols():
-    """Map each of the 256 bytes to a printable character: itself where printable, else chr(256 + n) for the n-th byte
-    that is not [1].
-    """
+    """Map each of the 256 bytes to itself where printable, else to chr(256 + n) for the n-th byte that is not [1]."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
@@ -64,17 +62,14 @@ def split_words(text):
 
 
 def number(merges):
-    """Return {token: id} in the order of SD's vocab.json [2]: bytes, bytes at the end of a word, merged pairs, start
-    token, end token.
-    """
+    """Return {token: id} as in SD's vocab.json [2]: bytes, bytes at the end of a word, merged pairs, start, end."""
     symbols = list(byte_symbols().values())
     tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
     return {token: i for i, token in enumerate(tokens)}
 
 
 class Tokenizer:
-    """Byte-pair encoding: lower-cased text -> ids [start, at most 75 tokens, end, end, ...], padded with the end token
-    [2].
+    """Byte-pair encoding: lower-cased text -> ids [start, at most 75 tokens, end, end, ...], padded with the end [2].
 
     A word becomes the symbols of its UTF-8 bytes, `</w>` on the last. Then the adjacent pair that comes first in
     `merges` is joined, over and over, until no pair is in the list.
@@ -118,10 +113,7 @@ class Tokenizer:
         return self.cache[word]
 
     def ids(self, text):
-        """Return the token ids of a text, without start, end and padding.
-
-        START and END, spelt exactly, are tokens wherever they stand in the text; an unknown token becomes END [3].
-        """
+        """Return a text's ids, without start, end and padding; START and END in it are tokens, unknown ones END [3]."""
         tokens = []
         for piece in SPECIAL.split(text):
             if piece in (START, END):
@@ -158,10 +150,7 @@ class TextEmbeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """out_proj(softmax(q k^T / sqrt(C / heads)) v).
-
-    causal: a token sees itself and the tokens before it, padding included, as in text [3]. Without it all see all.
-    """
+    """out_proj(softmax(q k^T / sqrt(C / heads)) v); causal: a token sees itself and those before it, as in text [3]."""
 
     def __init__(self, c, heads, causal):
         super().__init__()
@@ -214,9 +203,7 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Ids (B, 77) -> final_layer_norm(encoder(embeddings(ids))) (B, 77, C).
-
-    Arguments are named as in config.json; the defaults are SD 1.x's, which are CLIP ViT-L/14's [2].
+    """Ids (B, 77) -> final_layer_norm(encoder(embeddings(ids))) (B, 77, C); arguments as in config.json, SD 1.x's [2].
     """
 
     def __init__(self, vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,

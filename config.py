@@ -5,6 +5,7 @@ Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.082
 marked (ours) is not in it. Nothing here needs torch, so that help and wrong flags are answered at once.
 """
 import dataclasses
+import operator
 import os
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ LARGEST = 1e6                                   # of a setting (ours); AdamW's o
 FINISH_FROM = (600, 800, 900)                   # time steps that finish_from "auto" tries (ours)
 StepOrAuto = int | str                          # a whole number or "auto"
 PRIORS = ("steer", "noise", "guided")           # anything else is the path of a picture
+LIMITS = {"low": ("at least", operator.ge), "high": ("at most", operator.le), "above": ("above", operator.gt),
+          "below": ("below", operator.lt)}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Config:
     finish_scale: float = setting(0.5, "how hard the feature pulls, in units of the noise", low=0)
     finish_steps: int = setting(30, "steps of the redrawing", low=1)
 
+    @property
+    def finish_times(self):
+        """The time steps that a finish starts from, one of them or all."""
+        return FINISH_FROM if self.finish_from == "auto" else (self.finish_from,)
+
 
 RAW = dict(total_variation_weight=0.5, moment_weight=0.0, gradient_smoothing_sigma_start=0.5, steer_scale=50.0)
 NONE = dict(weight_decay=0.0, range_weight=0.0, moment_weight=0.0, jitter_max=0, rotate_max=0.0, scale_max=1.0,
@@ -91,11 +99,10 @@ def configure(own, preset=None, kind="feature", **changes):
     preset  sae, raw, none, or quick, which changes the usual one; None is the usual one: sae for features, raw for
             channels and directions. Unknown names of settings raise TypeError.
     """
-    usual = "sae" if kind == "feature" else "raw"
     if kind == "direction":                     # no capture knows how strong it is
         changes = {"prior": "guided"} | changes
     quick = QUICK if preset == "quick" else {}
-    name = usual if preset in (None, "quick") else preset
+    name = preset if preset and not quick else "sae" if kind == "feature" else "raw"
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}, quick")
     return dataclasses.replace(PRESETS[name], **(own.get("presets", {}).get(name, {}) | quick | changes))
@@ -108,40 +115,37 @@ def check_config(config, edge=REFERENCE_WIDTH, T=1000):
     """
     for name, field in SETTINGS.items():
         check_setting(name, field, getattr(config, name))
-    size = config.gradient_smoothing_kernel_size
-    if size % 2 == 0 or size >= 2 * edge:
-        raise ValueError(f"--gradient-smoothing-kernel-size must be odd and below {2 * edge}, got {size}")
-    if config.prior_steps >= T:
-        raise ValueError(f"--prior-steps must be between 1 and {T - 1}, got {config.prior_steps}")
-    lowest = min(FINISH_FROM) if config.finish_from == "auto" else config.finish_from
-    if not lowest < T:
-        raise ValueError(f"--finish-from must be between 1 and {T - 1}, or auto, got {lowest}")
-    if config.finish_steps > lowest:
-        raise ValueError(f"--finish-steps must be between 1 and --finish-from, {lowest}, got {config.finish_steps}")
+    size, lowest = config.gradient_smoothing_kernel_size, min(config.finish_times)
+    for name, value, holds, range_of in (
+            ("gradient_smoothing_kernel_size", size, size % 2 == 1 and size < 2 * edge, f"odd and below {2 * edge}"),
+            ("prior_steps", config.prior_steps, config.prior_steps < T, f"between 1 and {T - 1}"),
+            ("finish_from", lowest, lowest < T, f"between 1 and {T - 1}, or auto"),
+            ("finish_steps", config.finish_steps, config.finish_steps <= lowest,
+             f"between 1 and --finish-from, {lowest}")):
+        if not holds:
+            raise ValueError(f"{flag(name)} must be {range_of}, got {value}")
 
 
 def check_setting(name, field, value):
     """Raise ValueError, which names the flag and what it takes, for one setting's value."""
-    said = field.metadata
-    if field.type == StepOrAuto and value == "auto":
-        return
+    said, auto = field.metadata, field.type == StepOrAuto
+    kind = int if auto else field.type
     if name == "position":
-        pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(type(n) is int and n >= 0 for n in value)
-        if value is not None and not pair:
-            raise ValueError(f"--position takes a row and a column, counted from 0, got {value!r}")
-        return
-    if name == "prior" and value not in PRIORS and not os.path.isfile(str(value)):
-        raise ValueError(f"--prior must be one of {', '.join(PRIORS)}, or the path of a picture, got {value!r}")
-    wanted = int if field.type == StepOrAuto else field.type
-    right = type(value) is wanted or wanted is float and type(value) is int
-    if not right or wanted is float and not abs(value) <= LARGEST:                              # NaN is not <=
-        kind = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false"}
-        raise ValueError(f"{flag(name)} must be {kind.get(wanted, 'a text')}{' or auto' * (field.type == StepOrAuto)}, "
-                         f"got {value!r}")
-    if said["choices"] and value not in said["choices"]:
-        raise ValueError(f"{flag(name)} must be one of {', '.join(said['choices'])}, got {value!r}")
-    limits = {"low": ("at least", lambda limit: value >= limit), "high": ("at most", lambda limit: value <= limit),
-              "above": ("above", lambda limit: value > limit), "below": ("below", lambda limit: value < limit)}
-    for word, (text, holds) in limits.items():
-        if said[word] is not None and not holds(said[word]):
-            raise ValueError(f"{flag(name)} must be {text} {said[word]}, got {value!r}")
+        right = value is None or (isinstance(value, (tuple, list)) and len(value) == 2
+                                  and all(type(n) is int and n >= 0 for n in value))
+        must = "a row and a column, counted from 0"
+    elif name == "prior":
+        right = value in PRIORS or os.path.isfile(str(value))
+        must = f"one of {', '.join(PRIORS)}, or the path of a picture"
+    elif said["choices"]:
+        right, must = value in said["choices"], f"one of {', '.join(said['choices'])}"
+    else:
+        number = type(value) in (float, int) and abs(value) <= LARGEST                          # NaN is not <=
+        right = number if kind is float else type(value) is kind or auto and value == "auto"
+        must = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false",
+                str: "a text"}[kind] + " or auto" * auto
+    for word, (text, holds) in LIMITS.items():
+        if right and value != "auto" and said[word] is not None and not holds(value, said[word]):
+            right, must = False, f"{text} {said[word]}"
+    if not right:
+        raise ValueError(f"{flag(name)} must be {must}, got {value!r}")

@@ -7,10 +7,9 @@
         e' = e - s (rms e / rms g) g                        s: how hard it pulls, whatever the size of its gradient
         x  = the DDIM step with e'
 
-From pure noise at the top of the schedule the same loop is a start of its own, `guide`.
+From pure noise at the top of the schedule the same loop is a start, --prior guided.
 
-The finish shows what the model makes of what the ascent found. It may put in what the feature did not ask for: hence
-both pictures are kept, and both have scores.
+The model may put in what the feature did not ask for: hence both pictures are kept, and both have scores.
 
 Sources
  [1] Meng et al., "SDEdit", arXiv 2108.01073: noising a picture to t0 and denoising it again
@@ -30,8 +29,7 @@ import torch
 
 import regularizers as reg
 from ascent import first_scale, gradient_of, objective, readout
-from config import FINISH_FROM
-from sae import reading
+from steering import reach_hook
 
 FINISH_SEED = 0x6F3D91A5                        # a job's seed XOR this: the finish draws from a generator of its own
 
@@ -70,13 +68,10 @@ def look(model, x, t, context):
     Gradients are recorded up to the hook only.
     """
     leaf = x.clone().requires_grad_(True)
-    passes = model.unet.run(leaf.to(model.dtype), t, context)
     with torch.enable_grad():
-        before, (name, h) = None, next(passes)
-        while name != model.hook_point:
-            before, (name, h) = h, passes.send(h)
-        hook = reading(model.sae, before, h)
+        passes, h, hook = reach_hook(model, leaf, t, context)
     with torch.no_grad():
+        name = model.hook_point
         while name != "conv_out":
             name, h = passes.send(h)
     return h.float(), hook, leaf
@@ -107,34 +102,8 @@ def redraw(model, jobs, x, times, config):
         del hook, values, a, climb              # their graph: two at once would take twice the memory
 
 
-def guide(model, jobs, noise, config, on_step=None):
-    """Sample a start from noise (B, 4, H, W) while the feature pulls. -> (B, 4, H, W)"""
-    for step in redraw(model, jobs, noise, grid(len(model.schedule) - 1, config.prior_steps), config):
-        if on_step:
-            on_step("sampling", step)
-    return step.after
-
-
 def noised(model, jobs, z, t0):
     """Bring latents z (B, 4, H, W) to time step t0, each with the noise of its job's seed."""
     generators = [torch.Generator().manual_seed(FINISH_SEED ^ job.seed) for job in jobs]
     eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
     return model.schedule.add_noise(z, eps, torch.full((len(jobs),), t0, device=z.device))
-
-
-def tries(config):
-    """List the time steps that the finish starts from: one, or with "auto" those of FINISH_FROM."""
-    return FINISH_FROM if config.finish_from == "auto" else (config.finish_from,)
-
-
-def finish(model, jobs, z, config, keep, on_step=None):
-    """Redraw z (B, 4, H, W) from each t0 of `tries`: [(t0, latents (B, 4, H, W), what `keep` makes of each step)]."""
-    made = []
-    for t0 in tries(config):
-        history = []
-        for step in redraw(model, jobs, noised(model, jobs, z, t0), grid(t0, config.finish_steps), config):
-            history.append(keep(step))
-            if on_step:
-                on_step("finish", step)
-        made.append((t0, step.after, history))
-    return made

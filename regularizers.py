@@ -64,10 +64,8 @@ def smoothing_sigma(step, steps, start, end):
 
 
 def blur(g, sigma, size=KERNEL_SIZE):
-    """Gaussian blur, weights exp(-x^2 / (2 sigma^2)) normalised, borders reflected; sigma <= 0 leaves g as it is.
-
-    (B, C, H, W) -> the same. As torchvision's gaussian_blur.
-    """
+    """Blur by weights exp(-x^2 / (2 sigma^2)), normalised, borders reflected, like torchvision; not where sigma <= 0.
+    (B, C, H, W) -> the same."""
     if sigma <= 0:
         return g
     half = size // 2
@@ -81,11 +79,8 @@ def blur(g, sigma, size=KERNEL_SIZE):
 
 
 def spectral_filter(g):
-    """FFT of g times 1 / (r + 1), r = sqrt(fy^2 + fx^2) with f in whole cycles a picture; back; g's own deviation
-    restored.
-
-    (B, C, H, W) -> the same; the deviation is that of the whole row, over C, H and W.
-    """
+    """FFT of g times 1 / (r + 1), r = sqrt(fy^2 + fx^2) in cycles a picture, and back; then g's own deviation, that of
+    the whole row over C, H and W. (B, C, H, W) -> the same."""
     fy = torch.fft.fftfreq(g.shape[-2], d=1 / g.shape[-2], device=g.device)
     fx = torch.fft.fftfreq(g.shape[-1], d=1 / g.shape[-1], device=g.device)
     r = (fy[:, None] ** 2 + fx[None, :] ** 2).sqrt()                                            # (H, W)

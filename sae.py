@@ -1,7 +1,6 @@
 """A sparse autoencoder (SAE): activations at a hook point <-> features.
 
-Scope: inference. Training is in dictionary/; files of other tools come through weights/convert.py, which knows how each
-of them spells and gates; here is one form, of which SAeUron's is the default.
+Training is in dictionary/; weights/convert.py brings other tools' files into this one form; SAeUron's is the default.
 Sources
  [1] Cywinski & Deja, "SAeUron: Interpretable Concept Unlearning in Diffusion Models with Sparse Autoencoders",
      arXiv 2501.18052, and its published `cfg.json` + `sae.safetensors` (names, shapes)
@@ -57,10 +56,9 @@ class SAE(nn.Module):
         return h
 
     def linear(self, h, feature=None):
-        """The pre-activation before the relu: h (..., D) -> (..., F); for features (n,) of a batch's rows, h (n, S, D)
-        -> (n, S).
+        """Compute the pre-activation before the relu: h (..., D) -> (..., F).
 
-        With `feature` only those rows of W_enc are used: one dot product a position instead of F.
+        With `feature` (n,), one for each row of h (n, S, D), only those rows of W_enc are used: (n, S).
         """
         h = self.preprocess(h)
         h = h - self.b_dec if self.centre else h
@@ -99,9 +97,8 @@ class SAE(nn.Module):
 
 
 def reading(sae, before, h):
-    """Return what is read at a hook point, given its module's input `before` and output h, both (B, D, h, w): the
-    output or, where the SAE was trained on the update, h - before.
-    """
+    """Return what is read of a hook point's input `before` and output h, both (B, D, h, w): h or, by an SAE that reads
+    the update, h - before."""
     return h.float() - before.float() if sae is not None and sae.reads == "update" else h
 
 

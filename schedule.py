@@ -17,8 +17,7 @@ STEPS_OFFSET = 1            # [4]; time steps are i * (T // N) + 1, "leading" sp
 
 
 class Schedule:
-    """abar_t = cumprod(1 - beta_t) with beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2 ("scaled linear",
-    float32) [4].
+    """abar_t = cumprod(1 - beta_t), beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2, "scaled linear" [4].
 
     Sampling ends at abar_0, or, with set_alpha_to_one, at abar = 1 [5].
     """
@@ -58,8 +57,7 @@ class Schedule:
 
 
 def guided(model, context, null=None, guidance=1.0):
-    """(x, t) -> eps by classifier-free guidance: e_null + g (e_text - e_null); without `null` or at g = 1 the plain
-    prediction.
+    """Return (x, t) -> eps by classifier-free guidance, e_null + g (e_text - e_null); the plain e_text without `null`.
 
     `model(x, t, context)` predicts noise; context and null are (B, 77, Dc) or (1, 77, Dc).
     """
@@ -75,8 +73,7 @@ def guided(model, context, null=None, guidance=1.0):
 
 
 def ddim(schedule, predict, x, steps=50):
-    """DDIM sampling [2]: from x (B, 4, H, W) ~ N(0, I), yields (t, x after the step), N times. predict(x, t) -> noise.
-    """
+    """Sample by DDIM [2] from x (B, 4, H, W) ~ N(0, I): yields (t, x after it), N times; predict(x, t) -> noise."""
     stride = len(schedule) // steps
     for t in schedule.timesteps(steps):
         x = schedule.step(x, predict(x, t), t, t - stride)
@@ -84,12 +81,10 @@ def ddim(schedule, predict, x, steps=50):
 
 
 def pndm(schedule, predict, x, steps=50):
-    """PLMS sampling [3], SD 1.x's own (skip_prk_steps): yields (t, x after the step), N + 1 times; the second t comes
-    twice.
+    """Sample by PLMS [3], SD 1.x's own: yields (t, x after the step), N + 1 times; the second t comes twice.
 
-    The multistep rule extrapolates the noise from the last four predictions; the step itself is DDIM's, to which [3]'s
-    transfer function is algebraically equal. The first step is done again with the mean of both its ends, which takes
-    the place of a history.
+    The rule extrapolates the noise from the last four predictions; the step is DDIM's, to which [3]'s transfer function
+    is algebraically equal. The first step is done again with the mean of both its ends, for lack of a history.
     """
     stride, times = len(schedule) // steps, schedule.timesteps(steps)
     past, start = [], x                                         # predictions of the last steps, newest last

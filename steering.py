@@ -1,7 +1,6 @@
 """Steer samples: add a target's direction at the hook point while the model draws from noise.
 
-Regularizer 1 of the method: an ascent that starts at such a sample starts at a picture, and one in which the target is
-already wanted.
+Regularizer 1 of the method: the ascent starts at a picture in which the target is already wanted.
 
     at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation seen at t)
 
@@ -32,10 +31,19 @@ def directions(model, jobs):
     return torch.stack([model.directions[name] for name in targets])
 
 
+def reach_hook(model, x, t, context):
+    """Run the UNet up to the model's hook point: (the run, which can go on; output there; what is read there), the last
+    two (B, D, h, w), see sae.reading."""
+    passes = model.unet.run(x.to(model.dtype), t, context)
+    before, (name, h) = None, next(passes)
+    while name != model.hook_point:
+        before, (name, h) = h, passes.send(h)
+    return passes, h, reading(model.sae, before, h)
+
+
 def read_hook(model, x, t, context):
-    """Run the UNet up to the model's hook point and return what is read there, (B, D, h, w): see sae.reading."""
-    more = {"update": True} if model.sae is not None and model.sae.reads == "update" else {}
-    return model.unet(x.to(model.dtype), t, context, until=model.hook_point, **more)
+    """Run the UNet up to the model's hook point and return what is read there, (B, D, h, w)."""
+    return reach_hook(model, x, t, context)[2]
 
 
 def predict(model, x, t, context, push=None, see=None):
@@ -59,10 +67,10 @@ def predict(model, x, t, context, push=None, see=None):
 def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, see=None, on_step=None):
     """Sample images' latents: noise (B, 4, H, W), context (B or 1, 77, Dc) -> (B, 4, H, W).
 
-    add(t) -> {hook point: (B or 1, D)}: added at the hook at time step t, with guidance (1, D) to both halves.
-    see(t, h): is handed the hook's output before anything is added, (B, D, h, w); with guidance (2B, D, h, w), first
-    the rows that saw the empty prompt, then those that saw `context`.
-    on_step("sampling", None): is called after each step.
+    add      add(t) gives {hook point: (B or 1, D)} to add at time step t, with guidance (1, D) to both halves
+    see      is handed t and what is read at the hook before anything is added, (B, D, h, w); with guidance (2B, D, h,
+             w), first the rows that saw the empty prompt, then those that saw `context`
+    on_step  is called after each step as on_step("sampling", None)
     """
     def noise_at(x, now):                       # `now` is a number: to read it off a card would wait for the card
         net = lambda x, t, c: predict(model, x, t, c, add and add(now), see and (lambda h: see(now, h)))

@@ -1,7 +1,7 @@
 """The denoising UNet of Stable Diffusion 1.x, with a way out at every attention, resnet and convolution.
 
-Scope: noise prediction, the hook's output, and an addition at a hook (steering). Module names are the checkpoint's own,
-so `up_blocks.1.attentions.1` is a real submodule and a strict `load_state_dict` is the whole loader.
+Module names are the checkpoint's own, so `up_blocks.1.attentions.1` is a real submodule and a strict `load_state_dict`
+is the whole loader.
 Sources
  [1] Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752
  [2] the published SD 1.4 file `unet/config.json` and its 686 tensors (names, shapes, sizes)
@@ -43,22 +43,26 @@ class TimeMLP(nn.Module):
 
 
 class Resnet(nn.Module):
-    """x + conv2(silu(norm2(conv1(silu(norm1 x)) + time))), a 1x1 shortcut where the width changes."""
+    """x + conv2(silu(norm2(conv1(silu(norm1 x)) + time))), a 1x1 shortcut where the width changes; the autoencoder's
+    have no time.
+    """
 
-    def __init__(self, c_in, c_out, c_time, groups):
+    def __init__(self, c_in, c_out, groups, c_time=None, eps=EPS):
         super().__init__()
         self.out_channels = c_out
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(c_time, c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=EPS)
+        if c_time:
+            self.time_emb_proj = nn.Linear(c_time, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
             self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x, temb):                                             # (B, c_in, h, w), (B, c_time)
+    def forward(self, x, temb=None):                                        # (B, c_in, h, w), (B, c_time)
         h = self.conv1(F.silu(self.norm1(x)))                                                   # (B, c_out, h, w)
-        h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        if temb is not None:
+            h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
@@ -102,8 +106,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, cross-attention to the text, feed-forward, each added to its input.
-    """
+    """Self-attention, cross-attention to the text, feed-forward, each after a norm and added to its input."""
 
     def __init__(self, c, c_context, heads):
         super().__init__()
@@ -136,7 +139,7 @@ class Transformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride 2, padding 1 on all sides: (B, c, h, w) -> (B, c, h/2, w/2)."""
+    """A convolution of stride 2, padding 1 on all sides: (B, c, h, w) -> (B, c, h/2, w/2)."""
 
     def __init__(self, c):
         super().__init__()
@@ -158,12 +161,11 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: a resnet for each width in `c_ins`, each followed by a transformer if `heads`, then down or up.
-    """
+    """One resolution: a resnet for each width in `c_ins`, each followed by a transformer if `heads`; down or up."""
 
     def __init__(self, c_ins, c, heads, resample, c_time, c_context, groups):
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(c_in, c, c_time, groups) for c_in in c_ins)
+        self.resnets = nn.ModuleList(Resnet(c_in, c, groups, c_time) for c_in in c_ins)
         self.attentions = nn.ModuleList(Transformer(c, c_context, heads, groups) for _ in c_ins if heads)
         if resample == "down":
             self.downsamplers = nn.ModuleList([Downsample(c)])
@@ -174,7 +176,7 @@ class Level(nn.Module):
 class Mid(nn.Module):
     def __init__(self, c, heads, c_time, c_context, groups):
         super().__init__()
-        self.resnets = nn.ModuleList([Resnet(c, c, c_time, groups), Resnet(c, c, c_time, groups)])
+        self.resnets = nn.ModuleList(Resnet(c, c, groups, c_time) for _ in range(2))
         self.attentions = nn.ModuleList([Transformer(c, c_context, heads, groups)])
 
 
@@ -216,51 +218,44 @@ class UNet(nn.Module):
 
     @cached_property
     def hook_points(self):
-        """Names of all attentions, resnets and convolutions between them, in the order in which they run.
-
-        conv_out is none of them: its output is the prediction itself.
-        """
-        down, up = ([(f"{side}.{i}", level) for i, level in enumerate(getattr(self, side))]
-                    for side in ("down_blocks", "up_blocks"))
+        """Names of all attentions, resnets and convolutions between them as they run; but conv_out, the prediction."""
+        levels = [f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4)]
         names = ["conv_in"]
-        for name, level in (*down, ("mid_block", self.mid_block), *up):
-            for j in range(len(level.resnets)):
-                names += [f"{name}.{part}.{j}" for part in ("resnets", "attentions") if j < len(getattr(level, part))]
-            names += [f"{name}.{part}.0.conv" for part in ("downsamplers", "upsamplers") if hasattr(level, part)]
+        for level in (*levels[:4], "mid_block", *levels[4:]):
+            parts = dict(self.get_submodule(level).named_children())
+            for j in range(len(parts["resnets"])):
+                names += [f"{level}.{part}.{j}" for part in ("resnets", "attentions") if j < len(parts.get(part, ()))]
+            names += [f"{level}.{part}.0.conv" for part in ("downsamplers", "upsamplers") if part in parts]
         return names
 
     def hook_name(self, name):
-        """The submodule's name of a hook point, written with or without `unet.`; ValueError names the nearest."""
-        short, points = name.removeprefix("unet."), self.hook_points
-        if short not in points:
-            near = difflib.get_close_matches(short, points, n=3, cutoff=0.0)
-            raise ValueError(f"hook point {name!r} is no attention, resnet or convolution of this UNet; nearest: "
-                             + ", ".join(near))
+        """Return a hook point's name, given with or without `unet.`; ValueError names the nearest."""
+        short = name.removeprefix("unet.")
+        if short not in self.hook_points:
+            near = ", ".join(difflib.get_close_matches(short, self.hook_points, n=3, cutoff=0.0))
+            raise ValueError(f"hook point {name!r} is no attention, resnet or convolution of the UNet; nearest: {near}")
         return short
 
     def width(self, name):
         """D, the number of channels at hook point `name`."""
         return self.get_submodule(self.hook_name(name)).out_channels
 
-    def forward(self, z, t, context, until=None, add=None, update=False):
+    def forward(self, z, t, context, until=None, add=None):
         """Predict the noise of latents (B, 4, H, W) at time steps t (B,) int64 with text (B, 77, Dc): (B, 4, H, W).
 
-        until   a hook point: return its output (B, D, h, w) instead; nothing after it is computed.
-        add     {hook point: (B, D) or (D,)}: added to every position of that hook's output before the net goes on.
-        update  of an attention: return its output minus its input, float32.
+        until   a hook point: return its output (B, D, h, w) instead; nothing after it is computed
+        add     {hook point: (B, D) or (D,)}: added to every position of that hook's output before the net goes on
         """
         stop = self.hook_name(until) if until else "conv_out"
-        if update and not updates(stop):
-            raise ValueError(f"hook point {stop!r} has no update, output minus input; an attention has")
         add = {self.hook_name(name): v for name, v in (add or {}).items()}
-        run = self.run(z, t, context)
-        before, (name, h) = None, next(run)
+        passes = self.run(z, t, context)
+        name, h = next(passes)
         while True:
             if name in add:
                 h = h + add[name].reshape(-1, h.shape[1], 1, 1)
             if name == stop:
-                return h.float() - before.float() if update else h
-            before, (name, h) = h, run.send(h)
+                return h
+            name, h = passes.send(h)
 
     def run(self, z, t, context):
         """The network, a hook point at a time: yields (its name, its output) and goes on with what is sent back."""

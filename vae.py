@@ -1,7 +1,6 @@
 """The autoencoder of Stable Diffusion 1.x: images <-> latents.
 
-Scope: encoder and decoder with the checkpoint's own module names, so that a strict `load_state_dict` is the whole
-loader.
+Module names are the checkpoint's own, so that a strict `load_state_dict` is the whole loader.
 Sources
  [1] Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752 (the architecture)
  [2] the published SD 1.4 file `vae/config.json` and its 248 tensors (names, shapes, sizes)
@@ -10,33 +9,19 @@ Sources
 Axes: B images, C channels, H W latent height and width. With n levels the image is 2^(n-1) times larger: 8 for SD,
 4 for the toy. Every GroupNorm here has eps 1e-6 [3]; the UNet's are 1e-5.
 """
+import io
 import warnings
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
+from unet import Resnet, Upsample
+
 EPS = 1e-6
-
-
-class Resnet(nn.Module):
-    """x + conv2(silu(norm2(conv1(silu(norm1 x))))), with a 1x1 shortcut where the width changes."""
-
-    def __init__(self, c_in, c_out, groups):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=EPS)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=EPS)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        if c_in != c_out:
-            self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
-
-    def forward(self, x):                                       # (B, c_in, h, w)
-        h = self.conv1(F.silu(self.norm1(x)))                   # (B, c_out, h, w)
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
 class Attention(nn.Module):
@@ -58,7 +43,7 @@ class Attention(nn.Module):
 class Mid(nn.Module):
     def __init__(self, c, groups):
         super().__init__()
-        self.resnets = nn.ModuleList([Resnet(c, c, groups), Resnet(c, c, groups)])
+        self.resnets = nn.ModuleList(Resnet(c, c, groups, eps=EPS) for _ in range(2))
         self.attentions = nn.ModuleList([Attention(c, groups)])
 
     def forward(self, h):
@@ -76,23 +61,12 @@ class Downsample(nn.Module):
         return self.conv(F.pad(h, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a convolution: (B, c, h, w) -> (B, c, 2h, 2w)."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, padding=1)
-
-    def forward(self, h):
-        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-
-
 class Level(nn.Module):
     """Resnets at one resolution, then the change to the next one. `resample` names the checkpoint's list for it."""
 
     def __init__(self, c_in, c_out, layers, groups, resample=None):
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(c_in if i == 0 else c_out, c_out, groups) for i in range(layers))
+        self.resnets = nn.ModuleList(Resnet(c_out if i else c_in, c_out, groups, eps=EPS) for i in range(layers))
         if resample == "down":
             self.downsamplers = nn.ModuleList([Downsample(c_out)])
         if resample == "up":
@@ -187,6 +161,15 @@ class VAE(nn.Module):
 def to_uint8(image):
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded; NaN, which only a non-finite result has, is black."""
     return (image.permute(1, 2, 0).nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def to_png(image, **text):
+    """Encode an image, (3, H, W) in [0, 1], as PNG bytes. `text` becomes the file's text chunks."""
+    file, chunks = io.BytesIO(), PngInfo()
+    for name, value in text.items():
+        chunks.add_text(name, value)
+    Image.fromarray(to_uint8(image)).save(file, format="PNG", pnginfo=chunks)
+    return file.getvalue()
 
 
 def read_picture(path):

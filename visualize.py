@@ -2,30 +2,27 @@
 
     start -> ascend (ascent.py) -> score -> redraw (finish.py) -> score
 
-Read `run` first. Scores are measured under fresh noises that depend on the job's seed alone, so two latents of a job
-compare. A job gives the same result alone and among others but for rounding (1e-5): kernels of another shape round
-differently. The same list of jobs is always cut into the same batches, so the same command gives the same bytes, even
-where an earlier run was stopped half-way.
+Read `run` first. A job gives the same result alone and among others but for rounding (1e-5): kernels of another shape
+round differently. The same list of jobs is always cut into the same batches, so the same command gives the same bytes,
+even where an earlier run was stopped half-way.
 
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218; scores and verdicts are ours.
 Axes: B jobs, 4 x H x W latents, h x w = S positions at the hook point, D its width, F features.
 """
 import dataclasses
 import difflib
-import io
 import math
 import sys
 from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-from PIL import Image
 
 from ascent import activation, ascend, readout
 from config import SEEDS, SETTINGS, Job, check_config, configure
-from finish import finish, guide, tries
+from finish import grid, noised, redraw
 from steering import directions, read_hook, steered_prior
-from vae import fitted, read_picture, to_uint8
+from vae import fitted, read_picture, to_png
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over
 SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own
@@ -54,72 +51,50 @@ class Result:
 
     def _repr_png_(self):
         """Return the finished picture, or the ascent's where there is none, as a notebook shows it."""
-        file = io.BytesIO()
-        Image.fromarray(to_uint8((self.finished or self).image)).save(file, format="PNG")
-        return file.getvalue()
+        return to_png((self.finished or self).image)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
-def timesteps_of(model, kind, target, given=None):
-    """List the time steps at which a target is visualised, ascending where a capture says them.
+def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
+    """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have.
 
-    given  numbers and "auto" (0 and the peaks of its activity) or "active" (0 and all sampling steps at which it is
-           active); None: the weights' own, or auto. ValueError where a capture is needed and there is none.
+    timesteps  numbers and, where a capture says them, "auto" (0 and the peaks of a target's activity) or "active" (0
+               and all sampling steps at which it is active); None: the weights' own, or auto
     """
-    if given is None:
-        given = [model.settings["timestep"]] if "timestep" in model.settings else ["auto"]
-    words = [when for when in given if isinstance(when, str)]
+    check_jobs(model, [Job(kind, target) for target in targets])
+    if timesteps is None:
+        timesteps = [model.settings.get("timestep", "auto")]
+    numbers, words = ([t for t in timesteps if isinstance(t, str) == word] for word in (False, True))
     if words and model.capture is None:
         raise ValueError(f"--timestep {words[0]}: {model.folder} has no capture, which says when a feature is active; "
                          f"give a number, or run python -m activity capture --weights {model.folder}")
-    active = [t for when in words for t in model.capture.timesteps(kind, target, when)]
-    return list(dict.fromkeys([*(t for t in given if not isinstance(t, str)), *sorted(active)]))
-
-
-def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
-    """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have."""
-    targets, seeds = list(dict.fromkeys(targets)), list(dict.fromkeys(seeds))
-    check_jobs(model, [Job(kind, target, 0, seed) for target in targets for seed in seeds])
-    jobs = [Job(kind, target, t, seed) for target in targets for t in timesteps_of(model, kind, target, timesteps)
-            for seed in seeds]
-    check_jobs(model, jobs)
-    return jobs
+    jobs = {}                                   # for its order, and each once
+    for target in targets:
+        active = sorted(t for word in words for t in model.capture.timesteps(kind, target, word))
+        jobs |= dict.fromkeys(Job(kind, target, t, seed) for t in [*numbers, *active] for seed in seeds)
+    check_jobs(model, list(jobs))
+    return list(jobs)
 
 
 def check_jobs(model, jobs):
     """Raise ValueError for a feature, channel, direction, time step or seed that the model does not have."""
     if len({job.kind for job in jobs}) != 1:
         raise ValueError("jobs must be all features, all channels or all directions, and at least one")
-    kind, count = jobs[0].kind, 0
+    kind, limits = jobs[0].kind, {"timestep": len(model.schedule), "seed": 2 ** 62}
     if kind == "feature":
         model.require("sae")
-        count = len(model.sae.W_dec)
+        limits = {"target": model.sae.features} | limits
     elif kind == "channel":
-        count = model.unet.width(model.hook_point)
+        limits = {"target": model.unet.width(model.hook_point)} | limits
+    elif unknown := [job.target for job in jobs if job.target not in model.directions]:
+        raise ValueError(f"--direction has no vector {unknown[0]!r}; there are {', '.join(model.directions)}")
     for job in jobs:
-        if kind == "direction":
-            if job.target not in model.directions:
-                raise ValueError(f"--direction has no vector {job.target!r}; there are {', '.join(model.directions)}")
-        elif type(job.target) is not int or not 0 <= job.target < count:
-            raise ValueError(f"--{kind} {job.target} is out of range: {model.folder} has {count} {kind}s, "
-                             f"0..{count - 1}")
-        if type(job.timestep) is not int or not 0 <= job.timestep < len(model.schedule):
-            raise ValueError(f"--timestep {job.timestep} is out of range: time steps are 0..{len(model.schedule) - 1}")
-        if type(job.seed) is not int or not 0 <= job.seed < 2 ** 62:
-            raise ValueError(f"--seed {job.seed} is out of range: seeds are 0..2^62 - 1")
-
-
-@torch.no_grad()
-def check_position(model, config):
-    """Raise ValueError for a --position outside the hook point's grid."""
-    if config.position is None:
-        return
-    z = torch.zeros(1, *model.latent_shape, device=model.device)
-    h, w = read_hook(model, z, torch.tensor([0], device=model.device), model.embed([""])).shape[2:]
-    if not (config.position[0] < h and config.position[1] < w):
-        raise ValueError(f"--position {config.position[0]} {config.position[1]}: {model.hook_point} has {h} rows and "
-                         f"{w} columns, counted from 0")
+        for name, limit in limits.items():
+            value, said = getattr(job, name), kind if name == "target" else name
+            if type(value) is not int or not 0 <= value < limit:
+                raise ValueError(f"--{said} {value} is out of range: {model.folder} has {limit} {said}s, "
+                                 f"0..{limit - 1}")
 
 
 # --- start ------------------------------------------------------------------------------------------------------------
@@ -132,7 +107,8 @@ def start(model, jobs, config, on_step=None):
     if config.prior == "steer":
         z = steer(model, jobs, z, config, on_step)
     elif config.prior == "guided":
-        z = guide(model, jobs, z, config, on_step)
+        times = grid(len(model.schedule) - 1, config.prior_steps)
+        z, _ = follow("sampling", redraw(model, jobs, z, times, config), on_step)
     elif config.prior != "noise":
         size = [edge * model.vae.factor for edge in model.latent_shape[1:]]
         z = model.encode(fitted(read_picture(config.prior), *size)[None].to(model.device)).expand(len(jobs), -1, -1, -1)
@@ -141,12 +117,10 @@ def start(model, jobs, config, on_step=None):
 
 def steer(model, jobs, noise, config, on_step=None):
     """Sample from noise (B, 4, H, W) while each job's target is pushed up: latents (B, 4, H, W)."""
-    if jobs[0].kind == "direction":
-        raise ValueError("--prior steer: no capture says how strong a direction of your own is; start from a sample "
-                         "that it guides (--prior guided) or from noise (--prior noise)")
-    if model.capture is None:
-        raise ValueError(f"{model.folder} has no capture, from which a steered start takes its strength: start from "
-                         f"noise (--prior noise), or run python -m activity capture --weights {model.folder}")
+    if model.capture is None or jobs[0].kind == "direction":
+        raise ValueError(f"--prior steer: no capture says how strong {jobs[0].kind} {jobs[0].target} is; give --prior "
+                         "guided or --prior noise, or run python -m activity capture, which measures features and "
+                         f"channels, --weights {model.folder}")
     curves = [model.capture.strength(job.kind, job.target, config.steer_steps) for job in jobs]
     curves = config.steer_scale * torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in curves]).to(noise)
     d = directions(model, jobs)                                                                 # (B, D)
@@ -159,18 +133,17 @@ def share_starts(model, jobs, config, size, on_step=None):
     if config.prior not in ("steer", "guided"):
         return lambda batch: start(model, batch, config)
     first = {(job.target, job.seed): job for job in reversed(jobs)}
-    keys = list(dict.fromkeys((job.target, job.seed) for job in jobs))
-    numbers = {key: i for i, key in enumerate(keys)}
+    numbers = {key: i for i, key in enumerate(dict.fromkeys((job.target, job.seed) for job in jobs))}
 
     @cache
     def sample(group):
-        members = keys[group * size:(group + 1) * size]
-        return start(model, [first[key] for key in members], config, on_step)[1]                # (size, 4, H, W)
+        members = [first[key] for key in list(numbers)[group * size:(group + 1) * size]]
+        return start(model, members, config, on_step)[1]                                        # (size, 4, H, W)
 
     def begin(batch):
-        generators, _ = start(model, batch, dataclasses.replace(config, prior="noise"))
-        places = [numbers[job.target, job.seed] for job in batch]
-        return generators, torch.stack([sample(n // size)[n % size] for n in places])
+        places = [divmod(numbers[job.target, job.seed], size) for job in batch]
+        noise = dataclasses.replace(config, prior="noise")
+        return start(model, batch, noise)[0], torch.stack([sample(group)[row] for group, row in places])
     return begin
 
 
@@ -181,7 +154,7 @@ def measure(model, z, jobs, config, noise=True):
     """Measure activations at latents z (B, 4, H, W): of the jobs' targets the mean (B,), of all features or channels
     (B, F or D), and the targets' at each position (B, h, w).
 
-    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone.
+    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so two latents of a job compare.
     """
     context = model.embed([config.prompt]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
@@ -192,8 +165,8 @@ def measure(model, z, jobs, config, noise=True):
         x = model.schedule.add_noise(z, eps, t) if noise else z
         hook = read_hook(model, x, t, context).float()                                          # (B, D, h, w)
         values = readout(model, hook, jobs)                                                     # (B, S)
-        place = slice(None) if config.position is None else [config.position[0] * hook.shape[3] + config.position[1]]
-        own = own + activation(values[:, place], kind) / draws
+        at = values if config.position is None else readout(model, hook, jobs, config.position)
+        own = own + activation(at, kind) / draws
         values = values.relu() if kind == "feature" else values
         heat = heat + values.unflatten(1, hook.shape[2:]) / draws
         h = hook.flatten(2).transpose(1, 2)                                                     # (B, S, D)
@@ -206,7 +179,7 @@ def assess(model, z, jobs, first, config, history):
     """Decode and score latents z (B, 4, H, W): a Result for each job.
 
     first    activations (B,) of the starts
-    history  {name: (steps, B)} of the steps that led here, as `row` keeps them
+    history  {name: (steps, B)} of the steps that led here, as `follow` gives them
     """
     images = model.decode(z)
     own, everything, heat = measure(model, z, jobs, config)
@@ -214,36 +187,23 @@ def assess(model, z, jobs, first, config, history):
     again = measure(model, model.encode(images), jobs, config)[0]
     results = []
     for i, job in enumerate(jobs):
-        others, curves = everything[i].tolist(), {name: values[:, i].tolist() for name, values in history.items()}
-        alive, repeats = curves.pop("alive"), curves.pop("repeats")
+        others, curves = dict(enumerate(everything[i].tolist())), {k: v[:, i].tolist() for k, v in history.items()}
+        target, alive, repeats = others.pop(job.target, None), curves.pop("alive"), curves.pop("repeats")
+        largest = None                          # of the dataset's images, seen with the empty prompt as well
+        if model.capture is not None and job.kind != "direction":
+            largest = model.capture.largest(job.kind, job.target)
         scores = {"activation_start": first[i].item(), "activation": own[i].item(),
                   "activation_no_noise": clean[i].item(), "activation_reencoded": again[i].item(),
-                  "rank": None if job.kind == "direction" else 1 + sum(v > others[job.target] for v in others),
-                  "dataset_largest": dataset_largest(model, job),
-                  "latent_mean": z[i].mean().item(), "latent_std": z[i].std().item(),
-                  "latent_share_beyond_3": (z[i].abs() > 3).float().mean().item()}
+                  "rank": None if target is None else 1 + sum(value > target for value in others.values()),
+                  "dataset_largest": None if largest is None else float(largest[job.timestep])}
         if model.dtype == torch.float16:
             scores["repeated_steps"] = int(sum(repeats))
+        strongest = sorted(others.items(), key=lambda item: -item[1])[:OTHERS]
         nearest = model.sae.W_dec[job.target].argmax().item() if job.kind == "feature" else None
         results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"],
                               judge_result(scores, all(alive), sum(alive)), scores, curves,
-                              strongest(others, job.target), heat[i].cpu(), nearest))
+                              list(map(list, strongest)), heat[i].cpu(), nearest))
     return results
-
-
-def dataset_largest(model, job):
-    """Return the largest activation of the target in any dataset image at the job's time step, seen with the empty
-    prompt as the ascent sees its own; None where no capture says it."""
-    if model.capture is None or job.kind == "direction":
-        return None
-    curve = model.capture.largest(job.kind, job.target)
-    return None if curve is None else float(curve[job.timestep])
-
-
-def strongest(values, target):
-    """List [index, activation] of the OTHERS largest values (a list), `target` left out."""
-    order = sorted((i for i in range(len(values)) if i != target), key=lambda i: -values[i])
-    return [[i, values[i]] for i in order[:OTHERS]]
 
 
 def judge_result(scores, alive, stopped):
@@ -257,7 +217,7 @@ def judge_result(scores, alive, stopped):
                 activation of the strongest dataset image at this time step, where that is known
     excited     none of these
     """
-    a, largest, rank = scores["activation"], scores.get("dataset_largest"), scores.get("rank")
+    a, largest, rank = scores["activation"], scores["dataset_largest"], scores["rank"]
     if not alive or not math.isfinite(a):
         return f"non-finite at step {stopped}"
     if a == 0:
@@ -274,21 +234,25 @@ def judge_result(scores, alive, stopped):
 # --- one batch --------------------------------------------------------------------------------------------------------
 
 def kept_steps(num_steps, frames):
-    """List after how many steps a picture is kept: evenly, `frames` of them at most, start and end included."""
+    """List after how many steps a picture is kept: evenly, `frames` of them at most, with start and end."""
     return sorted({round(i * num_steps / (frames - 1)) for i in range(frames)}) if frames > 1 else []
 
 
-def row(step):
-    """Keep of a step what a result's history holds: name -> (B,)."""
-    kept = {"activation": step.activation, "gradient_norm": step.gradient.flatten(1).norm(dim=1),
-            "update_norm": (step.after - step.before).flatten(1).norm(dim=1), "repeats": step.repeats,
-            "alive": step.alive}
-    return kept | getattr(step, "penalties", {})
+def follow(phase, steps, on_step=None, stored=()):
+    """Run all steps of one phase: (the last latents (B, 4, H, W), {name: one number a step (steps, B)} on the CPU).
 
-
-def stacked(rows):
-    """Turn [{name: (B,)}, ...] of steps into {name: (steps, B)} on the CPU."""
-    return {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+    on_step  is called after each step as on_step(phase, step); stored  {steps done: the latents then} to fill in
+    """
+    rows = []
+    for step in steps:
+        rows.append({"activation": step.activation, "gradient_norm": step.gradient.flatten(1).norm(dim=1),
+                     "update_norm": (step.after - step.before).flatten(1).norm(dim=1), "repeats": step.repeats,
+                     "alive": step.alive} | getattr(step, "penalties", {}))
+        if on_step:
+            on_step(phase, step)
+        if step.index + 1 in stored:
+            stored[step.index + 1] = step.after
+    return step.after, {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
 
 
 def run(model, jobs, config, begin=None, frames=0, on_step=None):
@@ -300,40 +264,35 @@ def run(model, jobs, config, begin=None, frames=0, on_step=None):
     """
     begin = begin or start(model, jobs, config, on_step)
     first = measure(model, begin[1], jobs, config)[0]
-    history, stored = [], dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])     # steps done -> latents
-    for step in ascend(model, jobs, config, begin):
-        history.append(row(step))
-        if on_step:
-            on_step("ascent", step)
-        if step.index + 1 in stored:
-            stored[step.index + 1] = step.after
-    z = step.after
-    del step                                    # its tensors are of no more use, and the decoder needs room
-    results = assess(model, z, jobs, first, config, stacked(history))
+    stored = dict.fromkeys(kept_steps(config.num_steps, frames), begin[1])
+    z, history = follow("ascent", ascend(model, jobs, config, begin), on_step, stored)
+    results = assess(model, z, jobs, first, config, history)
     with torch.no_grad():
         course = [model.decode(at).cpu() for at in stored.values()]
+    finished = finish(model, jobs, z, first, config, on_step) if config.finish else [None] * len(jobs)
     for i, result in enumerate(results):
         result.stored_steps, result.frames = list(stored), [pictures[i] for pictures in course]
-    for result, last in zip(results, finish_batch(model, jobs, z, first, config, on_step) if config.finish else ()):
-        result.finished = last
+        result.finished = finished[i]
     return results
 
 
-def finish_batch(model, jobs, z, first, config, on_step=None):
-    """Let the model redraw z (B, 4, H, W); of several tries keep for each job the one whose picture, decoded and
-    encoded again, excites its target most. -> [Result]"""
-    made = finish(model, jobs, z, config, row, on_step)
-    with torch.no_grad():
-        again = [measure(model, model.encode(model.decode(x)), jobs, config)[0] for _, x, _ in made]
+def finish(model, jobs, z, first, config, on_step=None):
+    """Let the model redraw z (B, 4, H, W) from one time step or several; keep for each job the try whose picture,
+    decoded and encoded again, excites its target most. -> [Result]"""
+    times, tries, again = config.finish_times, [], []
+    for t0 in times:
+        steps = redraw(model, jobs, noised(model, jobs, z, t0), grid(t0, config.finish_steps), config)
+        tries.append(follow("finish", steps, on_step))
+        with torch.no_grad():
+            again.append(measure(model, model.encode(model.decode(tries[-1][0])), jobs, config)[0])
     again = torch.stack(again).nan_to_num(nan=-torch.inf)                                       # (tries, B)
-    pick, rows = again.argmax(dim=0).tolist(), range(len(jobs))                                 # (B,)
-    x = torch.stack([made[pick[i]][1][i] for i in rows])                                        # (B, 4, H, W)
-    courses = [stacked(history) for _, _, history in made]
-    history = {name: torch.stack([courses[pick[i]][name][:, i] for i in rows], dim=1) for name in courses[0]}
+    pick = list(enumerate(again.argmax(dim=0).tolist()))                                        # (job, its try)
+    x = torch.stack([tries[k][0][i] for i, k in pick])                                          # (B, 4, H, W)
+    history = {name: torch.stack([tries[k][1][name][:, i] for i, k in pick], dim=1) for name in tries[0][1]}
     results = assess(model, x, jobs, first, config, history)
-    for i, result in enumerate(results):
-        result.scores |= {"finish_from": made[pick[i]][0], "finish_scale": config.finish_scale}
-        result.scores |= {f"reencoded_from_{t0}": again[k, i].item() for k, (t0, _, _) in enumerate(made)}
+    for i, k in pick:
+        results[i].scores |= {"finish_from": times[k], "finish_scale": config.finish_scale}
+        results[i].scores |= {f"reencoded_from_{t0}": a.item() for t0, a in zip(times, again[:, i])}
     return results
 
 
@@ -342,7 +301,7 @@ def course_lengths(config):
     twice = config.prior == "steer" and config.prior_sampler == "pndm"          # which takes its second step twice
     return {"sampling": config.prior_steps + twice if config.prior in ("steer", "guided") else 0,
             "ascent": config.num_steps,
-            "finish": config.finish * len(tries(config)) * config.finish_steps}
+            "finish": config.finish * len(config.finish_times) * config.finish_steps}
 
 
 # --- many batches -----------------------------------------------------------------------------------------------------
@@ -373,18 +332,20 @@ def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=
     Where memory runs out the batch is halved and computed again, with the same random numbers, and one line says so.
     """
     check_jobs(model, jobs)
-    check_position(model, config)
+    if config.position:                         # outside the grid: refused before anything is sampled
+        measure(model, torch.zeros(1, *model.latent_shape, device=model.device), jobs[:1], config, noise=False)
     size, done = batch_size or batch_rows(model, jobs, config), 0
     starts = share_starts(model, jobs, config, size, on_step)
     while done < len(jobs):
-        batch, results = jobs[done:done + size], None
+        batch = jobs[done:done + size]
         if wanted is None or not wanted.isdisjoint(batch):
             try:
                 results = run(model, batch, config, starts(batch), frames, on_step)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-            if results is None:                 # outside of `except`, which would hold on to the memory
+                results = None                  # go on outside of `except`, which would hold on to the memory
+            if results is None:
                 size = size // 2
                 torch.cuda.empty_cache()
                 print(f"memory ran out: {size} jobs at a time (--batch-size)", file=sys.stderr)
@@ -404,24 +365,25 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
     Raises ValueError for what the model does not have, and for a setting that does not exist or is out of range.
     """
     given = {"feature": features, "channel": channels, "direction": directions}
-    kinds = [kind for kind, targets in given.items() if targets is not None]
-    if len(kinds) != 1:
+    given = {kind: targets for kind, targets in given.items() if targets is not None}
+    if len(given) != 1:
         raise ValueError("give features=, channels= or directions=, one of the three")
-    for name in settings:
-        if name not in SETTINGS:
-            near = ", ".join(difflib.get_close_matches(name, SETTINGS, n=3, cutoff=0.0))
-            raise ValueError(f"{name} is no setting; nearest: {near}")
-    (kind,), width = kinds, model.unet.width(model.hook_point)
+    if unknown := settings.keys() - SETTINGS.keys():
+        name = min(unknown)
+        near = ", ".join(difflib.get_close_matches(name, SETTINGS, n=3, cutoff=0.0))
+        raise ValueError(f"{name} is no setting; nearest: {near}")
+    if batch_size is not None and batch_size < 1 or not 0 <= frames <= 50:
+        raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
+    ((kind, targets),), width = given.items(), model.unet.width(model.hook_point)
     if kind == "direction":
         model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
                             for name, w in directions.items()}
-        if wrong := [name for name, w in model.directions.items() if w.shape != (width,)]:
-            raise ValueError(f"directions: {wrong[0]} has shape {list(model.directions[wrong[0]].shape)}, expected "
-                             f"[{width}], the channels of {model.hook_point}")
-    if batch_size is not None and batch_size < 1 or not 0 <= frames <= 50:
-        raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
+        for name, w in model.directions.items():
+            if w.shape != (width,):
+                raise ValueError(f"directions: {name} has shape {list(w.shape)}, expected [{width}], the channels of "
+                                 f"{model.hook_point}")
     config = configure(model.settings, preset, kind, **settings)
     check_config(config, min(model.latent_shape[1:]), len(model.schedule))
     some = lambda value: [value] if isinstance(value, (int, str)) else value
-    jobs = list_jobs(model, kind, some(given[kind]), some(seeds), some(timesteps))
+    jobs = list_jobs(model, kind, some(targets), some(seeds), some(timesteps))
     return [result for batch in stream(model, jobs, config, batch_size, None, frames, on_step) for result in batch]

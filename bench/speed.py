@@ -1,8 +1,4 @@
-"""Measure a step of the ascent against the original's way, and predict the memory of a run from shapes.
-
-    python bench/speed.py                       the toy, on this machine's card or CPU
-    python bench/speed.py --full                Stable Diffusion 1.x with SAeUron's SAE, random weights, nothing on disk
-    python bench/speed.py --memory              bytes on a card by phase and precision: are 8 GB enough, are 6 GB?
+"""Measure a step of the ascent against the original's way, and predict the memory of a run from shapes: see README.md.
 
     original    all weights of UNet and SAE collect gradients (which nobody clears), all features are computed to use
                 one, in float32; on a card under float16 autocast with a GradScaler: the code of arXiv 2605.08218
@@ -36,6 +32,7 @@ from config import HOOK_POINT, Job, configure
 from finish import look, redraw
 from sae import SAE
 from schedule import Schedule
+from steering import read_hook
 from unet import UNet
 from vae import VAE
 from visualize import start
@@ -48,6 +45,7 @@ FEATURES, TIMES, SEEDS = 20_480, 4, 5   # of SAeUron's SAE; time steps (0 and th
 RESERVE, SHARE = 1.0 * GIB, 0.9         # for CUDA and its libraries; of a card that a desktop leaves (both assumed)
 
 
+@torch.no_grad()
 def full_size(device, dtype):
     """Make a Model of Stable Diffusion 1.x's sizes with random weights; on the meta device without numbers."""
     with META:
@@ -56,20 +54,15 @@ def full_size(device, dtype):
     for net in nets.values():
         net.requires_grad_(False).eval()
         if device != META:
-            fill(net.to_empty(device=device))
+            net.to_empty(device=device)
+            for name, p in net.named_parameters():              # norms about 1, biases about 0, the rest by fan in
+                p.normal_(std=0.1 if p.ndim == 1 else math.prod(p.shape[1:]) ** -0.5)
+                p += float(p.ndim == 1 and name.endswith("weight"))
     if device.type == "cpu":
         quicken(nets["unet"])
     tokenizer = Tokenizer.from_bpe(ROOT / "weights/clip/bpe_simple_vocab_16e6.txt.gz")
     return Model(Path("random"), "random", device, dtype, schedule=Schedule(device=device), sampler="pndm",
                  hook_point=HOOK_POINT, latent_shape=(4, 64, 64), tokenizer=tokenizer, **nets)
-
-
-@torch.no_grad()
-def fill(net):
-    """Fill a network with random numbers: norms about 1, biases about 0, the rest scaled by 1 / sqrt(fan in)."""
-    for name, p in net.named_parameters():
-        p.normal_(std=0.1 if p.ndim == 1 else math.prod(p.shape[1:]) ** -0.5)
-        p += float(p.ndim == 1 and name.endswith("weight"))
 
 
 # --- seconds ----------------------------------------------------------------------------------------------------------
@@ -163,10 +156,6 @@ def measure(way, full, dtype, batch, device):
     return {"seconds": statistics.median(times), "peak": peak, "rate": rate}
 
 
-def table(*cells):
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
 def compare(full, dtypes, batches, device):
     """Measure all ways, each in a process of its own; print a table, and the hours for all of SAeUron's features."""
     from torch.utils.flop_counter import FlopCounterMode         # 70 MB, which the measured processes should not load
@@ -176,8 +165,8 @@ def compare(full, dtypes, batches, device):
     operations = counter.get_total_flops()      # of an ascent's step of one job
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{'full size' if full else 'toy'} on {name}, torch {torch.__version__}, {operations / 1e9:.3g} GFLOP\n")
-    table("batch", "way", "precision", "seconds a step", "of the original's", "peak GiB", "of the product rate")
-    table(*["---"] * 7)
+    print("| batch | way | precision | seconds a step | of the original's | peak GiB | of the product rate |\n"
+          "|---|---|---|---|---|---|---|")
     best, ways = {}, [("original", "float32")] + [("official", "float32")] * bool(find_spec("diffusers"))
     ways += [(way, dtype) for dtype in dtypes for way in ("ascent", "finish")]
     for batch in batches:
@@ -185,16 +174,13 @@ def compare(full, dtypes, batches, device):
         for way, dtype in ways:
             command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--batch", batch, "--device", device]
             done = subprocess.run([*map(str, command), *["--full"] * full], stdout=subprocess.PIPE, text=True)
-            if done.returncode:                 # its error is on stderr
-                table(batch, way, dtype, "failed", "", "", "")
-                continue
-            found = json.loads(done.stdout)
+            found = json.loads(done.stdout or '{"seconds": NaN, "peak": NaN, "rate": NaN}')     # its error is on stderr
             took, rate = found["seconds"], batch * operations / found["seconds"] / found["rate"]
             base = took if way == "original" else base
             best[way] = min(best.get(way, math.inf), took / batch)
-            table(batch, way, dtype, f"{took:.3g}", f"{took / base:.2f}", f"{found['peak'] / GIB:.2f}",
-                  "" if way == "finish" else f"{rate:.0%}")
-    if full and {"ascent", "finish"} <= best.keys():
+            print(f"| {batch} | {way} | {dtype} | {took:.3g} | {took / base:.2f} | {found['peak'] / GIB:.2f} | "
+                  f"{'' if way == 'finish' else f'{rate:.0%}'} |", flush=True)
+    if full:
         hours = FEATURES * TIMES * SEEDS * (100 * best["ascent"] + 30 * best["finish"]) / 3600
         print(f"\n{FEATURES:,} features at {TIMES} time steps from {SEEDS} seeds, 100 steps and 30 of the finish: "
               f"{hours:,.0f} hours; starts and scores are about a tenth more")
@@ -245,19 +231,10 @@ def phases(model, batch):
     width = model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
     context = torch.zeros(batch, 77, width, device=model.device, dtype=model.dtype)
     again = model.dtype == torch.float16        # the gradient may be taken again, see ascent.gradient_of
-
-    def ascent():
-        leaf = z.clone().requires_grad_(True)
-        model.unet(leaf.to(model.dtype), t, context, until=model.hook_point).sum().backward(retain_graph=again)
-
-    def finish():
-        noise, hook, leaf = look(model, z, t, context)
-        hook.sum().backward(retain_graph=again)
-
-    @torch.no_grad()
-    def decode():
-        model.vae.decode(z[:1])                 # a row at a time, in float32
-    return {"ascent": ascent, "finish": finish, "decode": decode}
+    return {"ascent": lambda: read_hook(model, z.clone().requires_grad_(True), t, context).sum().backward(
+                retain_graph=again),
+            "finish": lambda: look(model, z, t, context)[1].sum().backward(retain_graph=again),
+            "decode": lambda: model.vae.decode(z[:1])}          # a row at a time, in float32
 
 
 def predict(dtype, batch):
@@ -277,15 +254,15 @@ def predict(dtype, batch):
 
 def print_memory(batches):
     """Print the predicted bytes by phase, and which cards are enough."""
-    table("precision", "batch", "weights", "ascent", "finish", "decode", "in all", "8 GB card", "6 GB card")
-    table(*["---"] * 9)
+    print("| precision | batch | weights | ascent | finish | decode | in all | 8 GB card | 6 GB card |\n"
+          "|---|---|---|---|---|---|---|---|---|")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for batch in batches:
             weights, found = predict(dtype, batch)
             whole = weights + max(found.values())
-            cards = ["enough" if whole + RESERVE <= SHARE * card * GIB else "too small" for card in (8, 6)]
-            numbers = [f"{n / GIB:.2f}" for n in (weights, *found.values(), whole)]
-            table(str(dtype)[6:], batch, *numbers, *cards)
+            cells = [str(dtype)[6:], str(batch), *(f"{n / GIB:.2f}" for n in (weights, *found.values(), whole))]
+            cells += ["enough" if whole + RESERVE <= SHARE * card * GIB else "too small" for card in (8, 6)]
+            print("| " + " | ".join(cells) + " |")
     print(f"\nGiB, from shapes; enough: with {RESERVE / GIB:g} GiB for CUDA in {SHARE:.0%} of the card")
 
 

@@ -25,16 +25,6 @@ def model():
     return Linear()
 
 
-def test_a_prompt_is_what_the_unet_sees(model):
-    """The stand-in adds the text's length to h: ascent, scores and recipe follow."""
-    plain, text = (next(ascend(model, JOBS, change(prompt=p), begin(JOBS))) for p in ("", "castle"))
-    assert close(text.hook - plain.hook, 6.0) and close(text.noised, plain.noised)
-    z = begin(JOBS)[1]
-    raised = measure(model, z, JOBS, change(prompt="castle"))[0] - measure(model, z, JOBS, BARE)[0]
-    rows = model.sae.encoder.weight[[job.target for job in JOBS]].sum(dim=1)
-    assert close(raised, 6 * rows, 1e-3)
-
-
 def test_a_position_is_read_alone(model):
     """The activation is the value there, its gradient -sqrt(abar_t) A^T W_enc[f] there and 0 elsewhere."""
     step = next(ascend(model, JOBS, change(position=(3, 5)), begin(JOBS)))
@@ -50,7 +40,7 @@ def test_a_position_is_read_alone(model):
         with pytest.raises(ValueError, match="hook has 16 rows and 16 columns"):
             next(stream(model, JOBS, change(position=position), 2))
     for bad in ((1,), (-1, 0), (0.5, 1)):
-        with pytest.raises(ValueError, match="--position takes a row and a column"):
+        with pytest.raises(ValueError, match="--position must be a row and a column"):
             check_config(change(position=bad))
 
 

@@ -1,10 +1,8 @@
-"""The finish: its grid of time steps and its settings. Each piece of a step, on numbers known on paper: test_paper.py;
-on the trained toy: slow/test_finish.py.
-"""
+"""The finish's grid of time steps and its settings. Each piece of a step, on numbers known on paper: test_paper.py."""
 import pytest
 
 from config import PRESETS, check_config
-from finish import grid, tries
+from finish import grid
 from tests.linear import change
 
 
@@ -16,30 +14,25 @@ def test_grid():
             assert len(set(grid(top, n))) == n and grid(top, n)[0] == top and grid(top, n)[-1] >= 1
 
 
-@pytest.mark.parametrize("changes, message", {
-    ("finish_from", 0): "--finish-from must be at least 1",
-    ("finish_from", 1000): "--finish-from must be between 1 and 999, or auto",
-    ("finish_from", "end"): "--finish-from must be a whole number or auto",
-    ("finish_from", 600.0): "--finish-from must be a whole number or auto",
-    ("finish_steps", 0): "--finish-steps must be at least 1",
-    ("finish_steps", 601): "--finish-steps must be between 1 and --finish-from, 600",
-    ("finish_scale", -0.1): "--finish-scale must be at least 0",
-    ("finish_scale", "auto"): "--finish-scale must be a number",
-    ("finish_scale", float("inf")): "--finish-scale must be a number",
-    ("finish_scale", True): "--finish-scale must be a number",
-}.items())
+@pytest.mark.parametrize("changes, message", [
+    (dict(finish_from=0), "--finish-from must be at least 1"),
+    (dict(finish_from=1000), "--finish-from must be between 1 and 999, or auto"),
+    (dict(finish_from="end"), "--finish-from must be a whole number or auto"),
+    (dict(finish_from=600.0), "--finish-from must be a whole number or auto"),
+    (dict(finish_steps=601), "--finish-steps must be between 1 and --finish-from, 600"),
+    (dict(finish_from="auto", finish_steps=601), "--finish-steps must be between 1 and --finish-from, 600"),
+    (dict(finish_scale=-0.1), "--finish-scale must be at least 0"),
+    (dict(finish_scale=float("inf")), "--finish-scale must be a number"),
+    (dict(finish_scale=True), "--finish-scale must be a number")])
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        check_config(change(PRESETS["sae"], **dict([changes])))
+        check_config(change(PRESETS["sae"], **changes))
 
 
 def test_settings():
     for name, preset in PRESETS.items():
         check_config(preset)
-        assert preset.finish == (name != "none") and tries(preset) == (600,)
+        assert preset.finish == (name != "none") and preset.finish_times == (600,)
         assert (preset.finish_scale, preset.finish_steps) == (0.5, 30)
     check_config(change(PRESETS["sae"], finish_scale=1))
-    auto = change(PRESETS["sae"], finish_from="auto", finish_steps=601)
-    assert tries(auto) == (600, 800, 900)
-    with pytest.raises(ValueError, match="--finish-steps must be between 1 and --finish-from, 600"):
-        check_config(auto)
+    assert change(PRESETS["sae"], finish_from="auto").finish_times == (600, 800, 900)

@@ -3,7 +3,6 @@ import json
 import shutil
 
 import pytest
-import torch
 
 import featviz
 from activity.__main__ import main as activity
@@ -21,34 +20,25 @@ def run(weights, out, *flags):
 
 
 @pytest.mark.parametrize("hook", KINDS)
-def test_the_last_raw_channel_rises(hook, weights, tmp_path):
-    """The ascent and its finish; `unet.` in front is the same place."""
-    width = KINDS[hook]
-    assert run(weights, tmp_path, "--channel", width - 1, "--hook-point", f"unet.{hook}", "--prior", "noise",
-               "--finish-steps", 2, "--finish-scale", 0.5, "--num-steps", 8) == 0
-    path = tmp_path / f"tiny/{hook}_channel_{width - 1:04d}"
-    (record,) = [json.loads(path.read_text()) for path in path.glob("t0300*/seed_5.json")]
-    assert record["recipe"]["hook_point"] == hook and record["finished"]["scores"]["activation"] is not None
-    assert record["scores"]["activation"] > record["scores"]["activation_start"]
+def test_the_last_raw_channel_rises(hook, weights):
+    """The ascent and its finish; `unet.` in front is the same place; there is no channel more."""
+    model, width = featviz.load(weights, "cpu", hook_point=f"unet.{hook}"), KINDS[hook]
+    ask = dict(prior="noise", num_steps=8, finish_steps=2, seeds=[5], timesteps=[300])
+    (result,) = featviz.visualize(model, channels=[width - 1], **ask)
+    assert model.hook_point == hook and result.finished.activation is not None
+    assert result.activation > result.scores["activation_start"]
+    with pytest.raises(ValueError, match=f"has {width} channels"):
+        featviz.visualize(model, channels=[width], **ask)
 
 
-@pytest.mark.parametrize("hook", KINDS)
-def test_one_channel_more_than_there_are_is_refused(hook, weights, tmp_path, capsys):
-    assert run(weights, tmp_path, "--channel", KINDS[hook], "--hook-point", hook, "--prior", "noise") == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and f"has {KINDS[hook]} channels" in captured.err
-
-
-def test_a_name_that_is_none_is_refused_in_one_line(weights, tmp_path, capsys):
-    assert run(weights, tmp_path, "--channel", 0, "--hook-point", "up_blocks.1.resnet.1") == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and "nearest: up_blocks.1.resnets.1" in captured.err
-
-
-def test_features_stay_where_their_sae_is(weights, tmp_path, capsys):
-    assert run(weights, tmp_path, "--feature", 1, "--hook-point", "conv_in") == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and HOOK in captured.err and "--channel" in captured.err
+@pytest.mark.parametrize("flags, says", [
+    (("--channel", 0, "--hook-point", "up_blocks.1.resnet.1"), "nearest: up_blocks.1.resnets.1"),
+    (("--feature", 1, "--hook-point", "conv_in"), "conv_in")])
+def test_what_is_not_there_is_refused_in_one_line(flags, says, weights, tmp_path, capsys):
+    """A name that is none, and a feature away from its SAE."""
+    assert run(weights, tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error
 
 
 def test_a_capture_there_steers_priors_there(weights, tmp_path):
@@ -63,11 +53,9 @@ def test_a_capture_there_steers_priors_there(weights, tmp_path):
     for scale in (0, 50):
         assert run(weights, tmp_path, "--channel", 3, "--hook-point", hook, "--prior-steps", 3, "--steer-scale", scale,
                    "--no-finish") == 0
-    records = [json.loads(path.read_text()) for path in tmp_path.rglob("seed_5.json")]
-    assert {r["recipe"]["config"]["prior"] for r in records} == {"steer"}
-    plain, steered = (r["scores"]["activation_start"] for r in sorted(
-        records, key=lambda r: r["recipe"]["config"]["steer_scale"]))
-    assert plain != steered and not torch.tensor([plain, steered]).isnan().any()
+    records = [json.loads(path.read_text()) for path in (tmp_path / f"tiny/{hook}_channel_0003").rglob("seed_5.json")]
+    starts = {r["recipe"]["config"]["steer_scale"]: r["scores"]["activation_start"] for r in records}
+    assert starts.keys() == {0, 50} and starts[0] != starts[50] and None not in starts.values()
 
 
 def test_of_several_saes_the_hook_point_takes_its_own(tmp_path):
@@ -75,10 +63,7 @@ def test_of_several_saes_the_hook_point_takes_its_own(tmp_path):
     folder = write_model(tmp_path / "two", activity=None)
     home, = folder.glob("sae/*")
     shutil.copytree(home, home.with_name("unet.up_blocks.1.attentions.2"))
-    call = ["--weights", folder, "--feature", 3, "--prior", "noise", "--timestep", 300, "--seed", 5,
-            "--out", tmp_path / "out"]
-    for flags in ((), ("--hook-point", "unet.up_blocks.1.attentions.2")):
-        assert featviz.main([str(word) for word in (*call, *flags)]) == 0
-    records = (tmp_path / "out").rglob("seed_5.json")
-    made = sorted(json.loads(path.read_text())["recipe"]["hook_point"] for path in records)
-    assert made == ["up_blocks.1.attentions.1", "up_blocks.1.attentions.2"]
+    for point, expected in ((None, HOOK), ("unet.up_blocks.1.attentions.2", "up_blocks.1.attentions.2")):
+        model = featviz.load(folder, "cpu", hook_point=point)
+        (result,) = featviz.visualize(model, features=[3], prior="noise", num_steps=1, finish=False, seeds=[5])
+        assert model.hook_point == expected and result.job.target == 3

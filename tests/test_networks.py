@@ -112,19 +112,27 @@ def test_hook_points(unet, full):
 
 
 @pytest.mark.parametrize("hook", ALL_HOOKS)
-def test_stops_at_the_hook(unet, full, hook):
-    """The last module that runs is the hook point or holds it, and the output is the one that a full run has there."""
-    whole, outputs, _ = full
+def test_stops_and_adds_at_the_hook(unet, full, hook):
+    """The last module that runs is the hook point or holds it, and the output is the one that a full run has there. An
+    addition is what a forward hook adds to the output there; 0 changes nothing."""
+    whole, outputs, plain = full
     names, y = ran(unet, until=hook)
     last = hook.removesuffix(".conv")                           # Downsample and Upsample end with their convolution
     assert names[-1] == last and names == whole[:whole.index(last) + 1]
     assert torch.equal(y, outputs[hook]) and y.shape[1] == unet.width(hook)
+    v = randn(2, unet.width(hook), seed=8)
+    handle = unet.get_submodule(hook).register_forward_hook(lambda module, args, y: y + v[:, :, None, None])
+    expected = unet(*unet_inputs())
+    handle.remove()
+    steered = unet(*unet_inputs(), add={hook: v})
+    assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3
+    assert torch.equal(unet(*unet_inputs(), add={hook: 0 * v}), plain)
 
 
 def test_leading_unet_is_accepted(unet):
     inputs, v = unet_inputs(), torch.ones(112)
-    assert torch.equal(unet(*inputs, until="unet." + HOOK), unet(*inputs, until=HOOK))
-    assert torch.equal(unet(*inputs, add={"unet." + HOOK: v}), unet(*inputs, add={HOOK: v}))
+    assert torch.equal(unet(*inputs, until="unet." + HOOK, add={"unet." + HOOK: v}),
+                       unet(*inputs, until=HOOK, add={HOOK: v}))
     assert unet.width("unet." + HOOK) == 112
 
 
@@ -139,21 +147,6 @@ def test_unknown_hook_point(unet, wrong, near):
         with pytest.raises(ValueError) as e:
             unet(*unet_inputs(), **kwargs)
         assert wrong in str(e.value) and near in str(e.value).partition("nearest: ")[2]
-
-
-@pytest.mark.parametrize("rows", (False, True))
-@pytest.mark.parametrize("hook", ALL_HOOKS)
-def test_add_at_a_hook(unet, full, hook, rows):
-    """As a forward hook that adds the vector to the output there, for one vector and one a row; 0 changes nothing."""
-    *_, plain = full
-    v = randn(*(2, unet.width(hook)) if rows else (unet.width(hook),), seed=8)
-    push = lambda module, args, y: y + v.reshape(-1, y.shape[1], 1, 1)
-    handle = unet.get_submodule(hook).register_forward_hook(push)
-    expected = unet(*unet_inputs())
-    handle.remove()
-    steered = unet(*unet_inputs(), add={hook: v})
-    assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3
-    assert torch.equal(unet(*unet_inputs(), add={hook: 0 * v}), plain)
 
 
 def test_add_at_several_hooks_and_stop(unet):

@@ -8,14 +8,6 @@ from tests.seeded import TOY, filled, fingerprint, randn, relative_error, stored
 BETAS = {0: 0.000850000, 1: 0.000854699, 500: 0.004814954, 999: 0.011999999}
 ABAR = {0: 0.999149978, 1: 0.998296022, 21: 0.980380654, 41: 0.960872650, 500: 0.276332468, 941: 0.009117302,
         961: 0.007281722, 981: 0.005775496, 999: 0.004660095}
-# One number from x = 1 through toy_eps: (sampler, steps) -> where in the trajectory, values there.
-GOLDEN = {
-    ("ddim", 50): (slice(0, 4), [1.0007706, 1.0026579, 1.0056345, 1.0096664]),
-    ("pndm", 50): (slice(0, 5), [1.0007706, 1.0013632, 1.0038421, 1.0073667, 1.0119333]),
-    ("ddim", 4): (slice(0, 4), [1.0770133, 1.0852534, 0.8839552, 0.8789607]),
-    ("pndm", 4): (slice(0, 5), [1.0770135, 1.1335516, 1.1742843, 1.0102742, 1.0065963]),
-}
-LAST = {("ddim", 50): 1.0963283, ("pndm", 50): 1.1144717}
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +63,6 @@ def test_pndm_runs_the_second_step_twice():
     assert times(50) == [981, 961, *range(961, 0, -20)] and len(times(50)) == 51
 
 
-@pytest.mark.parametrize("kind, steps", GOLDEN)
-def test_golden_trajectories(kind, steps):
-    where, values = GOLDEN[kind, steps]
-    xs = [x.item() for _, x in SAMPLERS[kind](Schedule(), toy_eps, torch.ones(1, 1, 1, 1), steps)]
-    assert xs[where] == pytest.approx(values, abs=1e-6)
-    assert xs[-1] == pytest.approx(LAST.get((kind, steps), values[-1]), abs=1e-6)
-
-
 @pytest.mark.parametrize("steps", (1, 2, 3, 4, 20, 50))
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_trajectory_of_a_stand_in_network(official, kind, steps):
@@ -87,16 +71,15 @@ def test_trajectory_of_a_stand_in_network(official, kind, steps):
     assert relative_error(ours, official[f"{kind} {steps}"]) < 1e-6
 
 
-@pytest.mark.parametrize("steps", (3, 20))
 @pytest.mark.parametrize("kind", SAMPLERS)
 @torch.no_grad()
-def test_guided_sampling_with_the_toy_unet(official, kind, steps):
+def test_guided_sampling_with_the_toy_unet(official, kind):
     """Network, guidance 7.5 and sampler together: first, middle and last sample are those of the official three."""
     assert torch.allclose(fingerprint("unet"), official["fingerprint"], rtol=1e-6), "other seeded weights than recorded"
     z, _, contexts = unet_inputs()
     predict = guided(filled("unet", TOY["unet"]), contexts[:1], contexts[1:], 7.5)
-    xs = [x for _, x in SAMPLERS[kind](Schedule(), predict, z[:1], steps)]
-    assert relative_error(torch.stack([xs[0], xs[steps // 2], xs[-1]]), official[f"{kind} unet {steps}"]) < 1e-5
+    xs = [x for _, x in SAMPLERS[kind](Schedule(), predict, z[:1], 3)]
+    assert relative_error(torch.stack([xs[0], xs[1], xs[-1]]), official[f"{kind} unet 3"]) < 1e-5
 
 
 def test_guidance_formula():

@@ -218,18 +218,6 @@ def test_sensitive_to_every_clip_tensor():
     assert sides["logit_scale"] == set() and seen["logit_scale"]["logits"] > 10 * TOLERANCE
 
 
-def test_addition_at_a_hook():
-    """Steering: `add` gives what the official network gives when a forward hook adds the vector to the block's output.
-    """
-    (z, t, context), v = seeded.unet_inputs(), randn(2, 112, seed=8)
-    theirs = record.official("unet", TOY["unet"])
-    theirs.get_submodule(HOOK).register_forward_hook(lambda module, args, y: (y[0] + v[:, :, None, None],))
-    with torch.no_grad():
-        expected = theirs(z, t, encoder_hidden_states=context).sample
-        ours = filled("unet", TOY["unet"])(z, t, context, add={HOOK: v})
-    compare({"steered": ours}, {"steered": expected}, "toy unet")
-
-
 HOOK_POINTS = filled("unet", TOY["unet"]).hook_points
 
 

@@ -47,21 +47,6 @@ def test_sampler_with_the_toy_unet(kind, steps):
     assert relative_error(ours, expected) < 1e-6
 
 
-@pytest.mark.parametrize("steps", (3, 20))
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_guided_sampling_as_a_whole(kind, steps):
-    """Our network, guidance and sampler against theirs, float32."""
-    z, _, contexts = seeded.unet_inputs()
-    text, null, x = contexts[:1], contexts[1:], z[:1]
-    _, expected = record.trajectory(kind, record.guided_eps(record.official("unet", TOY["unet"]), text, null, 7.5), x,
-                                    steps)
-    predict = guided(filled("unet", TOY["unet"]), text, null, 7.5)
-    ours = torch.stack([y for _, y in SAMPLERS[kind](Schedule(), predict, x, steps)])
-    print(f"{kind} {steps} steps, all ours, float32: {relative_error(ours, expected):.1e}")
-    assert relative_error(ours, expected) < 1e-5
-
-
 @pytest.mark.parametrize("guidance", (0.0, 1.0, 3.0, 7.5))
 def test_guidance(guidance):
     """e_null + g (e_text - e_null) of the official network, each of its two runs made apart."""

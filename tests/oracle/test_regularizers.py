@@ -40,12 +40,6 @@ def test_blur(shape, sigma, size):
     near(reg.blur(g, sigma, size), correlate(g.numpy(), sigma, size))
 
 
-def test_blur_is_scipy_s_gaussian_filter():
-    """The same by scipy's own name for it: radius 4 of 9 taps."""
-    g = double(2, 4, 12, 12)
-    near(reg.blur(g, 1.3), ndimage.gaussian_filter(g.numpy(), 1.3, axes=(2, 3), mode="mirror", radius=4))
-
-
 def test_blur_gradient():
     """Blur is linear, blur(g) = A g: so the gradient of <w, blur(g)> is A^T w, with A's columns
     from scipy on unit impulses.

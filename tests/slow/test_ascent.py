@@ -1,12 +1,16 @@
-"""The ascent on the trained toy, where it takes longer: from a steered start, among many others, resumed."""
+"""Ascent and finish on the trained toy, where it takes longer: from a steered start, among others, pulled."""
 import numpy as np
 import torch
 
 from config import Job, configure
+from finish import grid, look, noised, redraw
 from tests.linear import change
+from tests.seeded import randn
 from tests.test_ascent import job, model, short  # noqa: F401
 from vae import to_uint8
-from visualize import run, stream
+from visualize import measure, run
+
+JOBS = [Job("feature", f, 600, s) for f, s in ((24, 2), (13, 1), (4, 3))]
 
 
 def test_from_a_steered_sample_activation_is_higher_after_30_steps(model):  # noqa: F811
@@ -30,13 +34,25 @@ def test_a_job_is_the_same_alone_and_among_others(model, short, job):  # noqa: F
                 assert abs(a.activation - b.activation) <= 1e-4 * max(1, a.activation)
 
 
-def test_a_stopped_run_gives_the_bytes_of_a_whole_one(model, short):  # noqa: F811
-    """Whatever was finished before: batches and steered samples follow from the list alone."""
-    config = change(short, num_steps=1, prior_steps=3, finish=False)
-    jobs = [Job("feature", f, t, s) for f in (4, 37) for t in (300, 600, 900) for s in (1, 2)]
-    whole = [result for batch in stream(model, jobs, config, 5) for result in batch]
-    assert [r.job for r in whole] == jobs
-    for left in ({jobs[11]}, {jobs[4], jobs[6]}):
-        for batch in stream(model, jobs, config, 5, wanted=left):
-            for result in batch:
-                assert torch.equal(result.latent, whole[jobs.index(result.job)].latent)
+def test_one_pass_gives_prediction_hook_and_a_graph_up_to_the_hook(model):  # noqa: F811
+    """The same numbers as two runs of the network; nothing beyond the hook keeps a graph; grad mode is as it was."""
+    x = torch.stack([randn(*model.latent_shape, seed=seed) for seed in (1, 2, 3)])
+    t, context = torch.full((3,), 600), model.embed([""]).expand(3, -1, -1)
+    for mode in (True, False):
+        with torch.set_grad_enabled(mode):
+            e, hook, leaf = look(model, x, t, context)
+            assert torch.is_grad_enabled() == mode
+    with torch.no_grad():
+        assert torch.equal(e, model.unet(x, t, context)) and not e.requires_grad
+        assert torch.equal(hook, model.unet(x, t, context, until=model.hook_point))
+    assert hook.requires_grad and torch.equal(leaf, x) and not x.requires_grad
+
+
+def test_the_finish_pulls(model, short):  # noqa: F811
+    """A stronger pull ends at a higher activation than a plain redraw, for each feature."""
+    z, made = torch.zeros(3, *model.latent_shape), []
+    for scale in (0.0, 0.4):
+        config = change(short, finish_scale=scale)
+        *_, last = redraw(model, JOBS, noised(model, JOBS, z, 600), grid(600, 15), config)
+        made.append(measure(model, last.after, JOBS, config)[0])
+    assert (made[1] > 1.5 * made[0]).all()
