@@ -1,10 +1,9 @@
-"""Profile and peaks against scipy; shares and strengths against numpy; sampling and steering against diffusers."""
+"""Profile and peaks against scipy; sampling and steering against diffusers."""
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from scipy.interpolate import interp1d
 from scipy.signal import find_peaks
 
@@ -59,58 +58,6 @@ def test_profile_and_peaks_are_scipy_s_on_ten_thousand_tables_of_shares():
         found, ends = found + len(expected), ends + sum(t in (times[0], times[-1]) for t in expected)
     print(f"{found} peaks, {ends} of them at the first or the last sampled step")
     assert found > 20_000 and ends > 2_000
-
-
-@pytest.mark.parametrize("halves", ("conditional", "both"))
-def test_from_activations_to_shares_active_steps_peaks_and_strengths(halves, tmp_path):
-    """The whole way by numpy and scipy alone: the largest 20 of each row counted one by one, maxima that begin at 0."""
-    rng, images, N, widths, top = np.random.default_rng(2), 24, 50, {"feature": 90, "channel": 40}, 20
-    times = Schedule().timesteps(N)                             # descending
-    rises = {kind: np.sin(np.linspace(0, 7, N))[:, None] * rng.normal(size=width) for kind, width in widths.items()}
-    levels = {kind: np.where(np.arange(width) < 5, -6, 0) for kind, width in widths.items()}    # five hardly ever
-    raw = {
-        kind: (rng.normal(size=(2, images, N, width)) + rises[kind] + levels[kind]).astype(np.float32)
-        for kind, width in widths.items()
-    }
-    raw["feature"] = np.maximum(raw["feature"], 0)
-    rows = 2 if halves == "both" else 1
-
-    parts = []
-    for some in (range(0, 5), range(5, 6), range(6, 24)):
-        means = {kind: torch.tensor(values[:, some].reshape(-1, *values.shape[2:])) for kind, values in raw.items()}
-        means["gated"] = means["feature"][-len(some):]
-        parts.append(capture.summarize(means, some, top, halves))
-    stats = capture.combine(*parts)
-    settings = {"prompts": ["a"] * images, "images_per_prompt": 1, "halves": halves, "top": top, "guidance": 7.5}
-    stats["sum_feature"] = torch.zeros(0, 90)
-    capture.write_capture(tmp_path, stats, {"settings": settings, "timesteps": times})
-    made = profile.Capture(tmp_path, load_file(tmp_path / "activity.safetensors"), {}, "")
-
-    never = 0
-    for kind, width in widths.items():
-        counts, most = np.zeros((N, width)), np.zeros((N, width))
-        for half in range(2 - rows, 2):
-            for i in range(images):
-                for n in range(N):
-                    row = raw[kind][half, i, n]
-                    counts[n, np.argsort(-row)[:top]] += 1
-                    most[n] = np.maximum(most[n], row)
-        for target in range(width):
-            share = (counts[:, target] / images).astype(np.float32)
-            y, expected = by_scipy(np.array(times[::-1]), share[::-1])
-            ours, active = made.profile(kind, target), np.flatnonzero(y > 0)
-            assert np.array_equal(ours, y) and made.peaks(kind, target) == expected
-            never += len(expected) == 0
-            all_active = made.timesteps(kind, target, "active")
-            assert all_active == sorted({0, *(t for t, s in zip(times, share) if s > 0)})
-            assert set(all_active) <= {0, *active}
-            by_time = dict(zip(times, most[:, target]))
-            for when, steered in (("active", {t for t in times if t in active}), ("all", set(times))):
-                strengths = made.strength(kind, target, when)
-                assert np.allclose(strengths[times], [by_time[t] * (t in steered) for t in times], rtol=1e-6)
-            largest, null = made.largest(kind, target), raw[kind][0, :, :, target].max(0)
-            assert np.allclose(largest[times], null, rtol=1e-6)
-    assert 0 < never < 30
 
 
 @pytest.fixture(scope="module")
