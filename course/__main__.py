@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from command.flags import Parser, guarded
 from command.progress import say
@@ -24,107 +25,95 @@ def path_of(exercise, work):
     return work / f"{exercise.number:02d}_{exercise.title.lower().replace(' ', '_')}.py"
 
 
+def read_work(exercise, work):
+    """Return the names of a work file; ValueError with one sentence where it cannot be run."""
+    path = path_of(exercise, work)
+    return run_text(path.read_text(encoding="utf-8-sig"), path)
+
+
 def state_of(exercise, work):
     """Return "new", "passed", or the sentence that says what is wrong."""
-    path = path_of(exercise, work)
-    if not path.exists():
+    if not path_of(exercise, work).exists():
         return "new"
     try:
-        functions = run_text(path.read_text(encoding="utf-8-sig"), path)
+        functions = read_work(exercise, work)
         if exercise.number == 13:
-            functions = use_own(functions, work)
+            use_written(functions, work)
     except ValueError as e:
         return str(e)
     return mark(exercise, functions) or "passed"
 
 
-def use_own(functions, work):
-    """Let the student's ascent call the student's functions of the exercises that passed."""
-    ascend = functions["ascend"]
+def use_written(functions, work):
+    """Let the student's ascent call the student's functions of the exercises 9 to 12 that passed."""
+    written = {}
     for exercise in EXERCISES[8:12]:
         if state_of(exercise, work) == "passed":
-            own = run_text(path_of(exercise, work).read_text(encoding="utf-8-sig"), path_of(exercise, work))
-            for name in exercise.names:
-                if name in ascend.__globals__:
-                    ascend.__globals__[name] = own[name]
-                elif hasattr(ascend.__globals__.get("reg"), name):
-                    ascend.__globals__["reg"] = type("reg", (), vars(ascend.__globals__["reg"]) | {name: own[name]})
-    return functions
+            made = read_work(exercise, work)
+            written |= {name: made[name] for name in exercise.names}
+    functions.update(written)
+    functions["reg"] = SimpleNamespace(**vars(functions["reg"]) | written)
 
 
-def listing(work):
-    """Return the lines of the list of exercises."""
-    lines, part = [], None
-    for e in EXERCISES:
-        if e.part != part:
-            part = e.part
-            lines.append(f"\n{part}")
-        state = state_of(e, work)
-        word = state if state in ("new", "passed") else "begun"
-        lines.append(f"{e.number:3d}  {e.title:22} {'*' * e.difficulty:5} {e.minutes:3d} min  {word:6}  {e.objective}")
-    return lines
-
-
-def ask(exercise):
-    """Print the two questions of the last exercise."""
-    if not exercise.file:
-        say("Find a feature that responds to {!r}; say what feature {} responds to.".format(*asked()))
+def list_exercises(work):
+    for part in dict.fromkeys(e.part for e in EXERCISES):
+        say(f"\n{part}")
+        for e in (e for e in EXERCISES if e.part == part):
+            state = state_of(e, work)
+            word = state if state in ("new", "passed") else "begun"
+            say(f"{e.number:3d}  {e.title:22} {'*' * e.difficulty:5} {e.minutes:3d} min  {word:6}  {e.objective}")
+    say("\nopen one: python -m course 1")
 
 
 def show(exercise, work):
     """Make the work file where there is none, else check it; return the exit code."""
-    path = path_of(exercise, work)
-    if not path.exists():
-        write(path, stub(exercise).encode())
-        say(f"Exercise {exercise.number}: {exercise.title}. {exercise.objective}\nAbout {exercise.minutes} minutes, "
-            f"difficulty {exercise.difficulty} of 5; before it: {exercise.prerequisite}.\nWrite into {path}, then run "
-            "the same command again; --hint helps.")
-        ask(exercise)
+    path, state, number = path_of(exercise, work), state_of(exercise, work), exercise.number
+    if state == "passed":
+        left = sum(state_of(e, work) != "passed" for e in EXERCISES)
+        say(f"exercise {number} passed, {left} of {len(EXERCISES)} to go")
         return 0
-    state = state_of(exercise, work)
-    if state != "passed":
-        say(f"exercise {exercise.number}: {state}")
-        ask(exercise)
-        return 1
-    left = sum(state_of(e, work) != "passed" for e in EXERCISES)
-    say(f"exercise {exercise.number} passed, {left} of {len(EXERCISES)} to go")
-    return 0
+    if state == "new":
+        write(path, stub(exercise).encode())
+        say(f"Exercise {number}: {exercise.title}. {exercise.objective}\nAbout {exercise.minutes} minutes, difficulty "
+            f"{exercise.difficulty} of 5; before it: {exercise.prerequisite}.\nWrite into {path}, then run the same "
+            "command again; --hint helps.")
+    else:
+        say(f"exercise {number}: {state}")
+    if not exercise.file:
+        say("Find a feature that responds to {!r}; say what feature {} responds to.".format(*asked()))
+    return int(state != "new")
 
 
 def hint(exercise, work):
     """Print one more hint than before."""
-    path = work / "hints.json"
+    path, number = work / "hints.json", str(exercise.number)
     given = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    n = given.get(str(exercise.number), 0)
-    for text in exercise.hints[:n + 1]:
+    n = min(given.get(number, 0) + 1, len(exercise.hints))
+    for text in exercise.hints[:n]:
         say(f"hint: {text}")
-    if n + 1 >= len(exercise.hints):
+    if n == len(exercise.hints):
         say("that was the last hint; --solution shows ours")
-    write(path, json.dumps(given | {str(exercise.number): min(n + 1, len(exercise.hints) - 1)}).encode())
-    return 0
+    write(path, json.dumps(given | {number: n}).encode())
 
 
-def run(number, hint_too, solution_too, marks, notebook, solved, work):
+def run(args):
     """Do what the flags ask for; return the exit code."""
-    if notebook:
-        say(f"look at {write_notebook(notebook, solved)}")
-        return 0
-    if marks:
-        states = {str(e.number): state_of(e, work) for e in EXERCISES}
-        say(json.dumps({"passed": sum(s == "passed" for s in states.values()), "of": len(states), "exercises": states}))
-        return 0
-    if number is None:
-        for line in listing(work):
-            say(line)
-        say("\nopen one: python -m course 1")
-        return 0
-    if not 1 <= number <= len(EXERCISES):
-        raise ValueError(f"exercise {number} is out of range: there are {len(EXERCISES)}, 1..{len(EXERCISES)}")
-    exercise = EXERCISES[number - 1]
-    if solution_too:
-        say(f"# {exercise.file}\n{solution(exercise)}")
-        return 0
-    return hint(exercise, work) if hint_too else show(exercise, work)
+    if args.notebook:
+        say(f"look at {write_notebook(args.notebook, args.solved)}")
+    elif args.all:
+        states = {str(e.number): state_of(e, args.work) for e in EXERCISES}
+        say(json.dumps({"passed": [*states.values()].count("passed"), "of": len(states), "exercises": states}))
+    elif args.number is None:
+        list_exercises(args.work)
+    elif not 1 <= args.number <= len(EXERCISES):
+        raise ValueError(f"exercise {args.number} is out of range: there are 1 to {len(EXERCISES)}")
+    elif args.solution:
+        say(solution(EXERCISES[args.number - 1]))
+    elif args.hint:
+        hint(EXERCISES[args.number - 1], args.work)
+    else:
+        return show(EXERCISES[args.number - 1], args.work)
+    return 0
 
 
 def main(argv=None):
@@ -133,13 +122,11 @@ def main(argv=None):
     parser.add_argument("--hint", action="store_true", help="one more hint")
     parser.add_argument("--solution", action="store_true", help="the project's own function")
     parser.add_argument("--all", action="store_true", help="marks of all exercises as JSON")
-    parser.add_argument("--notebook", type=Path, metavar="FILE", help="write the notebook, such as course/course.ipynb")
+    parser.add_argument("--notebook", type=Path, metavar="FILE", help="write the notebook (course/course.ipynb)")
     parser.add_argument("--solved", action="store_true", help="with solutions filled in, for whoever teaches")
     parser.add_argument("--work", type=Path, default=WORK, metavar="FOLDER",
                         help="of work files (default: course/work)")
-    args = parser.parse_args(argv)
-    return guarded("course", run, args.number, args.hint, args.solution, args.all, args.notebook, args.solved,
-                   args.work)
+    return guarded("course", run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from course.exercises import EXERCISES
-from course.marking import mark, solution, stub
+from course.marking import mark, stub
 from results import write
 
 LESSON = Path(__file__).resolve().parent.parent / "docs/lesson.md"
@@ -28,9 +28,8 @@ model = featviz.load()   # a CPU is enough; with a GPU the same line takes it, a
 
 def check(number, *functions):
     """Check a student's functions, print a sentence, and return whether they are right: check(3, step)."""
-    exercise = EXERCISES[number - 1]
     written = functions[0].__globals__ | {function.__name__: function for function in functions}    # also `why`
-    sentence = mark(exercise, written)
+    sentence = mark(EXERCISES[number - 1], written)
     print(f"exercise {number}: {sentence or 'passed'}")
     return not sentence
 
@@ -41,27 +40,19 @@ def cells(solved):
     text = LESSON.read_text(encoding="utf-8")
     for piece in re.split(r"(^```(?:python|sh)\n.*?^```$|^<!-- exercise \d+ -->$)", text, flags=re.M | re.S):
         if found := re.fullmatch(r"<!-- exercise (\d+) -->", piece):
-            yield from exercise_cells(EXERCISES[int(found[1]) - 1], solved)
+            e = EXERCISES[int(found[1]) - 1]
+            hints = "".join(f"<details><summary>hint {n}</summary>{hint}</details>\n"
+                            for n, hint in enumerate(e.hints, 1))
+            yield "markdown", (f"### Exercise {e.number}: {e.title}\n{e.objective} Difficulty {e.difficulty} of 5, "
+                               f"about {e.minutes} minutes; before it: {e.prerequisite}.\n\n{hints}")
+            yield "code", stub(e, solved)
+            yield "code", f"check({e.number}, {', '.join(e.names)})"
         elif piece.startswith("```python"):
             yield "code", piece[10:-4]
         elif piece.startswith("```sh"):
             yield "code", "\n".join("!" + line for line in piece[6:-4].splitlines())
         elif piece.strip():
             yield "markdown", piece.strip()
-
-
-def exercise_cells(exercise, solved):
-    """Yield the cells of one exercise: its title, the function to write, its check."""
-    hints = "".join(f"<details><summary>hint {n}</summary>{text}</details>\n" for n,
-                    text in enumerate(exercise.hints, 1))
-    yield "markdown", (f"### Exercise {exercise.number}: {exercise.title}\n{exercise.objective} Difficulty "
-                       f"{exercise.difficulty} of 5, about {exercise.minutes} minutes; before it: "
-                       f"{exercise.prerequisite}.\n\n{hints}")
-    text = stub(exercise)
-    if solved and exercise.file:
-        text = text[:text.index("\n\n\ndef ")] + "\n\n\n" + solution(exercise)
-    yield "code", text
-    yield "code", f"check({exercise.number}, {', '.join(exercise.names)})"
 
 
 def write_notebook(path, solved=False):

@@ -49,17 +49,17 @@ def check_answers(functions):
     word = str(functions["say"](number)).strip()
     if not fits(rows[number], word):
         return f"say: {word!r} is not what feature {number} responds to; look at what its pictures have in common"
-    job = Job("feature", model.settings.get("feature", 0), 500, 7)
+    job, config = Job("feature", model.settings.get("feature", 0), 500, 7), Config(prior="noise")
     z = functions["fool"](model, job)
     if not isinstance(z, torch.Tensor) or z.shape != model.latent_shape:
         return f"fool returned {tuple(getattr(z, 'shape', ()))}, expected a latent {model.latent_shape}"
-    config, jobs = Config(prior="noise"), [job]
-    first = measure(model, start(model, jobs, config)[1], jobs, config)[0]
+    z = z[None].float()
+    first = measure(model, start(model, [job], config)[1], [job], config)[0]
     history = {"alive": torch.ones(1, 1, dtype=torch.bool), "repeats": torch.zeros(1, 1)}
-    verdict = assess(model, z[None].float(), jobs, first, config, history)[0].verdict
+    verdict = assess(model, z, [job], first, config, history)[0].verdict
     if verdict != "excited":
         return f"fool: the verdict is {verdict}, not excited"
-    if (total_variation(z[None].float()) / z.float().std()).item() < NOISE:
+    if (total_variation(z) / z.std()).item() < NOISE:
         return "fool: that may show something: neighbours in the latent are alike, as in pictures"
-    why = str(functions.get("why", ""))
-    return "" if len(why.split()) > 4 else "fool: it is excited and shows nothing; now say why"
+    why = str(functions.get("why", "")).split()
+    return "" if len(why) > 4 else "fool: it is excited and shows nothing; now say why"
