@@ -66,12 +66,12 @@ def test_a_conversion_that_fails_can_be_repeated(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("source, target, says", [
-    ("none", "b", "no such file"), ("a.ckpt", "b.safetensors", "is a folder"), ("a.ckpt", "a.ckpt", "is a folder"),
-    (".", "b", "holds no weights"), ("a.gguf", "b", "cannot be converted")])
+    ("none", "b", "No such file"), ("a.ckpt", "x/a.ckpt", "exists already"), (".", "b", "holds no weights"),
+    ("a.gguf", "b", "is not a whole safetensors file")])
 def test_wrong_arguments(source, target, says, tmp_path, capsys):
     (tmp_path / "x").mkdir()
-    for name in ("a.ckpt", "a.gguf"):
-        torch.save({"a": torch.ones(2)}, tmp_path / "x" / name)
+    torch.save({"a": torch.ones(2)}, tmp_path / "x/a.ckpt")
+    (tmp_path / "x/a.gguf").write_bytes(b"GGUF" + bytes(100))
     source = tmp_path if source == "." else tmp_path / "x" / source
     assert convert.main([str(source), str(tmp_path / target)]) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "b").exists()
