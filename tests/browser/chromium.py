@@ -10,22 +10,18 @@ import os
 import select
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
-         "--remote-debugging-pipe")
-KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9, "Enter": 13,
-        "Escape": 27, " ": 32}
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+         "--hide-scrollbars", "--remote-debugging-pipe")
+KEYS = {"ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9, "Enter": 13, " ": 32}
 PATIENCE = 60               # seconds until an answer must be there
 
 
 class Chromium:
-    """The browser with one page. `errors` gathers uncaught exceptions, the console's errors, requests for other than
-    files."""
+    """The browser with one page. `errors`: uncaught exceptions, the console's errors, requests for other than files."""
 
     def __init__(self, profile):
         program = next(filter(None, map(shutil.which, NAMES)), None)
@@ -38,9 +34,9 @@ class Chromium:
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for fd in (theirs_in, theirs_out, *ends):
             os.close(fd)
-        self.rest, self.count, self.session, self.events, self.errors = b"", 0, None, [], []
+        self.rest, self.count, self.session, self.loaded, self.errors = b"", 0, {}, False, []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = {"sessionId": self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
@@ -50,10 +46,10 @@ class Chromium:
         os.close(self.back)
         self.process.wait(PATIENCE)
 
-    def receive(self, until):
-        """The next message; TimeoutError after the moment `until`."""
+    def receive(self):
+        """Wait for the next message, and note what it says of errors and of loading."""
         while b"\0" not in self.rest:
-            if not select.select([self.back], [], [], max(0, until - time.time()))[0]:
+            if not select.select([self.back], [], [], PATIENCE)[0]:
                 raise TimeoutError("Chromium does not answer")
             data = os.read(self.back, 1 << 20)
             if not data:
@@ -61,58 +57,46 @@ class Chromium:
             self.rest += data
         message, self.rest = self.rest.split(b"\0", 1)
         message = json.loads(message)
-        if "method" in message:
-            self.note(message["method"], message["params"])
+        event, params = message.get("method"), message.get("params", {})
+        self.loaded = self.loaded or event == "Page.loadEventFired"
+        url = params["request"]["url"] if event == "Network.requestWillBeSent" else ""
+        failed = (event == "Runtime.exceptionThrown" or url and url.split(":")[0] not in ("file", "data", "about")
+                  or event == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert")
+                  or event == "Log.entryAdded" and params["entry"]["level"] == "error")
+        self.errors += [params] if failed else []
         return message
 
-    def note(self, event, params):
-        self.events.append(event)
-        if event == "Runtime.exceptionThrown":
-            self.errors.append(params["exceptionDetails"].get("exception", params["exceptionDetails"]))
-        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
-            self.errors.append([a.get("value", a.get("description")) for a in params["args"]])
-        elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.errors.append((params["entry"]["text"], params["entry"].get("url")))
-        elif event == "Network.requestWillBeSent":
-            url = params["request"]["url"]
-            self.errors += [] if url.split(":")[0] in ("file", "data", "about") else [url]
-
     def send(self, method, **params):
-        """The result of a command."""
+        """Send a command and return its result."""
         self.count += 1
-        message = {"id": self.count, "method": method, "params": params}
-        message |= {"sessionId": self.session} if self.session else {}
+        message = {"id": self.count, "method": method, "params": params} | self.session
         os.write(self.to, json.dumps(message).encode() + b"\0")
-        until = time.time() + PATIENCE
-        while (answer := self.receive(until)).get("id") != self.count:
+        while (answer := self.receive()).get("id") != self.count:
             pass
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
     def open(self, path, fragment=""):
-        """A file's page, loaded; returns the seconds until its load event. No error of an earlier page is kept."""
+        """Open a file's page and wait until it is loaded. No error of an earlier page is kept."""
         for url in ("about:blank", Path(path).resolve().as_uri() + fragment):
-            self.events, self.errors, began = [], [], time.time()
+            self.loaded, self.errors = False, []
             self.send("Page.navigate", url=url)
-            while "Page.loadEventFired" not in self.events:
-                self.receive(began + PATIENCE)
-        return time.time() - began
+            while not self.loaded:
+                self.receive()
 
     def run(self, script):
-        """The value of a JavaScript expression in the page; a promise is awaited."""
+        """Return the value of a JavaScript expression in the page; a promise is awaited."""
         answer = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def key(self, name):
-        """A key goes down and up, as from a keyboard; a single letter is typed."""
-        code = {"key": name, "text": name}
-        if name in KEYS:
-            code = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]}
-        if name == "Enter":
-            code["text"] = "\r"
+        """Press and release a key, as on a keyboard; a single letter is typed."""
+        code = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]} if name in KEYS else \
+            {"key": name, "text": name}
+        code |= {"text": "\r"} if name == "Enter" else {}
         self.send("Input.dispatchKeyEvent", type="keyDown" if "text" in code else "rawKeyDown", **code)
         self.send("Input.dispatchKeyEvent", type="keyUp", **code)
 
@@ -123,7 +107,7 @@ class Chromium:
         self.send("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
     def settled(self):
-        """Two frames later, with every picture in view decoded (or 5 seconds gone: one that leaves the page is not)."""
+        """Wait for two frames and for every picture in view, 5 seconds at most."""
         self.run("""new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() =>
             Promise.race([new Promise(done => setTimeout(done, 5000)),
                           Promise.all([...document.images].filter(i => i.loading !== "lazy")
@@ -133,8 +117,3 @@ class Chromium:
         self.settled()
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         Path(path).write_bytes(base64.b64decode(data))
-
-    def pdf(self, path):
-        """The page on paper, as a printer with the browser's own settings gets it."""
-        self.send("Emulation.setEmulatedMedia", media="", features=[])
-        Path(path).write_bytes(base64.b64decode(self.send("Page.printToPDF", printBackground=False)["data"]))

@@ -6,8 +6,8 @@ Needs what these leave in out/:
     python featviz.py --feature 0-47 --out out/wall
     python featviz.py --out out/first --seed 1024 --trace 0 50
 
-The pictures of features drawn at random need no browser: python -m pages out/wall/toy --rows docs/pictures/rows.png
---wall docs/pictures/wall.png
+The pictures of random features need no browser: python -m pages out/wall/toy --rows docs/pictures/rows.png --wall
+docs/pictures/wall.png
 """
 import tempfile
 from pathlib import Path
@@ -18,20 +18,13 @@ ROOT = Path(__file__).parents[2]
 SHOTS = (   # name, page (a pattern below out), fragment, height of the window
     ("feature", "first/toy/feature_*/index.html", "", 1000),
     ("atlas", "wall/toy/index.html", "", 800),
-    ("trace", "first/toy/feature_*/t*/seed_1024_trace/trace.html", "#s50-activation", 720),
-)
+    ("trace", "first/toy/feature_*/t*/seed_1024_trace/trace.html", "#s50-activation", 720))
 
-
-def main():
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as profile:
         browser = Chromium(profile)
         for name, page, fragment, height in SHOTS:
             browser.window(1280, height)
             browser.open(next((ROOT / "out").glob(page)), fragment)
             browser.screenshot(ROOT / f"docs/pictures/{name}.png")
-            assert not browser.errors, browser.errors
         browser.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 import featviz
+from pages.__main__ import main
 from pages.atlas import write_atlas
-from pages.feature import write_page
 from tests import made
 from tests.browser.chromium import Chromium
 from tests.tiny import write_model
 
 HOOK = "down_blocks.2.resnets.1.conv_shortcut"
-FOCUSED = "document.activeElement.matches({!r})"
 TILES = "[...document.querySelectorAll('.tile')]"
-COUNT = "document.getElementById('count').textContent"
+TITLE = "document.querySelector('h1').textContent"
+FEATURE = "toy/feature_00012/index.html"
 
 
 @pytest.fixture(scope="module")
@@ -28,134 +28,105 @@ def browser(tmp_path_factory):
     chromium.close()
 
 
-@pytest.fixture(autouse=True)
-def desk(browser):
-    browser.window(1400)
-
-
 @pytest.fixture(scope="module")
-def shots(tmp_path_factory):
-    folder = Path(os.environ.get("SHOTS") or tmp_path_factory.mktemp("shots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A folder of three features, one of them at another hook point, with their pages and the atlas."""
-    out = tmp_path_factory.mktemp("out") / "toy"
-    png = made.picture(3, 64)
+def out(tmp_path_factory):
+    """Three features, one of them at another hook point, with their pages and atlas; and an atlas of 60."""
+    out = tmp_path_factory.mktemp("out")
     for name in ("feature_00012", "feature_00037", f"{HOOK}_feature_00003"):
-        made.feature(out / name, finished="fragile", png=png)
-    names = {path.name for path in out.glob("*feature_*")}
-    for name in names:
-        write_page(out / name, names)
-    write_atlas(out)
+        made.feature(out / "toy" / name, finished="fragile", png=made.picture(3, 64))
+    assert main([str(out / "toy"), "--atlas"]) == 0
+    write_atlas(made.features(out / "wall", 60))
     return out
 
 
-@pytest.fixture(scope="module")
-def wall(tmp_path_factory):
-    """An atlas of 600 features."""
-    return write_atlas(made.features(tmp_path_factory.mktemp("wall") / "toy", 600))
-
-
-def look(browser, page, shots, name):
-    """What must hold of every page, with a picture of each way to see it."""
-    for width, dark in ((1400, False), (1400, True), (390, False)):
-        browser.window(width, dark=dark)
+def look(browser, page, name, shots=Path(os.environ.get("SHOTS", "/tmp"))):
+    """What must hold of every page, with a picture of each way to see it where they are asked for."""
+    shots.mkdir(parents=True, exist_ok=True)
+    for width, dark, media in ((1400, False, "screen"), (1400, True, "screen"), (390, False, "screen"),
+                               (1400, True, "print")):
+        browser.window(width, dark=dark, media=media)
         browser.open(page)
-        browser.screenshot(shots / f"{name}_{width}{'_dark' * dark}.png", whole=True)
+        browser.settled()
+        if "SHOTS" in os.environ:
+            browser.screenshot(shots / f"{name}_{width}_{media}{'_dark' * dark}.png", whole=True)
         assert browser.run("document.documentElement.scrollWidth") <= width
-        background = browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-        assert all((value < 64) == dark for value in background)
+        ink = browser.run("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")
+        assert all((value > 192) == (dark and media == "screen") for value in ink)
         assert browser.run("[...document.images].filter(i => i.checkVisibility() && (!i.naturalWidth || !i.alt))"
                            ".map(i => i.outerHTML)") == []
-    browser.window(1400, dark=True, media="print")
-    assert browser.run("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
-    browser.pdf(shots / f"{name}.pdf")
-    assert (shots / f"{name}.pdf").read_bytes().startswith(b"%PDF") and browser.errors == []
+    browser.window(1400)
+    browser.open(page)
+    assert browser.errors == []
 
 
 def tab_to(browser, selector):
     """Press Tab until the focus is there."""
     for _ in range(300):
         browser.key("Tab")
-        if browser.run(FOCUSED.format(selector)):
+        if browser.run(f"document.activeElement.matches({selector!r})"):
             return
     pytest.fail(f"the Tab key never reaches {selector}")
 
 
-@pytest.mark.parametrize("name", ["feature_00012", f"{HOOK}_feature_00003"])
-def test_a_feature_s_page(browser, toy, shots, name):
-    look(browser, toy / name / "index.html", shots, name)
+@pytest.mark.parametrize("page", [FEATURE, f"toy/{HOOK}_feature_00003/index.html", "toy/index.html"])
+def test_pages_fit_every_window_and_are_read_in_the_dark(browser, out, page):
+    look(browser, out / page, page.replace("/", "_"))
 
 
 @pytest.mark.parametrize("width, heights", [(1400, 2000), (390, 4000)])
-def test_the_sentence_and_the_best_pictures_come_first(browser, toy, width, heights):
+def test_the_sentence_and_the_best_pictures_come_first_and_are_sharp(browser, out, width, heights):
+    """Every picture of 64 pixels is shown at a whole multiple of its size, each pixel a square."""
     browser.window(width, 900)
-    browser.open(toy / "feature_00012" / "index.html")
+    browser.open(out / FEATURE)
     top = "document.querySelector('{}').getBoundingClientRect().top"
     assert browser.run(top.format("h1")) < 150 and browser.run(top.format("#best img")) < 600
     assert browser.run("parseFloat(getComputedStyle(document.querySelector('h1')).fontSize)") >= 24
     assert browser.run("document.documentElement.scrollHeight") < heights
     assert browser.run("[...document.querySelectorAll('details')].every(d => !d.open)")
-
-
-@pytest.mark.parametrize("width", [1400, 390])
-def test_pictures_are_sharp(browser, toy, width):
-    """Every picture of 64 pixels is shown at a whole multiple of its size, each pixel a square."""
-    browser.window(width)
-    browser.open(toy / "feature_00012" / "index.html")
     found = browser.run("[...document.querySelectorAll('img.small')].filter(i => i.checkVisibility()).map(i => "
                         "[i.getBoundingClientRect().width, i.naturalWidth, getComputedStyle(i).imageRendering])")
-    assert len(found) == 6 and all(shown % own == 0 and shown for shown, own, _ in found)
-    assert {rendering for _, _, rendering in found} == {"pixelated"}
+    assert len(found) == 6 and all(shown % own == 0 and look == "pixelated" for shown, own, look in found)
 
 
-def test_each_picture_leads_to_its_own_course(browser, toy):
-    """Without a script: the section opens and the picture stands in view."""
+def test_each_picture_leads_to_its_own_course_without_a_script(browser, out):
+    browser.window(1400)
     for name in ("finished", "ascent"):
-        browser.open(toy / "feature_00012" / "index.html")
+        browser.open(out / FEATURE)
         tab_to(browser, f"#best a[href^='#{name}']")
         target = browser.run("document.activeElement.getAttribute('href')")
         browser.key("Enter")
         browser.settled()
-        box = browser.run(f"(b => [b.top, b.bottom])(document.querySelector('{target}').getBoundingClientRect())")
-        assert browser.run("document.getElementById('how').open") and -5 <= box[0] < 800
+        top = browser.run(f"document.querySelector('{target}').getBoundingClientRect().top")
+        assert browser.run("document.getElementById('how').open") and -5 <= top < 800
         assert browser.run("document.querySelector(':target img').width") == 384
 
 
-def test_terms_are_explained_on_hover_focus_and_tap(browser, toy):
-    for width in (1400, 390):
-        browser.window(width)
-        browser.open(toy / "feature_00012" / "index.html")
-        tab_to(browser, ".pair abbr")
-        said = browser.run("getComputedStyle(document.activeElement, '::after').content")
-        assert len(said) > 20 and said != "none"
-        wide = ("[...document.querySelectorAll('abbr')].filter(a => a.checkVisibility()).map(a => { a.focus(); "
-                "return document.documentElement.scrollWidth; })")
-        assert max(browser.run(wide)) <= width
+@pytest.mark.parametrize("width", [1400, 390])
+def test_terms_are_explained_on_hover_focus_and_tap(browser, out, width):
+    browser.window(width)
+    browser.open(out / FEATURE)
+    tab_to(browser, ".pair abbr")
+    assert len(browser.run("getComputedStyle(document.activeElement, '::after').content")) > 20
+    wide = ("[...document.querySelectorAll('abbr')].filter(a => a.checkVisibility()).map(a => { a.focus(); "
+            "return document.documentElement.scrollWidth; })")
+    assert max(browser.run(wide)) <= width
 
 
-def test_the_way_to_the_atlas_and_back(browser, toy):
-    browser.open(toy / "feature_00012" / "index.html")
-    tab_to(browser, "nav a")
-    browser.key("Enter")
-    browser.settled()
-    assert browser.run("document.querySelector('h1').textContent") == "3 features of toy"
-    tab_to(browser, ".tile")
-    browser.key("Enter")
-    browser.settled()
-    assert browser.run("document.querySelector('h1').textContent").startswith("Feature 3 ") and browser.errors == []
+def test_the_way_to_the_atlas_and_back(browser, out):
+    browser.window(1400)
+    browser.open(out / FEATURE)
+    for target, title in (("nav a", "3 features of toy"), (".tile", "Feature 3 ")):
+        tab_to(browser, target)
+        browser.key("Enter")
+        browser.settled()
+        assert browser.run(TITLE).startswith(title) and browser.errors == []
 
 
 @pytest.mark.parametrize("width", [1400, 390])
-def test_a_long_hook_point_leaves_the_atlas_in_order(browser, toy, shots, width):
+def test_a_long_hook_point_leaves_the_atlas_in_order(browser, out, width):
     """Its tile is as wide as the others, shows its picture, and no word stands one letter a line."""
-    look(browser, toy / "index.html", shots, "atlas")
     browser.window(width)
-    browser.open(toy / "index.html")
+    browser.open(out / "toy/index.html")
     browser.settled()
     boxes = browser.run(f"{TILES}.map(t => (b => [b.left, b.right])(t.getBoundingClientRect()))")
     assert all(0 <= left < right <= width for left, right in boxes)
@@ -166,70 +137,53 @@ def test_a_long_hook_point_leaves_the_atlas_in_order(browser, toy, shots, width)
     assert browser.run(f"{narrow}.map(e => e.textContent)") == []
 
 
-def test_the_atlas_is_searched_sorted_and_turned_by_keyboard(browser, wall):
+def test_the_atlas_is_searched_sorted_and_turned_by_keyboard(browser, out):
+    browser.window(1400)
+    wall = out / "wall/index.html"
     browser.open(wall)
-    assert browser.run(COUNT) == "600 of 600"
+    assert browser.run("document.getElementById('count').textContent") == "60 of 60"
     tab_to(browser, "[name=search]")
-    for letter in "tree":
+    for letter in "bear":
         browser.key(letter)
-    trees = browser.run("shown.length")
-    assert 1 < trees < 600 and browser.run(f"{TILES}.every(t => t.textContent.includes('Tree'))")
-    tab_to(browser, "[name=sort]")
+    found = browser.run("shown.length")
+    assert 2 < found < 60 and browser.run(f"{TILES}.every(t => t.textContent.includes('<b>Bear</b>'))")
     browser.run("form.sort.value = 'number'; form.dispatchEvent(new Event('input')); remember()")
     numbers = browser.run("shown.map(x => x.number)")
     assert numbers == sorted(numbers)
     tab_to(browser, "[name=ascent]")
     browser.key(" ")
-    browser.settled()
     assert browser.run(f"{TILES}.every(t => t.querySelector('img').src.endsWith('_ascent.jpg'))")
     fragment = browser.run("location.hash")
-    assert "search=tree" in fragment and "ascent=on" in fragment
     browser.open(wall, fragment)                                # as after a look at a feature's page
-    assert browser.run("shown.length") == trees and browser.run("form.ascent.checked")
+    assert browser.run("shown.length") == found and browser.run("form.ascent.checked")
     tab_to(browser, ".tile")
     places = []
     for key in ("ArrowRight", "ArrowDown", "Home", "End"):
         browser.key(key)
         places.append(browser.run(f"{TILES}.indexOf(document.activeElement)"))
     columns = browser.run("getComputedStyle(wall).gridTemplateColumns.split(' ').length")
-    assert places == [1, min(1 + columns, trees - 1), 0, trees - 1] and browser.errors == []
+    assert places == [1, min(1 + columns, found - 1), 0, found - 1] and browser.errors == []
 
 
-def test_a_trace(browser, tmp_path, shots):
-    """Every stage of a step by the arrow keys, on the smallest model."""
-    flags = ["--weights", write_model(tmp_path / "tiny"), "--device", "cpu", "--out", tmp_path, "--seed", 5]
-    assert featviz.main([str(flag) for flag in [*flags, "--num-steps", 2, "--trace", 1]]) == 0
-    page, = tmp_path.rglob("trace.html")
-    look(browser, page, shots, "trace")
-    browser.window(1400)
-    browser.open(page)
+def test_without_scripts_the_atlas_is_a_list_of_links(browser, out):
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    browser.open(out / "wall/index.html")
+    browser.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert browser.run("document.querySelectorAll('noscript li a').length") == 60
+    assert browser.run("[...document.querySelectorAll('form')].every(e => !e.checkVisibility())")
+
+
+def test_a_trace_and_a_sound_from_flags_to_the_browser(browser, tmp_path):
+    """Every stage of a step by the arrow keys; and from Riffusion's flag to players whose files the browser reads."""
+    weights = write_model(tmp_path / "tiny", featviz={"sound": True})
+    flags = ["--weights", weights, "--device", "cpu", "--out", tmp_path, "--seed", 5, "--num-steps", 2]
+    assert featviz.main([*map(str, flags)]) == featviz.main([*map(str, flags), "--trace", "1"]) == 0
+    (trace,), (page,) = tmp_path.rglob("trace.html"), tmp_path.rglob("index.html")
+    look(browser, trace, "trace")
     before = browser.run("scrollY")
     browser.key("ArrowRight")
     assert browser.run("scrollY") > before and browser.errors == []
-
-
-def test_a_sound_is_played_under_its_picture(browser, tmp_path, shots):
-    """From Riffusion's flag in featviz.json to a player whose file the browser reads."""
-    weights = write_model(tmp_path / "tiny", featviz={"sound": True})
-    flags = ["--weights", weights, "--device", "cpu", "--out", tmp_path, "--seed", 5, "--num-steps", 2]
-    assert featviz.main([str(flag) for flag in flags]) == 0
-    page, = tmp_path.rglob("index.html")
-    look(browser, page, shots, "sound")
-    browser.open(page)
+    look(browser, page, "sound")
     length = ("Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(done => {"
               " a.onloadedmetadata = a.onerror = () => done(a.duration); a.load(); })))")
     assert browser.run(length) == pytest.approx([31 * 441 / 44_100] * 3, abs=0.01) and browser.errors == []
-
-
-def test_words_with_markup_stay_words(browser, wall):
-    browser.open(wall, "#search=bear&sort=none&submit=none")
-    assert browser.run(f"{TILES}.length") > 10
-    assert browser.run(f"{TILES}.every(t => t.textContent.includes('<b>Bear</b>'))")
-
-
-def test_without_scripts_the_atlas_is_a_list_of_links(browser, wall):
-    browser.send("Emulation.setScriptExecutionDisabled", value=True)
-    browser.open(wall)
-    browser.send("Emulation.setScriptExecutionDisabled", value=False)
-    assert browser.run("document.querySelectorAll('noscript li a').length") == 600
-    assert browser.run("[...document.querySelectorAll('form')].every(e => !e.checkVisibility())")
