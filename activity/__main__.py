@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from activity.analysis import analysis, card, find_labels, lines, save_activity, save_labels
+from activity.analysis import analysis, find_labels, lines, save_activity, save_labels
 from activity.capture import FIELDS, GRIDS, WORDS, attach, capture, configure, probe, read_lines
 from activity.profile import find_capture, folder_name
 from command.flags import Parser, add_model, add_out, guarded, numbers
@@ -36,14 +36,12 @@ def describe(model, args):
     check_jobs(model, [Job(kind, n) for n in wanted])
     attach(model, args.out)
     for n in wanted:
-        label = model.labels.get(n) if kind == "feature" else None
-        say(f"{kind} {n}" + (f", {label}" if label else ""))
-        for line in lines(card(model, kind, n)):
+        folder = folder_of(args.out, model.name, model.hook_point, kind, n)
+        found = analysis(model, kind, n, times_in(folder))
+        for line in lines(kind, n, found["label"], found["card"]):
             say(line)
         if args.name == "show":
             continue
-        folder = folder_of(args.out, model.name, model.hook_point, kind, n)
-        found = analysis(model, kind, n, times_in(folder))
         say(f"  active at {sum(share > 0 for share in found['profile'])} of 1001 time steps, "
             f"peaks at {found['peaks'] or 'none'}")
         for t, examples in found["examples"].items():

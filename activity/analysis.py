@@ -64,8 +64,9 @@ def card(model, kind, n):
             "gated": gated, "nearest": nearest, "examples": len(mine), "together": together}
 
 
-def lines(card):
-    """A card as lines for a terminal."""
+def lines(kind, n, label, card):
+    """Spell out a card for a terminal, a line at a time."""
+    yield f"{kind} {n}" + f", {label}" * bool(label)
     yield (f"  {'alive' if card['alive'] else 'dead'}; largest mean activation {card['largest']:.4g}, "
            f"at t {card['timestep']}")
     if card["gated"] is not None:

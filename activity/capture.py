@@ -97,8 +97,7 @@ def configure(model, **given):
     """
     theirs = model.settings.get("capture", {})
     if not isinstance(theirs, dict) or theirs.keys() - {"prompts", *FIELDS}:
-        raise WeightsError(f"{model.folder / 'featviz.json'}: \"capture\" must be an object with some of prompts, "
-                           f"{', '.join(FIELDS)}")
+        raise WeightsError(f"{model.folder}/featviz.json: \"capture\" must hold some of prompts, {', '.join(FIELDS)}")
     if isinstance(theirs.get("prompts"), str) and theirs["prompts"] not in GRIDS:
         theirs = theirs | {"prompts": model.folder / theirs["prompts"]}
     together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1  # small ones leave cores idle
@@ -265,7 +264,7 @@ def attach(model, out):
 
 
 def probe(model, out, batch_size=None):
-    """Return the small capture of these weights, made now where there is none."""
+    """Return a small capture of these weights, made now where there is none; several processes at once must not."""
     folder = Path(out) / model.name / folder_name(model.hook_point, "probe")
     warn(f"{model.folder} has no capture: a probe in {folder} stands in for it; for the full one run "
          f"{full_command(model)}; an ascent with --prior noise --timestep 361 needs none")

@@ -118,7 +118,7 @@ def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path
     made.settings["capture"] = {"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"}
     own = capture.configure(made, sampler="pndm", steps=None)
     assert (own.guidance, own.sampler, own.prompts, own.steps) == (3.0, "pndm", ("a dog",), 50)
-    for wrong, says in (({"scale": 3.0}, "must be an object with some of"),
+    for wrong, says in (({"scale": 3.0}, "must hold some of"),
                         ({"steps": "5"}, "--steps must be a whole number, got '5'"),
                         ({"halves": "pndm"}, "--halves must be one of conditional, both, got 'pndm'"),
                         ({"steps": 1000}, "sampling steps must be between 1 and 999")):
@@ -541,7 +541,7 @@ def test_a_dead_feature_and_a_channel_s_card(model, whole):
     here.capture.tables["histogram_feature"][7] = torch.tensor([6.0] + [0.0] * 23)
     made = analysis.card(here, "feature", 7)
     assert not made["alive"] and made["active"] == 0 and made["histogram"] == [(0, 0, 6)]
-    assert "  dead; largest mean activation 0, at t " in "\n".join(analysis.lines(made))
+    assert "  dead; largest mean activation 0, at t " in "\n".join(analysis.lines("feature", 7, "", made))
     said = analysis.dead_line(here.capture, "feature", [6, 7])
     assert said.startswith("dead: feature 7, active in none of the capture's 6 images") and "\n" not in said
     assert analysis.dead_line(here.capture, "feature", [6]) == analysis.dead_line(here.capture, "channel", [3]) == ""
