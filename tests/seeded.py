@@ -1,8 +1,7 @@
 """Seeded weights and inputs, the same for our networks and for the official libraries, and what is compared on them.
 
-No weights are stored anywhere: a seed and a sorted list of tensor names give the same numbers on both sides. Every
-tensor is random, biases and norms included, because official initialisations leave many of them at 0 or 1, where a
-missing one would not show.
+A seed and a sorted list of tensor names give the same numbers on both sides. Every tensor is random, also biases and
+norms, because official initialisations leave many of them at 0 or 1, where a missing one would not show.
 """
 import math
 from pathlib import Path
@@ -12,7 +11,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from clip import TextEncoder
+from config import HOOK_POINT as HOOK
 from legibility.vision import CLIP, preprocess
+from sae import SAE
 from tests import clip_vocab
 from unet import UNet
 from vae import VAE
@@ -21,7 +22,7 @@ from weights.quick import quicken
 FIXTURES = Path(__file__).parent / "fixtures"
 SEED = 20
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4                      # max abs difference / max abs reference, float32
-NETWORKS = {"unet": UNet, "vae": VAE, "clip_text": TextEncoder, "clip": CLIP}
+NETWORKS = {"unet": UNet, "vae": VAE, "clip_text": TextEncoder, "text_encoder": TextEncoder, "clip": CLIP, "sae": SAE}
 TOY = {     # the proportions of SD, small; widths that differ from level to level where that tells two of them apart
     "unet": dict(block_out_channels=(32, 64, 112, 112), cross_attention_dim=64, attention_head_dim=2,
                  norm_num_groups=16),
@@ -33,7 +34,6 @@ TOY = {     # the proportions of SD, small; widths that differ from level to lev
                  vision_config=dict(image_size=32, patch_size=8, hidden_size=48, intermediate_size=96,
                                     num_hidden_layers=2, num_attention_heads=3), projection_dim=24),
 }
-HOOK = "up_blocks.1.attentions.1"
 TOY_HOOKS = ("down_blocks.1.attentions.0", "mid_block.attentions.0", HOOK, "up_blocks.3.attentions.2")
 
 
@@ -42,8 +42,7 @@ def randn(*shape, seed):
 
 
 def weights(shapes, seed=SEED):
-    """{name: shape} -> {name: tensor}, filled in sorted order: norms about 1, biases about 0, the
-    rest by 1 / sqrt(fan in).
+    """{name: shape} -> {name: tensor}, filled in sorted order: norms about 1, biases about 0, else by 1 / sqrt(fan in).
     """
     g, out = torch.Generator().manual_seed(seed), {}
     for name in sorted(shapes):
@@ -59,7 +58,7 @@ def weights(shapes, seed=SEED):
 
 
 def on_meta(part, sizes=None):
-    """One of our networks without any memory behind it; SD 1.x's sizes unless told otherwise."""
+    """One of our networks without any memory behind it, by default of SD 1.x's sizes."""
     with torch.device("meta"):
         return NETWORKS[part](**(sizes or {}))
 
@@ -108,9 +107,7 @@ def gradient(y, x, retain_graph=False):
 
 def unet_outputs(net, z, t, context, hooks, gradients):
     """Ours: the noise prediction, the output at each of `hooks`, and its gradient at those that are in `gradients`."""
-    out = {}
-    with torch.no_grad():
-        out["noise"] = net(z, t, context)
+    out = {"noise": net(z, t, context).detach()}
     for hook in hooks:
         leaf = z.clone().requires_grad_(hook in gradients)
         y = net(leaf, t, context, until=hook)
@@ -121,23 +118,17 @@ def unet_outputs(net, z, t, context, hooks, gradients):
 
 
 def vae_outputs(net, z, images, gradients=True):
-    """Ours: decoded images before the clamp, mean and log variance of encoded ones, gradients
-    with respect to the input.
-    """
+    """Ours: decoded images before the clamp, mean and log variance of encoded ones, and gradients."""
     z, images = z.clone().requires_grad_(gradients), images.clone().requires_grad_(gradients)
-    out = {}
-    decoded = net.decode_raw(z)
-    out["decode"] = decoded.detach()
-    mean, logvar = net.moments(images)
-    out["mean"], out["logvar"] = mean.detach(), logvar.detach()
+    decoded, (mean, logvar) = net.decode_raw(z), net.moments(images)
+    out = {"decode": decoded.detach(), "mean": mean.detach(), "logvar": logvar.detach()}
     if gradients:
-        out["gradient decode"], out["gradient mean"] = gradient(decoded, z), gradient(mean, images)
+        out |= {"gradient decode": gradient(decoded, z), "gradient mean": gradient(mean, images)}
     return out
 
 
 def text_outputs(net, ids):
-    with torch.no_grad():
-        return {"embedding": net(ids)}
+    return {"embedding": net(ids)}
 
 
 def clip_outputs(net, pixels, ids):
@@ -173,18 +164,14 @@ def compare(ours, reference, label):
     """Assert that two dicts of tensors agree within the tolerances; the errors are printed (pytest -s shows them)."""
     assert ours.keys() == reference.keys()
     for key in reference:
-        assert reference[key].isfinite().all() and reference[key].abs().max() > 1e-2, (
-            f"{label} {key}: nothing to compare"
-        )
+        assert reference[key].isfinite().all() and reference[key].abs().max() > 1e-2, f"{label} {key} is nothing"
         error = relative_error(ours[key], reference[key])
         print(f"{label:14s} {key:40s} {error:.1e}")
         assert error <= (GRADIENT_TOLERANCE if key.startswith("gradient") else TOLERANCE), (label, key, error)
 
 
 def fingerprint(part):
-    """A few sums over the seeded weights and inputs, stored beside the outputs: tells a changed
-    generator from a wrong network.
-    """
+    """Sums over the seeded weights and inputs, stored beside outputs: tell a changed generator from a wrong network."""
     parts = [*weights(shapes(on_meta(part, TOY[part]))).values(), *unet_inputs(), *vae_inputs(), text_inputs()]
     return torch.stack([p.double().abs().sum() for p in parts])
 

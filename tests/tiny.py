@@ -1,9 +1,4 @@
-"""A complete model folder with random weights, so small that a whole run takes about a second; ways to damage such a
-folder.
-
-It lies in the layout of weights/load.py and has all parts. The weights mean nothing: tests that use it are about the
-path from files to files, not about pictures.
-"""
+"""A complete model folder with random weights, so small that a run takes a second; ways to change such a folder."""
 import hashlib
 import json
 from pathlib import Path
@@ -12,19 +7,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clip import TextEncoder, number
-from legibility.vision import CLIP
-from sae import SAE
-from tests.seeded import shapes, weights
-from unet import UNet
-from vae import VAE
+from clip import number
+from tests.seeded import HOOK, on_meta, shapes, weights
 
-HOOK = "up_blocks.1.attentions.1"
 VOCAB = number([])
 TIMES = torch.arange(981.0, 0.0, -140.0)                        # measured time steps of the activity table
 
-QUICK = dict(num_steps=2, prior_steps=2, steer_scale=2.0, finish_steps=2,
-             finish_scale=0.4)     # usual settings of these weights
+QUICK = dict(num_steps=2, prior_steps=2, steer_scale=2.0, finish_steps=2, finish_scale=0.4)     # its usual settings
 CONFIGS = {
     "unet": dict(block_out_channels=[16, 16, 32, 32], cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8,
                  in_channels=4, out_channels=4, sample_size=8),
@@ -47,40 +36,30 @@ PATHS = {   # part -> (its JSON file, its tensors)
 CLIP_CONFIG = dict(text_config=CONFIGS["text_encoder"], projection_dim=8,
                    vision_config=dict(image_size=32, patch_size=8, hidden_size=16, intermediate_size=32,
                                       num_hidden_layers=1, num_attention_heads=2))
-ACTIVITY = "activity/activity.safetensors"
-BUILD = {   # the same config keys that weights/load.py hands on
-    "unet": lambda c: UNet(**{k: v for k, v in c.items() if k != "sample_size"}),
-    "vae": lambda c: VAE(**c), "text_encoder": lambda c: TextEncoder(**c),
-    "sae": lambda c: SAE(**{k: v for k, v in c.items() if k != "input_unit_norm"}),
-    "clip": lambda c: CLIP(**c),
-}
 
 
 def tensors(part, config, seed=0):
     """Seeded tensors of one part; activations stay about 1, because every matrix is divided by sqrt(fan in)."""
-    with torch.device("meta"):
-        net = BUILD[part](config)
-    out = weights(shapes(net), seed)
+    sizes = {key: value for key, value in config.items() if key not in ("sample_size", "input_unit_norm")}
+    out = weights(shapes(on_meta(part, sizes)), seed)
     if part == "sae":
         out["W_dec"] /= out["W_dec"].norm(dim=1, keepdim=True)
         out["encoder.weight"] *= 0.5
-        out["encoder.bias"] += 2.0  # nearly every feature is active at some position of any input
+        out["encoder.bias"] += 2.0              # nearly every feature is active at some position of any input
     return out
 
 
 def activity(features, width, seed=0):
-    """The tables of a capture: largest mean activations in [0.5, 1.5], every profile highest at t =
-    281 and nowhere else a peak.
-    """
+    """The tables of a capture: largest mean activations in [0.5, 1.5], every profile with its one peak at t = 281."""
     g = torch.Generator().manual_seed(seed)
     table = lambda n: 0.5 + torch.rand(len(TIMES), n, generator=g)
     share = 1 - (TIMES - 281).abs() / 1000
-    shares = {f"share_{kind}": share[:, None].repeat(1, n) for kind, n in (("feature", features), ("channel", width))}
-    largest = {"max_feature": table(features), "max_channel": table(width)}
-    null = {name.replace("max", "max_null"): 0.8 * values for name, values in largest.items()}
-    counts = {f"histogram_{kind}": torch.ones(n, 1, dtype=torch.int32) * (torch.arange(24) == 12)
-              for kind, n in (("feature", features), ("channel", width))}
-    return {"timesteps": TIMES.clone(), "max_gated": largest["max_feature"] / 2} | largest | null | shares | counts
+    tables = {"timesteps": TIMES.clone(), "max_feature": table(features), "max_channel": table(width)}
+    tables["max_gated"] = tables["max_feature"] / 2
+    for kind, n in (("feature", features), ("channel", width)):
+        tables |= {f"max_null_{kind}": 0.8 * tables[f"max_{kind}"], f"share_{kind}": share[:, None].repeat(1, n),
+                   f"histogram_{kind}": torch.ones(n, 1, dtype=torch.int32) * (torch.arange(24) == 12)}
+    return tables
 
 
 def write_capture(folder, features, width, seed=0):
@@ -93,19 +72,16 @@ def write_capture(folder, features, width, seed=0):
                for name, fill, dtype in (("image", 0, torch.int16), ("activation", 1.0, torch.float16))},
               home / "examples.safetensors")
     Image.new("RGB", (32, 32), "gray").save(home / "images/00000.jpg")
-    names = [path for paths in PATHS.values() for path in paths if path] + ["tokenizer/vocab.json",
-                                                                            "tokenizer/merges.txt"]
-    prints = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
-              if (folder / name).exists() and name != "featviz.json"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "featviz.json"
+             and home not in path.parents]
+    prints = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     settings = {"prompts": ["A Tree image in Winter style"], "top": 20}
     recipe = {"settings": settings, "timesteps": [int(t) for t in TIMES], "fingerprints": prints, "hook_point": HOOK}
     (home / "capture.json").write_text(json.dumps({"images": 1, "recipe": recipe}))
 
 
 def write_examples(home, features, images=12, most=4, seed=0):
-    """Dataset examples by lot, 0 to `most` of them at each step and `most` for features 0, 3, 6, ..., in a capture's
-    folder; its pictures are made.
-    """
+    """Dataset examples at random in a capture's folder: 0 to `most` at each step, `most` for features 0, 3, 6, ..."""
     g, n = torch.Generator().manual_seed(seed), len(TIMES)
     numbers = torch.rand(n, features, images, generator=g).argsort(dim=-1)[..., :most]
     none = torch.arange(most) >= torch.randint(most + 1, (n, features, 1), generator=g)
@@ -162,7 +138,6 @@ def edit_json(path, **entries):
 
 
 def edit_tensors(path, change):
-    """Another safetensors file in its place, with change({name: tensor}); the old one lives on for who has it mapped.
-    """
+    """Put another safetensors file in its place, with change({name: tensor}); who has the old one mapped keeps it."""
     save_file({k: v.contiguous() for k, v in change(load_file(path)).items()}, path.with_name("edited"))
     path.with_name("edited").replace(path)
