@@ -165,9 +165,12 @@ def compute(model, recipes, size, frames, again, out, sound):
     from audio.beside import sounds
     from visualize import course_lengths, kept_steps, stream
     results.prepare(out)
-    why = {(one, job): "again" if again else results.why_to_compute(out, recipe, kept_steps(one.num_steps, frames), sound)
-           for one, made in recipes.items() for job, recipe in made.items()}
-    fit, failed = announce(model, list(why.values())), []
+    why = {}
+    for one, made in recipes.items():
+        steps = kept_steps(one.num_steps, frames)
+        for job, recipe in made.items():
+            why[one, job] = "again" if again else results.why_to_compute(out, recipe, steps, sound)
+    fit, failed = announce(model, job.kind, list(why.values())), []
     for one, made in recipes.items():
         jobs, wanted = list(made), {job for job in made if why[one, job]}
         batches = sum(not wanted.isdisjoint(jobs[i:i + size]) for i in range(0, len(jobs), size))
@@ -185,7 +188,7 @@ def compute(model, recipes, size, frames, again, out, sound):
     return len(failed)
 
 
-def announce(model, why):
+def announce(model, kind, why):
     """Print what is there already, what is computed and why; return the fit check's warning, or ""."""
     from weights.check import fit, verdict
     todo = [reason for reason in why if reason]
@@ -197,7 +200,7 @@ def announce(model, why):
     if not todo:
         return ""
     warn(f"{len(todo)} results to compute with {model.folder} on {model.device}")
-    warning = verdict(model.sae, fit(model)) if model.sae else ""
+    warning = verdict(model.sae, fit(model)) if kind == "feature" else ""
     if warning:
         warn(f"warning: {warning}")
     return warning

@@ -11,9 +11,9 @@
 
 Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
 fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A result counts
-as finished when its record names this very recipe and the other files have the sizes that were written with it. The
-pictures of the course change no result and are no part of the recipe: a run that asks for steps which were not kept
-computes the result again.
+as finished when its record holds this very recipe and every file has the size that the record says. The pictures of the
+course change no result and are no part of the recipe: a run that asks for steps which were not kept computes the result
+again.
 """
 import ast
 import dataclasses
@@ -29,17 +29,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save as save_tensors
 
 from config import HOOK_POINT, PRIORS
-from vae import to_uint8
+from vae import to_png, to_uint8
 
 PROJECT = Path(__file__).resolve().parent
 METHOD = ("config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae",
           "clip", "weights/load", "weights/quick", "activity/profile")      # files whose change can change a latent
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
-SOUNDS = (".start.wav", ".wav", ".finished.wav")
 DIGITS = {"feature": 5, "channel": 4}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what reading JSON of another shape may raise
 
@@ -74,22 +72,33 @@ def write(path, data):
         file.write(data)
 
 
-def sha256(data):
-    """Return the SHA-256 of bytes in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def prepare(out):
     """Make the results' folder, or raise OSError before any work is done."""
     write(Path(out) / ".writable", b"")
     (Path(out) / ".writable").unlink()
 
 
+def sha256(data):
+    """Return the SHA-256 of bytes in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_json(value, **layout):
+    """Encode a value as JSON; NaN and infinity, which JSON does not have, become null."""
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(value, **layout).encode() + b"\n"
+
+
+def png(image, recipe):
+    """Encode (3, H, W) in [0, 1] as PNG bytes that carry the recipe."""
+    return to_png(image, featviz=json.dumps(recipe, sort_keys=True))
+
+
 # --- recipes and places -----------------------------------------------------------------------------------------------
 
 @cache
 def method_code():
-    """Return the SHA-256 of what the method's files do: of their parsed code, so that comments change nothing."""
+    """Return the SHA-256 of the method's files as Python reads them: comments and docstrings change nothing."""
     digest = hashlib.sha256()
     for name in METHOD:
         tree = ast.parse((PROJECT / f"{name}.py").read_text(encoding="utf-8"))
@@ -102,7 +111,6 @@ def method_code():
 
 def recipe(model, job, config, usual):
     """Return everything that decides a job's result, as JSON values. `usual`: the config of a run without flags."""
-    # as the record will say it: a tuple is a list there
     settings, standard = (json.loads(json.dumps(dataclasses.asdict(one))) for one in (config, usual))
     dtype = str(model.dtype).removeprefix("torch.")
     differs = {name: value for name, value in settings.items() if value != standard[name]}
@@ -120,12 +128,9 @@ def recipe(model, job, config, usual):
             "dtype": dtype, "torch": torch.__version__}
 
 
-def file_name(text, most=80):
-    """Turn text into a part of a file's name, of `most` bytes and a few: file systems count bytes, 255 at most.
-
-    What is cut or replaced ends in a hash of the whole, so that two texts do not share a file.
-    """
-    name = re.sub(r"[^\w.=+-]+", "-", text).strip("-.").encode("utf-8")[:most].decode("utf-8", "ignore")
+def file_name(text):
+    """Turn text into a part of a file's name. What is cut or replaced ends in a hash of the whole text."""
+    name = re.sub(r"[^\w.=+-]+", "-", text).strip("-.")[:50]
     return name if name == text else f"{name}-{sha256(text.encode())[:8]}".lstrip("-")
 
 
@@ -173,53 +178,30 @@ def save(out, result, recipe, fit="", sounds=None):
     fit     the fit check's warning
     sounds  {suffix: bytes of a WAV file}
     """
-    path, pictures = path_of(out, recipe), {"ascent": result}
-    if result.finished:
-        pictures["finished"] = result.finished
-    for suffix in (".json", ".steps.jpg", ".finished.png", *SOUNDS):     # from here on an older one is not finished
-        with_suffix(path, suffix).unlink(missing_ok=True)
-    latents, curves, numbers = {}, {}, {}
-    for name, one in pictures.items():
-        latents["latent" if one is result else name] = one.latent.numpy()
-        curves[name] = {"history": one.history, "heat": one.heat.tolist()}
-        numbers[name] = {"verdict": one.verdict, "scores": one.scores, "others": one.others}
-    files = {".png": png(result.image, recipe), ".safetensors": save_tensors(latents), ".curves.json": to_json(curves),
-             **(sounds or {})}
-    if result.finished:
-        files[".finished.png"] = png(result.finished.image, recipe)
+    path = path_of(out, recipe)
+    for older in path.parent.glob(f"{path.name}.*"):
+        older.unlink()
+    latents, curves, numbers, files = {}, {}, {"finished": None}, {}
+    for name, suffix, one in (("ascent", ".png", result), ("finished", ".finished.png", result.finished)):
+        if one:
+            files[suffix] = png(one.image, recipe)
+            latents["latent" if one is result else name] = one.latent.numpy()
+            curves[name] = {"history": one.history, "heat": one.heat.tolist()}
+            numbers[name] = {"verdict": one.verdict, "scores": one.scores, "others": one.others}
+    files |= {".safetensors": save_tensors(latents), ".curves.json": to_json(curves), **(sounds or {})}
     if result.frames:
-        files[".steps.jpg"] = strip(result.frames)
-    record = {"recipe": recipe, **numbers["ascent"], "finished": numbers.get("finished"), "fit": fit,
+        file = io.BytesIO()
+        Image.fromarray(to_uint8(torch.cat(result.frames, dim=2))).save(file, "JPEG", quality=90, subsampling=0)
+        files[".steps.jpg"] = file.getvalue()
+    record = {"recipe": recipe, **numbers["ascent"], "finished": numbers["finished"], "fit": fit,
               "nearest_channel": result.nearest_channel, "stored_steps": result.stored_steps,
-              "sha256": {suffix: sha256(data) for suffix, data in files.items()},
               "bytes": {suffix: len(data) for suffix, data in files.items()}}
-    files[".json"] = to_json(record, indent=1, sort_keys=True)
     if recipe["differs"]:
         write(path.parent / "settings.txt", "".join(f"{k}: {v}\n" for k, v in recipe["differs"].items()).encode())
     for suffix, data in files.items():
         write(with_suffix(path, suffix), data)
+    write(with_suffix(path, ".json"), to_json(record, indent=1, sort_keys=True))
     return with_suffix(path, ".png")
-
-
-def to_json(value, **layout):
-    """Encode a value as JSON; NaN and infinity, which JSON does not have, become null."""
-    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    return json.dumps(value, **layout).encode() + b"\n"
-
-
-def png(image, recipe):
-    """Encode (3, H, W) in [0, 1] as PNG bytes that carry the recipe."""
-    text, file = PngInfo(), io.BytesIO()
-    text.add_text("featviz", json.dumps(recipe, sort_keys=True))
-    Image.fromarray(to_uint8(image)).save(file, format="PNG", pnginfo=text)
-    return file.getvalue()
-
-
-def strip(frames):
-    """Encode pictures of equal size, side by side, as JPEG bytes."""
-    file = io.BytesIO()
-    Image.fromarray(to_uint8(torch.cat(frames, dim=2))).save(file, format="JPEG", quality=90, subsampling=0)
-    return file.getvalue()
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -231,15 +213,15 @@ def why_to_compute(out, recipe, steps=(), sound=False):
     steps  those of the course whose pictures it must have; sound: it must have one
     """
     path = path_of(out, recipe)
+    if not with_suffix(path, ".json").exists():
+        return "new"
     try:
         record = json.loads(with_suffix(path, ".json").read_text(encoding="utf-8"))
         if different := [name for name in recipe if record["recipe"].get(name) != recipe[name]]:
             return different[0]
         whole = all(os.stat(with_suffix(path, suffix)).st_size == n for suffix, n in record["bytes"].items())
-        whole = whole and (not sound or ".wav" in record["bytes"])
-        return "" if whole and set(steps) <= set(record["stored_steps"]) else "broken"
-    except FileNotFoundError:
-        return "broken" if with_suffix(path, ".json").exists() else "new"
+        has_all = set(steps) <= set(record["stored_steps"]) and (not sound or ".wav" in record["bytes"])
+        return "" if whole and has_all else "broken"
     except BROKEN:
         return "broken"
 
@@ -252,10 +234,10 @@ class StoredResult:
     verdict: str
     scores: dict                        # name -> number, None where it was not finite
     others: list                        # [[index, activation]] of what the picture excites most beside the target
+    fit: str = ""                       # the fit check's warning
     steps: list = field(default_factory=list)       # after how many steps a picture was kept
     strip: Path | None = None           # of these pictures, side by side
     nearest_channel: int | None = None
-    fit: str = ""                       # the fit check's warning
     finished: "StoredResult | None" = None
 
     def __post_init__(self):
@@ -285,15 +267,13 @@ def read_result(path):
     """Read a record, seed_1024.json; raises one of BROKEN for what is none."""
     path = Path(path)
     record = json.loads(path.read_text(encoding="utf-8"))
-    recipe, said = record["recipe"], record["finished"]
-    if path.stem != f"seed_{recipe['job']['seed']}" or not isinstance(recipe["job"].get("kind"), str):
-        raise ValueError(f"{path}: is no record of this version")
+    recipe, fit, finished = record["recipe"], record["fit"], None
+    if record["finished"]:
+        finished = StoredResult(path.with_suffix(".finished.png"), recipe, fit=fit, **record["finished"])
     strip = path.with_suffix(".steps.jpg") if ".steps.jpg" in record["bytes"] else None
-    result = StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"],
-                          record["stored_steps"], strip, record["nearest_channel"], record["fit"])
-    if said:
-        result.finished = StoredResult(path.with_suffix(".finished.png"), recipe, **said, fit=record["fit"])
-    for stored in filter(None, (result, result.finished)):
+    result = StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"], fit,
+                          record["stored_steps"], strip, record["nearest_channel"], finished)
+    for stored in filter(None, (result, finished)):
         if not stored.path.is_file():
             raise FileNotFoundError(f"{stored.path}: is missing; the same command computes it again")
     return result
@@ -305,9 +285,7 @@ def read_results(folder, broken=None):
     broken  a list to which the paths of records that cannot be read are added
     """
     found = []
-    for path in Path(folder).glob("t*/seed_*.json"):
-        if path.name.endswith(".curves.json"):
-            continue
+    for path in Path(folder).glob("t*/seed_*[0-9].json"):
         try:
             found.append(read_result(path))
         except BROKEN:

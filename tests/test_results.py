@@ -76,7 +76,7 @@ def test_what_other_code_made_is_made_again(weights, out, project, capsys):
     path.write_text(with_another_number(path.read_text()))
     code_now()
     assert run(weights, out, "--seed", 5) == 0
-    assert "1 results were made with another code and are computed again" in capsys.readouterr().err
+    assert "1 results were made with other code and are computed again" in capsys.readouterr().err
     assert results.read_result(out / f"{STEM}.json").recipe["code"] == code_now()
     assert files(out)[f"{STEM}.safetensors"] == first[f"{STEM}.safetensors"]
 
