@@ -75,32 +75,16 @@ def test_a_transformer_that_adds_nothing_is_passed_by():
         assert relative_error(b, a) <= 1e-5
 
 
-@pytest.mark.parametrize("stride, kernel, shape", [(1, 3, (2, 5, 7)), (2, 3, (1, 6, 4)), (1, 1, (3, 3, 5))])
-def test_a_convolution_as_a_product(stride, kernel, shape, monkeypatch):
-    """Maps that are not square, more than one row; a stride of 2 stays torch's."""
-    monkeypatch.setattr(quick, "MANY", 0)
-    B, h, w = shape
-    plain = nn.Conv2d(6, 10, kernel, stride=stride, padding=kernel // 2).requires_grad_(False)
-    x = randn(B, 6, h, w, seed=1).requires_grad_(True)
-    y, reference = quick.Conv2d(plain)(x), plain(x)
-    assert relative_error(y, reference) <= 1e-5 and relative_error(gradient(y, x), gradient(reference, x)) <= 1e-5
-
-
-@pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_halves_of_a_large_gated_unit_are_not_kept(dtype, onednn, monkeypatch):
-    """Not even on a processor whose oneDNN lacks the precision; what is kept is x, not what is 8 times as wide."""
+def test_the_halves_of_a_large_gated_unit_are_not_kept(monkeypatch):
+    """What is kept is x, not what is 8 times as wide."""
     monkeypatch.setattr(quick, "LARGE", 0)
-    if not onednn:
-        monkeypatch.setattr(quick, "quick", lambda x, weight: False)
-    plain = GEGLU(8, 32).to(dtype).requires_grad_(False)
-    x, kept = randn(2, 5, 8, seed=1).to(dtype).requires_grad_(True), []
+    plain, kept = GEGLU(8, 32).requires_grad_(False), []
+    x = randn(2, 5, 8, seed=1).requires_grad_(True)
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
         y = quick.GEGLU(plain)(x)
     reference = plain(x)
     assert sorted(kept) == [(2, 5, 8), (64,), (64, 8)]
-    close = 1e-5 if dtype == torch.float32 else 2e-2
-    assert relative_error(y, reference) <= close and relative_error(gradient(y, x), gradient(reference, x)) <= close
+    assert relative_error(y, reference) <= 1e-5 and relative_error(gradient(y, x), gradient(reference, x)) <= 1e-5
 
 
 def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
@@ -116,9 +100,9 @@ def test_bfloat16_finds_the_same(model):
     """Final activation, measured in float32, and the verdicts."""
     half, feature = load(TOY_WEIGHTS, "cpu", torch.bfloat16), model.settings["feature"]
     jobs = [Job("feature", feature, 600, seed=s) for s in (1024, 1111)]
-    config, seen, reached = configure(model.settings, num_steps=20, prior="noise"), [], []
+    config, seen, reached = configure(model.settings, num_steps=10, prior="noise"), [], []
     for net in (model, half):
-        results = visualize(net, features=[feature], seeds=[1024, 1111], timesteps=[600], num_steps=20, prior="noise",
+        results = visualize(net, features=[feature], seeds=[1024, 1111], timesteps=[600], num_steps=10, prior="noise",
                             finish=False)
         reached.append(measure(model, torch.stack([r.latent for r in results]), jobs, config)[0].mean().item())
         seen.append([r.verdict for r in results])
