@@ -18,9 +18,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Networks this small only lose time to threads that wait for one another; and sums round
-    differently with another number.
-    """
+    """Networks this small lose time to threads, and sums round differently with another number of them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
