@@ -183,7 +183,6 @@ BAD = {     # name: (damage, fragments of the message)
     "another activation": (config(UNET_CONFIG, act_fn="gelu"), ("act_fn is gelu, only 'silu' is implemented",)),
     "v-prediction": (config(SCHEDULER, prediction_type="v_prediction"), ("prediction_type is v_prediction",)),
     "zero terminal SNR": (config(SCHEDULER, rescale_betas_zero_snr=True), ("rescale_betas_zero_snr is True",)),
-    "flow matching": (config(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), ("another kind of model",)),
     "linear betas": (config(SCHEDULER, beta_schedule="linear"), ("only 'scaled_linear' is implemented",)),
     "inpainting": (config(UNET_CONFIG, in_channels=9), ("an inpainting UNet with 9 channels",)),
     "SD 2.x": (config(UNET_CONFIG, attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024), ("Diffusion 2.x",)),

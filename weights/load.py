@@ -122,11 +122,8 @@ def read_latent_size(path):
 def read_scheduler(path):
     """(numbers of the Schedule, "pndm" or "ddim") of a scheduler's config of any class: betas and prediction decide."""
     config = read_json(path)
-    name, numbers = str(config.get("_class_name")), check_config("scheduler", config, path)
-    if name.startswith(("FlowMatch", "EDM")):
-        raise WeightsError(f"{path}: {name} belongs to another kind of model; give weights of Stable Diffusion 1.x")
-    ddim = name == "DDIMScheduler"              # only this class ends at abar = 1 unless its file says otherwise
-    return {"set_alpha_to_one": ddim} | numbers, "ddim" if ddim else "pndm"
+    ddim = config.get("_class_name") == "DDIMScheduler"  # it alone ends at abar = 1 unless its file says otherwise
+    return {"set_alpha_to_one": ddim} | check_config("scheduler", config, path), "ddim" if ddim else "pndm"
 
 
 def read_settings(path):
@@ -345,12 +342,12 @@ def read_labels(path):
 def check_widths(folder, parts):
     """WeightsError where a part and the one that reads it differ in a width."""
     unet, vae, text, tokenizer = (parts.get(part) for part in ("unet", "vae", "text_encoder", "tokenizer"))
-    latents, context = unet.conv_in.in_channels, unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-    pairs = [("unet", "latent channels out", unet.conv_out.out_channels, latents)]
+    pairs = []
     if vae:
-        pairs.append(("vae", "latent channels", vae.post_quant_conv.in_channels, latents))
+        pairs.append(("vae", "latent channels", vae.post_quant_conv.in_channels, unet.conv_in.in_channels))
     if text:
-        pairs.append(("text_encoder", "wide text", text.final_layer_norm.normalized_shape[0], context.in_features))
+        context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+        pairs.append(("text_encoder", "wide text", text.final_layer_norm.normalized_shape[0], context))
     if text and tokenizer:
         known = text.embeddings.token_embedding.num_embeddings
         pairs.append(("tokenizer", "tokens", len(tokenizer.vocab), known))
