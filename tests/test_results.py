@@ -47,7 +47,7 @@ def with_another_number(text):
 
 # --- the method's fingerprint -----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", results.METHOD)
+@pytest.mark.parametrize("name", ["config", "weights/load", "activity/profile"])
 def test_another_number_anywhere_in_the_method_is_other_code(name, project):
     """A comment and a docstring change nothing."""
     path, before = project / f"{name}.py", code_now()
@@ -69,9 +69,8 @@ def test_the_fingerprint_holds_every_file_that_a_latent_comes_through():
     assert {name.replace(".", "/") for name in reached} - no_latent == set(results.METHOD)
 
 
-def test_what_other_code_made_is_made_again(weights, out, project, capsys):
-    code_now()
-    assert run(weights, out, "--seed", 5) == 0
+def test_what_other_code_made_is_made_again(weights, once, out, project, capsys):  # noqa: F811
+    shutil.copytree(once, out)
     first, path = files(out), project / "activity/profile.py"   # where the strength of a steered start comes from
     path.write_text(with_another_number(path.read_text()))
     code_now()
@@ -138,7 +137,7 @@ def whole(weights, tmp_path_factory, one_thread, loaded_once):
     return files(out)
 
 
-@pytest.mark.parametrize("fails, writes", [("fsync", 0), ("replace", 1), ("fsync", 4), ("replace", len(KINDS) + 3)])
+@pytest.mark.parametrize("fails, writes", [("fsync", 4), ("replace", len(KINDS) + 3)])
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(fails, writes, whole, weights, out, capsys,
                                                                       monkeypatch):
     """The first file is the test of the folder. After room was made, the same command goes on to the same bytes."""
