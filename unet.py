@@ -12,6 +12,7 @@ Dc text width (768). Widths of SD's four levels: 320, 640, 1280, 1280.
 """
 import difflib
 import math
+from collections import OrderedDict
 from functools import cached_property
 
 import torch
@@ -31,15 +32,14 @@ def time_embedding(t, width):
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class TimeMLP(nn.Module):
-    """linear_2(silu(linear_1 e)): (B, C) -> (B, 4C)."""
+def chain(**modules):
+    """Make modules that run one after another, under their names in the checkpoint."""
+    return nn.Sequential(OrderedDict(modules))
 
-    def __init__(self, c):
-        super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(c, 4 * c), nn.Linear(4 * c, 4 * c)
 
-    def forward(self, e):
-        return self.linear_2(F.silu(self.linear_1(e)))
+def upsample(c):
+    """Make a nearest-neighbour doubling and a convolution: (B, c, h, w) -> (B, c, 2h, 2w)."""
+    return chain(up=nn.Upsample(scale_factor=2.0, mode="nearest"), conv=nn.Conv2d(c, c, 3, padding=1))
 
 
 class Resnet(nn.Module):
@@ -96,15 +96,6 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.net = nn.ModuleList([GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c)])    # 1: a dropout of p = 0 there
-
-    def forward(self, x):
-        return self.net[2](self.net[0](x))
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward, each after a norm and added to its input."""
 
@@ -112,7 +103,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn1 = nn.LayerNorm(c, eps=EPS), Attention(c, c, heads)
         self.norm2, self.attn2 = nn.LayerNorm(c, eps=EPS), Attention(c, c_context, heads)
-        self.norm3, self.ff = nn.LayerNorm(c, eps=EPS), FeedForward(c)
+        self.norm3 = nn.LayerNorm(c, eps=EPS)
+        self.ff = chain(net=nn.Sequential(GEGLU(c, 4 * c), nn.Identity(), nn.Linear(4 * c, c)))    # 1: dropout, p = 0
 
     def forward(self, x, context):                                                              # (B, N, c)
         n = self.norm1(x)
@@ -138,28 +130,6 @@ class Transformer(nn.Module):
         return x + self.proj_out(n.transpose(1, 2).reshape(x.shape))
 
 
-class Downsample(nn.Module):
-    """A convolution of stride 2, padding 1 on all sides: (B, c, h, w) -> (B, c, h/2, w/2)."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
-
-    def forward(self, h):
-        return self.conv(h)
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a convolution: (B, c, h, w) -> (B, c, 2h, 2w)."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, padding=1)
-
-    def forward(self, h):
-        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-
-
 class Level(nn.Module):
     """One resolution: a resnet for each width in `c_ins`, each followed by a transformer if `heads`; down or up."""
 
@@ -168,9 +138,9 @@ class Level(nn.Module):
         self.resnets = nn.ModuleList(Resnet(c_in, c, groups, c_time) for c_in in c_ins)
         self.attentions = nn.ModuleList(Transformer(c, c_context, heads, groups) for _ in c_ins if heads)
         if resample == "down":
-            self.downsamplers = nn.ModuleList([Downsample(c)])
+            self.downsamplers = nn.ModuleList([chain(conv=nn.Conv2d(c, c, 3, stride=2, padding=1))])
         if resample == "up":
-            self.upsamplers = nn.ModuleList([Upsample(c)])
+            self.upsamplers = nn.ModuleList([upsample(c)])
 
 
 class Mid(nn.Module):
@@ -197,7 +167,7 @@ class UNet(nn.Module):
         a, b, c, d = block_out_channels
         heads, rest = attention_head_dim, (4 * a, cross_attention_dim, norm_num_groups)
         self.conv_in = nn.Conv2d(in_channels, a, 3, padding=1)
-        self.time_embedding = TimeMLP(a)
+        self.time_embedding = chain(linear_1=nn.Linear(a, 4 * a), act=nn.SiLU(), linear_2=nn.Linear(4 * a, 4 * a))
         self.down_blocks = nn.ModuleList([
             #     width into each resnet        out  heads  then     [2: three CrossAttnDownBlock2D, a DownBlock2D]
             Level((a, a),                       a,   heads, "down", *rest),

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
-from unet import Resnet, Upsample
+from unet import Resnet, chain, upsample
 
 EPS = 1e-6
 
@@ -50,17 +50,6 @@ class Mid(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](h)))
 
 
-class Downsample(nn.Module):
-    """Stride-2 convolution, padded on the right and below only [3]: (B, c, h, w) -> (B, c, h/2, w/2)."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, stride=2)
-
-    def forward(self, h):
-        return self.conv(F.pad(h, (0, 1, 0, 1)))
-
-
 class Level(nn.Module):
     """Resnets at one resolution, then the change to the next one. `resample` names the checkpoint's list for it."""
 
@@ -68,9 +57,10 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(c_out if i else c_in, c_out, groups, eps=EPS) for i in range(layers))
         if resample == "down":
-            self.downsamplers = nn.ModuleList([Downsample(c_out)])
+            pad = nn.ZeroPad2d((0, 1, 0, 1))                    # on the right and below only [3]
+            self.downsamplers = nn.ModuleList([chain(pad=pad, conv=nn.Conv2d(c_out, c_out, 3, stride=2))])
         if resample == "up":
-            self.upsamplers = nn.ModuleList([Upsample(c_out)])
+            self.upsamplers = nn.ModuleList([upsample(c_out)])
 
     def forward(self, h):
         for resnet in self.resnets:

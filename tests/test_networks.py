@@ -117,7 +117,7 @@ def test_stops_and_adds_at_the_hook(unet, full, hook):
     addition is what a forward hook adds to the output there; 0 changes nothing."""
     whole, outputs, plain = full
     names, y = ran(unet, until=hook)
-    last = hook.removesuffix(".conv")                           # Downsample and Upsample end with their convolution
+    last = hook.removesuffix(".conv")                           # down- and upsamplers end with their convolution
     assert names[-1] == last and names == whole[:whole.index(last) + 1]
     assert torch.equal(y, outputs[hook]) and y.shape[1] == unet.width(hook)
     v = randn(2, unet.width(hook), seed=8)
