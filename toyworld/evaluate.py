@@ -174,7 +174,7 @@ def measure_claims(world, args):
     claims.run(world, args.runs, args.arm or list(claims.ARMS), lambda text: print(text, file=sys.stderr, flush=True))
     if not args.arm:
         results = claims.report(world, args.runs)
-        write_json(Path(__file__).parent.parent / "docs/results.json", results)
+        write_json(args.results, results)
         print("\n".join(claims.tables(results)))
 
 
@@ -188,6 +188,7 @@ def main(argv=None):
     parser.add_argument("--claims", action="store_true", help="measure toyworld/claims.py instead")
     parser.add_argument("--arm", nargs="+", choices=claims.ARMS, metavar="NAME", help="of the claims, these alone")
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where finished arms are kept")
+    parser.add_argument("--results", type=Path, default=Path("docs/results.json"), help="what --claims writes")
     parser.add_argument("--device")
     args = parser.parse_args(argv)
     world = World(args.art, args.weights, args.device)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.test_toyworld import art, arguments      # noqa: F401, a fixture
-from toyworld import concepts, denoiser, evaluate, train
+from toyworld import claims, concepts, denoiser, evaluate, train
 
 
 @pytest.fixture
@@ -35,6 +35,25 @@ def test_every_stage_and_every_measure(made, monkeypatch, capsys):
     printed, measured = capsys.readouterr().out, json.loads((made.out / "evaluation.json").read_text())
     assert set(measured) == set(evaluate.PARTS)
     assert "| samples | top5 |" in printed and measured["features"]["picked"] <= 3
+
+
+def test_claims_are_measured_once_and_reported(made, tmp_path, monkeypatch, capsys):
+    train.STAGES["capture"](made)
+    (made.out / "featviz.json").write_text(json.dumps({"timestep": 500, "presets": {
+        kind: {"prior_steps": 2, "num_steps": 2, "finish_steps": 2} for kind in ("sae", "raw")}}))
+    monkeypatch.setattr(claims, "FEATURES", 3)
+    monkeypatch.setattr(claims, "CHOICE", 2)
+    command = ["--art", str(made.art), "--weights", str(made.out), "--runs", str(tmp_path / "claims"),
+               "--results", str(tmp_path / "results.json"), "--claims"]
+    evaluate.main([*command, "--arm", "default"])
+    monkeypatch.setattr(claims, "ARMS", {name: arm for name, arm in claims.ARMS.items() if not arm.choice})
+    evaluate.main(command)
+    printed, progress = capsys.readouterr()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert progress.count("default") == 1 and len(results["claims"]) == len(claims.CLAIMS) + 1
+    assert results["arms"]["channels"]["finished"]["legible"]["n"] == 3
+    assert all(row["verdict"] in ("holds", "the reverse", "not decided") for row in results["claims"])
+    assert "| the finish adds |" in printed
 
 
 def test_stages_make_a_folder_that_loads(art, tmp_path):                            # noqa: F811
