@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from activity import __main__ as command
-from activity import analysis, capture, profile
+from activity import analysis, capture, profile, thesis
 from schedule import SAMPLERS, guided
 from tests.tiny import HOOK, write_model
 from weights.load import WeightsError, load
@@ -513,6 +513,18 @@ def test_of_two_words_with_one_feature_the_higher_score_keeps_it(tmp_path):
     labels = [{"word": word, "feature": n, "score": x} for word, n, x in (("a", 3, 0.1), ("b", 3, 0.2), ("c", 4, 0.1))]
     analysis.save_labels(tmp_path / "labels.json", labels)
     assert {n: e["word"] for n, e in json.loads((tmp_path / "labels.json").read_text()).items()} == {"3": "b", "4": "c"}
+
+
+def test_which_five_the_thesis_page_shows(model):
+    """Those of featviz.json, else an SAE's first five labels in SAEmnesia's spelling, else the thesis' own, if it has
+    so many features."""
+    with pytest.raises(WeightsError, match="has 64 features, the thesis' are those of Style50"):
+        thesis.features(model)
+    rows = thesis.features(dataclasses.replace(model, labels={n: f"thing {n}" for n in (9, 2, 7, 4, 1, 3)}))
+    assert [row["feature"] for row in rows] == [1, 2, 3, 4, 7]
+    assert rows[0] == {"feature": 1, "word": "thing 1", "prompt": "An image of thing 1."}
+    listed = [{"feature": 7, "word": "knot", "prompt": None}]
+    assert thesis.features(dataclasses.replace(model, settings={"thesis": listed})) == listed
 
 
 def test_the_card_is_what_all_activations_say(model, whole, batches):
