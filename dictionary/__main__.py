@@ -44,7 +44,8 @@ def run(args):
 
     def trained(seed):
         count = Count("training steps")
-        return train(Vectors(files, held=False), replace(recipe, seed=seed), work / f"training_{seed}.pt", model.device,
+        path = work / f"training_{seed}.safetensors"
+        return train(Vectors(files, held=False), replace(recipe, seed=seed), path, model.device,
                      lambda step, total, numbers: count(step, total))
 
     saes = [trained(seed) for seed in range(args.seeds)]

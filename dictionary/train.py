@@ -12,12 +12,12 @@ Sources
 Axes: n vectors of a batch, D hook width, F features, N sampling steps.
 """
 import dataclasses
-import io
 import json
 import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 
 from dictionary.loss import init, normalize_decoder, training_loss
@@ -58,12 +58,14 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers:
     optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.rate, betas=(0.9, 0.999), eps=EPSILON)
     silent = torch.zeros(sae.features, dtype=torch.int64, device=device)                        # batches since it fired
     step, threshold = 0, torch.zeros((), device=device)
-    stored = torch.load(path, map_location="cpu") if path.exists() else {}
-    if stored.get("recipe") == dataclasses.asdict(recipe):
-        sae.load_state_dict(stored["sae"])
-        optimizer.load_state_dict(stored["optimizer"])
+    stored, about = read_checkpoint(path)
+    if about.get("recipe") == json.dumps(dataclasses.asdict(recipe)):
+        sae.load_state_dict({name: stored[f"sae.{name}"] for name in sae.state_dict()})
+        moments = {i: {name: stored[f"adam.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+                   for i in range(len(list(sae.parameters())))}
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         generator.set_state(stored["generator"])
-        silent, threshold, step = stored["silent"].to(device), stored["threshold"].to(device), stored["step"]
+        silent, threshold, step = stored["silent"].to(device), stored["threshold"].to(device), int(about["step"])
 
     on_step(step, recipe.steps, {})
     while step < recipe.steps:
@@ -83,14 +85,24 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers:
         step += 1
         on_step(step, recipe.steps, {"fvu": main.item(), "dead": (silent >= DEAD_AFTER).sum().item()})
         if time.monotonic() - saved > SAVE_EVERY or step == recipe.steps:
-            file, saved = io.BytesIO(), time.monotonic()
-            torch.save({"recipe": dataclasses.asdict(recipe), "sae": sae.state_dict(), "optimizer":
-                        optimizer.state_dict(), "generator": generator.get_state(), "silent": silent,
-                        "threshold": threshold, "step": step}, file)
-            write(path, file.getvalue())
+            saved = time.monotonic()
+            state = {f"sae.{name}": p for name, p in sae.state_dict().items()}
+            for i, moments in optimizer.state_dict()["state"].items():
+                state |= {f"adam.{i}.{name}": value for name, value in moments.items()}
+            state |= {"generator": generator.get_state(), "silent": silent, "threshold": threshold}
+            about = {"recipe": json.dumps(dataclasses.asdict(recipe)), "step": str(step)}
+            write(path, save({name: value.contiguous().cpu() for name, value in state.items()}, about))
     normalize_decoder(sae)
     sae.gate, sae.threshold = "threshold", threshold.item()     # stands for batch top-k at inference
     return sae.requires_grad_(False)
+
+
+def read_checkpoint(path):
+    """Read {name: tensor} and {"recipe", "step"} of a training that was stopped; both are empty where there is none."""
+    if not path.exists():
+        return {}, {}
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def test_planted_directions_are_found_in_fewer_channels(tmp_path):
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
     recipe = Recipe(expansion=2, k=2, steps=1000, batch=512, rate=4e-3)
-    sae = train(planted(20_000, generator, directions), recipe, tmp_path / "training.pt")
+    sae = train(planted(20_000, generator, directions), recipe, tmp_path / "training.safetensors")
     assert (directions @ sae.W_dec.T).amax(dim=1).mean() >= 0.95
     unseen = planted(2000, generator, directions)
     kept, measured = batch_topk(sae.pre_acts(unseen), 2)[0], measure(sae, unseen)
@@ -106,7 +106,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
         if step == 17:
             raise KeyboardInterrupt
 
-    whole, path = train(data, recipe, tmp_path / "whole.pt"), tmp_path / "stopped.pt"
+    whole, path = train(data, recipe, tmp_path / "whole.safetensors"), tmp_path / "stopped.pt"
     monkeypatch.setattr("dictionary.train.SAVE_EVERY", 0)
     with pytest.raises(KeyboardInterrupt):
         train(data, recipe, path, on_step=stop)

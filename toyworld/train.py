@@ -240,7 +240,7 @@ def train_dictionary(args):
     request = Request(prompts, denoiser.HOOK_POINT, SAMPLE_STEPS, "ddim", GUIDANCE, 16)
     files = collect(model, request, folder, 64, lambda done, total: told(f"collected {done} of {total} images"))
     recipes = [Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3, seed) for seed in SEEDS]
-    saes = [train(Vectors(files, held=False), recipe, folder / f"training_{recipe.seed}.pt", args.device,
+    saes = [train(Vectors(files, held=False), recipe, folder / f"training_{recipe.seed}.safetensors", args.device,
                   lambda step, total, numbers: step % 50 or told(f"dictionary {step} of {total}, {numbers}"))
             for recipe in recipes]
     about = {"hook_point": denoiser.HOOK_POINT, "reads": "output", "recipe": asdict(recipes[0]), "prompts": PROMPTS,
