@@ -115,8 +115,11 @@ def read_latent_size(path):
     """(H, W) that the UNet was trained at, 64 by default. Early SD 1.5 configs say 32; diffusers reads them as 64."""
     config = read_json(path)
     size = config.get("sample_size") or 64
+    height, width = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    if not all(type(n) is int and n > 0 and n % 8 == 0 for n in (height, width)):           # halved three times
+        raise WeightsError(f"{path}: sample_size is {str(size)[:80]}, expected a multiple of 8; the usual size is 64")
     early = re.match(r"0\.[0-8]\.", str(config.get("_diffusers_version")))
-    return tuple(max(n, 64) if early else n for n in (size if isinstance(size, list) else [size, size]))
+    return (max(height, 64), max(width, 64)) if early else (height, width)
 
 
 def read_scheduler(path):
@@ -148,14 +151,16 @@ def read_sae_config(path):
                            "take it out if it does not")
     usual = {"d_in": 0, "num_latents": 0, "k": 0, "centre": True, "gate": "topk", "reads": "output", "threshold": None,
              "norm": "unit" if config.get("input_unit_norm") else "none", "timesteps": "all"}
-    fields = {key: config.get(key, value) for key, value in usual.items()}
+    fields = usual | {key: config[key] for key in usual if config.get(key) is not None}
     fields["num_latents"] = fields["num_latents"] or int(config.get("expansion_factor", 0) * fields["d_in"])
     for key, known in (("gate", GATES), ("norm", NORMS), ("reads", READS)):
         if fields[key] not in known:
             raise WeightsError(f"{path}: {key} is {fields[key]!r}, expected one of {', '.join(known)}")
-    needed = ("d_in", "num_latents", "k") if "topk" in fields["gate"] else ("d_in", "num_latents")
-    if missing := [key for key in needed if not fields[key]]:
-        raise WeightsError(f"{path}: lacks {missing[0]!r}")
+    for key in ("d_in", "num_latents", *["k"] * ("topk" in fields["gate"])):
+        if type(fields[key]) is not int or fields[key] < 1:
+            raise WeightsError(f"{path}: {key} is {fields[key]!r}, expected a whole number from 1 on")
+    if "topk" in fields["gate"] and fields["k"] > fields["num_latents"]:
+        raise WeightsError(f"{path}: k is {fields['k']}, more than its {fields['num_latents']} features")
     times = [] if fields["timesteps"] == "all" else fields["timesteps"]
     if not isinstance(times, list) or not all(type(t) is int for t in times):
         raise WeightsError(f'{path}: timesteps is {str(times)[:80]}, expected "all" or a list of time steps')
@@ -251,8 +256,13 @@ def on_meta(network, sizes, path):
     """Build `network(**sizes)` without memory; WeightsError blames `path` for impossible sizes."""
     try:
         with torch.device("meta"):
-            return network(**sizes)
-    except (TypeError, ValueError, RuntimeError) as e:
+            net = network(**sizes)
+        for name, module in net.named_modules():
+            heads, width = getattr(module, "heads", 1), next((len(p) for p in module.parameters()), 1)
+            if heads < 1 or width % heads:
+                raise ValueError(f"{name} has {heads} heads for {width} channels")
+        return net
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as e:
         why = str(e).splitlines()[0]
         raise WeightsError(f"{path}: gives sizes from which no network can be built ({why})") from e
 
