@@ -13,7 +13,6 @@ from torch import nn
 import unet
 
 FEW, MANY = 512, 2 ** 20    # a 3x3 convolution is a product for at most FEW positions, at least MANY weights [measured]
-LARGE = 2 ** 19             # from so many weights on, a gated projection is made twice rather than kept [measured]
 
 
 def quick(x, weight):
@@ -23,63 +22,26 @@ def quick(x, weight):
     return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def product(x, weight, bias=None):
-    """x W^T + b by oneDNN: (..., c_in) -> (..., c_out)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
 class Product(torch.autograd.Function):
     """y = x W^T + b, (..., c_in) -> (..., c_out), with the gradient of x alone: dL/dx = dL/dy W. Keeps W, not x."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(weight)
-        return product(x, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx, g):
         weight, = ctx.saved_tensors
-        return product(g, weight.t()), None, None
+        return torch.ops.mkldnn._linear_pointwise(g, weight.t(), None, "none", [], ""), None, None
 
 
-class Gated(torch.autograd.Function):
-    """y = value * gelu(gate), value and gate the halves of x W^T + b. Keeps x, and computes the halves, eight times as
-    wide, again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight, bias)
-        value, gate = product(x, weight, bias).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-    @staticmethod
-    def backward(ctx, g):
-        x, weight, bias = ctx.saved_tensors
-        value, gate = product(x, weight, bias).chunk(2, dim=-1)
-        halves = torch.cat([g * F.gelu(gate), torch.ops.aten.gelu_backward(g * value, gate)], dim=-1)
-        return product(halves, weight.t()), None, None
-
-
-class Twin:
-    """A layer in the place of a plain one, with its sizes and its parameters."""
-
-    def __init__(self, plain):
-        self.__dict__.update(plain.__dict__)
-
-
-class Linear(Twin, nn.Linear):
+class Linear(nn.Linear):
     def forward(self, x):
         return Product.apply(x, self.weight, self.bias) if quick(x, self.weight) else super().forward(x)
 
 
-class GEGLU(Twin, unet.GEGLU):
-    def forward(self, x):
-        weight = self.proj.weight
-        gated = quick(x, weight) and weight.numel() >= LARGE
-        return Gated.apply(x, weight, self.proj.bias) if gated else super().forward(x)
-
-
-class Conv2d(Twin, nn.Conv2d):
+class Conv2d(nn.Conv2d):
     """Kernel 1, or 3 with padding 1; as a product, each position's k x k neighbourhood is a row: (B, h*w, c_in k k)."""
 
     def forward(self, x):                                                                       # (B, c_in, h, w)
@@ -92,7 +54,7 @@ class Conv2d(Twin, nn.Conv2d):
         return out.transpose(1, 2).reshape(B, -1, h, w)
 
 
-class Transformer(Twin, unet.Transformer):
+class Transformer(unet.Transformer):
     """Skips a transformer whose output projection is all zero, as most of the toy's are."""
 
     def forward(self, x, context):
@@ -101,13 +63,12 @@ class Transformer(Twin, unet.Transformer):
         return super().forward(x, context) if adds else x
 
 
-TWINS = {nn.Linear: Linear, nn.Conv2d: Conv2d, unet.GEGLU: GEGLU, unet.Transformer: Transformer}
+TWINS = {nn.Linear: Linear, nn.Conv2d: Conv2d, unet.Transformer: Transformer}
 
 
 def quicken(net):
-    """Replace every layer that has a quick twin and return the network. Names and tensors stay the same."""
-    for name, layer in net.named_children():
-        quicken(layer)
+    """Turn every layer that has a quick twin into it, and return the network. Names and tensors stay the same."""
+    for layer in net.modules():
         if twin := TWINS.get(type(layer)):
-            setattr(net, name, twin(layer))
+            layer.__class__ = twin
     return net

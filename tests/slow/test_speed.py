@@ -8,9 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ascent import ascend, readout
 from config import Job, configure
-from tests.seeded import TOY, gradient, on_meta, randn, relative_error, shapes, unet_inputs, weights
+from tests.seeded import TOY, gradient, on_meta, relative_error, shapes, unet_inputs, weights
 from tests.tiny import HOOK
-from unet import GEGLU
 from visualize import measure, start, visualize
 from weights import quick
 from weights.load import load
@@ -38,7 +37,6 @@ def test_quick_layers_are_the_plain_ones(few, monkeypatch):
     if few != "as measured":
         monkeypatch.setattr(quick, "FEW", 2 ** 20)
         monkeypatch.setattr(quick, "MANY", 0)
-        monkeypatch.setattr(quick, "LARGE", 0)
     plain = on_meta("unet", TOY["unet"])
     plain.load_state_dict(weights(shapes(plain)), assign=True)
     unet, products, apply = quick.quicken(copy.deepcopy(plain)), [], quick.Product.apply
@@ -73,18 +71,6 @@ def test_a_transformer_that_adds_nothing_is_passed_by():
     assert HOOK in ran and not torch.equal(changed[0], found[0])
     for a, b in zip(values_and_gradient(plain), found):
         assert relative_error(b, a) <= 1e-5
-
-
-def test_the_halves_of_a_large_gated_unit_are_not_kept(monkeypatch):
-    """What is kept is x, not what is 8 times as wide."""
-    monkeypatch.setattr(quick, "LARGE", 0)
-    plain, kept = GEGLU(8, 32).requires_grad_(False), []
-    x = randn(2, 5, 8, seed=1).requires_grad_(True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
-        y = quick.GEGLU(plain)(x)
-    reference = plain(x)
-    assert sorted(kept) == [(2, 5, 8), (64,), (64, 8)]
-    assert relative_error(y, reference) <= 1e-5 and relative_error(gradient(y, x), gradient(reference, x)) <= 1e-5
 
 
 def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
