@@ -14,9 +14,9 @@ from pathlib import Path
 
 from activity.capture import configure
 from command.flags import Parser, add_model, guarded
-from command.progress import Count, say, warn
-from dictionary.collect import HELD_OUT, Request, Vectors, collect, observe
-from dictionary.train import Recipe, export, found_again, report, train
+from command.progress import say
+from dictionary.collect import Request, observe
+from dictionary.train import Recipe, export, learn
 from unet import updates
 from weights.load import WeightsError, load
 
@@ -40,28 +40,13 @@ def run(args):
     say(costs(model, request, recipe, settings.batch_size, args.seeds, work))
     if args.check:
         return 0
-    files = collect(model, request, work, settings.batch_size, Count("images"))
-
-    def trained(seed):
-        count = Count("training steps")
-        path = work / f"training_{seed}.safetensors"
-        return train(Vectors(files, held=False), replace(recipe, seed=seed), path, model.device,
-                     lambda step, total, numbers: count(step, total))
-
-    saes = [trained(seed) for seed in range(args.seeds)]
-    few = len(request.prompts) < HELD_OUT
-    if few:
-        warn(f"fewer than {HELD_OUT} prompts: none is held out, and the report is of those that it was trained on")
-    measured = report(saes[0], Vectors(files, held=not few).images(), model.schedule.timesteps(settings.steps))
-    about = asdict(request) | {"weights": model.name, "prompts": len(request.prompts), "recipe": asdict(recipe),
-                               "report": measured, "found_by_another_seed": None}
+    sae, about = learn(model, request, recipe, range(args.seeds), work, settings.batch_size)
     say("on prompts held out   FVU   active   dead")
-    for name, row in {"all": measured["all"], **measured["by_timestep"]}.items():
+    for name, row in {"all": about["report"]["all"], **about["report"]["by_timestep"]}.items():
         say(f"{name:>19} {row['fvu']:6.3f} {row['active']:7.1f} {row['dead']:6.1%}")
     if args.seeds > 1:
-        about["found_by_another_seed"] = again = found_again(*saes)
-        say(f"another seed finds {again:.0%} of the features again (cosine above 0.8)")
-    export(saes[0], folder, about)
+        say(f"another seed finds {about['found_by_another_seed']:.0%} of the features again (cosine above 0.8)")
+    export(sae, folder, asdict(request) | {"weights": model.name} | about)
     say(f"look at its features: python featviz.py --weights {model.folder} --feature 0-9"
         + (f" --hook-point {args.hook_point}" if args.hook_point else ""))
     return 0

@@ -2,29 +2,32 @@
 
 Batch top-k while training; at inference a threshold, the mean of the least activation that each batch kept, so that an
 SAE does the same in both [1]. The decoder's rows have norm 1, and of their gradient the part along them is taken out.
-The mean of the data is subtracted as b_dec, which keeps features from dying at the start [2]. The loss is in loss.py.
+The mean of the data is subtracted as b_dec, which keeps features from dying at the start [3].
 
 Sources
  [1] Bussmann et al., "BatchTopK Sparse Autoencoders", arXiv 2412.06410
- [2] arXiv 2605.31518: features die where the mean of the activations is large against their deviation
- [3] Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093: Adam with epsilon 6.25e-10
+ [2] Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093: auxiliary loss, start, Adam's epsilon
+ [3] arXiv 2605.31518: features die where the mean of the activations is large against their deviation
 
-Axes: n vectors of a batch, D hook width, F features, N sampling steps.
+Axes: n vectors of a batch, D hook width, F features, k active features a vector, N sampling steps.
 """
-import dataclasses
 import json
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from dictionary.loss import init, normalize_decoder, training_loss
+from command.progress import Count, warn
+from dictionary.collect import HELD_OUT, Vectors, collect
 from results import write
-from sae import SAE
+from sae import SAE, fvu
 
-EPSILON = 6.25e-10          # of Adam [3]
+AUX_K_SHARE = 0.5           # dead features that explain the residual, as a share of D [2]
+AUX_WEIGHT = 1 / 32         # [2]
+EPSILON = 6.25e-10          # of Adam [2]
 DEAD_AFTER = 100            # batches without firing, then a feature counts as dead
 AVERAGE = 0.01              # weight of the newest batch in the threshold's running mean
 MEAN_OF = 65_536            # vectors whose mean is b_dec at the start
@@ -32,7 +35,7 @@ SAVE_EVERY = 60             # seconds between checkpoints
 BLOCK = 8192                # vectors measured at a time
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Recipe:
     """How an SAE is trained; the defaults suit one GPU and 0.8 million vectors."""
     expansion: int = 4
@@ -43,12 +46,61 @@ class Recipe:
     seed: int = 0
 
 
-def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers: None):
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def init(sae, generator, mean):
+    """Set an SAE to its start: b_dec is the mean of the data (D,), W_dec's rows are random directions of norm 1, the
+    encoder is their transpose [2]."""
+    sae.b_dec.copy_(mean)
+    sae.W_dec.copy_(torch.randn(sae.W_dec.shape, generator=generator))
+    normalize_decoder(sae)
+    sae.encoder.weight.copy_(sae.W_dec)
+    sae.encoder.bias.zero_()
+
+
+@torch.no_grad()
+def normalize_decoder(sae):
+    """Scale every row of W_dec to norm 1."""
+    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(sae.W_dec.dtype).eps)
+
+
+def batch_topk(pre, k):
+    """Keep the k * n largest pre-activations of n positions together [1]: (n, F) -> (the same, the least kept above 0).
+    """
+    top = pre.flatten().topk(k * len(pre))
+    kept = torch.zeros_like(pre.flatten()).scatter(0, top.indices, top.values).reshape(pre.shape)
+    return kept, top.values.masked_fill(top.values <= 0, torch.inf).min()
+
+
+def training_loss(sae, h, dead):
+    """Compute FVU of the batch top-k reconstruction + 1/32 of the share of its residual that dead features leave
+    unexplained [2]. Returns (loss, fired (F,) bool, the least activation that was kept).
+
+    h (n, D); dead (F,) bool: features that have not fired lately. The residual is detached, it is h - h^, and the dead
+    features explain it without b_dec: three points at which widely copied code differs.
+    """
+    pre = sae.pre_acts(h)                                                                       # (n, F)
+    acts, least = batch_topk(pre, sae.k)
+    h_hat = sae.decode(acts)
+    loss = fvu(sae.preprocess(h), h_hat)
+    k_aux = min(int(dead.sum()), int(AUX_K_SHARE * h.shape[-1]))
+    if k_aux:
+        residual = (sae.preprocess(h) - h_hat).detach()
+        top = pre.masked_fill(~dead, 0.0).topk(k_aux, dim=-1)
+        guess = torch.zeros_like(pre).scatter(-1, top.indices, top.values) @ sae.W_dec
+        loss = loss + AUX_WEIGHT * fvu(residual, guess)
+    return loss, (acts > 0).any(dim=0), least.detach()
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+def train(data, recipe, path, device="cpu", on_step=lambda step, total: None):
     """Train an SAE on collect.Vectors, or any data[rows] -> (m, D) with a length; return it with its threshold, frozen.
 
     path     of the checkpoint, from which a run that was stopped goes on to the same result; one of another recipe is
              left alone, and replaced
-    on_step  is called at the start and after each step: steps done, steps, {"fvu", "dead"} of the last one
+    on_step  is called at the start and after each step: steps done, steps
     """
     path, saved = Path(path), time.monotonic()
     some = data[torch.randint(len(data), (min(len(data), MEAN_OF),), generator=torch.Generator().manual_seed(0))]
@@ -57,24 +109,27 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers:
     init(sae, generator, some.to(device, torch.float32).mean(dim=0))
     optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.rate, betas=(0.9, 0.999), eps=EPSILON)
     silent = torch.zeros(sae.features, dtype=torch.int64, device=device)                        # batches since it fired
-    step, threshold = 0, torch.zeros((), device=device)
-    stored, about = read_checkpoint(path)
-    if about.get("recipe") == json.dumps(dataclasses.asdict(recipe)):
+    step, threshold, wanted = 0, torch.zeros((), device=device), json.dumps(asdict(recipe))
+    stored, about = {}, {}
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            stored, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    if about.get("recipe") == wanted:
         sae.load_state_dict({name: stored[f"sae.{name}"] for name in sae.state_dict()})
         moments = {i: {name: stored[f"adam.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-                   for i in range(len(list(sae.parameters())))}
+                   for i, _ in enumerate(sae.parameters())}
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         generator.set_state(stored["generator"])
         silent, threshold, step = stored["silent"].to(device), stored["threshold"].to(device), int(about["step"])
 
-    on_step(step, recipe.steps, {})
+    on_step(step, recipe.steps)
     while step < recipe.steps:
         rows = torch.randint(len(data), (recipe.batch,), generator=generator)
         h = data[rows].to(device, torch.float32)                                                # (n, D)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * (1 - step / recipe.steps)
         normalize_decoder(sae)
-        loss, fired, least, main = training_loss(sae, h, silent >= DEAD_AFTER)
+        loss, fired, least = training_loss(sae, h, silent >= DEAD_AFTER)
         optimizer.zero_grad()
         loss.backward()
         along = (sae.W_dec.grad * sae.W_dec).sum(dim=1, keepdim=True)                           # rows have norm 1
@@ -83,26 +138,18 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total, numbers:
         silent = torch.where(fired, 0, silent + 1)
         threshold = threshold.lerp(least, max(AVERAGE, 1 / (step + 1)))                         # a plain mean at first
         step += 1
-        on_step(step, recipe.steps, {"fvu": main.item(), "dead": (silent >= DEAD_AFTER).sum().item()})
+        on_step(step, recipe.steps)
         if time.monotonic() - saved > SAVE_EVERY or step == recipe.steps:
             saved = time.monotonic()
             state = {f"sae.{name}": p for name, p in sae.state_dict().items()}
             for i, moments in optimizer.state_dict()["state"].items():
                 state |= {f"adam.{i}.{name}": value for name, value in moments.items()}
             state |= {"generator": generator.get_state(), "silent": silent, "threshold": threshold}
-            about = {"recipe": json.dumps(dataclasses.asdict(recipe)), "step": str(step)}
-            write(path, save({name: value.contiguous().cpu() for name, value in state.items()}, about))
+            state = {name: value.contiguous().cpu() for name, value in state.items()}
+            write(path, save(state, {"recipe": wanted, "step": str(step)}))
     normalize_decoder(sae)
     sae.gate, sae.threshold = "threshold", threshold.item()     # stands for batch top-k at inference
     return sae.requires_grad_(False)
-
-
-def read_checkpoint(path):
-    """Read {name: tensor} and {"recipe", "step"} of a training that was stopped; both are empty where there is none."""
-    if not path.exists():
-        return {}, {}
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
 
 @torch.no_grad()
@@ -120,9 +167,9 @@ def measure(sae, h):
             "dead": 1 - fired.float().mean().item()}
 
 
-def report(sae, held, timesteps, times=10):
+def report(sae, held, timesteps):
     """Measure vectors held out (images, N, P, D) together, and at ten of their time steps."""
-    rows = sorted({round(i * (len(timesteps) - 1) / (times - 1)) for i in range(times)})
+    rows = sorted({round(i * (len(timesteps) - 1) / 9) for i in range(10)})
     return {"all": measure(sae, held.flatten(0, -2)),
             "by_timestep": {str(timesteps[row]): measure(sae, held[:, row].flatten(0, -2)) for row in rows}}
 
@@ -132,6 +179,20 @@ def found_again(sae, other, cosine=0.8):
     """Return the share of an SAE's features that another seed found: largest cosine of decoder rows above `cosine`."""
     best = torch.cat([(rows @ other.W_dec.T).amax(dim=1) for rows in sae.W_dec.split(BLOCK)])
     return (best > cosine).float().mean().item()
+
+
+def learn(model, request, recipe, seeds, work, batch_size):
+    """Collect activations, train an SAE from each seed and measure the first: (it, what its training.json says)."""
+    files = collect(model, request, work, batch_size, Count("images"))
+    data = Vectors(files, held=False)
+    saes = [train(data, replace(recipe, seed=seed), work / f"training_{seed}.safetensors", model.device,
+                  Count("training steps")) for seed in seeds]
+    few = len(request.prompts) < HELD_OUT
+    if few:
+        warn(f"fewer than {HELD_OUT} prompts: none is held out, and the report is of those that it was trained on")
+    measured = report(saes[0], Vectors(files, held=not few).images(), model.schedule.timesteps(request.steps))
+    return saes[0], {"recipe": asdict(recipe), "prompts": len(request.prompts), "report": measured,
+                     "found_by_another_seed": found_again(*saes) if len(saes) > 1 else None}
 
 
 def export(sae, folder, about):

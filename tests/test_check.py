@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dictionary.loss import init, normalize_decoder
+from dictionary.train import init, normalize_decoder
 from sae import SAE, fvu
 from steering import predict, read_hook
 from tests.seeded import randn

@@ -11,7 +11,6 @@ import inspect
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,8 +19,8 @@ from safetensors.torch import load_file
 
 from activity.capture import capture as record_capture, configure
 from command.progress import Count
-from dictionary.collect import Request, Vectors, collect
-from dictionary.train import Recipe, export as export_sae, found_again, report, train
+from dictionary.collect import Request
+from dictionary.train import Recipe, export as export_sae, learn
 from schedule import Schedule
 from toyworld import concepts, denoiser, drawings, text
 from toyworld.fit import atomic_save, fit
@@ -236,18 +235,12 @@ def train_dictionary(args):
     generator = torch.Generator().manual_seed(4)
     picks = torch.randint(4 * len(world), (PROMPTS,), generator=generator).tolist()
     prompts = tuple("" if i % 3 == 0 else caption_of(world, a) for i, a in enumerate(picks))
-    model, folder = load(args.out, args.device), args.runs / "dictionary"
     request = Request(prompts, denoiser.HOOK_POINT, SAMPLE_STEPS, "ddim", GUIDANCE, 16)
-    files = collect(model, request, folder, 64, lambda done, total: told(f"collected {done} of {total} images"))
-    recipes = [Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3, seed) for seed in SEEDS]
-    saes = [train(Vectors(files, held=False), recipe, folder / f"training_{recipe.seed}.safetensors", args.device,
-                  lambda step, total, numbers: step % 50 or told(f"dictionary {step} of {total}, {numbers}"))
-            for recipe in recipes]
-    about = {"hook_point": denoiser.HOOK_POINT, "reads": "output", "recipe": asdict(recipes[0]), "prompts": PROMPTS,
-             "report": report(saes[0], Vectors(files, held=True).images(), model.schedule.timesteps(SAMPLE_STEPS)),
-             "found_by_another_seed": found_again(*saes) if len(saes) == 2 else None}
-    print(f"\ndictionary: {about['report']['all']}, found again {about['found_by_another_seed']}", file=sys.stderr)
-    export_sae(saes[0], args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
+    recipe = Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3)
+    sae, about = learn(load(args.out, args.device), request, recipe, SEEDS, args.runs / "dictionary", 64)
+    print(f"dictionary: {about['report']['all']}, found again {about['found_by_another_seed']}", file=sys.stderr)
+    about = {"hook_point": denoiser.HOOK_POINT, "reads": "output"} | about
+    export_sae(sae, args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
     lines = "".join(f"{caption_of(world, a)}\n" for a in range(len(world) * 4) if a % CAPTURED == 0)
     (args.out / "prompts.txt").write_text(lines, encoding="utf-8")
 
