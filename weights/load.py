@@ -38,7 +38,6 @@ ROOT = Path(__file__).resolve().parent
 NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
          "text_encoder": "model.safetensors"}
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 AGAIN = "fetch or copy this file again"
 CONVERT = "python weights/convert.py IN OUT"
 LARGE = 2 ** 20             # numbers of a tensor that is converted from a mapping of its own
@@ -258,7 +257,7 @@ def on_meta(network, sizes, path):
         with torch.device("meta"):
             net = network(**sizes)
         for name, module in net.named_modules():
-            heads, width = getattr(module, "heads", 1), next((len(p) for p in module.parameters()), 1)
+            heads, width = getattr(module, "heads", 1), next((len(p) for p in module.parameters() if p.dim()), 1)
             if heads < 1 or width % heads:
                 raise ValueError(f"{name} has {heads} heads for {width} channels")
         return net
@@ -292,23 +291,19 @@ def tokenizer_files(folder):
     return [folder / "tokenizer.json"] if alone else [folder / "vocab.json", folder / "merges.txt"]
 
 
-def tokenizer_json(path):
-    """(vocabulary, merges) of the one file in which transformers 5 keeps a tokenizer."""
-    value = read_json(path)
-    model = value.get("model") or {}
-    if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
-        raise WeightsError(f"{path}: is no byte-pair tokenizer, as CLIP's is")
-    vocab = model["vocab"] | {token["content"]: token["id"] for token in value.get("added_tokens", ())}
-    return vocab, [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
-
-
 def read_tokenizer(folder):
     """Read the tokenizer; WeightsError where the vocabulary is not what CLIP's rule makes of the merges."""
-    files = tokenizer_files(folder)
+    path, *merges = tokenizer_files(folder)
     try:
-        tokenizer = Tokenizer.from_files(*files) if len(files) == 2 else Tokenizer(*tokenizer_json(*files))
-    except (OSError, ValueError) as e:
-        raise WeightsError(f"{folder}: the tokenizer cannot be used ({e}); fetch or copy it again") from e
+        if merges:
+            tokenizer = Tokenizer.from_files(path, *merges)
+        else:                                                   # of transformers 5
+            value = read_json(path)
+            vocab = value["model"]["vocab"] | {token["content"]: token["id"] for token in value["added_tokens"]}
+            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in value["model"]["merges"]]
+            tokenizer = Tokenizer(vocab, map(tuple, pairs))
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise WeightsError(f"{folder}: the tokenizer cannot be used ({e!r}); fetch or copy it again") from e
     if tokenizer.vocab != number(tokenizer.ranks):
         raise WeightsError(f"{folder}: vocabulary and merges disagree; fetch or copy the tokenizer again")
     return tokenizer
