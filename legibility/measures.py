@@ -12,7 +12,8 @@ agreement, and the mean that is subtracted.
 Axes: n pictures, m examples, E numbers of an embedding, W words.
 """
 import json
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -96,27 +97,29 @@ class Legibility:
         """Measure the pictures of one time step and settings, one a seed. A direction has no examples of its own."""
         kind, target, t = results[0].kind, results[0].target, results[0].t
         pictures = self.scorer.images([read_picture(r.last.path) for r in results])             # (n, E)
-        numbers = self.numbers("channel" if kind == "direction" else kind, t)                   # (F, m)
-        order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))
-        order = order[((numbers >= 0).sum(1) > 1)[order]].tolist()                              # two examples or more
-        others = [self.examples(numbers[n]) for n in [n for n in order if n != target][:OTHERS]]
+        of = "channel" if kind == "direction" else kind
+        order = torch.randperm(len(self.numbers(of, t)), generator=torch.Generator().manual_seed(0)).tolist()
+        found = (self.examples(of, n, t) for n in order if n != target)
+        others = list(islice((examples for examples in found if len(examples) > 1), OTHERS))
         if not others:
             return {}
-        found = {"words": best_words(pictures, torch.cat(others).mean(0), *self.words)}
+        words = {"words": best_words(pictures, torch.cat(others).mean(0), *self.words)}
         if kind == "direction":
-            return found
-        peak, own = self.capture.highest_peak(kind, target), self.examples(numbers[target])
+            return words
+        own, peak = self.examples(kind, target, t), self.capture.highest_peak(kind, target)
         if len(own) < 2 and peak is not None:
-            own = self.examples(self.numbers(kind, peak)[target])
-        return found | ({"agreement": agreement(pictures, own, others)} if len(own) > 1 else {})
+            own = self.examples(kind, target, peak)
+        return words | ({"agreement": agreement(pictures, own, others)} if len(own) > 1 else {})
 
+    @cache
     def numbers(self, kind, t):
         """Image numbers of the dataset examples of all features at t: (F, m), -1 where there is none."""
-        return self.capture.stored_examples(kind, self.capture.row_at(t))[0]
+        return self.capture.stored_examples(kind, self.capture.row_at(t))[0].long()
 
-    def examples(self, numbers):
-        """Embeddings of the images of these numbers (m,): (m, E), without those that are -1."""
-        return self.images[numbers[numbers >= 0].long()]
+    def examples(self, kind, n, t):
+        """Embeddings of the dataset examples of a feature or channel at t: (m, E)."""
+        numbers = self.numbers(kind, t)[n]
+        return self.images[numbers[numbers >= 0]]
 
     def search(self, kind, query, most=10):
         """Find the features or channels whose examples fit the query (E,) best: [(number, score, peak)].
@@ -126,12 +129,10 @@ class Legibility:
 
         A feature without a peak, or without an example there, has no score.
         """
-        numbers, fits, peaks = {}, {}, {}                       # numbers: {peak: (F, m)}
+        fits, peaks = {}, {}
         for n in range(self.capture.tables[f"share_{kind}"].shape[1]):
-            peak = peaks[n] = self.capture.highest_peak(kind, n)
-            if peak is not None and peak not in numbers:
-                numbers[peak] = self.numbers(kind, peak)
-            if peak is not None and (numbers[peak][n] >= 0).any():
-                fits[n] = (self.examples(numbers[peak][n]) @ query).mean().item()
+            peaks[n] = self.capture.highest_peak(kind, n)
+            if peaks[n] is not None and len(examples := self.examples(kind, n, peaks[n])):
+                fits[n] = (examples @ query).mean().item()
         mean = sum(fits.values()) / max(len(fits), 1)
         return [(n, fits[n] - mean, peaks[n]) for n in sorted(fits, key=fits.get, reverse=True)[:most]]

@@ -187,7 +187,7 @@ def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys
     for path, picture in zip(paths, pictures()):
         picture.save(path)
     monkeypatch.setattr(measures, "read_results", lambda folder: [
-        StoredResult(path, {"job": job}, "excited", {}, []) for path in paths])
+        StoredResult(path, {"job": job}, "excited", {}, [], "") for path in paths])
     code, lines, _ = run(capsys, "measure", model, tmp_path)
     assert code == 0 and lines[0].startswith(f"wrote {tmp_path / 'legibility.json'}; python -m pages")
     found = json.loads((tmp_path / "legibility.json").read_text())["groups"]["t0300"]
