@@ -15,11 +15,11 @@ import re
 from collections import Counter
 
 import torch
-from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
-from activity.profile import image_path, reading
+from activity.profile import image_path
 from results import write
+from weights.load import open_tensors
 
 SHARED = 0.8                # of the examples must have a word in common for it to name the feature (ours)
 NEAREST, BAR = 5, 40        # features listed on a card; characters of the longest bar
@@ -126,9 +126,8 @@ def find_labels(capture, words):
         missing = [word for word, row in zip(words, named) if not row.any()]
         raise ValueError(f"{', '.join(missing) or words[0]}: a word needs prompts that name it, and other words to "
                          f"compare with; give at least two, spelled as in the capture's {capture.prompts[0]!r}")
-    path = capture.folder / "prompts.safetensors"
-    with reading(path):
-        mean = load_file(path)["mean_feature"]
+    with open_tensors(capture.folder / "prompts.safetensors") as file:
+        mean = file.get_tensor("mean_feature")
     others = named.any(dim=0) & ~named                          # (W, P): they name another word, and not this one
     labels = []
     for word, row, scores in zip(words, named, shares(mean, named) - shares(mean, others)):

@@ -26,18 +26,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch.nn.functional import one_hot
 
-from activity.profile import TOP, find_capture, fingerprints, fits, folder_name, image_path, read_capture, reading
+from activity.profile import TOP, find_capture, fingerprints, fits, folder_name, image_path, read_capture
 from command.progress import Count, warn
 from config import HOOK_POINT, check_setting, setting
 from results import replacing, write
 from schedule import SAMPLERS
 from steering import sample
 from vae import to_uint8
-from weights.load import WeightsError, read_json
+from weights.load import WeightsError, open_tensors, read_json
 
 EXAMPLES = 10               # dataset examples kept for each step and feature (ours)
 BINS = 24                   # of the histogram: 0, below 2^-11, then one for each doubling (ours)
@@ -190,19 +189,22 @@ def capture(model, settings, folder, on_batch=lambda done, images: None):
     recipe = {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "hook_point": model.hook_point,
               "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
               "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
-    folder, done, stats = Path(folder), 0, {}
+    folder, done, stats, made = Path(folder), 0, {}, {"recipe": recipe}
     state, finished = folder / "state.safetensors", folder / "capture.json"
+    sums = torch.zeros(len(settings.prompts), model.sae.features if model.sae else 0, device=model.device)
     if finished.exists():
-        check_recipe(folder, read_json(finished).get("recipe", {}), recipe)
+        made = read_json(finished)
+    elif state.exists():
+        with open_tensors(state) as file:
+            made = json.loads(file.metadata()["state"])
+            stats = {name: file.get_tensor(name).to(model.device) for name in file.keys()}
+        done, sums = made["done"], stats.pop("sum_feature")
+    if made.get("recipe") != recipe:
+        raise ValueError(f"{folder}: holds a capture with other settings, weights or torch; give another --out, or "
+                         "delete it first")
+    if finished.exists():
         return state.unlink(missing_ok=True)                    # a kill may have left it
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    sums = torch.zeros(len(settings.prompts), model.sae.features if model.sae else 0, device=model.device)
-    if state.exists():
-        with reading(state), safe_open(state, framework="pt", device=str(model.device)) as file:
-            about = json.loads(file.metadata()["state"])
-            stats = {name: file.get_tensor(name) for name in file.keys()}
-        check_recipe(folder, about["recipe"], recipe)
-        done, sums = about["done"], stats.pop("sum_feature")
     on_batch(done, settings.images)
     while done < settings.images:
         numbers = range(done, min(done + settings.batch_size, settings.images))
@@ -221,12 +223,6 @@ def capture(model, settings, folder, on_batch=lambda done, images: None):
         on_batch(done, settings.images)
     write_capture(folder, stats | {"sum_feature": sums}, recipe)
     state.unlink()
-
-
-def check_recipe(folder, stored, recipe):
-    """Raise a ValueError that names what differs between a folder's recipe and the wanted one."""
-    if differs := [name for name in recipe if stored.get(name) != recipe[name]]:
-        raise ValueError(f"{folder}: holds a capture with other {differs[0]}; give another --out, or delete it first")
 
 
 def save_tensors(path, tensors, **metadata):

