@@ -71,6 +71,8 @@ def test_presets_are_the_table_of_the_method():
     assert (sae.steer_scale, raw.steer_scale, sae.prior_steps) == (500.0, 50.0, 50)
     assert (sae.num_steps, sae.learning_rate, sae.weight_decay) == (100, 0.05, 0.01)
     assert (sae.beta1, sae.beta2, sae.epsilon) == (0.9, 0.999, 1e-8)
+    assert sae.finish and raw.finish and not PRESETS["none"].finish
+    assert (sae.finish_from, sae.finish_scale, sae.finish_steps) == (600, 0.5, 30)
 
 
 def test_activation_is_higher_after_30_steps(model):

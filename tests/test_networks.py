@@ -73,12 +73,15 @@ def test_golden_time_embedding():
 
 # ---- the UNet's hook points ------------------------------------------------------------------------------------------
 
+SMALL = unet_inputs(size=8)
+
+
 def ran(net, **kwargs):
     """Names of the modules that ran, in order of their end, and the output of a run on the seeded inputs."""
     names = []
     handles = [m.register_forward_hook(lambda *_, name=name: names.append(name))
                for name, m in net.named_modules() if name]
-    out = net(*unet_inputs(), **kwargs)
+    out = net(*SMALL, **kwargs)
     for handle in handles:
         handle.remove()
     return names, out
@@ -114,7 +117,7 @@ def test_hook_points(unet, full):
 @pytest.mark.parametrize("hook", ALL_HOOKS)
 def test_stops_and_adds_at_the_hook(unet, full, hook):
     """The last module that runs is the hook point or holds it, and the output is the one that a full run has there. An
-    addition is what a forward hook adds to the output there; 0 changes nothing."""
+    addition is what a forward hook adds to the output there."""
     whole, outputs, plain = full
     names, y = ran(unet, until=hook)
     last = hook.removesuffix(".conv")                           # down- and upsamplers end with their convolution
@@ -122,40 +125,29 @@ def test_stops_and_adds_at_the_hook(unet, full, hook):
     assert torch.equal(y, outputs[hook]) and y.shape[1] == unet.width(hook)
     v = randn(2, unet.width(hook), seed=8)
     handle = unet.get_submodule(hook).register_forward_hook(lambda module, args, y: y + v[:, :, None, None])
-    expected = unet(*unet_inputs())
+    expected = unet(*SMALL)
     handle.remove()
-    steered = unet(*unet_inputs(), add={hook: v})
+    steered = unet(*SMALL, add={hook: v})
     assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3
-    assert torch.equal(unet(*unet_inputs(), add={hook: 0 * v}), plain)
-
-
-def test_leading_unet_is_accepted(unet):
-    inputs, v = unet_inputs(), torch.ones(112)
-    assert torch.equal(unet(*inputs, until="unet." + HOOK, add={"unet." + HOOK: v}),
-                       unet(*inputs, until=HOOK, add={HOOK: v}))
-    assert unet.width("unet." + HOOK) == 112
 
 
 @pytest.mark.parametrize("wrong, near", (
     ("up_blocks.1.attention.1", HOOK), ("unet.up_blocks.1.attentions.7", "up_blocks.1.attentions."),
-    ("mid_block", "mid_block."), ("up_blocks.1.resnets.1.conv1", "up_blocks.1.resnets.1"), ("conv_out", "conv_in"),
-    ("down_blocks.3.attentions.0", "down_blocks.2.attentions.0"),
-))
+    ("mid_block", "mid_block."), ("conv_out", "conv_in")))
 def test_unknown_hook_point(unet, wrong, near):
     """ValueError that names what was asked for and the nearest that exist, for both ways to name one."""
     for kwargs in (dict(until=wrong), dict(add={wrong: torch.ones(112)})):
-        with pytest.raises(ValueError) as e:
-            unet(*unet_inputs(), **kwargs)
-        assert wrong in str(e.value) and near in str(e.value).partition("nearest: ")[2]
+        with pytest.raises(ValueError, match=f"{wrong}.*nearest: .*{near}"):
+            unet(*SMALL, **kwargs)
 
 
 def test_add_at_several_hooks_and_stop(unet):
     """An addition is in the output of its own hook point, and in all that follow."""
-    v = randn(112, seed=8)
-    first, second = "mid_block.attentions.0", HOOK
+    v, first, second = randn(112, seed=8), "mid_block.attentions.0", HOOK
     z, t, context = unet_inputs()
     plain = unet(z, t, context, until=second)
-    assert torch.allclose(unet(z, t, context, until=second, add={second: v}), plain + v[:, None, None])
+    assert torch.allclose(unet(z, t, context, until="unet." + second, add={"unet." + second: v}),
+                          plain + v[:, None, None])             # as it is called in a pipeline
     both = unet(z, t, context, until=second, add={first: v, second: v})
     assert torch.allclose(both, unet(z, t, context, until=second, add={first: v}) + v[:, None, None])
     assert relative_error(both, plain + v[:, None, None]) > 1e-3
@@ -201,27 +193,16 @@ def toy_sae(k=4, **kwargs):
     return sae.requires_grad_(False)
 
 
-def restated(sae, h, k):
-    """SAeUron's forward for a position h (D,), feature by feature, float64: pre-activations, kept ones, output.
-    """
-    W, b, W_dec, b_dec = (p.double() for p in (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec))
-    pre = [max(0.0, sum(W[f] * (h.double() - b_dec)).item() + b[f].item()) for f in range(len(W))]
-    kept = sorted(range(len(pre)), key=lambda f: pre[f], reverse=True)[:k]
-    acts = [pre[f] if f in kept else 0.0 for f in range(len(pre))]
-    return pre, acts, b_dec + sum(acts[f] * W_dec[f] for f in kept)
-
-
 def test_sae_values():
-    """pre_acts, encode and decode at each position against the restatement; k a position, none across positions."""
-    sae, h = toy_sae(), randn(2, 3, 24, seed=40)
-    pre, acts, out = sae.pre_acts(h), sae.encode(h), sae.decode(sae.encode(h))
-    for i in range(2):
-        for j in range(3):
-            expected = restated(sae, h[i, j], 4)
-            for ours, theirs in zip((pre, acts, out), expected):
-                theirs = torch.as_tensor(theirs, dtype=torch.float64).float()
-                assert relative_error(ours[i, j], theirs) < 1e-5
-    assert ((acts > 0).sum(dim=-1) == 4).all()
+    """pre_acts, encode and decode of each position by SAeUron's forward, feature by feature, in float64."""
+    sae, h = toy_sae(), randn(6, 24, seed=40)
+    W, b, W_dec, b_dec = (p.double() for p in (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec))
+    for row, *ours in zip(h.double(), sae.pre_acts(h), sae.encode(h), sae.decode(sae.encode(h))):
+        pre = [max(0.0, (W[f] @ (row - b_dec) + b[f]).item()) for f in range(96)]
+        kept = sorted(range(96), key=lambda f: pre[f], reverse=True)[:4]
+        acts = [pre[f] if f in kept else 0.0 for f in range(96)]
+        expected = torch.tensor(pre), torch.tensor(acts), (b_dec + sum(acts[f] * W_dec[f] for f in kept)).float()
+        assert (ours[1] > 0).sum() == 4 and all(relative_error(*pair) < 1e-5 for pair in zip(ours, expected))
 
 
 def test_sae_gradients():
@@ -238,14 +219,10 @@ def test_sae_gradients():
 
 
 def test_sae_one_feature_a_row():
-    """linear(h, feature) picks for each row its own feature out of all of them, values and gradients."""
-    sae, h, feature = toy_sae(), randn(3, 5, 24, seed=43).requires_grad_(), torch.tensor([7, 0, 95])
+    """linear(h, feature) picks for each row its own feature out of all of them."""
+    sae, h, feature = toy_sae(), randn(3, 5, 24, seed=43), torch.tensor([7, 0, 95])
     few = sae.linear(h, feature)
-    every = sae.linear(h)[torch.arange(3), :, feature]
-    assert few.shape == (3, 5) and torch.allclose(few, every, atol=1e-5)
-    weight = randn(3, 5, seed=44)
-    gradients = [torch.autograd.grad((y * weight).sum(), h)[0] for y in (few, every)]
-    assert relative_error(*gradients) < 1e-5
+    assert few.shape == (3, 5) and torch.allclose(few, sae.linear(h)[torch.arange(3), :, feature], atol=1e-5)
 
 
 def test_sae_unit_norm():

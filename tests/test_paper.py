@@ -1,14 +1,10 @@
-"""The method on a linear stand-in (linear.py): gradients, draws and pulls are known on paper, each piece alone.
-
-Scores, starts and batches on the same stand-in: test_visualize.py.
-"""
+"""The method on a linear stand-in (linear.py): gradients, draws and pulls are known on paper, each piece alone."""
 import math
 import weakref
 
 import pytest
 import torch
 
-import ascent
 import finish
 import regularizers as reg
 from ascent import ascend, draw, gradient_of
@@ -65,15 +61,6 @@ def test_the_gradient_of_a_channel_and_of_a_direction(model):
         assert close(step.gradient[0], expected[:, None, None].expand(model.latent_shape), 1e-7)
 
 
-@pytest.mark.parametrize("kind, gradient, expected", [
-    ("feature", True, (0.0, True, -1.5)), ("feature", False, (0.0, True, 0.0)),
-    ("channel", True, (-1.5, False, -1.5)), ("direction", True, (-1.5, False, -1.5))])
-def test_a_feature_is_silent_where_a_channel_is_only_low(kind, gradient, expected):
-    """Values below 0 at every position: a channel's are its activation, a feature climbs what its relu hides."""
-    a, silent, climb = ascent.objective(torch.tensor([[-1.0, -2.0]]), kind, gradient)
-    assert (a.item(), silent.item(), climb.item()) == expected
-
-
 def test_the_prompt_is_seen_by_ascent_and_finish(model):
     """The stand-in's text is its length: h is higher by 4 at every pixel."""
     z, config = randn(2, *model.latent_shape, seed=8), change(prompt="four")
@@ -91,13 +78,7 @@ def test_the_latent_moves_uphill_by_the_learning_rate(model):
         moved = step.after - step.before
         for i, job in enumerate(JOBS):
             assert close(moved[i], 0.05 * model.slope(job.target).sign())
-    assert [step.index for step in steps] == [0, 1, 2, 3]
     assert all(torch.equal(a.after, b.before) for a, b in zip(steps, steps[1:]))
-
-
-def test_weight_decay_shrinks_the_latent(numb):
-    z = randn(2, *numb.latent_shape, seed=9)
-    assert close(first(numb, config=change(weight_decay=0.2), z=z).after, z * (1 - 0.05 * 0.2))
 
 
 def test_the_graph_of_a_step_is_gone_before_the_next_one(model):
@@ -132,9 +113,7 @@ def test_the_range_penalty_alone(numb, threshold):
     expected[0, 0, 0], expected[1, 2, 3] = (5 - threshold) / N, -(4 - threshold) / N
     assert close(step.gradient[0], expected, 1e-8)
     assert close(step.penalties["range"], 0.5 * ((5 - threshold) ** 2 + (4 - threshold) ** 2) / N, 1e-8)
-    moved = torch.zeros_like(z)
-    moved[0, 0, 0], moved[1, 2, 3] = -0.05, 0.05
-    assert close((step.after - step.before)[0], moved)
+    assert close((step.after - step.before)[0], -0.05 * expected.sign())
     assert not step.penalties["moment"].any() and not step.penalties["total_variation"].any()
 
 
@@ -195,8 +174,9 @@ def test_the_ranges_of_a_draw():
         assert low <= values.min() < low + (high - low) / 100 and high - (high - low) / 100 < values.max() <= high
         assert values.mean() == pytest.approx((low + high) / 2, abs=(high - low) / 30)
     assert noise.mean().abs() < 0.01 and noise.std() == pytest.approx(1, abs=0.01)
-    assert set(drawn(Config(jitter_max=1))[0].tolist()) == {-1.0, 0.0, 1.0}
-    assert drawn(Config(scale_max=0.5))[3].min() < 0.51 and drawn(Config(scale_max=0.5))[3].max() <= 1
+    assert set(drawn(Config(jitter_max=1), (4, EDGE, EDGE), 60)[0].tolist()) == {-0.25, 0.0, 0.25}    # of 64: a pixel
+    reduced = drawn(Config(scale_max=0.5), n=300)[3]
+    assert 0.5 <= reduced.min() < 0.51 and reduced.max() <= 1
 
 
 def test_the_numbers_of_a_draw_have_nothing_to_do_with_one_another():
@@ -211,11 +191,7 @@ def test_settings_are_compared_at_equal_noise():
     """What a draw is used for does not change what comes after it."""
     still, moving = drawn(BARE, n=5), drawn(Config(jitter_max=3, rotate_max=30.0, scale_max=1.5), n=5)
     assert torch.equal(still[4], moving[4]) and not torch.equal(still[4][0], still[4][1])
-    assert (still[0] == 0).all() and (still[1] == 0).all() and (still[2] == 0).all() and (still[3] == 1).all()
-
-
-def test_a_roll_is_a_length_on_a_64_wide_latent():
-    assert set(drawn(Config(jitter_max=1), (4, EDGE, EDGE), 60)[0].tolist()) == {-0.25, 0.0, 0.25}
+    assert not torch.stack(still[:3]).any() and (still[3] == 1).all()
 
 
 def test_every_step_moves_and_noises_anew(model):
@@ -253,8 +229,8 @@ def test_the_gradient_is_filtered_and_then_blurred(model):
     for step, sigma in zip(steps, (1.5, 1.0, 0.5)):
         filtered = reg.spectral_filter(step.gradient)
         assert close(step.filtered, filtered, 1e-7) and close(step.smoothed, reg.blur(filtered, sigma, 5), 1e-7)
-        other_way = reg.spectral_filter(reg.blur(step.gradient, sigma, 5))
-        for wrong in (other_way, filtered, reg.blur(step.gradient, sigma, 5), step.gradient):
+        blurred = reg.blur(step.gradient, sigma, 5)
+        for wrong in (reg.spectral_filter(blurred), filtered, blurred, step.gradient):
             assert (step.smoothed - wrong).abs().max() > 0.05 * step.smoothed.abs().max()
     g = steps[0].smoothed
     assert close(steps[0].after, z - 0.05 * g / (g.abs() + 1e-8))                               # and this AdamW gets
@@ -405,10 +381,9 @@ def test_silence_and_trouble_in_the_finish(model):
     on, off = (next(finish.redraw(model, JOBS, x, [600], change(silent_gradient=s))) for s in (True, False))
     assert on.silent.tolist() == [True, False] and on.activation[0] == 0 and close(on.gradient[0], model.slope(2), 1e-7)
     assert not off.gradient[0].any() and torch.equal(off.pulled[0], off.noise[0]) and off.alive.all()
-    x[0, 0, 0, 0] = float("nan")
-    steps = list(finish.redraw(model, JOBS, x, [600, 300], BARE))
-    assert steps[-1].alive.tolist() == [False, True] and steps[-1].after[1].isfinite().all()
-    assert torch.equal(steps[-1].after[0].nan_to_num(7.0), x[0].nan_to_num(7.0))
+    x[0, 0, 0, 0] = float("inf")
+    *_, last = finish.redraw(model, JOBS, x, [600, 300], BARE)
+    assert last.alive.tolist() == [False, True] and last.after[1].isfinite().all() and torch.equal(last.after[0], x[0])
 
 
 def test_a_guided_start_is_a_finish_from_the_top(model):
