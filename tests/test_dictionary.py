@@ -82,7 +82,7 @@ def test_planted_directions_are_found_in_fewer_channels(tmp_path):
     """64 directions in 32 channels; then, at inference, the threshold does on unseen data what batch top-k did."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
-    recipe = Recipe(expansion=2, k=2, steps=1000, batch=512, rate=4e-3)
+    recipe = Recipe(expansion=2, k=2, steps=700, batch=256, rate=4e-3)
     sae = train(planted(20_000, generator, directions), recipe, tmp_path / "training.safetensors")
     assert (directions @ sae.W_dec.T).amax(dim=1).mean() >= 0.95
     unseen = planted(2000, generator, directions)

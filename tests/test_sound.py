@@ -9,7 +9,7 @@ import torch
 from audio import sound
 from audio.sound import HOP, RATE, to_linear, to_mel, to_picture, to_sound, to_wav
 
-COLUMNS = 72                # of Riffusion's 512
+COLUMNS = 48                # of Riffusion's 512
 SECONDS = (COLUMNS - 1) * HOP / RATE
 T = torch.arange((COLUMNS - 1) * HOP) / RATE
 
