@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 
 from command.flags import guarded, nearest
-from command.parser import check_flags, parse, read_axes
+from command.parser import check_flags, parse
 from command.progress import Progress, say, warn
 from config import PRIORS, SEEDS, check_config, configure
 
@@ -74,7 +74,7 @@ def choose_targets(model, kind, given):
 def run(args, given):
     """Compute all results that are not there yet, then their pages; return the exit code."""
     kind = "channel" if args.channel else "direction" if args.direction else "feature"
-    axes, (rank, shards) = read_axes(args.sweep), args.shard
+    axes, (rank, shards) = dict(args.sweep), args.shard
     check_flags(args.batch_size, args.frames, given)
     named = list(itertools.chain(*(args.channel or args.feature or [])))
 
@@ -94,9 +94,8 @@ def run(args, given):
         warn(f"starts from {config.prior}, cropped about its centre and scaled to the model's size")
     for one in configs:
         check_config(one, min(model.latent_shape[1:]), len(model.schedule))
-    if bad := [k for k in args.trace or () if not 0 <= k < config.num_steps]:
-        raise ValueError(f"--trace {bad[0]}: the ascent has {config.num_steps} steps, 0..{config.num_steps - 1} "
-                         "(--num-steps sets how many)")
+    if any(not 0 <= k < config.num_steps for k in args.trace or ()):
+        raise ValueError(f"--trace: the ascent has steps 0..{config.num_steps - 1}; --num-steps sets how many")
 
     if args.direction:
         model.directions = read_directions(model, *args.direction)
@@ -117,9 +116,6 @@ def run(args, given):
         else:
             model.capture = probe(model, args.out, args.batch_size)
     targets = targets[rank::shards]
-    if not targets:
-        warn("there are fewer features than processes: nothing to do for this one")
-        return 0
     if model.capture and (line := dead_line(model.capture, kind, targets)):
         warn(line)
     jobs = list_jobs(model, kind, targets, seeds, times)
@@ -135,7 +131,7 @@ def run(args, given):
             say(f"look at {page}")
         return 0
     sound = model.settings.get("sound", False) if args.sound is None else args.sound
-    failed = compute(model, recipes, size, args.frames, args.again, args.out, sound)
+    failed = compute(model, recipes, kind, size, args.frames, args.again, args.out, sound)
     show(model, recipes, list(axes), args.thesis, args.out)
     return 2 if failed else 0
 
@@ -158,62 +154,43 @@ def check(model, jobs, configs, size):
 
 # --- jobs -> results --------------------------------------------------------------------------------------------------
 
-def compute(model, recipes, size, frames, again, out, sound):
+def compute(model, recipes, kind, size, frames, again, out, sound):
     """Compute what is missing of {config: {job: recipe}}, print a line for each; return how many met NaN or infinity.
     """
     import results
     from audio.beside import sounds
     from visualize import course_lengths, kept_steps, stream
-    results.prepare(out)
-    why = {}
-    for one, made in recipes.items():
-        steps = kept_steps(one.num_steps, frames)
-        for job, recipe in made.items():
-            why[one, job] = "again" if again else results.why_to_compute(out, recipe, steps, sound)
-    fit, failed = announce(model, job.kind, list(why.values())), []
-    for one, made in recipes.items():
-        jobs, wanted = list(made), {job for job in made if why[one, job]}
-        batches = sum(not wanted.isdisjoint(jobs[i:i + size]) for i in range(0, len(jobs), size))
-        progress = Progress(course_lengths(one), batches)
-        for batch in stream(model, jobs, one, size, wanted, frames, progress):
-            for result in batch:
-                if result.job in wanted:
-                    path = results.save(out, result, made[result.job], fit, sounds(result) if sound else {})
-                    say(f"{path}: {summary(result)}")
-                    failed += [path] if result.verdict.startswith("non-finite") else []
-            progress.next_batch()
-    if failed:
-        warn(f"featviz: {len(failed)} of {len(why)} ascents met NaN or infinite values, first {failed[0]}; its "
-             "latent is the last finite one; try a smaller --learning-rate or --steer-scale")
-    return len(failed)
-
-
-def announce(model, kind, why):
-    """Print what is there already, what is computed and why; return the fit check's warning, or ""."""
     from weights.check import fit, verdict
-    todo = [reason for reason in why if reason]
+    results.prepare(out)
+    why = {(one, job): "again" if again else
+           results.why_to_compute(out, recipe, kept_steps(one.num_steps, frames), sound)
+           for one, made in recipes.items() for job, recipe in made.items()}
+    todo, failed = [reason for reason in why.values() if reason], []
     if len(todo) < len(why):
         warn(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings")
     for reason in sorted(set(todo) - {"new", "again", "broken"}):
         other = "weights" if reason == "fingerprints" else reason
         warn(f"{todo.count(reason)} results were made with other {other} and are computed again")
-    if not todo:
-        return ""
-    warn(f"{len(todo)} results to compute with {model.folder} on {model.device}")
-    warning = verdict(model.sae, fit(model)) if kind == "feature" else ""
+    warning = verdict(model.sae, fit(model)) if todo and kind == "feature" else ""
+    if todo:
+        warn(f"{len(todo)} results to compute with {model.folder} on {model.device}")
     if warning:
         warn(f"warning: {warning}")
-    return warning
-
-
-def summary(result):
-    """Say how a result ended: each picture's verdict with its own numbers."""
-    said = [f"start {result.scores['activation_start']:.4f}"]
-    for name, one in (("ascent", result), ("finished", result.finished)):
-        if one:
-            rank = f", rank {one.scores['rank']}" if one.scores["rank"] else ""
-            said.append(f"{name} {one.verdict}, activation {one.activation:.4f}{rank}")
-    return "; ".join(said)
+    for one, made in recipes.items():
+        jobs, wanted = list(made), {job for job in made if why[one, job]}
+        batches = sum(not wanted.isdisjoint(jobs[i:i + size]) for i in range(0, len(jobs), size))
+        for batch in stream(model, jobs, one, size, wanted, frames, Progress(course_lengths(one), batches)):
+            for result in batch:
+                if result.job in wanted:
+                    path = results.save(out, result, made[result.job], warning, sounds(result) if sound else {})
+                    said = [f"{name} {r.verdict}, activation {r.activation:.4f}, rank {r.scores['rank'] or '-'}"
+                            for name, r in (("ascent", result), ("finished", result.finished)) if r]
+                    say(f"{path}: start {result.scores['activation_start']:.4f}; {'; '.join(said)}")
+                    failed += [path] if result.verdict.startswith("non-finite") else []
+    if failed:
+        warn(f"featviz: {len(failed)} of {len(why)} ascents met NaN or infinite values, first {failed[0]}; its "
+             "latent is the last finite one; try a smaller --learning-rate or --steer-scale")
+    return len(failed)
 
 
 # --- results -> pages -------------------------------------------------------------------------------------------------
@@ -226,17 +203,17 @@ def show(model, recipes, axes, thesis, out):
     from pages.feature import write_page
     from pages.sheet import write_sweep
     from pages.thesis import write_thesis
-    from results import folder_of, path_of, times_in
+    from results import folder_of, path_of, read_results
     made = [(job, recipe) for one in recipes.values() for job, recipe in one.items()]
     targets = list(dict.fromkeys((job.kind, job.target) for job, _ in made))
     for kind, n in targets:
         folder = folder_of(out, model.name, model.hook_point, kind, n)
         if model.capture is not None and kind != "direction":
-            save_activity(folder, analysis(model, kind, n, times_in(folder)))
+            save_activity(folder, analysis(model, kind, n, {r.t for r in read_results(folder)}))
         page = write_page(folder, atlas=len(targets) > 1)
         if axes:
-            cells = {path_of(out, recipe): recipe for job, recipe in made if job.target == n}
-            say(f"look at {write_sweep(folder, cells, axes)}")
+            paths = [path_of(out, recipe) for job, recipe in made if job.target == n]
+            say(f"look at {write_sweep(folder, paths, axes)}")
     if thesis:
         say(f"look at {write_thesis(model, out)}")
     elif len(targets) > 1:

@@ -7,7 +7,7 @@
     out/<weights>/feature_00012/t0361/seed_1024.wav           with --sound: as a spectrogram; .start.wav, .finished.wav
     out/<weights>/feature_00012/t0361/seed_1024.curves.json   a number a step, and the activation at each position
     out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdicts, scores, sizes; written last
-    out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same with other settings: settings.txt says which
+    out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same with other settings
 
 Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
 fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A result counts
@@ -22,8 +22,8 @@ import io
 import json
 import os
 import re
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -89,11 +89,6 @@ def to_json(value, **layout):
     return json.dumps(value, **layout).encode() + b"\n"
 
 
-def png(image, recipe):
-    """Encode (3, H, W) in [0, 1] as PNG bytes that carry the recipe."""
-    return to_png(image, featviz=json.dumps(recipe, sort_keys=True))
-
-
 # --- recipes and places -----------------------------------------------------------------------------------------------
 
 @cache
@@ -148,16 +143,6 @@ def path_of(out, recipe):
     return folder / f"t{job['timestep']:04d}{other}" / f"seed_{job['seed']}"
 
 
-def with_suffix(path, suffix):
-    """Add a suffix to a result's path, whose name may hold dots."""
-    return path.with_name(path.name + suffix)
-
-
-def times_in(folder):
-    """Return the time steps for which results are in a feature's folder."""
-    return {int(path.name[1:5]) for path in Path(folder).glob("t[0-9][0-9][0-9][0-9]*") if path.is_dir()}
-
-
 def feature_folders(folder):
     """List the folder itself if results are in it, else all in it that have some; ValueError where there is none."""
     folder = Path(folder)
@@ -184,7 +169,7 @@ def save(out, result, recipe, fit="", sounds=None):
     latents, curves, numbers, files = {}, {}, {"finished": None}, {}
     for name, suffix, one in (("ascent", ".png", result), ("finished", ".finished.png", result.finished)):
         if one:
-            files[suffix] = png(one.image, recipe)
+            files[suffix] = to_png(one.image, featviz=json.dumps(recipe, sort_keys=True))
             latents["latent" if one is result else name] = one.latent.numpy()
             curves[name] = {"history": one.history, "heat": one.heat.tolist()}
             numbers[name] = {"verdict": one.verdict, "scores": one.scores, "others": one.others}
@@ -196,12 +181,10 @@ def save(out, result, recipe, fit="", sounds=None):
     record = {"recipe": recipe, **numbers["ascent"], "finished": numbers["finished"], "fit": fit,
               "nearest_channel": result.nearest_channel, "stored_steps": result.stored_steps,
               "bytes": {suffix: len(data) for suffix, data in files.items()}}
-    if recipe["differs"]:
-        write(path.parent / "settings.txt", "".join(f"{k}: {v}\n" for k, v in recipe["differs"].items()).encode())
     for suffix, data in files.items():
-        write(with_suffix(path, suffix), data)
-    write(with_suffix(path, ".json"), to_json(record, indent=1, sort_keys=True))
-    return with_suffix(path, ".png")
+        write(path.with_suffix(suffix), data)
+    write(path.with_suffix(".json"), to_json(record, indent=1, sort_keys=True))
+    return path.with_suffix(".png")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -213,13 +196,13 @@ def why_to_compute(out, recipe, steps=(), sound=False):
     steps  those of the course whose pictures it must have; sound: it must have one
     """
     path = path_of(out, recipe)
-    if not with_suffix(path, ".json").exists():
+    if not path.with_suffix(".json").exists():
         return "new"
     try:
-        record = json.loads(with_suffix(path, ".json").read_text(encoding="utf-8"))
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if different := [name for name in recipe if record["recipe"].get(name) != recipe[name]]:
             return different[0]
-        whole = all(os.stat(with_suffix(path, suffix)).st_size == n for suffix, n in record["bytes"].items())
+        whole = all(os.stat(path.with_suffix(suffix)).st_size == n for suffix, n in record["bytes"].items())
         has_all = set(steps) <= set(record["stored_steps"]) and (not sound or ".wav" in record["bytes"])
         return "" if whole and has_all else "broken"
     except BROKEN:
@@ -234,13 +217,14 @@ class StoredResult:
     verdict: str
     scores: dict                        # name -> number, None where it was not finite
     others: list                        # [[index, activation]] of what the picture excites most beside the target
-    fit: str = ""                       # the fit check's warning
-    steps: list = field(default_factory=list)       # after how many steps a picture was kept
+    fit: str                            # the fit check's warning
+    steps: list = ()                    # after how many steps a picture was kept
     strip: Path | None = None           # of these pictures, side by side
     nearest_channel: int | None = None
     finished: "StoredResult | None" = None
 
     def __post_init__(self):
+        self.path.stat()                # FileNotFoundError where the picture is gone
         job = self.recipe["job"]
         self.kind, self.target, self.t, self.seed = job["kind"], job["target"], job["timestep"], job["seed"]
         self.folder = self.path.parent.name         # of its time step and settings: t0600, or t0600-1a2b3c4d
@@ -265,30 +249,20 @@ class StoredResult:
 
 def read_result(path):
     """Read a record, seed_1024.json; raises one of BROKEN for what is none."""
-    path = Path(path)
     record = json.loads(path.read_text(encoding="utf-8"))
-    recipe, fit, finished = record["recipe"], record["fit"], None
-    if record["finished"]:
-        finished = StoredResult(path.with_suffix(".finished.png"), recipe, fit=fit, **record["finished"])
+    recipe, fit, finished = record["recipe"], record["fit"], record["finished"]
+    if finished:
+        finished = StoredResult(path.with_suffix(".finished.png"), recipe, fit=fit, **finished)
     strip = path.with_suffix(".steps.jpg") if ".steps.jpg" in record["bytes"] else None
-    result = StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"], fit,
-                          record["stored_steps"], strip, record["nearest_channel"], finished)
-    for stored in filter(None, (result, finished)):
-        if not stored.path.is_file():
-            raise FileNotFoundError(f"{stored.path}: is missing; the same command computes it again")
-    return result
+    return StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"], fit,
+                        record["stored_steps"], strip, record["nearest_channel"], finished)
 
 
-def read_results(folder, broken=None):
-    """List the results in a feature's folder by time step, settings (the usual ones first) and seed.
-
-    broken  a list to which the paths of records that cannot be read are added
-    """
+def read_results(folder):
+    """List the results in a feature's folder by time step, settings (the usual ones first) and seed; broken ones, which
+    the same command computes again, are left out."""
     found = []
     for path in Path(folder).glob("t*/seed_*[0-9].json"):
-        try:
+        with suppress(*BROKEN):
             found.append(read_result(path))
-        except BROKEN:
-            if broken is not None:
-                broken.append(path)
     return sorted(found, key=lambda r: (r.t, r.folder, r.seed))

@@ -15,6 +15,8 @@ Sources
 
 Axes: B jobs, D hook width, h x w positions at the hook point, 4 x H x W latents.
 """
+from types import SimpleNamespace
+
 import torch
 
 from sae import reading
@@ -70,16 +72,19 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
     add      add(t) gives {hook point: (B or 1, D)} to add at time step t, with guidance (1, D) to both halves
     see      is handed t and what is read at the hook before anything is added, (B, D, h, w); with guidance (2B, D, h,
              w), first the rows that saw the empty prompt, then those that saw `context`
-    on_step  is called after each step as on_step("sampling", None)
+    on_step  is called at each step as on_step("sampling", step), of which it has timestep, before and noise, the
+             latents before it and what is predicted there, (B, 4, H, W) each
     """
     def noise_at(x, now):                       # `now` is a number: to read it off a card would wait for the card
         net = lambda x, t, c: predict(model, x, t, c, add and add(now), see and (lambda h: see(now, h)))
-        return guided(net, context, null, guidance)(x, now)
+        e = guided(net, context, null, guidance)(x, now)
+        if on_step:
+            on_step("sampling", SimpleNamespace(timestep=now, before=x, noise=e))
+        return e
 
     x, null = noise, model.embed([""]) if guidance != 1.0 else None
     for _, x in SAMPLERS[sampler](model.schedule, noise_at, x, steps):
-        if on_step:
-            on_step("sampling", None)
+        pass
     return x
 
 

@@ -1,4 +1,5 @@
 """Capture what the features of a model do, look one up, find those of words, sample steered images."""
+import json
 import re
 import sys
 from itertools import chain
@@ -12,9 +13,10 @@ from activity.profile import find_capture, folder_name
 from command.flags import Parser, add_model, add_out, guarded, numbers
 from command.progress import Count, say, warn
 from config import SEEDS, Job, flag
-from results import file_name, folder_of, png, times_in, write
+from results import file_name, folder_of, read_results, write
 from steering import directions
 from steering import sample as steered_sample
+from vae import to_png
 from visualize import check_jobs
 from weights.choose import choose_weights
 from weights.load import load
@@ -37,7 +39,7 @@ def describe(model, args):
     attach(model, args.out)
     for n in wanted:
         folder = folder_of(args.out, model.name, model.hook_point, kind, n)
-        found = analysis(model, kind, n, times_in(folder))
+        found = analysis(model, kind, n, {r.t for r in read_results(folder)})
         for line in lines(kind, n, found["label"], found["card"]):
             say(line)
         if args.name == "show":
@@ -81,7 +83,8 @@ def sample(model, args):
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
         images = [model.decode(steered_sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
         path = folder / f"{file_name(name)}_seed_{seed}.png"
-        write(path, png(torch.cat(images, dim=2), {"prompt": args.prompt, "steer": args.steer, "seed": seed}))
+        said = {"prompt": args.prompt, "steer": args.steer, "seed": seed}
+        write(path, to_png(torch.cat(images, dim=2), featviz=json.dumps(said)))
         say(f"look at {path}")
 
 

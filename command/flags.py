@@ -58,17 +58,19 @@ def add_out(group):
     group.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="of results (default: out)")
 
 
+READERS = {bool: lambda text: bool(("off", "on").index(text)), StepOrAuto: whole_or("auto")}      # of a setting
+
+
 def add_settings(group):
     """Add a flag for every setting of config.Config."""
     group.add_argument("--preset", choices=(*PRESETS, "quick"), help="all of them at once; quick: fewer, larger steps "
                        "(default: sae, or raw with --channel)")
     for name, field in SETTINGS.items():
         sae, raw = (getattr(PRESETS[preset], name) for preset in ("sae", "raw"))
-        kind = {"type": whole_or("auto") if field.type == StepOrAuto else field.type, "metavar": "X"}
+        choices = field.metadata["choices"]
+        kind = {"type": READERS.get(field.type, field.type), "choices": choices, "metavar": None if choices else "X"}
         if field.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
-        elif field.metadata["choices"]:
-            kind = {"choices": field.metadata["choices"]}
         elif name == "position":
             kind = {"type": int, "nargs": 2, "metavar": ("Y", "X")}
         differs = f"; raw {raw}" if raw != sae else ""
@@ -86,14 +88,13 @@ def guarded(name, work, *args):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):                      # a console that lacks a letter does not end the work
             stream.reconfigure(errors="replace")
-    hint = ""
     try:
         return work(*args)
     except KeyboardInterrupt:
         warn(f"\n{name}: interrupted; finished results stay, the same command goes on from there")
         return 130
     except OSError as e:
-        error, hint = e, "; finished results stay: make room or give another folder, and the same command goes on"
+        error = f"{e}; finished results stay: make room or give another folder, and the same command goes on"
     except ValueError as e:
         error = e
     except ModuleNotFoundError as e:
@@ -102,5 +103,5 @@ def guarded(name, work, *args):
         if type(e).__name__ != "OutOfMemoryError" and "not enough memory" not in str(e):        # of a card, of a CPU
             raise
         error = "memory ran out; give a smaller --batch-size, or --dtype float16 on a card"
-    warn(f"{name}: " + " ".join(str(error).split()) + hint)
+    warn(f"{name}: " + " ".join(str(error).split()))
     return 2

@@ -1,18 +1,10 @@
 """The command line of featviz.py: every flag, and what is wrong with one whatever the model."""
 import argparse
 
-from command.flags import Parser, add_model, add_out, add_settings, nearest, numbers, whole_or
-from config import SEEDS, SETTINGS, StepOrAuto, check_setting
+from command.flags import READERS, Parser, add_model, add_out, add_settings, numbers, whole_or
+from config import SEEDS, SETTINGS, check_setting
 
 FRAMES = 8                                      # pictures of the course that a run keeps
-EXAMPLES = """examples:
-  python featviz.py                                             a toy feature that is worth seeing
-  python featviz.py --feature 14 37 --timestep 0 600 --seed 1   features, time steps, seeds: every combination
-  python featviz.py --feature 0-199 --seed 1024                 a range of features
-  python featviz.py --thesis                                    the thesis' five features on one page
-  python featviz.py --direction probe.safetensors               a vector of your own
-  python featviz.py --feature 12 --prompt "a castle"            what the feature looks like there
-  python featviz.py --channel 37 --prior noise --timestep 600   a raw channel, without the SAE, from noise"""
 
 
 def numbers_or_words(text):
@@ -28,10 +20,20 @@ def shard(text):
     return rank, shards
 
 
+def axis(text):
+    """Read "range_weight=0,0.5" -> ("range_weight", [0.0, 0.5])."""
+    name, _, values = text.partition("=")
+    if name not in SETTINGS:
+        raise ValueError
+    kind = SETTINGS[name].type
+    return name, [READERS.get(kind, kind)(value) for value in values.split(",")]
+
+
 def parse(argv=None):
     """Parse the command line: (flags, {setting: value} of those that are given)."""
     parser = Parser(prog="featviz.py", usage="python featviz.py [--feature F ...] [--timestep T ...] ...",
-                    description="See what one feature inside a latent diffusion model responds to.", epilog=EXAMPLES)
+                    description="See what one feature inside a latent diffusion model responds to. Several features, "
+                    "time steps and seeds give every combination.")
     group = parser.add_argument_group("what to look at")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--feature", type=numbers_or_words, nargs="+", metavar="F", help="features of the sparse "
@@ -62,8 +64,9 @@ def parse(argv=None):
     group.add_argument("--again", action="store_true", help="compute results again that are there already")
     group = group.add_mutually_exclusive_group()
     group.add_argument("--trace", type=int, nargs="+", metavar="K", help="no results: open up these steps instead")
-    group.add_argument("--sweep", nargs="+", default=[], metavar="NAME=V,V",
-                       help="every combination of these settings on one sheet, by default of one time step and seed")
+    group.add_argument("--sweep", type=axis, nargs="+", default=[], metavar="NAME=V,V",
+                       help="every combination of these settings, such as range_weight=0,0.5 noise=on,off, on one "
+                       "sheet, by default of one time step and seed")
     add_settings(parser.add_argument_group(
         "settings of the method", "in brackets what the preset sae has, and raw where it differs; weights may bring "
         "their own; docs/method.md explains each"))
@@ -74,26 +77,7 @@ def parse(argv=None):
 
 def check_flags(batch_size, frames, settings):
     """Raise ValueError for what is wrong whatever the model, before torch is imported."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    if frames != 0 and not 2 <= frames <= 50:
-        raise ValueError(f"--frames must be 0 or between 2 and 50, got {frames}")
+    if batch_size is not None and batch_size < 1 or frames != 0 and not 2 <= frames <= 50:
+        raise ValueError(f"--batch-size must be at least 1 and --frames 0 or 2 to 50, got {batch_size} and {frames}")
     for name, value in settings.items():
         check_setting(name, SETTINGS[name], value)
-
-
-def read_axes(texts):
-    """Read the settings of --sweep, "range_weight=0,0.5" -> {"range_weight": [0.0, 0.5]}; ValueError for none."""
-    axes = {}
-    for text in texts:
-        name, _, values = text.partition("=")
-        if name not in SETTINGS:
-            raise ValueError(f"--sweep {name}: is no setting; expected NAME=VALUE,VALUE, nearest: "
-                             f"{nearest(name, SETTINGS)}")
-        kind = SETTINGS[name].type
-        read = {bool: {"on": True, "off": False}.__getitem__, StepOrAuto: whole_or("auto")}.get(kind, kind)
-        try:
-            axes[name] = [read(value) for value in values.split(",")]
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"--sweep {text}: {name} takes no such value") from None
-    return axes

@@ -20,53 +20,15 @@ def warn(text):
     print(text, file=sys.stderr, flush=True)
 
 
-class Line:
-    """One line on stderr: rewritten in place on a terminal, elsewhere a new one every ten seconds and at the end."""
+class Count:
+    """Report how many of something are done, their rate and the time left.
 
-    def __init__(self):
-        self.began = self.shown = time.monotonic()
-
-    def show(self, text, last):
-        now = time.monotonic()
-        if sys.stderr.isatty():
-            print(f"\r{text:<78}", end="\n" if last else "", file=sys.stderr, flush=True)
-        elif last or now - self.shown >= EVERY:
-            self.shown = now
-            warn(text)
-
-
-class Progress(Line):
-    """Report the batches of a run: one line a phase (sampling, ascent, finish), with the time left from the first step.
-
-    lengths  {phase: steps of one batch at most}; batches  how many there are
+    On a terminal one line is rewritten in place; elsewhere a new one comes every ten seconds, and at the end.
     """
 
-    def __init__(self, lengths, batches):
-        super().__init__()
-        self.lengths, self.batches, self.batch, self.steps = lengths, batches, 0, {}
-        self.whole = sum(COST[phase] * n for phase, n in lengths.items())               # cost of a batch
-
-    def __call__(self, phase, step=None):
-        """Count a step of this phase; `step` holds its data where the phase has some."""
-        n = self.steps[phase] = self.steps.get(phase, 0) + 1
-        done = self.batch * self.whole + sum(COST[name] * count for name, count in self.steps.items())
-        left = (time.monotonic() - self.began) / done * max(self.batches * self.whole - done, 0)
-        value = "" if step is None else f", activation {step.activation.mean():.3f}"
-        length = max(self.lengths[phase], n)
-        self.show(f"batch {self.batch + 1} of {self.batches}, {phase} step {n} of {length}{value}, {left:.0f} s left",
-                  last=n == length)
-
-    def next_batch(self):
-        """Count a batch as done, even if it ended early."""
-        self.batch, self.steps = self.batch + 1, {}
-
-
-class Count(Line):
-    """Report how many of something are done, their rate and the time left."""
-
     def __init__(self, unit):
-        super().__init__()
         self.unit, self.first = unit, None
+        self.began = self.shown = time.monotonic()
 
     def __call__(self, done, total):
         """Report `done` of `total`; the first call says how many there were before."""
@@ -76,5 +38,37 @@ class Count(Line):
                 warn(f"goes on after {done:.0f} of {total:.0f} {self.unit}")
             return
         rate = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
-        left = (total - done) / rate
-        self.show(f"{done:.0f} of {total:.0f} {self.unit}, {rate:.2f} {self.unit}/s, {left:.0f} s left", done == total)
+        self.show(f"{done:.0f} of {total:.0f} {self.unit}, {rate:.2f} {self.unit}/s", (total - done) / rate,
+                  done == total)
+
+    def show(self, text, left, last):
+        text, now = f"{text}, {left:.0f} s left", time.monotonic()
+        if sys.stderr.isatty():
+            print(f"\r{text:<78}", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last or now - self.shown >= EVERY:
+            self.shown = now
+            warn(text)
+
+
+class Progress(Count):
+    """Report the batches of a run by phase (sampling, ascent, finish), with the time left from the first step.
+
+    lengths  {phase: steps of one batch at most}, in order; batches  how many there are
+    """
+
+    def __init__(self, lengths, batches):
+        super().__init__("steps")
+        self.lengths, self.batches, self.batch, self.steps = lengths, batches, 0, {}
+        self.whole = sum(COST[phase] * n for phase, n in lengths.items())               # cost of a batch
+        self.last = [phase for phase, n in lengths.items() if n][-1]
+
+    def __call__(self, phase, step):
+        """Count a step of this phase."""
+        n, length = self.steps.get(phase, 0) + 1, self.lengths[phase]
+        self.steps[phase] = n
+        done = self.batch * self.whole + sum(COST[name] * count for name, count in self.steps.items())
+        left = (time.monotonic() - self.began) / done * max(self.batches * self.whole - done, 0)
+        value = f", activation {step.activation.mean():.3f}" if hasattr(step, "activation") else ""
+        self.show(f"batch {self.batch + 1} of {self.batches}, {phase} step {n} of {length}{value}", left, n == length)
+        if phase == self.last and n == length:                  # a batch whose start was sampled before has no sampling
+            self.batch, self.steps = self.batch + 1, {}

@@ -1,4 +1,5 @@
 """Pages, the atlas, pictures of many features, and a table of scores: `python -m pages out/toy --atlas`."""
+import csv
 import sys
 from pathlib import Path
 
@@ -6,9 +7,26 @@ from command.flags import Parser, guarded
 from pages.atlas import write_atlas
 from pages.feature import write_page
 from pages.sheet import write_rows, write_wall
-from pages.table import write_table
 from pages.words import count
-from results import feature_folders
+from results import feature_folders, read_results
+
+SCORES = ("activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank", "dataset_largest")
+HEAD = ("kind", "target", "hook_point", "timestep", "seed", "settings", "picture", "verdict", *SCORES)
+
+
+def write_table(folder):
+    """Write folder/scores.csv, a line for each picture, and return its path."""
+    path = folder / "scores.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEAD)
+        for r in (r for inside in feature_folders(folder) for r in read_results(inside)):
+            settings = " ".join(f"{name}={value}" for name, value in r.recipe["differs"].items())
+            for name, p in (("ascent", r), ("finished", r.finished)):
+                if p:
+                    writer.writerow((r.kind, r.target, r.recipe["hook_point"], r.t, r.seed, settings, name, p.verdict,
+                                     *map(p.scores.get, SCORES)))
+    return path
 
 
 def run(folder, atlas, csv, rows, wall):

@@ -6,33 +6,32 @@ A feature is shown by the result that its own page shows first: its finished pic
 ascent's. Thumbnails are files of their own, so the page opens at once whatever their number.
 """
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from command.progress import warn
 from config import HOOK_POINT
 from pages.evidence import gain, study
 from pages.web import EDGE, asset, chart, document, escape, figure, shrunk
 from pages.words import count
-from results import BROKEN, PROJECT, feature_folders, read_results, replacing, with_suffix, write
+from results import BROKEN, PROJECT, feature_folders, read_results, replacing, write
+
 
 def write_atlas(folder):
     """Write folder/index.html and return its path. ValueError where there is no result."""
-    folder, tiles, broken = Path(folder), [], []
+    folder, tiles = Path(folder), []
     (folder / "atlas").mkdir(parents=True, exist_ok=True)
     for inside in feature_folders(folder):
         try:
-            if found := read_results(inside, broken):
+            if found := read_results(inside):
                 tiles.append(tile(inside, found, folder / "atlas"))
-        except OSError:                                         # Pillow's error for what is no picture
-            broken.append(inside)
+        except OSError as e:                                    # also Pillow's error for what is no picture
+            warn(f"left out: {inside}: {e}")
     if not tiles:
         raise ValueError(f"{folder}: holds no result; give the folder of a model's results, such as out/toy")
-    if broken:
-        print(f"left out, cannot be read: {count(len(broken), 'file')}, first {broken[0]}", file=sys.stderr)
     write(folder / "index.html", page(folder.resolve().name, tiles).encode())
     return folder / "index.html"
 
@@ -40,9 +39,9 @@ def write_atlas(folder):
 def tile(folder, found, thumbnails):
     """What the page knows of one feature, as JSON values."""
     ((first, *_), *_), activity, evidence = study(folder, found)
-    name, hook = thumbnails / f"{folder.name}_{first.folder}_seed_{first.seed}", first.recipe["hook_point"]
-    faces = [face(first.last, with_suffix(name, ".jpg"))]
-    faces.append(face(first, with_suffix(name, "_ascent.jpg")) if first.finished else faces[0])
+    name, hook = f"{folder.name}_{first.folder}_seed_{first.seed}", first.recipe["hook_point"]
+    faces = [face(first.last, thumbnails / f"{name}.jpg")]
+    faces.append(face(first, thumbnails / f"{name}_ascent.jpg") if first.finished else faces[0])
     return {"kind": first.kind, "number": first.target, "hook": "" if hook == HOOK_POINT else hook,
             "link": f"{folder.name}/index.html", "peak": next(iter(activity.highest()), None) if activity else None,
             "t": first.t, "words": evidence.words, "evidence": evidence.strength, "faces": faces}

@@ -8,7 +8,6 @@ the page (results.py, evidence.py).
 from pathlib import Path
 
 from pages.evidence import gain, study
-from pages.table import HEAD, SCORES, lines
 from pages.web import bars, chart, checks, document, escape, figure, folded, player, section, sharp, table, term
 from pages.words import TEXTS, command, count, label, meaning, reason, short, typed
 from results import folder_of, read_results, write
@@ -26,7 +25,6 @@ def write_page(folder, atlas=False):
     grouped, activity, evidence = study(folder, found)
     first, recipe = grouped[0][0], grouped[0][0].recipe
     again = "\n".join(command(group[0].recipe, [group[0].t], [r.seed for r in group]) for group in grouped)
-    scores = [(*line[:-len(SCORES)], *map(short, line[-len(SCORES):])) for line in lines(found)]
     settings = [(name, value) for name, value in sorted((recipe | recipe["config"] | recipe["fingerprints"]).items())
                 if not isinstance(value, dict)]
     body = [head(folder, first, found, evidence, atlas), hero(first, activity),
@@ -36,7 +34,6 @@ def write_page(folder, atlas=False):
             folded("more", "Other time steps and settings", *map(other, grouped[1:])),
             folded("examples", "All dataset images that excite it", *examples(activity)),
             folded("how", "How each picture came about", *(course(r) for group in grouped for r in group)),
-            folded("scores", "All scores", table(HEAD, scores, "Scores")),
             folded("beside", "What else its picture excites", beside(folder, first)),
             folded("again", "Make it again", f"<pre><code>{escape(again)}</code></pre>"),
             folded("settings", "All settings and fingerprints", table((), settings, "Settings")),

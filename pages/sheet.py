@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pages.evidence import study
 from pages.web import shrunk
 from pages.words import short
-from results import feature_folders, read_result, read_results, with_suffix, write
+from results import feature_folders, read_result, read_results, write
 
 TILE, SMALL, GAP, LINE = 192, 128, 12, 17       # pixels: edge of a picture, space between, height of a line of text
 ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, and in a row of it
@@ -65,17 +65,17 @@ def save_sheet(rows, path):
     return path
 
 
-def write_sweep(folder, recipes, names):
-    """Write the sheet of one feature's results {path without suffix: recipe}, return its path; names: what is swept."""
-    rows, across = {}, names[-1]
-    for r in (read_result(with_suffix(path, ".json")) for path in recipes):
-        config = r.recipe["config"]
-        head = "\n".join([f"time step {r.t}", f"seed {r.seed}", *(f"{name} {config[name]}" for name in names[:-1])])
+def write_sweep(folder, paths, names):
+    """Write the sheet of one feature's results, paths without suffix, return its path; names: what is swept."""
+    rows = {}
+    for r in (read_result(path.with_suffix(".json")) for path in paths):
+        *down, across = (f"{name} {r.recipe['config'][name]}" for name in names)
+        head = "\n".join([f"time step {r.t}", f"seed {r.seed}", *down])
         row = rows.setdefault(head, [tile(None, head)])
-        for name, picture in (("finished", r.finished), ("ascent", r)):
-            if picture:
-                row.append(tile(picture.path, f"{across} {config[across]}\n{name}: {picture.verdict}\n"
-                                f"activation {short(picture.scores['activation'])}"))
+        for name, p in (("finished", r.finished), ("ascent", r)):
+            if p:
+                said = f"{across}\n{name}: {p.verdict}\nactivation {short(p.scores['activation'])}"
+                row.append(tile(p.path, said))
     return save_sheet(list(rows.values()), folder / f"sweep_{'_'.join(names)}.png")
 
 

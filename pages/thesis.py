@@ -9,7 +9,8 @@ from activity.thesis import draw, features
 from pages.evidence import groups, read_activity
 from pages.feature import SMALL, seeds, tiles
 from pages.web import document, escape, figure, section, sharp
-from results import folder_of, png, read_results, write
+from results import folder_of, read_results, write
+from vae import to_png
 
 HEAD = """<header><h1>{n} features of {name}, as in the thesis</h1>
 <p class="lead">Left, an image from a prompt. Right, pictures made by ascent, without any prompt.</p></header>
@@ -25,7 +26,7 @@ def write_thesis(model, out):
     for row in rows:
         picture = folder / f"{row['feature']}.png"
         if row["prompt"] and not picture.exists():
-            write(picture, png(draw(model, row["prompt"]), {"prompt": row["prompt"]}))
+            write(picture, to_png(draw(model, row["prompt"])))
         body += row_of(row, picture, folder_of(out, model.name, model.hook_point, "feature", row["feature"]))
     head = HEAD.format(n=len(rows), name=escape(model.name))
     write(folder / "index.html", document(f"The thesis' features in {model.name}", head + body + SOURCE,

@@ -9,25 +9,24 @@
         verdict.safetensors         the noises and activations behind each score (`follow_scores`)
         trace.html                  written last: stages in order, formula, line, numbers, pictures
 
-The loop is not touched: tensors come from the steps that ascend and redraw yield. What they do not carry, random draws,
-the sampling of the start, the noises of a score, is computed again beside them, so that all of it can be checked from
-the files. No result is written.
+The loop is not touched: tensors come from the steps that sampling, ascent and finish yield. What these do not carry,
+random draws and the noises of a score, is computed again beside them, so that all of it can be checked from the files.
+No result is written.
 
 Axes: B jobs, 4 x H x W latents, D x h x w at the hook point, n sampling or finish steps.
 """
-import dataclasses
 import json
+from pathlib import Path
 
 import torch
 from safetensors.torch import save as save_tensors
 
 import visualize
 from ascent import activation, draw, objective, readout
-from finish import grid, redraw, rms
+from finish import rms
 from pages import tracepage, words
-from results import path_of, with_suffix, write
-from schedule import SAMPLERS, guided
-from steering import directions, predict, read_hook
+from results import path_of, write
+from steering import directions, read_hook
 
 STRONGEST = 10              # features or channels that are listed beside the target
 OF_STEP = ("before", "transformed", "noised", "gradient", "filtered", "smoothed", "after", "activation", "silent")
@@ -50,13 +49,11 @@ def trace(model, recipes, config, steps, out, on_step, size):
 
 def follow(model, jobs, config, steps, on_step=None):
     """Run jobs together and record each: [({file: {name: tensor on the CPU}}, Result of a run without a trace)]."""
-    generators, z = visualize.start(model, jobs, config, on_step)
-    replay = [torch.Generator().set_state(g.get_state()) for g in generators]
-    files, redrawn = [{"start": s} for s in follow_start(model, jobs, config, z)], []
+    seen, files = {"sampling": [], "finish": []}, [{} for _ in jobs]
 
     def see(phase, step):
-        if phase == "finish":
-            redrawn.append(step)
+        if phase in seen:
+            seen[phase].append(step)
         else:
             for i, g in enumerate(replay):
                 drawn = draw(g, step.before.shape[1:], config)
@@ -65,10 +62,14 @@ def follow(model, jobs, config, steps, on_step=None):
         if on_step:
             on_step(phase, step)
 
+    generators, z = visualize.start(model, jobs, config, see)
+    replay = [torch.Generator().set_state(g.get_state()) for g in generators]
+    for i, job in enumerate(jobs):
+        files[i]["start"] = follow_start(model, job, config, z[i], seen["sampling"], i)
     results = visualize.run(model, jobs, config, (generators, z), on_step=see)
     for i, result in enumerate(results):
         if config.finish:
-            files[i]["finish"] = follow_finish(model, config, redrawn, i, result)
+            files[i]["finish"] = follow_finish(model, config, seen["finish"], i, result)
         files[i]["verdict"] = follow_scores(model, jobs[i], config, z[i], result)
     return list(zip(files, results))
 
@@ -85,39 +86,24 @@ def clean_of(model, x, e, times):
     return (x - (1 - abar).sqrt() * e) / abar.sqrt()
 
 
-def follow_start(model, jobs, config, z):
-    """Record how the starts z (B, 4, H, W) came about, a dict for each job:
+def follow_start(model, job, config, start, sampled, i):
+    """Record how the start (4, H, W) of job i came about:
 
     start (4, H, W)                                 where the ascent begins; of noise or a picture this alone
     timestep (n,), before, noise, clean (n, 4, H, W)    of sampling: t, x_t, the noise e predicted there, x_t without e
     strength (1001,), direction (D,), push (n,)     of a steered start: s_t, d, s_t |d|
     """
-    starts, seen = [{"start": row} for row in z], []
-    noise = visualize.start(model, jobs, dataclasses.replace(config, prior="noise"))[1]
-    if config.prior == "guided":
-        times = grid(len(model.schedule) - 1, config.prior_steps)
-        seen = [(step.timestep, step.before, step.pulled) for step in redraw(model, jobs, noise, times, config)]
-    elif config.prior == "steer":
-        d = directions(model, jobs)                                                             # (B, D)
-        curves = [torch.as_tensor(model.capture.strength(job.kind, job.target, config.steer_steps)) for job in jobs]
-        s = config.steer_scale * torch.stack(curves).to(noise)                                  # (B, 1001)
-        starts = [tensors | {"strength": s[i], "direction": d[i]} for i, tensors in enumerate(starts)]
-
-        def net(x, t, context):
-            push = {model.hook_point: s[:, t[0], None].to(model.dtype) * d.to(model.dtype)}
-            seen.append((int(t[0]), x, predict(model, x, t, context, push)))
-            return seen[-1][2]
-
-        with torch.no_grad():
-            list(SAMPLERS[config.prior_sampler](model.schedule, guided(net, model.embed([""])), noise,
-                                                config.prior_steps))
-    times = torch.tensor([t for t, _, _ in seen])
-    for i, tensors in enumerate(starts if seen else ()):
-        x, e = (torch.stack([step[k][i] for step in seen]) for k in (1, 2))                     # (n, 4, H, W) each
-        tensors |= {"timestep": times, "before": x, "noise": e, "clean": clean_of(model, x, e, times)}
-        if config.prior == "steer":
-            tensors["push"] = s[i][times.to(s.device)] * d[i].float().norm()
-    return [plain(tensors) for tensors in starts]
+    s = {"start": start}
+    if sampled:
+        t = torch.tensor([step.timestep for step in sampled])
+        x = torch.stack([step.before[i] for step in sampled])                                   # (n, 4, H, W)
+        e = torch.stack([getattr(step, "pulled", step.noise)[i] for step in sampled])           # (n, 4, H, W)
+        s |= {"timestep": t, "before": x, "noise": e, "clean": clean_of(model, x, e, t)}
+    if config.prior == "steer":
+        curve = torch.as_tensor(model.capture.strength(job.kind, job.target, config.steer_steps))
+        s["strength"], s["direction"] = config.steer_scale * curve.to(start), directions(model, [job])[0]
+        s["push"] = s["strength"][t.to(start.device)] * s["direction"].float().norm()
+    return plain(s)
 
 
 @torch.no_grad()
@@ -180,7 +166,7 @@ def follow_scores(model, job, config, start, result):
 
 def save_trace(model, recipe, files, result, out, steps):
     """Write the files of one job, trace.html last; what an earlier trace left in the folder goes first."""
-    folder, job = with_suffix(path_of(out, recipe), "_trace"), recipe["job"]
+    folder, job = Path(f"{path_of(out, recipe)}_trace"), recipe["job"]
     for old in folder.glob("*"):
         old.unlink()
     scores = {name: end.scores for name, end in tracepage.ends(result).items()}

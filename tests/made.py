@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from results import with_suffix, write
+from results import write
 
 HOOK = "up_blocks.1.attentions.1"
 
@@ -56,8 +56,8 @@ def result(folder, t=300, seed=1, verdict="excited", finished=None, differs=None
     record["sha256"] = record["bytes"] = dict.fromkeys(files, "")
     files |= {".curves.json": json.dumps(curves).encode(), ".json": json.dumps(record).encode()}
     for suffix, data in files.items():
-        write(with_suffix(path, suffix), data)
-    return with_suffix(path, ".json")
+        write(path.with_suffix(suffix), data)
+    return path.with_suffix(".json")
 
 
 def change(path, **entries):

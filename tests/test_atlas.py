@@ -57,7 +57,7 @@ def test_broken_files_are_left_out_and_counted(folder, capsys):
     (folder / "feature_00012/t0300/seed_1.json").write_text("{")
     (folder / f"{HOOK}_channel_0002/t0300/seed_1.png").write_bytes(b"no picture")
     assert set(tiles(folder)) == {"feature_00003"}
-    assert "cannot be read: 2 files" in capsys.readouterr().err
+    assert f"left out: {folder}/{HOOK}_channel_0002: " in capsys.readouterr().err
 
 
 def test_without_scripts_it_is_a_list_of_links_and_text_stays_text(tmp_path):

@@ -200,8 +200,8 @@ def test_a_second_run_computes_nothing_and_other_settings_have_another_folder(we
         assert run(weights, out, "--seed", 5, *flags) == 0
     after = files(out)
     assert {name for name in before if after[name] != before[name]} == {"tiny/feature_00003/index.html"}
-    assert {data for name, data in after.items() if name.endswith("settings.txt")} == {
-        b"num_steps: 3\n", b"prior: noise\nfinish: False\ndtype: bfloat16\n"}
+    assert {str(record(out, stem)["recipe"]["differs"]) for stem in stems(out)} == {
+        "{}", "{'num_steps': 3}", "{'dtype': 'bfloat16', 'finish': False, 'prior': 'noise'}"}
     assert run(weights, out, "--seed", 5, "--frames", 0, "--again") == 0
     assert "tiny/feature_00003/t0300/seed_5.steps.jpg" not in files(out)
     assert files(out)["tiny/feature_00003/t0300/seed_5.png"] == before["tiny/feature_00003/t0300/seed_5.png"]
@@ -246,29 +246,22 @@ def test_the_notebooks_door(weights, tmp_path, capsys):
 # --- what is wrong with the call --------------------------------------------------------------------------------------
 
 BAD_FLAGS = {
-    "--feature 64": "--feature 64 is out of range: ", "--feature 3 64": "has 64 features, 0..63",
+    "--feature 3 64": "has 64 features, 0..63", "--channel 32": "has 32 channels, 0..31",
     "--feature 9-3": "argument --feature: '9-3' is no whole number and no range such as 0-199",
-    "--feature cat": "--feature cat: ", "--channel 32": "has 32 channels, 0..31",
     "--channel x": "argument --channel: 'x' is no whole number and no range", "--feature 1 --channel 1": "not allowed",
-    "--timestep 1000": "--timestep 1000 is out of range: ",
     "--timestep all": "argument --timestep: invalid whole number or auto or active value: 'all'",
     "--seed -1": "--seed -1 is out of range: ", "--shard 4/4": "argument --shard: invalid shard value: '4/4'",
-    "--frames 1": "--frames must be 0 or between 2 and 50, got 1", "--batch-size 0": "--batch-size must be at least 1",
-    "--colour red": "unrecognized arguments: --colour red", "--preset best": "--preset: invalid choice: 'best'",
-    "--dtype float8": "argument --dtype: invalid choice", "--device tpu": "--device tpu: ",
+    "--frames 1": "--frames 0 or 2 to 50, got 2 and 1", "--batch-size 0": "--batch-size must be at least 1",
+    "--colour red": "unrecognized arguments: --colour red", "--device tpu": "--device tpu: ",
     "--hook-point up_blocks.1.attention.1": "nearest: up_blocks.1.attentions.1",
     "--hook-point mid_block.attentions.0 --feature 3": "sae: is missing for mid_block.attentions.0",
-    "--trace 2": "--trace 2: the ascent has 2 steps, 0..1", "--sweep steps=1": "--sweep steps: is no setting; ",
-    "--sweep noise=maybe": "--sweep noise=maybe: noise takes no such value",
-    "--num-steps 0": "--num-steps must be at least 1", "--num-steps 1.5": "argument --num-steps: invalid int value",
-    "--learning-rate nan": "--learning-rate must be a number of size 1e+06 at most", "--beta1 1": "must be below 1",
-    "--finish-from 1000": "--finish-from must be between 1 and 999, or auto",
-    "--finish-from x": "argument --finish-from: invalid whole number or auto value: 'x'",
+    "--trace 2": "--trace: the ascent has steps 0..1", "--sweep steps=1": "--sweep: invalid axis value: 'steps=1'",
+    "--sweep noise=maybe": "argument --sweep: invalid axis value: 'noise=maybe'", "--beta1 1": "must be below 1",
+    "--num-steps 1.5": "argument --num-steps: invalid int value", "--preset best": "--preset: invalid choice: 'best'",
+    "--learning-rate nan": "--learning-rate must be a number of size 1e+06 at most",
     "--finish-steps 601": "--finish-steps must be between 1 and --finish-from, 600",
     "--gradient-smoothing-kernel-size 17": "--gradient-smoothing-kernel-size must be odd and below 16",
-    "--jitter-max 65": "--jitter-max must be at most 64", "--position 1 -1": "--position must be a row and a column",
-    "--prior dream": "--prior must be one of steer, noise, guided, or the path of a picture, got 'dream'",
-    "--prior-steps 1000": "--prior-steps must be between 1 and 999, got 1000",
+    "--position 1 -1": "--position must be a row and a column", "--prior dream": "--prior must be one of steer, ",
 }
 
 

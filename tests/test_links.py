@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from command.parser import check_flags, parse, read_axes
+from command.parser import check_flags, parse
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)#\"]*)#?([^)\"]*)")
@@ -35,5 +35,4 @@ def test_every_command_is_there():
             if words[0] == "featviz.py" and "--help" not in words:
                 args, settings = parse(words[1:])               # SystemExit for a wrong flag
                 check_flags(args.batch_size, args.frames, settings)
-                read_axes(args.sweep)
     assert count > 40
