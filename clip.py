@@ -194,12 +194,10 @@ class Encoder(nn.Module):
 
     def __init__(self, c, c_inner, layers, heads, causal):
         super().__init__()
-        self.layers = nn.ModuleList(Layer(c, c_inner, heads, causal) for _ in range(layers))
+        self.layers = nn.Sequential(*(Layer(c, c_inner, heads, causal) for _ in range(layers)))
 
     def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return self.layers(x)
 
 
 class TextEncoder(nn.Module):

@@ -50,66 +50,42 @@ class Mid(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](h)))
 
 
-class Level(nn.Module):
-    """Resnets at one resolution, then the change to the next one. `resample` names the checkpoint's list for it."""
-
-    def __init__(self, c_in, c_out, layers, groups, resample=None):
-        super().__init__()
-        self.resnets = nn.ModuleList(Resnet(c_out if i else c_in, c_out, groups, eps=EPS) for i in range(layers))
-        if resample == "down":
-            pad = nn.ZeroPad2d((0, 1, 0, 1))                    # on the right and below only [3]
-            self.downsamplers = nn.ModuleList([chain(pad=pad, conv=nn.Conv2d(c_out, c_out, 3, stride=2))])
-        if resample == "up":
-            self.upsamplers = nn.ModuleList([upsample(c_out)])
-
-    def forward(self, h):
-        for resnet in self.resnets:
-            h = resnet(h)
-        for resample in [*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())]:
-            h = resample(h)
-        return h
+def level(c_in, c_out, layers, groups, resample=None):
+    """Make resnets at one resolution, then the change to the next one."""
+    parts = {"resnets": nn.Sequential(*(Resnet(c_out if i else c_in, c_out, groups, eps=EPS) for i in range(layers)))}
+    if resample == "down":
+        pad = nn.ZeroPad2d((0, 1, 0, 1))                        # on the right and below only [3]
+        parts["downsamplers"] = nn.Sequential(chain(pad=pad, conv=nn.Conv2d(c_out, c_out, 3, stride=2)))
+    if resample == "up":
+        parts["upsamplers"] = nn.Sequential(upsample(c_out))
+    return chain(**parts)
 
 
-class Encoder(nn.Module):
-    """Images in [-1, 1] (B, 3, 8H, 8W) -> mean and log variance of the latent, stacked (B, 2*latent, H, W)."""
-
-    def __init__(self, widths, layers, latent, groups):
-        super().__init__()
-        pairs = list(zip((widths[0], *widths), widths))         # SD: (128, 128) (128, 256) (256, 512) (512, 512)
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList([Level(a, b, layers, groups, "down") for a, b in pairs[:-1]]
-                                         + [Level(*pairs[-1], layers, groups)])
-        self.mid_block = Mid(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * latent, 3, padding=1)
-
-    def forward(self, x):
-        h = self.conv_in(x)
-        for block in self.down_blocks:
-            h = block(h)
-        h = self.mid_block(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+def levels(widths, layers, groups, resample):
+    """Make a level for each width, from the first to the last one's resolution."""
+    ins, ways = (widths[0], *widths), [resample] * (len(widths) - 1) + [None]
+    return nn.Sequential(*(level(a, b, layers, groups, way) for a, b, way in zip(ins, widths, ways)))
 
 
-class Decoder(nn.Module):
-    """Latents (B, latent, H, W) -> images in about [-1, 1] (B, 3, 8H, 8W); one resnet a level more than the encoder."""
+def encoder(widths, layers, latent, groups):
+    """Make images in [-1, 1] (B, 3, 8H, 8W) -> mean and log variance of the latent, stacked (B, 2*latent, H, W)."""
+    return chain(conv_in=nn.Conv2d(3, widths[0], 3, padding=1),
+                 down_blocks=levels(widths, layers, groups, "down"),
+                 mid_block=Mid(widths[-1], groups),
+                 conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
+                 act=nn.SiLU(),
+                 conv_out=nn.Conv2d(widths[-1], 2 * latent, 3, padding=1))
 
-    def __init__(self, widths, layers, latent, groups):
-        super().__init__()
-        widths = widths[::-1]                                   # SD: 512 512 256 128
-        pairs = list(zip((widths[0], *widths), widths))
-        self.conv_in = nn.Conv2d(latent, widths[0], 3, padding=1)
-        self.mid_block = Mid(widths[0], groups)
-        self.up_blocks = nn.ModuleList([Level(a, b, layers + 1, groups, "up") for a, b in pairs[:-1]]
-                                       + [Level(*pairs[-1], layers + 1, groups)])
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, z):
-        h = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            h = block(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+def decoder(widths, layers, latent, groups):
+    """Make latents (B, latent, H, W) -> images in about [-1, 1] (B, 3, 8H, 8W)."""
+    widths = widths[::-1]
+    return chain(conv_in=nn.Conv2d(latent, widths[0], 3, padding=1),
+                 mid_block=Mid(widths[0], groups),
+                 up_blocks=levels(widths, layers + 1, groups, "up"),        # one resnet a level more than the encoder
+                 conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
+                 act=nn.SiLU(),
+                 conv_out=nn.Conv2d(widths[-1], 3, 3, padding=1))
 
 
 class VAE(nn.Module):
@@ -125,8 +101,8 @@ class VAE(nn.Module):
         widths = tuple(block_out_channels)
         self.scaling_factor = scaling_factor
         self.factor = 2 ** (len(widths) - 1)                    # pixels an edge of one latent position
-        self.encoder = Encoder(widths, layers_per_block, latent_channels, norm_num_groups)
-        self.decoder = Decoder(widths, layers_per_block, latent_channels, norm_num_groups)
+        self.encoder = encoder(widths, layers_per_block, latent_channels, norm_num_groups)
+        self.decoder = decoder(widths, layers_per_block, latent_channels, norm_num_groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
