@@ -8,17 +8,15 @@ A check runs the cases of an exercise on ours, on theirs and on known wrong answ
 that theirs equals is named.
 """
 import ast
+import inspect
 import textwrap
 import traceback
 from functools import cache
-from pathlib import Path
 
 import torch
 
-from course.cases import CASES, check_ascent
-from course.questions import check_answers
+from course.cases import CASES, check_answers, check_ascent
 
-ROOT = Path(__file__).resolve().parent.parent
 CHECKS = {"ascend": check_ascent, "fool": check_answers}        # on top of the cases: (functions) -> a sentence or ""
 
 
@@ -27,12 +25,8 @@ CHECKS = {"ascend": check_ascent, "fool": check_answers}        # on top of the 
 @cache
 def source(exercise, name):
     """Return (the function up to the end of its docstring, its body), as text."""
-    text = (ROOT / exercise.file).read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    scope = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == exercise.owner), tree)
-    node = next(node for node in scope.body if isinstance(node, ast.FunctionDef) and node.name == name)
-    lines = textwrap.dedent("\n".join(text.splitlines()[node.lineno - 1:node.end_lineno])).splitlines()
-    end = node.body[0].end_lineno - node.lineno + 1
+    lines = textwrap.dedent(inspect.getsource(exercise.ours(name))).splitlines()
+    end = ast.parse("\n".join(lines)).body[0].body[0].end_lineno
     return "\n".join(lines[:end]), "\n".join(lines[end:])
 
 

@@ -19,7 +19,7 @@ SLOW, FAST = "STEPS, SEEDS = 40, [1024, 1111, 4359]", "STEPS, SEEDS = 2, [1024]"
 LAST = '''
 from ascent import ascend as climb_alone
 from config import NONE, Config
-from course.questions import asked, fits, known
+from course.cases import asked, fits, known
 from visualize import start
 
 def find_feature():
