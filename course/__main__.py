@@ -99,7 +99,7 @@ def hint(exercise, work):
 def run(args):
     """Do what the flags ask for; return the exit code."""
     if args.notebook:
-        say(f"look at {write_notebook(args.notebook)}")
+        say(f"look at {write_notebook(args.notebook, args.solved)}")
     elif args.all:
         states = {str(e.number): state_of(e, args.work) for e in EXERCISES}
         say(json.dumps({"passed": [*states.values()].count("passed"), "of": len(states), "exercises": states}))
@@ -123,6 +123,7 @@ def main(argv=None):
     parser.add_argument("--solution", action="store_true", help="the project's own function")
     parser.add_argument("--all", action="store_true", help="marks of all exercises as JSON")
     parser.add_argument("--notebook", type=Path, metavar="FILE", help="write the notebook (course/course.ipynb)")
+    parser.add_argument("--solved", action="store_true", help="with solutions filled in, for whoever teaches")
     parser.add_argument("--work", type=Path, default=WORK, metavar="FOLDER",
                         help="of work files (default: course/work)")
     return guarded("course", run, parser.parse_args(argv))
