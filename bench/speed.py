@@ -1,10 +1,4 @@
 """Measure a step of the ascent against the original's way, and predict the memory of a run from shapes: see README.md.
-
-    original    all weights of UNet and SAE collect gradients (which nobody clears), all features are computed to use
-                one, in float32; on a card under float16 autocast with a GradScaler: the code of arXiv 2605.08218
-    official    the same on diffusers' UNet, where diffusers is installed
-    ascent      ours: ascent.ascend, the very loop that makes the results
-    finish      ours: finish.redraw, the whole UNet forward and back from the hook
 """
 import argparse
 import json
@@ -15,7 +9,9 @@ import sys
 import time
 import weakref
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,6 +39,7 @@ from weights.quick import quicken
 META, GIB = torch.device("meta"), 2 ** 30
 FEATURES, TIMES, SEEDS = 20_480, 4, 5   # of SAeUron's SAE; time steps (0 and three peaks) and seeds of a feature
 RESERVE, SHARE = 1.0 * GIB, 0.9         # for CUDA and its libraries; of a card that a desktop leaves (both assumed)
+BARE = configure({}, "sae", prior="noise", num_steps=10 ** 5)
 
 
 @torch.no_grad()
@@ -68,7 +65,11 @@ def full_size(device, dtype):
 # --- seconds ----------------------------------------------------------------------------------------------------------
 
 def original(model, jobs, config, unet=None):
-    """Run the original's steps, with another `unet` in place of ours where one is given; yields activations (B,)."""
+    """Run the steps of the code of arXiv 2605.08218, on another `unet` where one is given; yields activations (B,).
+
+    All weights of UNet and SAE collect gradients, which nobody clears, and all features are computed to use one, in
+    float32; on a card under float16 autocast with a GradScaler.
+    """
     unet = unet or (lambda x, t, context: model.unet(x, t, context, until=model.hook_point))
     cuda = model.device.type == "cuda"
     scaler = torch.amp.GradScaler("cuda", enabled=cuda)
@@ -143,7 +144,7 @@ def measure(way, full, dtype, batch, device):
     """Measure one way in this process: median seconds a step, peak bytes, operations a second of a large product."""
     model = full_size(device, dtype) if full else load(None, device, dtype)
     jobs = [Job("feature", 7 * i % model.sae.features, 361, 1000 + i) for i in range(batch)]
-    run, times = WAYS[way](model, jobs, configure({}, "sae", prior="noise", num_steps=10 ** 5)), []
+    run, times = WAYS[way](model, jobs, BARE), []
     for _ in range(2):                          # the first steps allocate and choose kernels
         next(run)
     while len(times) < 3 or sum(times) < 5 and len(times) < 30:
@@ -153,33 +154,33 @@ def measure(way, full, dtype, batch, device):
     for n in (4096, 8192) if device.type == "cuda" else (1024, 2048):
         a, b = (torch.randn(n, n, device=device).to(fast) for _ in range(2))
         rate = max(rate, *(2 * n ** 3 / seconds(lambda: a @ b, device) for _ in range(4)))
-    return {"seconds": statistics.median(times), "peak": peak, "rate": rate}
+    return statistics.median(times), peak, rate
 
 
 def compare(full, dtypes, batches, device):
     """Measure all ways, each in a process of its own; print a table, and the hours for all of SAeUron's features."""
     from torch.utils.flop_counter import FlopCounterMode         # 70 MB, which the measured processes should not load
     model = full_size(META, torch.float32) if full else load(None, "cpu")
+    run = WAYS["ascent"](model, [Job("feature", 0, 361)], BARE)
+    next(run)                                   # which also reads the prompt
     with FlopCounterMode(display=False) as counter:
-        phases(model, 1)["ascent"]()
+        next(run)
     operations = counter.get_total_flops()      # of an ascent's step of one job
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{'full size' if full else 'toy'} on {name}, torch {torch.__version__}, {operations / 1e9:.3g} GFLOP\n")
     print("| batch | way | precision | seconds a step | of the original's | peak GiB | of the product rate |\n"
           "|---|---|---|---|---|---|---|")
-    best, ways = {}, [("original", "float32")] + [("official", "float32")] * bool(find_spec("diffusers"))
-    ways += [(way, dtype) for dtype in dtypes for way in ("ascent", "finish")]
-    for batch in batches:
-        base = math.nan
-        for way, dtype in ways:
-            command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--batch", batch, "--device", device]
-            done = subprocess.run([*map(str, command), *["--full"] * full], stdout=subprocess.PIPE, text=True)
-            found = json.loads(done.stdout or '{"seconds": NaN, "peak": NaN, "rate": NaN}')     # its error is on stderr
-            took, rate = found["seconds"], batch * operations / found["seconds"] / found["rate"]
-            base = took if way == "original" else base
-            best[way] = min(best.get(way, math.inf), took / batch)
-            print(f"| {batch} | {way} | {dtype} | {took:.3g} | {took / base:.2f} | {found['peak'] / GIB:.2f} | "
-                  f"{'' if way == 'finish' else f'{rate:.0%}'} |", flush=True)
+    best, base, ways = {}, math.nan, [(way, dtype) for dtype in dtypes for way in ("ascent", "finish")]
+    ways = [("original", "float32"), *[("official", "float32")] * bool(find_spec("diffusers")), *ways]
+    for batch, (way, dtype) in product(batches, ways):
+        command = [sys.executable, __file__, "--child", way, "--dtype", dtype, "--batch", batch, "--device", device]
+        done = subprocess.run([*map(str, command), *["--full"] * full], stdout=subprocess.PIPE, text=True)
+        took, peak, rate = json.loads(done.stdout or "[NaN, NaN, NaN]")                         # its error is on stderr
+        base = took if way == "original" else base              # the first of a batch
+        best[way] = min(best.get(way, math.inf), took / batch)
+        share = "" if way == "finish" else f"{batch * operations / took / rate:.0%}"
+        cells = batch, way, dtype, f"{took:.3g}", f"{took / base:.2f}", f"{peak / GIB:.2f}", share
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
     if full:
         hours = FEATURES * TIMES * SEEDS * (100 * best["ascent"] + 30 * best["finish"]) / 3600
         print(f"\n{FEATURES:,} features at {TIMES} time steps from {SEEDS} seeds, 100 steps and 30 of the finish: "
@@ -193,18 +194,17 @@ class Live(TorchDispatchMode):
 
     def __init__(self, nets):
         super().__init__()
-        self.weights = {p.untyped_storage()._cdata for net in nets for p in net.parameters()}
-        self.bytes, self.now, self.peak = {}, 0, 0
+        self.bytes = {p.untyped_storage()._cdata: 0 for net in nets for p in net.parameters()}
+        self.now = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
         for storage in [t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]:
-            key = storage._cdata
-            if key not in self.weights and key not in self.bytes:
-                self.bytes[key] = storage.nbytes()
+            if storage._cdata not in self.bytes:
+                self.bytes[storage._cdata] = storage.nbytes()
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.free, key)
+                weakref.finalize(storage, self.free, storage._cdata)
         return out
 
     def free(self, key):
@@ -224,31 +224,21 @@ class Fused(torch.autograd.Function):
         return tuple(torch.empty_like(t) for t in ctx.saved_tensors[:3])
 
 
-def phases(model, batch):
-    """List what fills a card in a run of `batch` jobs: {phase: function without arguments}."""
-    z = torch.zeros(batch, *model.latent_shape, device=model.device)
-    t = torch.zeros(batch, dtype=torch.int64, device=model.device)
-    width = model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
-    context = torch.zeros(batch, 77, width, device=model.device, dtype=model.dtype)
-    again = model.dtype == torch.float16        # the gradient may be taken again, see ascent.gradient_of
-    return {"ascent": lambda: read_hook(model, z.clone().requires_grad_(True), t, context).sum().backward(
+def predict(dtype, batch):
+    """Predict the bytes of a run at full size on a card: weights, {phase: bytes beside the weights}."""
+    model, found = full_size(META, dtype), {}
+    nets = model.unet, model.vae, model.text_encoder, model.sae
+    z, t = torch.zeros(batch, *model.latent_shape, device=META), torch.zeros(batch, dtype=torch.int64, device=META)
+    context = torch.zeros(batch, 77, 768, device=META, dtype=dtype)
+    again = dtype == torch.float16              # the gradient may be taken again, see ascent.gradient_of
+    work = {"ascent": lambda: read_hook(model, z.clone().requires_grad_(True), t, context).sum().backward(
                 retain_graph=again),
             "finish": lambda: look(model, z, t, context)[1].sum().backward(retain_graph=again),
             "decode": lambda: model.vae.decode(z[:1])}          # a row at a time, in float32
-
-
-def predict(dtype, batch):
-    """Predict the bytes of a run at full size on a card: weights, {phase: bytes beside the weights}."""
-    model, plain, found = full_size(META, dtype), F.scaled_dot_product_attention, {}
-    nets = model.unet, model.vae, model.text_encoder, model.sae
-    F.scaled_dot_product_attention = Fused.apply
-    try:
-        for name, work in phases(model, batch).items():
-            with Live(nets) as live:
-                work()
-            found[name] = live.peak
-    finally:
-        F.scaled_dot_product_attention = plain
+    for phase, run in work.items():
+        with patch.object(F, "scaled_dot_product_attention", Fused.apply), Live(nets) as live:
+            run()
+        found[phase] = live.peak
     return sum(p.nbytes for net in nets for p in net.parameters()), found
 
 
@@ -256,13 +246,12 @@ def print_memory(batches):
     """Print the predicted bytes by phase, and which cards are enough."""
     print("| precision | batch | weights | ascent | finish | decode | in all | 8 GB card | 6 GB card |\n"
           "|---|---|---|---|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for batch in batches:
-            weights, found = predict(dtype, batch)
-            whole = weights + max(found.values())
-            cells = [str(dtype)[6:], str(batch), *(f"{n / GIB:.2f}" for n in (weights, *found.values(), whole))]
-            cells += ["enough" if whole + RESERVE <= SHARE * card * GIB else "too small" for card in (8, 6)]
-            print("| " + " | ".join(cells) + " |")
+    for dtype, batch in product((torch.float32, torch.bfloat16, torch.float16), batches):
+        weights, found = predict(dtype, batch)
+        whole = weights + max(found.values())
+        cells = [str(dtype)[6:], str(batch), *(f"{n / GIB:.2f}" for n in (weights, *found.values(), whole))]
+        cells += ["enough" if whole + RESERVE <= SHARE * card * GIB else "too small" for card in (8, 6)]
+        print("| " + " | ".join(cells) + " |")
     print(f"\nGiB, from shapes; enough: with {RESERVE / GIB:g} GiB for CUDA in {SHARE:.0%} of the card")
 
 
