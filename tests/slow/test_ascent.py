@@ -3,9 +3,8 @@ import numpy as np
 import torch
 
 from config import Job, configure
-from finish import grid, look, noised, redraw
+from finish import grid, noised, redraw
 from tests.linear import change
-from tests.seeded import randn
 from tests.test_ascent import job, model, short  # noqa: F401
 from vae import to_uint8
 from visualize import measure, run
@@ -32,20 +31,6 @@ def test_a_job_is_the_same_alone_and_among_others(model, short, job):  # noqa: F
                 assert (a.latent - b.latent).abs().max() <= 1e-4
                 assert np.abs(to_uint8(a.image).astype(int) - to_uint8(b.image)).max() <= 1
                 assert abs(a.activation - b.activation) <= 1e-4 * max(1, a.activation)
-
-
-def test_one_pass_gives_prediction_hook_and_a_graph_up_to_the_hook(model):  # noqa: F811
-    """The same numbers as two runs of the network; nothing beyond the hook keeps a graph; grad mode is as it was."""
-    x = torch.stack([randn(*model.latent_shape, seed=seed) for seed in (1, 2, 3)])
-    t, context = torch.full((3,), 600), model.embed([""]).expand(3, -1, -1)
-    for mode in (True, False):
-        with torch.set_grad_enabled(mode):
-            e, hook, leaf = look(model, x, t, context)
-            assert torch.is_grad_enabled() == mode
-    with torch.no_grad():
-        assert torch.equal(e, model.unet(x, t, context)) and not e.requires_grad
-        assert torch.equal(hook, model.unet(x, t, context, until=model.hook_point))
-    assert hook.requires_grad and torch.equal(leaf, x) and not x.requires_grad
 
 
 def test_the_finish_pulls(model, short):  # noqa: F811
