@@ -16,11 +16,9 @@ Sources
 import inspect
 import json
 import os
-import pickle
 import re
 import shutil
 import sys
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,13 +33,12 @@ from command.flags import Parser, guarded  # noqa: E402
 from command.progress import say  # noqa: E402
 from schedule import Schedule  # noqa: E402
 from weights.load import (  # noqa: E402
-    AGAIN, FILES, NETWORKS, PICKLES, WeightsError, check_config, finite, foreign, on_meta, open_tensors, read_json,
+    AGAIN, FILES, NETWORKS, WeightsError, check_config, finite, foreign, on_meta, open_tensors, read_json,
     read_sae_config, read_scheduler, read_tokenizer, tokenizer_files)
 from weights.saes import is_sae, read_sae  # noqa: E402
 
-BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
-          pickle.UnpicklingError, zipfile.BadZipFile)           # what a damaged pickle makes torch.load raise
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")   # of a network's file in a folder [1]
 SAE_FILES = ("sae.safetensors", "sae_weights.safetensors", "state_dict.pth", "ae.pt")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params", "unet")    # where a pickle keeps tensors
@@ -54,14 +51,10 @@ EMA = "model_ema."                              # its names have no dots behind 
 UNREAD = re.compile(r"(^|\.)(position_ids|logit_scale|text_projection(\.weight)?|logvar|loss\..*|model_ema\..*|"
                     r"num_batches_tracked|vision_model\..*|visual_projection\..*|safety_checker\..*)$")
 OTHERS = {      # names of tensors -> what such a file is
-    r"lora|\.hada_|\.lokr_": "a LoRA, which changes a model and is none: merge it into a model first",
-    r"^conditioner\.embedders\.": "Stable Diffusion XL",
-    r"^cond_stage_model\.model\.": "Stable Diffusion 2.x",
-    r"double_blocks\.|joint_blocks\.|single_transformer_blocks\.": "a transformer such as FLUX or SD 3",
-    r"^(control_model|input_hint_block|controlnet_\w+)\.": "a ControlNet, which steers a model and is none",
-    r"string_to_param|^emb_params$|^<.*>$": "a textual inversion, which adds a word to a model and is none",
-    r"motion_modules?\.": "a motion module of AnimateDiff, which adds time to a model and is none",
-}
+    r"lora|\.hada_|\.lokr_": "a LoRA", r"^(control_model|input_hint_block|controlnet_\w+)\.": "a ControlNet",
+    r"string_to_param|^emb_params$|^<.*>$": "a textual inversion", r"motion_modules?\.": "a part of AnimateDiff",
+    r"^conditioner\.embedders\.": "Stable Diffusion XL", r"^cond_stage_model\.model\.": "Stable Diffusion 2.x",
+    r"double_blocks\.|joint_blocks\.|single_transformer_blocks\.": "a transformer such as FLUX or SD 3"}
 PREFIXES = {    # what stands in front of a network's names in one file of several; nothing in a file of its own [2, 3]
     "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
     "vae": ("first_stage_model.", "vae.", ""),
@@ -81,17 +74,15 @@ BLOCKS = {      # the beginning of a name here -> in the single file; the VAE de
     r"up_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"output_blocks.{3 * i + j}.0",
     r"up_blocks\.(\d)\.attentions\.(\d)": lambda i, j: f"output_blocks.{3 * i + j}.1",
     r"up_blocks\.(\d)\.upsamplers\.0\.conv": lambda i: f"output_blocks.{3 * i + 2}.{1 if i == 0 else 2}.conv",
-    r"encoder\.down_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"encoder.down.{i}.block.{j}",
-    r"encoder\.down_blocks\.(\d)\.downsamplers\.0\.conv": lambda i: f"encoder.down.{i}.downsample.conv",
-    r"encoder\.mid_block\.resnets\.(\d)": lambda j: f"encoder.mid.block_{j + 1}",
-    r"decoder\.up_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"decoder.up.{3 - i}.block.{j}",
-    r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.conv": lambda i: f"decoder.up.{3 - i}.upsample.conv",
-    r"decoder\.mid_block\.resnets\.(\d)": lambda j: f"decoder.mid.block_{j + 1}",
+    r"encoder\.down_blocks\.(\d)": lambda i: f"encoder.down.{i}",
+    r"decoder\.up_blocks\.(\d)": lambda i: f"decoder.up.{3 - i}",
 }
-LAYERS = {      # of a residual block, here -> in the single file [2]
+LAYERS = {      # inside a block, here -> in the single file, one after another [2]
     "unet": {".norm1.": ".in_layers.0.", ".conv1.": ".in_layers.2.", ".time_emb_proj.": ".emb_layers.1.",
              ".norm2.": ".out_layers.0.", ".conv2.": ".out_layers.3.", ".conv_shortcut.": ".skip_connection."},
-    "vae": {".conv_shortcut.": ".nin_shortcut.", ".conv_norm_out.": ".norm_out."},
+    "vae": {".mid_block.resnets.0.": ".mid.block_1.", ".mid_block.resnets.1.": ".mid.block_2.",
+            ".resnets.": ".block.", ".downsamplers.0.": ".downsample.", ".upsamplers.0.": ".upsample.",
+            ".conv_shortcut.": ".nin_shortcut.", ".conv_norm_out.": ".norm_out."},
     "text_encoder": {},
 }
 ATTENTION = {   # layers of the VAE's attention by all their names [1, 2, 3]
@@ -123,30 +114,24 @@ def spellings(part, name):
     return names
 
 
-def find_part(part, tensors, names, path, ema=False):
+def find_part(part, tensors, names, ema=False):
     """({our name: its key in `tensors`}, the prefixes that were met) of the tensors that are this part's."""
     if ema:                                                     # "model_ema.diffusion_modelinput_blocks00weight"
         table = {EMA + f"diffusion_model.{single_name(part, name)}".replace(".", ""): (name, EMA) for name in names}
     else:
         table = {prefix + spelling: (name, prefix)
                  for name in names for spelling in spellings(part, name) for prefix in PREFIXES[part]}
-    found, met = {}, set()
-    for key in sorted(tensors.keys() & table.keys()):
-        name, prefix = table[key]
-        if name in found:
-            raise WeightsError(f"{path}: holds {name} twice, as {found[name]} and as {key}; {AGAIN}")
-        found[name] = key
-        met.add(prefix)
-    return found, met
+    keys = sorted(tensors.keys() & table.keys())
+    return {table[key][0]: key for key in keys}, {table[key][1] for key in keys}
 
 
 def cause(tensors):
     """What a file is that is no SD 1.x, judged by its names and shapes, "this is ..."; else that it is damaged."""
-    for pattern, what in OTHERS.items():
-        if any(re.search(pattern, name) for name in tensors):
-            return f"this is {what}"
     widths = {}
     for name, tensor in tensors.items():
+        for pattern, what in OTHERS.items():
+            if re.search(pattern, name):
+                return f"this is {what}"
         if name.endswith(("input_blocks.0.0.weight", "conv_in.weight")) and "coder" not in name and tensor.ndim == 4:
             widths["in_channels"] = tensor.shape[1]
         if name.endswith("attn2.to_k.weight"):
@@ -157,30 +142,25 @@ def cause(tensors):
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 class StandIn:
-    """Takes the place of an object whose class is not loaded; keeps the state that was pickled, and does nothing."""
+    """Takes the place of an object whose class is not loaded; keeps what was pickled, and does nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state):
-        self.__dict__.update(state if isinstance(state, dict) else {})
 
-
-def unpickle(path, zipped):
-    """Read a pickle without running any of its code. zipped: torch.save's since 2020; only this kind can be mapped."""
+def unpickle(path):
+    """Read a file of torch.save, mapped, without running any code in it."""
     misnamed = path.suffix == ".safetensors"                    # torch.load would believe the name
     try:
-        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(type("StandIn", (StandIn,), {}), name) for name in classes]), \
                 open(path, "rb") as file:
-            return torch.load(file if misnamed else path, map_location="cpu", weights_only=True,
-                              mmap=zipped and not misnamed)
-    except BROKEN as e:
+            return torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=not misnamed)
+    except Exception as e:                                      # a damaged pickle may raise anything
+        why = (str(e) or type(e).__name__).splitlines()[0]
         if code := re.search(r"GLOBAL (\S+) whose module", str(e)):
-            raise WeightsError(f"{path}: would call {code[1]} when it is read as a pickle; that is no file of weights, "
-                               "do not use it") from e
-        raise WeightsError(f"{path}: is no whole file of torch.save ({(str(e) or type(e).__name__).splitlines()[0]}); "
-                           f"{AGAIN}") from e
+            why = f"it would call {code[1]}: do not use it"
+        raise WeightsError(f"{path}: is no whole file of torch.save ({why}); {AGAIN}") from e
 
 
 def entries(value, *kinds):
@@ -205,22 +185,18 @@ def unwrapped(tensors):
 
 
 def read_file(path):
-    """({name: tensor}, config) of a file of either format, whatever its name ends in; mapped where it can be.
-
-    config: the plain values that a pickle holds beside the tensors.
-    """
+    """({name: tensor}, the plain values that a pickle holds beside them) of a file, whatever its name ends in."""
     try:
         with open(path, "rb") as file:
             first = file.read(9)
     except OSError as e:
         raise WeightsError(f"{path}: cannot be read ({e.strerror or e})") from e
     if first.startswith((b"PK", b"\x80")) and first[8:] != b"{":            # safetensors has a length, then {
-        value = unpickle(path, first.startswith(b"PK"))
+        value = unpickle(path)
         if not (tensors := tensors_in(value)):
             raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
         inside = entries(value, dict, StandIn)
-        config = inside.get("cfg", inside.get("config", value))
-        return unwrapped(tensors), entries(config, bool, int, float, str)
+        return unwrapped(tensors), entries(inside.get("cfg", inside.get("config", value)), bool, int, float, str)
     with open_tensors(path) as file:
         if (file.metadata() or {}).get("modelspec.prediction_type") in ("v", "v_prediction"):
             raise WeightsError(f"{path}: {V_PREDICTION}")
@@ -231,26 +207,24 @@ def find_files(folder):
     """The files of one network in a folder: of several the plain name, before a variant (.fp16., .non_ema.), and
     safetensors before pickles.
     """
-    files = {re.sub(r"-\d+-of-\d+", "", path.name): path for path in sorted(folder.glob("*"))
-             if path.suffix in (".safetensors", *PICKLES)}
-
     def rank(name):
         stem, *variant, suffix = name.split(".")
         return name not in SAE_FILES and stem not in STEMS, len(variant), suffix != "safetensors", name
+
+    files = {re.sub(r"-\d+-of-\d+", "", path.name): path for path in folder.glob("*") if path.suffix in SUFFIXES}
     if not files:
         raise WeightsError(f"{folder}: holds no weights (.safetensors or .bin)")
     name = min(files, key=rank)
     if rank(name)[0] and len(files) > 1:
         raise WeightsError(f"{folder}: which of {', '.join(sorted(files))} is meant? Leave one")
-    path = files[name]
-    if not (piece := re.search(r"-(\d+)-of-(\d+)", path.name)):
-        return [path]
-    return [path.with_name(path.name.replace(piece[0], f"-{n:0{len(piece[1])}}-of-{piece[2]}"))
+    if not (piece := re.search(r"-(\d+)-of-(\d+)", files[name].name)):
+        return [files[name]]
+    return [folder / files[name].name.replace(piece[0], f"-{n:0{len(piece[1])}}-of-{piece[2]}")
             for n in range(1, int(piece[2]) + 1)]
 
 
 def read_set(source):
-    """({name: tensor}, config in a pickle, path to name in messages) of a file, or of the files of a folder."""
+    """({name: tensor}, values in a pickle, path to name in messages) of a file, or of the files of a folder."""
     paths, tensors = find_files(source) if source.is_dir() else [source], {}
     for path in paths:
         found, config = read_file(path)
@@ -302,7 +276,7 @@ def write_networks(folder, tensors, configs, path, ema=False):
     chosen, prefixes, left, wrong = {}, set(), {*tensors}, []
     for part, config in configs.items():
         wanted = on_meta(NETWORKS[part], check_config(part, config, path), path).state_dict()
-        found, met = find_part(part, tensors, wanted, path, ema and part == "unet")
+        found, met = find_part(part, tensors, wanted, ema and part == "unet")
         what = NETWORKS[part].__name__
         wrong += [f"lacks {name!r} of the {what}" for name in wanted if found and name not in found]
         wrong += [f"{key} has shape {list(tensors[key].shape)}, the {what} has {list(wanted[name].shape)}"
@@ -317,8 +291,7 @@ def write_networks(folder, tensors, configs, path, ema=False):
     if not prefixes:
         wrong = [f"holds no network of Stable Diffusion 1.x, its first tensor is {min(tensors, default=None)!r}"]
     if wrong:
-        more = f", and has {len(wrong) - 1} more such faults" if len(wrong) > 1 else ""
-        raise WeightsError(f"{path}: {wrong[0]}{more}; {cause(tensors)}")
+        raise WeightsError(f"{path}: {wrong[0]}, one of {len(wrong)} faults; {cause(tensors)}")
     for part, found in chosen.items():
         write_tensors(folder / part / FILES[part], found)
         write_json(folder / part / "config.json", configs[part])
@@ -339,8 +312,8 @@ def write_clip_tokenizer(folder):
 
 def check_schedule(path, tensors):
     """WeightsError where a single file says that its noise schedule or its prediction is not SD 1.x's."""
-    yaml = next((file for suffix in (".yaml", ".yml") if (file := path.with_suffix(suffix)).is_file()), None)
-    if "v_pred" in tensors or yaml and re.search(r"parameterization:\s*[\"']?v", yaml.read_text(errors="replace")):
+    yaml = path.with_suffix(".yaml")
+    if "v_pred" in tensors or yaml.is_file() and re.search(r"parameterization:\s*[\"']?v", yaml.read_text("utf-8")):
         raise WeightsError(f"{path}: {V_PREDICTION}")
     abar, usual = tensors.get("alphas_cumprod", torch.zeros(())), Schedule().alphas_cumprod
     if "ztsnr" in tensors or abar.any() and abar[-1] < 1e-4:
@@ -355,39 +328,39 @@ def read_config(home, part):
     return {key: value for key, value in config.items() if key != "use_linear_projection"}
 
 
-def convert_model(source, folder, ema, single=None):
-    """Write every network, the tokenizer, schedule and settings of a folder in diffusers layout, or the networks in
-    `single`, what read_set found.
-    """
-    said, left, note = [], set(), ""
-    homes = {part: source / ("unet_ema" if ema and part == "unet" else part) for part in NETWORKS}
-    sets = [(source, SIZES, ema)] if single else [
-        (home, {part: read_config(home, part)}, False) for part, home in homes.items()
-        if home.exists() or part == "unet"]
-    for home, configs, ema_names in sets:
-        tensors, _, path = single or read_set(home)
-        check_schedule(path, tensors)
-        if sum(key.startswith(EMA) for key in tensors) > 2:     # an `emaonly` file has two counters
-            note = "; the UNet is " + ("the moving average" if ema else "the plain one, --ema takes the moving average")
-        elif ema_names:
-            raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; an `emaonly` file holds the "
-                               "moving average under the plain names, leave --ema out")
-        names, unread = write_networks(folder, tensors, configs, path, ema_names)
-        said += names
-        left |= unread
-    for path in (source / name for name in ("tokenizer", "scheduler", "featviz.json", "prompts.txt")):
+def convert_folder(source, folder, ema):
+    """Write every network of a folder in diffusers layout, and what lies beside them; returns a text on it."""
+    said, left = [], set()
+    for part in NETWORKS:
+        home = source / ("unet_ema" if ema and part == "unet" else part)
+        if part == "unet" or home.exists():
+            tensors, _, path = read_set(home)
+            names, unread = write_networks(folder, tensors, {part: read_config(home, part)}, path)
+            said, left = said + names, left | unread
+    for path in (source / name for name in ("tokenizer", "scheduler", "sae", "featviz.json", "prompts.txt")):
         if path.exists():
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, folder / path.name)
-    if (folder / "text_encoder").exists():
-        if not tokenizer_files(folder / "tokenizer")[0].exists():
-            write_clip_tokenizer(folder / "tokenizer")
-        read_tokenizer(folder / "tokenizer")
     if (scheduler := folder / "scheduler/scheduler_config.json").exists():
         read_scheduler(scheduler)
-    if kinds := sorted({key.split(".")[0] for key in left}):
-        note += f"; {len(left)} tensors that no network reads are left out ({', '.join(kinds[:6])})"
-    return ", ".join(said) + " tensors" + note
+    return describe(said, left)
+
+
+def convert_single(tensors, path, folder, ema):
+    """Write every network in a single file; returns a text on it."""
+    check_schedule(path, tensors)
+    note = ""
+    if sum(key.startswith(EMA) for key in tensors) > 2:         # an `emaonly` file has two counters
+        note = "; the UNet is " + ("the moving average" if ema else "the plain one, --ema takes the moving average")
+    elif ema:
+        raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; leave --ema out")
+    return describe(*write_networks(folder, tensors, SIZES, path, ema)) + note
+
+
+def describe(networks, left):
+    kinds = sorted({key.split(".")[0] for key in left})
+    note = f"; {len(left)} tensors that no network reads are left out ({', '.join(kinds[:6])})" if left else ""
+    return f"{', '.join(networks)} tensors{note}"
 
 
 def convert_sae(tensors, config, path, folder, changes):
@@ -407,25 +380,21 @@ def convert_sae(tensors, config, path, folder, changes):
             f"{fields['gate']}, reads the {fields['reads']} at {times} (--reads, --timesteps say otherwise){note}")
 
 
-def convert_saes(source, folder, changes):
-    """Write every SAE in the folders of `source`; returns a text on each."""
-    homes = sorted({path.parent for name in SAE_FILES for path in source.glob(f"*/{name}")})
-    return [f"{home.name}: " + convert_sae(*read_set(home), folder / home.name, changes) for home in homes]
-
-
 def convert(source, target, ema=False, changes=None):
     """Convert IN to OUT; returns the text that says what was written. `changes` are to an SAE's cfg.json."""
     source, target = Path(source), Path(target)
-    if snapshots := sorted((source / "snapshots").glob("*"), key=os.path.getmtime):         # of the hub's cache
-        source = snapshots[-1]
     with building(target) as folder:
         if (source / "unet").exists():
-            said = [convert_model(source, folder, ema), *convert_saes(source / "sae", folder / "sae", changes)]
-        elif not (said := convert_saes(source, folder, changes)):
-            found = read_set(source)
-            said = [convert_sae(*found, folder, changes) if is_sae(found[0])
-                    else convert_model(source, folder, ema, found)]
-    return f"{target}: " + "; ".join(said)
+            said = convert_folder(source, folder, ema)
+        else:
+            tensors, config, path = read_set(source)
+            said = (convert_sae(tensors, config, path, folder, changes) if is_sae(tensors)
+                    else convert_single(tensors, path, folder, ema))
+        if (folder / "text_encoder").exists():
+            if not tokenizer_files(folder / "tokenizer")[0].exists():
+                write_clip_tokenizer(folder / "tokenizer")
+            read_tokenizer(folder / "tokenizer")
+    return f"{target}: {said}"
 
 
 def time_steps(text):
@@ -443,11 +412,7 @@ def main(argv=None):
     parser.add_argument("--timesteps", type=time_steps, metavar="T,T", help="those an SAE was trained on, or all")
     args = parser.parse_args(argv)
     changes = {key: value for key in ("reads", "timesteps") if (value := getattr(args, key))}
-
-    def run():
-        say(convert(args.source, args.target, args.ema, changes))
-        return 0
-    return guarded("convert", run)
+    return guarded("convert", lambda: say(convert(args.source, args.target, args.ema, changes))) or 0
 
 
 if __name__ == "__main__":

@@ -20,19 +20,26 @@ class Fingerprints:
         self.thread.start()
 
     def work(self):
-        known = {}                              # path: [size, mtime, SHA-256]
+        cache, known, changed = None, {}, {}    # {path: [size, time of change, SHA-256]}
         with suppress(OSError, ValueError, RuntimeError):       # no cache, or no home folder for it
-            known = json.loads(cache_file().read_text(encoding="utf-8"))
-        before = dict(known)
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featviz/fingerprints.json"
+            known = json.loads(cache.read_text(encoding="utf-8"))
         try:
-            self.found = {name: fingerprint(path, known) for name, path in sorted(self.files.items())}
+            for name, path in sorted(self.files.items()):
+                stat, key = os.stat(path), os.path.abspath(path)
+                size, time, self.found[name] = known.get(key, (0, 0, ""))
+                if [size, time] != [stat.st_size, stat.st_mtime_ns]:
+                    with open(path, "rb") as file:
+                        self.found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                    if stat.st_size >= LARGE:
+                        changed[key] = [stat.st_size, stat.st_mtime_ns, self.found[name]]
         except OSError as e:
             self.error = e
-        with suppress(OSError, RuntimeError):   # a cache that cannot be written costs time alone
-            if known != before:
-                cache_file().parent.mkdir(parents=True, exist_ok=True)
-                with replacing(cache_file()) as file:
-                    file.write(json.dumps(known).encode())
+        if cache and changed:
+            with suppress(OSError):             # a cache that cannot be written costs time alone
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(cache) as file:
+                    file.write(json.dumps(known | changed).encode())
 
     def result(self):
         """{name: SHA-256}; ValueError for a file that is gone."""
@@ -40,21 +47,3 @@ class Fingerprints:
         if self.error:
             raise ValueError(f"{self.error.filename}: cannot be read any more ({self.error.strerror})")
         return self.found
-
-
-def cache_file():
-    """The file that remembers; RuntimeError where the user has no home folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(folder) / "featviz/fingerprints.json"
-
-
-def fingerprint(path, known):
-    """The SHA-256 of a file, from `known` where neither size nor time of change differ."""
-    stat, key = os.stat(path), os.path.abspath(path)
-    if known.get(key, ())[:2] == [stat.st_size, stat.st_mtime_ns]:
-        return known[key][2]
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if stat.st_size >= LARGE:
-        known[key] = [stat.st_size, stat.st_mtime_ns, found]
-    return found

@@ -299,7 +299,7 @@ def read_tokenizer(folder):
             tokenizer = Tokenizer.from_files(path, *merges)
         else:                                                   # of transformers 5
             value = read_json(path)
-            vocab = value["model"]["vocab"] | {token["content"]: token["id"] for token in value["added_tokens"]}
+            vocab = value["model"]["vocab"] | {token["content"]: token["id"] for token in value.get("added_tokens", ())}
             pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in value["model"]["merges"]]
             tokenizer = Tokenizer(vocab, map(tuple, pairs))
     except (OSError, ValueError, LookupError, TypeError) as e:

@@ -49,18 +49,15 @@ KNOWN = {key: (value,) for key, value in FIXED["sae"].items()} | {      # values
     "use_error_term": (False,)}
 OURS = ("norm", "centre", "gate", "threshold", "reads", "timesteps")    # fields that our own cfg.json may have, too
 USED = {*KNOWN, *OURS, "d_in", "num_latents", "k", "input_unit_norm", "d_model", "n_dirs_local", "d_sae", "source",
-        "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "noise_scale"}
+        "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm"}
+HARMLESS = set(     # words of fields that say how an SAE was trained, on what, where it is
+    "lr l1 l0 adam beta beta1 beta2 optimizer scheduler warmup warm up decay epochs steps batch batches size seed "
+    "device dtype wandb log eval dataset path tokens prompts prepend bos context buffer store model class name layer "
+    "head index hook version training train trainer sae lens neuronpedia id metadata source loss coefficient mse aux "
+    "auxk dead threshold feature window init method checkpoint save dir clip grad compile autocast tags max n".split())
 COUNTERS = {"k", "group_sizes", "stats_last_nonzero", "num_batches_not_active"}
 TIMED = ("time", "film", "shift", "scale_t", "t_emb")           # parts of names that a time embedding has
 MARKS = {name for _, names, *_ in FAMILIES for name in names[2:]}                   # one of them is in any SAE
-HARMLESS = set(     # words in names of fields that say how an SAE was trained, on what, where it is
-    "lr batch epoch epochs steps seed device dtype wandb log save aux auxk dead warmup decay optimizer adam loss l1 l0 "
-    "coefficient tokens dataset prompt prompts context buffer model name layer hook hookpoint path dir version "
-    "training expansion checkpoint bos seqpos neuronpedia metadata meta kwargs tags source description n dirs latents "
-    "special class noise workers num max size grad clip eval every run project entity beta betas micro shuffle cache "
-    "repo author date license trainer total".split())
-RISKY = set("norm normalize activation activations skip gate gated scale scaling embedding bias threshold rescale "
-            "reshape transcode transcoder time group signed output out".split())
 
 
 def is_sae(tensors):
@@ -68,12 +65,11 @@ def is_sae(tensors):
 
 
 def harmless(config, path):
-    """Names of the fields that change nothing; WeightsError for one that is on and may change the mathematics."""
+    """Names of the fields that only say how an SAE was trained; WeightsError for one that may mean something else."""
     off = (None, False, 0, "", "none", [], {})
     left = [key for key, value in config.items() if key not in USED and value not in off]
     for key in left:
-        words = {*key.lower().split("_")}
-        if key not in SAE_FIELDS and "dead" not in words and (words & RISKY or not words & HARMLESS):
+        if key not in SAE_FIELDS and not {*key.lower().split("_")} <= HARMLESS:
             raise WeightsError(f"{path}: nobody here knows the field {key} = {str(config[key])[:60]}, which may change "
                                "the mathematics; take it out of the config if it does not")
     return left
@@ -81,24 +77,22 @@ def harmless(config, path):
 
 def refuse(tensors, config, path, config_name):
     """WeightsError that names what an SAE has and no code here computes."""
-    k, bias = tensors.get("k"), tensors.get("encoder.bias")
     places = [config.get(key) for key in ("hookpoint", "hook_point", "hook_name", "submodule_name")]
     reasons = {
         "is an SAE of a text encoder": "latent_bias" in tensors and "auxk_coef" in config and config_name != "cfg.json"
         or any("text_" in str(place) for place in [*places, path.parent.name]),
-        "is an SAE of FLUX or of an image encoder": "pages" in config
-        or "pre_bias" in tensors and "latent_bias" not in tensors,
+        "is an SAE of FLUX": "pages" in config,
         "has a skip connection (W_skip)": "W_skip" in tensors,
         "depends on the time step": any(part in name.lower() for name in tensors for part in TIMED),
         "normalises its features (layer norm)":
         "encoder.final_block.1.weight" in tensors and "encoder.final_block.1.running_var" not in tensors,
         "lost the latent_bias that it had at sdxl-unbox, to a tool that made another SAE of it":
-        k is not None and bias is not None and k.ndim == 0 and int(k) == len(bias) and not bias.any()}
-    reasons |= {f"{key} is {str(config[key])[:80]}": config.get(key) not in (None, *known)
+        "k" in tensors and "encoder.bias" in tensors and tensors["k"].eq(len(tensors["encoder.bias"])).all()
+        and not tensors["encoder.bias"].any()}
+    reasons |= {f"{key} is {str(config[key])[:80]}": config[key] not in (None, *known)
                 for key, known in KNOWN.items() if key in config}
-    for reason, met in reasons.items():
-        if met:
-            raise WeightsError(f"{path}: {reason}, for which there is no code here")
+    for reason in [reason for reason, met in reasons.items() if met]:
+        raise WeightsError(f"{path}: {reason}, for which there is no code here")
 
 
 def unit_rows(parts):
