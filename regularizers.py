@@ -19,8 +19,6 @@ import torch.nn.functional as F
 
 from config import REFERENCE_WIDTH
 
-RANGE_LIMIT = 3.0
-KERNEL_SIZE = 9
 NORM_EPS = 1e-8             # against division by a gradient of deviation 0
 
 
@@ -34,7 +32,7 @@ def total_variation(z):
     return z.diff(dim=-2).abs().mean((1, 2, 3)) + z.diff(dim=-1).abs().mean((1, 2, 3))
 
 
-def range_penalty(z, limit=RANGE_LIMIT):
+def range_penalty(z, limit=3.0):
     """mean relu(|z| - limit)^2, per row: (B, C, H, W) -> (B,)."""
     return (z.abs() - limit).relu().square().mean((1, 2, 3))
 
@@ -63,7 +61,7 @@ def smoothing_sigma(step, steps, start, end):
     return start + (end - start) * step / max(steps - 1, 1)
 
 
-def blur(g, sigma, size=KERNEL_SIZE):
+def blur(g, sigma, size=9):
     """Blur by weights exp(-x^2 / (2 sigma^2)), normalised, borders reflected, like torchvision; not where sigma <= 0.
     (B, C, H, W) -> the same."""
     if sigma <= 0:

@@ -84,16 +84,16 @@ def check_jobs(model, jobs):
     kind, limits = jobs[0].kind, {"timestep": len(model.schedule), "seed": 2 ** 62}
     if kind == "feature":
         model.require("sae")
-        limits = {"target": model.sae.features} | limits
+        limits["feature"] = model.sae.features
     elif kind == "channel":
-        limits = {"target": model.unet.width(model.hook_point)} | limits
+        limits["channel"] = model.unet.width(model.hook_point)
     elif unknown := [job.target for job in jobs if job.target not in model.directions]:
         raise ValueError(f"--direction has no vector {unknown[0]!r}; there are {', '.join(model.directions)}")
     for job in jobs:
         for name, limit in limits.items():
-            value, said = getattr(job, name), kind if name == "target" else name
+            value = getattr(job, name, job.target)              # a target goes by its kind
             if type(value) is not int or not 0 <= value < limit:
-                raise ValueError(f"--{said} {value} is out of range: {model.folder} has {limit} {said}s, "
+                raise ValueError(f"--{name} {value} is out of range: {model.folder} has {limit} {name}s, "
                                  f"0..{limit - 1}")
 
 
@@ -132,17 +132,16 @@ def share_starts(model, jobs, config, size, on_step=None):
     alone, so it is made once for all time steps, in groups of `size` that follow from the whole list."""
     if config.prior not in ("steer", "guided"):
         return lambda batch: start(model, batch, config)
-    first = {(job.target, job.seed): job for job in reversed(jobs)}
-    numbers = {key: i for i, key in enumerate(dict.fromkeys((job.target, job.seed) for job in jobs))}
+    members = {(job.target, job.seed): job for job in jobs}     # whichever its time step
+    keys, noise = list(members), dataclasses.replace(config, prior="noise")
 
     @cache
     def sample(group):
-        members = [first[key] for key in list(numbers)[group * size:(group + 1) * size]]
-        return start(model, members, config, on_step)[1]                                        # (size, 4, H, W)
+        some = [members[key] for key in keys[group * size:(group + 1) * size]]
+        return start(model, some, config, on_step)[1]                                           # (size, 4, H, W)
 
     def begin(batch):
-        places = [divmod(numbers[job.target, job.seed], size) for job in batch]
-        noise = dataclasses.replace(config, prior="noise")
+        places = [divmod(keys.index((job.target, job.seed)), size) for job in batch]
         return start(model, batch, noise)[0], torch.stack([sample(group)[row] for group, row in places])
     return begin
 
@@ -364,8 +363,8 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
     preset              sae, raw, none or quick; settings  any field of config.Config by its name
     Raises ValueError for what the model does not have, and for a setting that does not exist or is out of range.
     """
-    given = {"feature": features, "channel": channels, "direction": directions}
-    given = {kind: targets for kind, targets in given.items() if targets is not None}
+    every = {"feature": features, "channel": channels, "direction": directions}
+    given = [(kind, targets) for kind, targets in every.items() if targets is not None]
     if len(given) != 1:
         raise ValueError("give features=, channels= or directions=, one of the three")
     if unknown := settings.keys() - SETTINGS.keys():
@@ -374,7 +373,7 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
         raise ValueError(f"{name} is no setting; nearest: {near}")
     if batch_size is not None and batch_size < 1 or not 0 <= frames <= 50:
         raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
-    ((kind, targets),), width = given.items(), model.unet.width(model.hook_point)
+    ((kind, targets),), width = given, model.unet.width(model.hook_point)
     if kind == "direction":
         model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
                             for name, w in directions.items()}
