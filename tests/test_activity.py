@@ -93,17 +93,17 @@ def test_the_grids():
 
 @pytest.mark.parametrize("data, expected", [
     (b"a dog\n\n  a cat \na dog\n{x}\n", ("a dog", "a cat", "{x}")),
-    (b"\xef\xbb\xbfa dog\r\na \xc3\xa9", ("a dog", "a é")),     # a byte-order mark
-    (b"\n", None), ("a dog".encode("utf-16"), None), (None, None),
-])
+    (b"\xef\xbb\xbfa dog\r\na \xc3\xa9", ("a dog", "a é"))])   # a byte-order mark
 def test_prompt_files(data, expected, tmp_path):
-    if data:
-        (tmp_path / "p.txt").write_bytes(data)
-    if expected:
-        assert capture.read_lines(tmp_path / "p.txt") == expected
-    else:
-        with pytest.raises(ValueError, match=r"p.txt: cannot be read \(.*give a text file in UTF-8"):
-            capture.read_lines(tmp_path / "p.txt")
+    (tmp_path / "p.txt").write_bytes(data)
+    assert capture.read_lines(tmp_path / "p.txt") == expected
+
+
+@pytest.mark.parametrize("data", [b"\n", "a dog".encode("utf-16")])
+def test_files_that_hold_no_prompts(data, tmp_path):
+    (tmp_path / "p.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"p.txt: cannot be read \(.*give a text file in UTF-8"):
+        capture.read_lines(tmp_path / "p.txt")
 
 
 def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path):
