@@ -3,20 +3,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-import featviz
 import regularizers as reg
 from ascent import ascend
 from config import Job, check_config, configure
-from results import read_results
 from tests.linear import BARE, D, EDGE, JOBS, Linear, begin, change, close, roots
 from tests.seeded import randn
 from vae import fitted, read_picture
 from visualize import measure, start, stream, visualize
 from weights.load import load
 
-pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -85,20 +82,3 @@ def test_sums_and_differences_of_features_are_directions(weights):
     model = load(weights, "cpu")
     assert torch.equal(model.feature(1) - model.feature(2), model.sae.encoder.weight[1] - model.sae.encoder.weight[2])
     assert model.channel(3).nonzero().tolist() == [[3]] and model.channel(3).sum() == 1
-
-
-def test_the_command_takes_vectors_from_a_file(weights, tmp_path, capsys):
-    width, path = load(weights, "cpu").unet.width("up_blocks.1.attentions.1"), tmp_path / "probe.safetensors"
-    save_file({"a": randn(width, seed=1), "b": randn(1, width, seed=2)}, path)
-    short = ["--weights", weights, "--out", tmp_path / "out", "--device", "cpu", "--seed", 1, "--timestep", 300,
-             "--num-steps", 1, "--prior-steps", 1, "--finish-steps", 1, "--frames", 0]
-    run = lambda *flags: featviz.main([str(a) for a in (*short, *flags)])
-    assert run("--direction", path, "a") == 0 and "direction_a" in capsys.readouterr().out
-    (result,) = read_results(tmp_path / "out/tiny/direction_a")
-    assert result.kind == "direction" and len(result.recipe["fingerprints"]["direction"]) == 64
-    assert run("--direction", path, "c") == 2 and "holds no 'c'; there are a, b" in capsys.readouterr().err
-    save_file({"a": randn(width, seed=1), "b": randn(width - 1, seed=2)}, path)
-    assert run("--direction", path) == 2 and f"expected [{width}]" in capsys.readouterr().err
-    assert run("--feature", 1, "--prompt", "a castle", "--position", 0, 1) == 0
-    (result,) = read_results(tmp_path / "out/tiny/feature_00001")
-    assert result.recipe["differs"]["prompt"] == "a castle" and result.folder != "t0300"

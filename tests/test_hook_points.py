@@ -1,12 +1,10 @@
 """A run at every kind of hook point on the tiny model: raw channels, steered priors, captures; features at the SAE."""
 import json
-import shutil
 
 import pytest
 
 import featviz
 from activity.__main__ import main as activity
-from tests.tiny import HOOK, write_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 KINDS = {                   # hook point -> its width on the tiny model
@@ -30,16 +28,6 @@ def test_the_last_raw_channel_rises(hook, weights):
         featviz.visualize(model, channels=[width], **ask)
 
 
-@pytest.mark.parametrize("flags, says", [
-    (("--channel", 0, "--hook-point", "up_blocks.1.resnet.1"), "nearest: up_blocks.1.resnets.1"),
-    (("--feature", 1, "--hook-point", "conv_in"), "conv_in")])
-def test_what_is_not_there_is_refused_in_one_line(flags, says, weights, tmp_path, capsys):
-    """A name that is none, and a feature away from its SAE."""
-    assert run(weights, tmp_path, *flags) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and says in error
-
-
 def test_a_capture_there_steers_priors_there(weights, tmp_path):
     """Of the hook's channels; with strength 0 the prior is another one."""
     hook, prompts = "mid_block.resnets.1", tmp_path / "prompts.txt"
@@ -53,14 +41,3 @@ def test_a_capture_there_steers_priors_there(weights, tmp_path):
     records = [json.loads(path.read_text()) for path in (tmp_path / f"tiny/{hook}_channel_0003").rglob("seed_5.json")]
     first, second = (record["scores"]["activation_start"] for record in records)
     assert first != second and None not in (first, second)
-
-
-def test_of_several_saes_the_hook_point_takes_its_own(tmp_path):
-    """The default is up1.1's."""
-    folder = write_model(tmp_path / "two", activity=None)
-    home, = folder.glob("sae/*")
-    shutil.copytree(home, home.with_name("unet.up_blocks.1.attentions.2"))
-    for point, expected in ((None, HOOK), ("unet.up_blocks.1.attentions.2", "up_blocks.1.attentions.2")):
-        model = featviz.load(folder, "cpu", hook_point=point)
-        (result,) = featviz.visualize(model, features=[3], prior="noise", num_steps=1, finish=False, seeds=[5])
-        assert model.hook_point == expected and result.job.target == 3

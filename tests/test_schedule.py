@@ -2,31 +2,17 @@
 import pytest
 import torch
 
-from schedule import SAMPLERS, Schedule, ddim, guided, pndm
+from schedule import SAMPLERS, Schedule, ddim, guided
 from tests.seeded import TOY, filled, fingerprint, randn, relative_error, stored, toy_eps, unet_inputs
-
-BETAS = {0: 0.000850000, 1: 0.000854699, 500: 0.004814954, 999: 0.011999999}
-ABAR = {0: 0.999149978, 1: 0.998296022, 21: 0.980380654, 41: 0.960872650, 500: 0.276332468, 941: 0.009117302,
-        961: 0.007281722, 981: 0.005775496, 999: 0.004660095}
-
 
 @pytest.fixture(scope="module")
 def official():
     return stored("schedule")[0]
 
 
-def test_golden_betas_and_abar():
-    abar = Schedule().alphas_cumprod
-    assert abar.dtype == torch.float32 and len(Schedule()) == len(abar) == 1000
-    before = torch.cat([torch.ones(1), abar]).double()
-    for t, value in ABAR.items():
-        assert abar[t].item() == pytest.approx(value, abs=1e-9 + 1e-7 * value)
-    for t, value in BETAS.items():                              # the two roundings of abar leave 1.2e-7 of doubt
-        assert (1 - before[t + 1] / before[t]).item() == pytest.approx(value, abs=2e-7)
-
-
 def test_abar_is_the_official_one(official):
     """To the last bit where it was recorded; another processor may round the last one differently."""
+    assert Schedule().alphas_cumprod.dtype == torch.float32 and len(Schedule()) == 1000
     assert torch.allclose(Schedule().alphas_cumprod, official["alphas_cumprod"], rtol=1e-6, atol=0)
     assert torch.allclose(torch.cumprod(1 - official["betas"], dim=0), official["alphas_cumprod"], rtol=1e-6, atol=0)
 
@@ -53,12 +39,6 @@ def test_timesteps():
     for steps in (0, -1, 1001):
         with pytest.raises(ValueError, match="between 1 and"):
             s.timesteps(steps)
-
-
-def test_pndm_runs_the_second_step_twice():
-    times = lambda n: [t for t, _ in pndm(Schedule(), toy_eps, torch.ones(1, 1, 1, 1), n)]
-    assert times(4) == [751, 501, 501, 251, 1]
-    assert times(50) == [981, 961, *range(961, 0, -20)] and len(times(50)) == 51
 
 
 @pytest.mark.parametrize("steps", (1, 2, 3, 4, 20, 50))
