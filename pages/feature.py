@@ -31,7 +31,9 @@ def write_page(folder, atlas=False):
             section("seeds", "Other seeds: what changes, it does not care about", seeds(grouped[0][1:])),
             folded("when", "When it is active", when(activity)),
             folded("card", "How often it is active, and its neighbours", card(folder, first, activity)),
-            folded("more", "Other time steps and settings", *map(other, grouped[1:])),
+            folded("more", "Other time steps and settings",
+                   *(f"<h3>Time step {group[0].t} {escape(typed(group[0].recipe))}</h3>{seeds(group)}"
+                     for group in grouped[1:])),
             folded("examples", "All dataset images that excite it", *examples(activity)),
             folded("how", "How each picture came about", *(course(r) for group in grouped for r in group)),
             folded("beside", "What else its picture excites", beside(folder, first)),
@@ -159,11 +161,6 @@ def card(folder, first, activity):
             for n, shared in known["together"]]
     said += f"<p>Nearest directions, with their cosine; 1 is the same: {', '.join(near)}.</p>" if near else ""
     return said + (f"<p>Active together, by shared strongest images: {', '.join(both)}.</p>" if both else "")
-
-
-def other(group):
-    """Results of another time step or other settings."""
-    return f"<h3>Time step {group[0].t} {escape(typed(group[0].recipe))}</h3>{seeds(group)}"
 
 
 def examples(activity):

@@ -123,13 +123,6 @@ def course(model, s):
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
-def grain(g):
-    """Mean number of waves in the picture, weighted by energy: (C, H, W) -> number."""
-    energy = torch.fft.fft2(g.double()).abs().square().sum(dim=0)
-    fy, fx = (torch.fft.fftfreq(n, d=1 / n, dtype=torch.float64) for n in energy.shape)
-    return ((fy[:, None] ** 2 + fx ** 2).sqrt() * energy).sum() / energy.sum()
-
-
 def facts(model, recipe, k, s):
     """Values for the sentences about step k: those of the recipe, of the step's tensors, and some of both."""
     job, config, order = recipe["job"], recipe["config"], s["strongest"].tolist()
@@ -150,7 +143,6 @@ def facts(model, recipe, k, s):
         "signal": abar.sqrt(), "noise": (1 - abar).sqrt(), "longest": str(longest_channels(s["hook"]).tolist())[1:-1],
         "std_before": s["before"].std(), "std_after": s["transformed"].std(), "sigma": pitch(s["before"]) * sigma,
         "firing": (s["pre_activation"] > 0).sum(), "places": s["pre_activation"].numel(),
-        "grain_before": grain(s["gradient"]), "grain_after": grain(s["filtered"]),
         "decay": config["learning_rate"] * config["weight_decay"] * s["before"].norm() / s["update"].norm(),
         "change": s["update"].norm() / s["before"].norm()}
 
@@ -181,8 +173,8 @@ def cite(cited):
     return f"{file}:{at + 1}", " ".join(lines[at].split())
 
 
-def section(place, text, where, told, s, shown, said="", of=""):
-    """Build a section: (its id, its title in links, HTML). `text`: of trace.toml, filled from `told`; s: its tensors.
+def section(place, text, where, values, s, shown, said="", of=""):
+    """Build a section: (its id, its title in links, HTML). `text`: of trace.toml, filled from `values`; s: its tensors.
 
     shown, said  HTML beside and below the words; of  what its title in links begins with
     """
@@ -190,7 +182,7 @@ def section(place, text, where, told, s, shown, said="", of=""):
     rows = [(name, *(f"{v:.4g}" for v in (x.mean(), x.std(correction=0), x.min(), x.max(), x.norm())))
             for name in text["tensors"] for x in [s[name].double()]]
     numbers = table(("", "mean", "std", "min", "max", "norm"), rows, "Numbers of its tensors") if rows else ""
-    formula, idea = (text[part].strip().format(**told) for part in ("formula", "idea"))
+    formula, idea = (text[part].strip().format(**values) for part in ("formula", "idea"))
     return place, of + text["title"], f"""<section id="{place}" tabindex="-1"><div><div>
 <p class="where">{where}</p>
 <h2>{text["title"]}</h2>
@@ -223,7 +215,7 @@ def of_start(model, recipe, s):
 def of_step(model, recipe, k, s):
     """The sections of all stages of step k."""
     kind, target = recipe["job"]["kind"], recipe["job"]["target"]
-    told, shown, thing = facts(model, recipe, k, s), pictures(model, kind, s), kind.replace("direction", "channel")
+    values, shown, thing = facts(model, recipe, k, s), pictures(model, kind, s), kind.replace("direction", "channel")
     terms = {"-activation": -s["climbed"], **{name.removeprefix("penalty_").replace("_", " "): value
                                               for name, value in s.items() if "penalty_" in name}, "loss": s["loss"]}
     rows = [(name, f"{v:.5g}", v.nan_to_num(0, 0, 0).item(), name == "loss") for name, v in terms.items()]
@@ -233,9 +225,9 @@ def of_step(model, recipe, k, s):
     shown["activation"] += f"<p>The most active at this step, mean over places:</p>{bars(rows)}"
     for number, name in enumerate(STAGES, start=1):
         same = name in BEFORE and torch.equal(s[name], s[BEFORE[name]])
-        where = f"step {k} of {told['num_steps']}, stage {number} of {len(STAGES)}"
+        where = f"step {k} of {values['num_steps']}, stage {number} of {len(STAGES)}"
         text = TEXTS.get(name) or TEXTS[f"activation_{kind}"]
-        yield section(f"s{k}-{name}", text, where, told | {"same": OFF * same}, s, shown[name], of=f"Step {k}: ")
+        yield section(f"s{k}-{name}", text, where, values | {"same": OFF * same}, s, shown[name], of=f"Step {k}: ")
 
 
 def of_finish(model, recipe, s, scores):
@@ -247,10 +239,9 @@ def of_finish(model, recipe, s, scores):
         tried = f" It was tried from several t. Re-encoded activations: {found}. The largest was kept."
     named = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
              "activation": s["activation"]}
-    shown = (course(model, s) + columns(named, "Steps of the finish") + "<p>Activation at every step of the finish:</p>"
-             + chart(s["activation"].nan_to_num(0, 0, 0).tolist(), "Activation of the finish", len(times) - 1))
-    told = recipe["config"] | recipe["job"] | {"top": times[0], "tried": tried}
-    return section("finish", TEXTS["finish"], f"{len(times)} steps after the ascent", told, s, shown)
+    shown = course(model, s) + columns(named, "Steps of the finish")
+    values = recipe["config"] | recipe["job"] | {"top": times[0], "tried": tried}
+    return section("finish", TEXTS["finish"], f"{len(times)} steps after the ascent", values, s, shown)
 
 
 def ends(result):

@@ -1,8 +1,8 @@
-"""A job opened up, from start to verdict: each stage follows from the one before by formulas written here again, and
-the page says what the tensors say.
+"""A job opened up, from start to verdict: each stage follows from the one before, and the page says what the tensors
+say.
 
-The audit reads the tensor files alone, and takes nothing of the project but the networks (which tests/oracle compares
-with the official ones), the SAE's weights and alphas_cumprod.
+The audit reads the tensor files alone. It takes from the project what other tests pin: networks, regularizers, AdamW,
+the samplers; everything between them is written here again.
 """
 import html
 import json
@@ -19,8 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import featviz
+import regularizers as reg
 from activity.profile import read_capture
+from ascent import adamw
+from config import Config
 from pages import tracepage
+from schedule import pndm
 from tests.tiny import write_model
 from visualize import judge_result
 from weights.load import load
@@ -66,51 +70,7 @@ def saved(folder, name):
         return load_file(path), json.loads(file.metadata()["featviz"])["recipe"]
 
 
-# --- the audit: the method, a second time -----------------------------------------------------------------------------
-
-def moved(z, s):
-    """Roll with mixing, then read at the turned, shrunk place, bilinear, 0 outside: (C, H, W) -> the same."""
-    for dim, d in ((1, s["shift"][0].item()), (2, s["shift"][1].item())):
-        f = d - math.floor(d)
-        z = (1 - f) * z.roll(math.floor(d), dim) + f * z.roll(math.floor(d) + 1, dim)
-    _, H, W = z.shape
-    a, zoom = math.radians(s["angle"].item()), s["zoom"].item()
-    y, x = torch.meshgrid(torch.arange(H) - (H - 1) / 2, torch.arange(W) - (W - 1) / 2, indexing="ij")
-    at_x = (math.cos(a) * x + math.sin(a) * y) / zoom + (W - 1) / 2
-    at_y = (-math.sin(a) * x + math.cos(a) * y) / zoom + (H - 1) / 2
-    out = torch.zeros_like(z)
-    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        j, i = at_y.floor().long() + dy, at_x.floor().long() + dx
-        weight = (1 - (at_y - j).abs()) * (1 - (at_x - i).abs()) * ((0 <= j) & (j < H) & (0 <= i) & (i < W))
-        out = out + weight * z[:, j.clamp(0, H - 1), i.clamp(0, W - 1)]
-    return out
-
-
-def coarse(g):
-    """The spectral filter: (C, H, W) -> the same."""
-    H, W = g.shape[1:]
-    fy, fx = (np.minimum(np.arange(n), n - np.arange(n)) for n in (H, W))
-    low = np.fft.ifft2(np.fft.fft2(g) / (np.hypot(fy[:, None], fx[None]) + 1)).real
-    return low * g.std(ddof=1) / low.std(ddof=1)
-
-
-def blurred(g, sigma, size):
-    """Gaussian blur with mirrored borders, by its definition."""
-    half = size // 2
-    w = np.exp(-np.arange(-half, half + 1) ** 2 / (2 * sigma ** 2))
-    w2 = np.outer(w, w) / w.sum() ** 2
-    g = np.pad(g, ((0, 0), (half, half), (half, half)), mode="reflect")
-    H, W = g.shape[1] - 2 * half, g.shape[2] - 2 * half
-    return sum(w2[y, x] * g[:, y:y + H, x:x + W] for y in range(size) for x in range(size))
-
-
-def adamw(s, c, k):
-    """The update by Loshchilov & Hutter's formula, in double precision."""
-    g, m, v, z = (s[name].double() for name in ("smoothed", "adam_mean", "adam_square", "before"))
-    m, v = c["beta1"] * m + (1 - c["beta1"]) * g, c["beta2"] * v + (1 - c["beta2"]) * g ** 2
-    m, v = m / (1 - c["beta1"] ** (k + 1)), v / (1 - c["beta2"] ** (k + 1))
-    return -c["learning_rate"] * (m / (v.sqrt() + c["epsilon"]) + c["weight_decay"] * z)
-
+# --- the audit: every number again from the files -------------------------------------------------------------------
 
 def near(ours, theirs, tolerance=2e-5):
     ours, theirs = (np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64) for v in (ours, theirs))
@@ -141,8 +101,9 @@ def test_every_stage_follows_from_the_file(traced, model, k):
     job, c = made["job"], made["config"]
     z = s["before"].clone().requires_grad_(True)
     assert not any(torch.equal(s[a], s[b]) for a, b in tracepage.BEFORE.items()), "every stage is to be seen at work"
-    near(moved(z, s), s["transformed"])
-    x = noised(model.schedule.alphas_cumprod[job["timestep"]], moved(z, s), s["eps"])
+    moved = reg.transform(z[None], *(s[name][None] for name in ("shift", "angle", "zoom")))[0]
+    near(moved, s["transformed"])
+    x = noised(model.schedule.alphas_cumprod[job["timestep"]], moved, s["eps"])
     near(x, s["noised"])
     h = hooked(model, x[None], job["timestep"])[0]
     near(h, s["hook"])
@@ -160,13 +121,13 @@ def test_every_stage_follows_from_the_file(traced, model, k):
     near(loss, s["loss"])
     loss.backward()
     near(z.grad, s["gradient"], 1e-4)
-    filtered = coarse(s["gradient"].double().numpy())
-    near(s["filtered"], filtered)
+    near(s["filtered"], reg.spectral_filter(s["gradient"][None])[0])
     share = k / (c["num_steps"] - 1)
     sigma = unit * ((1 - share) * c["gradient_smoothing_sigma_start"] + share * c["gradient_smoothing_sigma_end"])
-    near(s["smoothed"], blurred(filtered, sigma, c["gradient_smoothing_kernel_size"]))
+    near(s["smoothed"], reg.blur(s["filtered"][None], sigma, c["gradient_smoothing_kernel_size"])[0])
     assert s["adam_mean"].any() == s["adam_square"].any() == (k > 0)
-    near(s["update"], adamw(s, c, k), 1e-4)
+    updated = adamw(*(s[name] for name in ("before", "smoothed", "adam_mean", "adam_square")), k + 1, Config(**c))[0]
+    near(s["after"], updated)
     near(s["before"] + s["update"], s["after"])
     h = s["hook"].flatten(1).T
     acts = h if job["kind"] == "channel" else (
@@ -186,30 +147,20 @@ def pushed(model, x, t, push):
 
 @torch.no_grad()
 def test_the_start_follows_from_the_seed_the_strengths_and_the_sampler(traced, model):
-    """PLMS with the first step taken twice; every prediction and every step of it again."""
     s, made = saved(traced[0], "start")
-    times, abar, stride = s["timestep"].tolist(), model.schedule.alphas_cumprod, 1000 // 8
+    times, abar = s["timestep"].tolist(), model.schedule.alphas_cumprod
     assert times == [876, 751, 751, 626, 501, 376, 251, 126, 1]
     assert torch.equal(s["before"][0], torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(5)))
     kind, target = made["job"]["kind"], made["job"]["target"]
     near(made["config"]["steer_scale"] * read_capture(model.folder / "activity").strength(kind, target), s["strength"])
     near(s["strength"][times] * s["direction"].norm(), s["push"])
     near(model.sae.W_dec[target] if kind == "feature" else torch.eye(32)[target], s["direction"])
-    past, latents = [], [*s["before"][1:], s["start"]]
     for i, t in enumerate(times):
-        x, e = s["before"][i], pushed(model, s["before"][i], t, s["strength"][t] * s["direction"])
-        near(e, s["noise"][i], 1e-4)
-        near(noised(abar[t], s["clean"][i], s["noise"][i]), x, 1e-4)
-        t_from, e = t, s["noise"][i]
-        if i == 1:
-            x, t_from, e = s["before"][0], times[0], (e + s["noise"][0]) / 2
-        else:
-            past.append(e)
-            weights = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12)}.get(
-                len(past), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-            e = sum(w * old for w, old in zip(weights, past[::-1]))
-        clean = (x - (1 - abar[t_from]).sqrt() * e) / abar[t_from].sqrt()
-        near(noised(abar[max(t_from - stride, 0)], clean, e), latents[i], 1e-4)
+        near(pushed(model, s["before"][i], t, s["strength"][t] * s["direction"]), s["noise"][i], 1e-4)
+        near(noised(abar[t], s["clean"][i], s["noise"][i]), s["before"][i], 1e-4)
+    noises = iter(s["noise"])
+    latents = [x[0] for _, x in pndm(model.schedule, lambda x, t: next(noises)[None], s["before"][:1], 8)]
+    near(torch.stack(latents), torch.stack([*s["before"][1:], s["start"]]))
     assert torch.equal(s["start"], saved(traced[0], 0)[0]["before"])
 
 
@@ -225,7 +176,7 @@ def test_every_step_of_the_finish_follows_from_the_file(traced, model):
         near(a, s["activation"][i])
         a.backward()
         near(x.grad, s["gradient"][i], 1e-3)
-        near(coarse(s["gradient"][i].double().numpy()), s["filtered"][i], 1e-4)
+        near(reg.spectral_filter(s["gradient"][i:i + 1])[0], s["filtered"][i], 1e-4)
         e, g = s["noise"][i], s["filtered"][i]
         near(pushed(model, s["before"][i], t, torch.zeros(len(h))), e, 1e-4)
         pull = made["config"]["finish_scale"] * size(e) / size(g)
