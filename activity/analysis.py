@@ -112,29 +112,23 @@ def save_activity(folder, record):
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
-def shares(mean, named):
-    """Sum mean activations (P, F) over the prompts that are `named` (W, P), and divide by the sum: (W, F)."""
-    sums = named.to(mean) @ mean
-    return sums / sums.sum(dim=1, keepdim=True).clamp_min(torch.finfo(sums.dtype).tiny)
-
-
 def find_labels(capture, words):
     """Find the feature of each word in a capture; ValueError for a word that no prompt names, or that is alone."""
     patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
     named = torch.tensor([[bool(p.search(prompt)) for prompt in capture.prompts] for p in patterns])        # (W, P)
-    if len(words) < 2 or not named.any(dim=1).all():
-        missing = [word for word, row in zip(words, named) if not row.any()]
+    missing = [word for word, row in zip(words, named) if not row.any()]
+    if len(words) < 2 or missing:
         raise ValueError(f"{', '.join(missing) or words[0]}: a word needs prompts that name it, and other words to "
                          f"compare with; give at least two, spelled as in the capture's {capture.prompts[0]!r}")
     with open_tensors(capture.folder / "prompts.safetensors") as file:
-        mean = file.get_tensor("mean_feature")
+        mean = file.get_tensor("mean_feature")                  # (P, F)
     others = named.any(dim=0) & ~named                          # (W, P): they name another word, and not this one
-    labels = []
-    for word, row, scores in zip(words, named, shares(mean, named) - shares(mean, others)):
-        (score, second_score), (first, second) = (best.tolist() for best in scores.topk(2))
-        labels.append({"word": word, "feature": first, "score": score, "runner_up": second,
-                       "runner_up_score": second_score, "prompts": int(row.sum())})
-    return labels
+    sums = torch.stack([named, others]).to(mean) @ mean                                                     # (2, W, F)
+    shares = sums / sums.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(sums.dtype).tiny)
+    best = (shares[0] - shares[1]).topk(2)
+    return [{"word": word, "feature": first, "score": score, "runner_up": second, "runner_up_score": second_score,
+             "prompts": prompts} for word, prompts, (first, second), (score, second_score) in zip(
+                 words, named.sum(dim=1).tolist(), best.indices.tolist(), best.values.tolist())]
 
 
 def save_labels(path, labels):

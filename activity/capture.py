@@ -114,28 +114,36 @@ def configure(model, **given):
 # --- one batch --------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def observe(model, settings, numbers):
-    """Sample the images of these numbers: pictures (B, 3, 8H, 8W), and mean activations {"feature": (R, N, F),
-    "channel": (R, N, D), "gated": (B, N, F)}.
+def sample_prompts(model, settings, numbers, look):
+    """Sample the images of these numbers, and see what is read meanwhile: (latents (B, 4, H, W), [look(h), by step]).
 
-    Under guidance, the B rows that saw the empty prompt come before those with prompts. "gated" is the mean of what the
-    SAE's gate (top-k or threshold) leaves, of the rows with prompts. PNDM calls the UNet twice at its second time step;
-    the later call counts, which sees the sample that the step starts from.
+    h is (R, S, D), float32; under guidance the B rows that saw the empty prompt come before those with prompts. Of the
+    two calls of PNDM at its second time step the later counts, which sees the sample that the step starts from.
     """
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
-    context = model.embed([settings.prompts[i % len(settings.prompts)] for i in numbers])
-    sae, seen = model.sae, {}
+    context, seen = model.embed([settings.prompts[i % len(settings.prompts)] for i in numbers]), {}
 
     def see(t, h):
-        halves = h.float().flatten(2).transpose(1, 2).split(len(numbers))                       # (B, S, D) each
-        none = h.new_zeros(len(numbers), 0, dtype=torch.float32)
-        feature = [sae.pre_acts(half).mean(1) if sae else none for half in halves]              # (B, F) each
-        seen[t] = {"feature": torch.cat(feature), "channel": torch.cat([half.mean(1) for half in halves]),
-                   "gated": sae.encode(halves[-1]).mean(1) if sae else none}
+        seen[t] = look(h.float().flatten(2).transpose(1, 2))
 
     z = sample(model, noise.to(model.device), context, settings.sampler, settings.steps, settings.guidance, see=see)
-    times = model.schedule.timesteps(settings.steps)
-    return model.decode(z), {name: torch.stack([seen[t][name] for t in times], dim=1) for name in (*KINDS, "gated")}
+    return z, [seen[t] for t in model.schedule.timesteps(settings.steps)]
+
+
+@torch.no_grad()
+def observe(model, settings, numbers):
+    """Sample the images of these numbers: pictures (B, 3, 8H, 8W), and mean activations {"feature": (R, N, F),
+    "channel": (R, N, D), "gated": (B, N, F)}. "gated" is the mean of what the SAE's gate (top-k or threshold) leaves,
+    of the rows with prompts.
+    """
+    def look(h):
+        halves, none = h.split(len(numbers)), h.new_zeros(len(numbers), 0)                      # (B, S, D) each
+        feature = [model.sae.pre_acts(half).mean(1) if model.sae else none for half in halves]  # (B, F) each
+        return {"feature": torch.cat(feature), "channel": torch.cat([half.mean(1) for half in halves]),
+                "gated": model.sae.encode(halves[-1]).mean(1) if model.sae else none}
+
+    z, seen = sample_prompts(model, settings, numbers, look)
+    return model.decode(z), {name: torch.stack([means[name] for means in seen], dim=1) for name in (*KINDS, "gated")}
 
 
 def bins(values):

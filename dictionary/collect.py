@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load_file, save
 
+from activity.capture import sample_prompts
 from results import write
-from steering import sample
 from weights.load import WeightsError
 
 HELD_OUT = 10               # every tenth prompt is for the report alone
@@ -42,22 +42,15 @@ class Request:
 @torch.no_grad()
 def observe(model, request, numbers):
     """Sample the images of these numbers and return the activations at their positions: (B, N, P, D) float16."""
-    noise, choice = [], []
-    for number in numbers:
-        noise.append(torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(number)))
-        choice.append(torch.Generator().manual_seed(POSITION_SEED ^ number))
-    seen = {}
+    choice = [torch.Generator().manual_seed(POSITION_SEED ^ number) for number in numbers]
 
-    def see(t, h):
-        h = h[-len(numbers):].flatten(2).transpose(1, 2)                                        # (B, S, D)
+    def look(h):
         rows = [torch.randperm(h.shape[1], generator=g)[:request.positions] for g in choice]
-        seen[t] = torch.stack([row[at.to(h.device)] for row, at in zip(h, rows)]).half().cpu()  # (B, P, D)
+        prompted = h[-len(numbers):]                                                            # (B, S, D)
+        return torch.stack([row[at.to(h.device)] for row, at in zip(prompted, rows)]).half().cpu()  # (B, P, D)
 
-    context = model.embed([request.prompts[number] for number in numbers])
     reader = dataclasses.replace(model, sae=SimpleNamespace(reads=request.reads))      # the SAE to come: what it reads
-    sample(reader, torch.stack(noise).to(model.device), context, request.sampler, request.steps, request.guidance,
-           see=see)
-    return torch.stack([seen[t] for t in model.schedule.timesteps(request.steps)], dim=1)
+    return torch.stack(sample_prompts(reader, request, numbers, look)[1], dim=1)
 
 
 def collect(model, request, folder, batch_size, on_batch=lambda done, total: None):
