@@ -33,8 +33,8 @@ from command.flags import Parser, guarded  # noqa: E402
 from command.progress import say  # noqa: E402
 from schedule import Schedule  # noqa: E402
 from weights.load import (  # noqa: E402
-    AGAIN, FILES, NETWORKS, WeightsError, check_config, finite, foreign, on_meta, open_tensors, read_json,
-    read_sae_config, read_scheduler, read_tokenizer, tokenizer_files)
+    AGAIN, FILES, NETWORKS, WeightsError, check_config, check_shapes, finite, foreign, on_meta, open_tensors,
+    read_json, read_sae_config, read_scheduler, read_tokenizer, tokenizer_files)
 from weights.saes import is_sae, read_sae  # noqa: E402
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -270,32 +270,29 @@ def write_json(path, value):
 def write_networks(folder, tensors, configs, path, ema=False):
     """Write the networks of `configs` {part: config} that are in the tensors, each complete and of the right shapes.
 
-    Returns (["unet 686", ...], the keys that no network reads). WeightsError for a tensor that is missing, misshapen or
-    one more than a network has.
+    Returns what was written and what was left out, as a text.
     """
-    chosen, prefixes, left, wrong = {}, set(), {*tensors}, []
+    chosen, shapes, prefixes, left = {}, {}, set(), {*tensors}
     for part, config in configs.items():
-        wanted = on_meta(NETWORKS[part], check_config(part, config, path), path).state_dict()
-        found, met = find_part(part, tensors, wanted, ema and part == "unet")
-        what = NETWORKS[part].__name__
-        wrong += [f"lacks {name!r} of the {what}" for name in wanted if found and name not in found]
-        wrong += [f"{key} has shape {list(tensors[key].shape)}, the {what} has {list(wanted[name].shape)}"
-                  for name, key in found.items()                # squeezed: a matrix may be a 1x1 convolution
-                  if tensors[key].squeeze().shape != wanted[name].squeeze().shape]
-        if found and not wrong:
-            chosen[part] = {name: tensors[key].reshape(wanted[name].shape) for name, key in found.items()}
+        net = on_meta(NETWORKS[part], check_config(part, config, path), path)
+        shapes[part] = {name: tuple(p.shape) for name, p in net.state_dict().items()}
+        found, met = find_part(part, tensors, shapes[part], ema and part == "unet")
+        if found:
+            chosen[part] = {name: tensors[key] for name, key in found.items()}
         prefixes |= met
         left -= {*found.values()}
-    wrong += [f"has {key!r}, which Stable Diffusion 1.x has not" for key in sorted(left)
-              if key.startswith((*prefixes,)) and not UNREAD.search(key)]
-    if not prefixes:
-        wrong = [f"holds no network of Stable Diffusion 1.x, its first tensor is {min(tensors, default=None)!r}"]
-    if wrong:
-        raise WeightsError(f"{path}: {wrong[0]}, one of {len(wrong)} faults; {cause(tensors)}")
+    extra = [key for key in left if key.startswith((*prefixes,)) and not UNREAD.search(key)] if prefixes else tensors
+    if extra or not chosen:
+        raise WeightsError(f"{path}: has {min(extra, default='no tensor')!r}, which Stable Diffusion 1.x has not; {cause(tensors)}")
+    squeeze = lambda shape: tuple(n for n in shape if n > 1)                    # a matrix may be a 1x1 convolution
     for part, found in chosen.items():
-        write_tensors(folder / part / FILES[part], found)
+        check_shapes(path, {name: squeeze(tensor.shape) for name, tensor in found.items()},
+                     {name: squeeze(shape) for name, shape in shapes[part].items()}, cause(tensors))
+        write_tensors(folder / part / FILES[part], {k: v.reshape(shapes[part][k]) for k, v in found.items()})
         write_json(folder / part / "config.json", configs[part])
-    return [f"{part} {len(found)}" for part, found in chosen.items()], left
+    kinds = sorted({key.split(".")[0] for key in left})
+    note = f"; {len(left)} tensors that no network reads are left out ({', '.join(kinds[:6])})" if left else ""
+    return ", ".join(f"{part} {len(found)}" for part, found in chosen.items()) + f" tensors{note}"
 
 
 def write_clip_tokenizer(folder):
@@ -330,20 +327,19 @@ def read_config(home, part):
 
 def convert_folder(source, folder, ema):
     """Write every network of a folder in diffusers layout, and what lies beside them; returns a text on it."""
-    said, left = [], set()
+    said = []
     for part in NETWORKS:
         home = source / ("unet_ema" if ema and part == "unet" else part)
         if part == "unet" or home.exists():
             tensors, _, path = read_set(home)
-            names, unread = write_networks(folder, tensors, {part: read_config(home, part)}, path)
-            said, left = said + names, left | unread
+            said.append(write_networks(folder, tensors, {part: read_config(home, part)}, path))
     for path in (source / name for name in ("tokenizer", "scheduler", "sae", "featviz.json", "prompts.txt")):
         if path.exists():
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, folder / path.name)
     if (scheduler := folder / "scheduler/scheduler_config.json").exists():
         read_scheduler(scheduler)
-    return describe(said, left)
+    return "; ".join(said)
 
 
 def convert_single(tensors, path, folder, ema):
@@ -354,13 +350,7 @@ def convert_single(tensors, path, folder, ema):
         note = "; the UNet is " + ("the moving average" if ema else "the plain one, --ema takes the moving average")
     elif ema:
         raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; leave --ema out")
-    return describe(*write_networks(folder, tensors, SIZES, path, ema)) + note
-
-
-def describe(networks, left):
-    kinds = sorted({key.split(".")[0] for key in left})
-    note = f"; {len(left)} tensors that no network reads are left out ({', '.join(kinds[:6])})" if left else ""
-    return f"{', '.join(networks)} tensors{note}"
+    return write_networks(folder, tensors, SIZES, path, ema) + note
 
 
 def convert_sae(tensors, config, path, folder, changes):

@@ -192,18 +192,15 @@ def modern_name(part, name):
     return name
 
 
-def find_tensors(file, path, shapes, part=None):
-    """{name: its key in the open file}; WeightsError names the first that is missing, unexpected or misshapen."""
-    there = {modern_name(part, key): key for key in file.keys() if not key.endswith("position_ids")}    # 0, 1, 2, ...
-    for kind, names in (("lacks", shapes.keys() - there.keys()), ("has an unexpected", there.keys() - shapes.keys())):
-        if names:
-            raise WeightsError(f"{path}: {kind} tensor {min(names)!r}, one of {len(names)}; the file does not belong "
-                               f"to its config, or is of another layout, which {CONVERT} may know")
-    for name, shape in shapes.items():
-        if tuple(found := file.get_slice(there[name]).get_shape()) != tuple(shape):
-            raise WeightsError(f"{path}: {name} has shape {list(found)}, expected {list(shape)}; the file does not "
-                               "belong to its config, fetch or copy both again")
-    return there
+def check_shapes(path, found, expected, advice):
+    """WeightsError for the first of `found` {name: shape} that is missing, unexpected or of another shape."""
+    lacks, more = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if names := lacks or more:
+        what = "lacks" if lacks else "has an unexpected"
+        raise WeightsError(f"{path}: {what} tensor {min(names)!r}, one of {len(names)}; {advice}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise WeightsError(f"{path}: {name} has shape {list(found[name])}, expected {list(shape)}; {advice}")
 
 
 def read_tensors(path, shapes, dtype=torch.float32, device="cpu", part=None):
@@ -215,7 +212,10 @@ def read_tensors(path, shapes, dtype=torch.float32, device="cpu", part=None):
     """
     tensors = {}
     with open_tensors(path) as whole:
-        for name, key in find_tensors(whole, path, shapes, part).items():
+        keys = {modern_name(part, key): key for key in whole.keys() if not key.endswith("position_ids")}    # 0, 1, ...
+        check_shapes(path, {name: tuple(whole.get_slice(key).get_shape()) for name, key in keys.items()}, shapes,
+                     f"the file does not belong to its config, or is of another layout, which {CONVERT} may know")
+        for name, key in keys.items():
             with open_tensors(path) if prod(shapes[name]) >= LARGE else nullcontext(whole) as file:
                 tensors[name] = convert_tensor(file.get_tensor(key), dtype, device, f"{path}: {key}")
     return tensors
@@ -344,20 +344,15 @@ def read_labels(path):
     return {int(key): word for key, word in labels.items()}
 
 
-def check_widths(folder, parts):
+def check_widths(folder, unet, vae=None, text_encoder=None, tokenizer=None):
     """WeightsError where a part and the one that reads it differ in a width."""
-    unet, vae, text, tokenizer = (parts.get(part) for part in ("unet", "vae", "text_encoder", "tokenizer"))
-    pairs = []
-    if vae:
-        pairs.append(("vae", "latent channels", vae.post_quant_conv.in_channels, unet.conv_in.in_channels))
-    if text:
-        context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
-        pairs.append(("text_encoder", "wide text", text.final_layer_norm.normalized_shape[0], context))
-    if text and tokenizer:
-        known = text.embeddings.token_embedding.num_embeddings
-        pairs.append(("tokenizer", "tokens", len(tokenizer.vocab), known))
-    for part, what, found, expected in pairs:
-        if found != expected:
+    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    for part, what, found, expected in (
+            ("vae", "latent channels", vae and vae.post_quant_conv.in_channels, unet.conv_in.in_channels),
+            ("text_encoder", "wide text", text_encoder and text_encoder.final_layer_norm.normalized_shape[0], context),
+            ("tokenizer", "tokens", tokenizer and len(tokenizer.vocab),
+             text_encoder and text_encoder.embeddings.token_embedding.num_embeddings)):
+        if None not in (found, expected) and found != expected:
             raise WeightsError(f"{folder / part}: has {found} {what}, expected {expected}; give parts of one model")
 
 
@@ -493,7 +488,7 @@ def load(path=None, device=None, dtype=None, hook_point=None):
                                                              "featviz.json"))
     if tokens.exists():
         parts["tokenizer"] = read_tokenizer(tokens)
-    check_widths(folder, parts)
+    check_widths(folder, **parts)
     numbers, sampler = read_scheduler(scheduler) if scheduler.exists() else ({}, "pndm")
     settings = read_settings(featviz) if featviz.exists() else {}
     if sampler != "pndm":                       # what the scheduler's file says, unless featviz.json says otherwise

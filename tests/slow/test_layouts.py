@@ -236,11 +236,11 @@ def wider(key, *shape):
 
 
 BAD_SINGLES = {     # name: (change, what the line says)
-    "a tensor of the UNet missing": (without(KEY), "lacks 'conv_in.weight' of the UNet"),
+    "a tensor of the UNet missing": (without(KEY), "lacks tensor 'conv_in.weight'"),
     "a tensor of the UNet too many": (lambda x: x | {KEY + "s": torch.ones(2)}, f"has '{KEY}s'"),
     "text by two names": (lambda x: x | {k.replace("text_model.", ""): v for k, v in x.items()
                                          if k.endswith("final_layer_norm.bias")}, "layer_norm.bias', which Stable"),
-    "transposed": (lambda x: x | {KEY: x[KEY].transpose(0, 1)}, f"{KEY} has shape [4, 8, 3, 3]"),
+    "transposed": (lambda x: x | {KEY: x[KEY].transpose(0, 1)}, "conv_in.weight has shape [4, 8, 3, 3]"),
     "inpainting": (lambda x: x | {KEY: torch.zeros(8, 9, 3, 3)}, "an inpainting UNet with 9 channels"),
     "SD 2.x": (wider("attn2.to_k.weight", 8, 1024), "Stable Diffusion 2.x"),
     "SDXL": (lambda x: {"conditioner.embedders.0.x": torch.ones(1)} | without("cond")(x)
@@ -251,7 +251,7 @@ BAD_SINGLES = {     # name: (change, what the line says)
     "a ControlNet": (lambda x: {"control_model.input_hint_block.0.weight": torch.ones(2)}, "a ControlNet"),
     "a textual inversion": (lambda x: {"string_to_param.*": torch.ones(2)}, "a textual inversion"),
     "AnimateDiff": (lambda x: x | {UNET + "input_blocks.1.0.motion_modules.0.weight": torch.ones(2)}, "AnimateDiff"),
-    "nothing known": (lambda x: {"layer.weight": torch.ones(2)}, "its first tensor is 'layer.weight'"),
+    "nothing known": (lambda x: {"layer.weight": torch.ones(2)}, "has 'layer.weight', which"),
     "NaN": (lambda x: x | {KEY: x[KEY] * float("nan")}, "conv_in.weight holds NaN"),
 }
 
