@@ -10,6 +10,7 @@ and chance is the same picture held against the next target of the list. What is
 target by target; intervals are of 95% and resample targets. The default settings were chosen on CHOICE other features.
 """
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -52,10 +53,11 @@ ARMS = {
     **{f"without {name}": Arm(ASCENT | {name: off}) for name, off in OFF.items()},
     "penalties halved": Arm(ASCENT | {"weight_decay": 0.005, "range_weight": 0.25, "moment_weight": 0.25}),
     "penalties doubled": Arm(ASCENT | {"weight_decay": 0.02, "range_weight": 1.0, "moment_weight": 1.0}),
-    **{f"choice: steer {steer}, finish from {t} at {scale}": Arm(
-        {"steer_scale": steer, "finish_from": t, "finish_scale": scale}, choice=True)
-       for steer, t, scale in ((2.5, 900, 0.1), (5.0, 900, 0.1), (10.0, 900, 0.1), (5.0, 600, 0.1), (5.0, 900, 0.3),
-                               (5.0, 800, 0.2))},
+    **{f"choice: steer {steer}, t = {t}, finish from {begin} at {scale}": Arm(
+        {"steer_scale": steer, "finish_from": begin, "finish_scale": scale}, timestep=t, choice=True)
+       for steer, t, begin, scale in ((5.0, 500, 900, 0.1), (2.5, 500, 900, 0.1), (10.0, 500, 900, 0.1),
+                                      (5.0, 300, 900, 0.1), (5.0, 100, 900, 0.1), (5.0, 500, 600, 0.1),
+                                      (5.0, 500, 900, 0.3))},
 }
 
 
@@ -273,7 +275,7 @@ def run(world, folder, names, say):
 
 
 def path_of(folder, name):
-    return folder / (name.replace(" ", "_").replace(",", "").replace(":", "") + ".json")
+    return folder / (re.sub("[^a-z0-9.]+", "_", name) + ".json")
 
 
 def report(world, folder):
