@@ -283,7 +283,8 @@ def write_networks(folder, tensors, configs, path, ema=False):
         left -= {*found.values()}
     extra = [key for key in left if key.startswith((*prefixes,)) and not UNREAD.search(key)] if prefixes else tensors
     if extra or not chosen:
-        raise WeightsError(f"{path}: has {min(extra, default='no tensor')!r}, which Stable Diffusion 1.x has not; {cause(tensors)}")
+        first = min(extra, default="no tensor")
+        raise WeightsError(f"{path}: has {first!r}, which Stable Diffusion 1.x has not; {cause(tensors)}")
     squeeze = lambda shape: tuple(n for n in shape if n > 1)                    # a matrix may be a 1x1 convolution
     for part, found in chosen.items():
         check_shapes(path, {name: squeeze(tensor.shape) for name, tensor in found.items()},

@@ -66,7 +66,6 @@ class Source:
 class Item:
     """A file to download."""
     source: Source
-    name: str                                   # in the model folder
     path: str                                   # in the repository
     size: int
     hash: str                                   # SHA-256, or git's SHA-1
@@ -76,13 +75,6 @@ class Item:
     @property
     def partial(self):
         return self.target.with_name(self.target.name + ".partial")
-
-    @property
-    def arrived(self):
-        """Bytes that are on the disk already."""
-        if self.final.exists() or self.target.exists():
-            return self.size
-        return self.partial.stat().st_size if self.partial.exists() else 0
 
     def mismatch(self, path):
         """Return how a file differs from the listed one, "" if it does not."""
@@ -140,8 +132,7 @@ def transfer(url, out, size, show):
             left = TRIES if out.tell() > before else left - 1
             if not left:
                 raise FetchError(f"{url}: {e}; gave up after {TRIES} tries; what arrived is kept, try later") from e
-            wait = e.headers.get("Retry-After", "") if isinstance(e, urllib.error.HTTPError) else ""
-            time.sleep(int(wait) if wait.isdigit() else PAUSE * 2 ** (TRIES - left))
+            time.sleep(PAUSE * 2 ** (TRIES - left))
 
 
 def list_files(source):
@@ -162,7 +153,7 @@ def list_files(source):
 
 def find(source, name, listed, folder):
     """Return the Item of one of our files among the listed ones; None if it is not there."""
-    names = [name, name.replace(".safetensors", ".fp16.safetensors")]
+    names = [name]
     if name.startswith("sae/"):
         hook, file = name.split("/")[1:]
         names = [place + each for place in (f"{hook}/", "") for each in (file, OTHER_FAMILY[file])]
@@ -174,7 +165,7 @@ def find(source, name, listed, folder):
     if len(known) == len(found) and known != found:
         raise FetchError(f"{source.repo}/{path}: the hub lists another file than the published one; use another hub")
     target = folder / ("published/" + Path(path).name if source.convert else name)
-    return Item(source, name, path, size, known, folder / name, target)
+    return Item(source, path, size, known, folder / name, target)
 
 
 def sources_of(bundle):
@@ -182,7 +173,7 @@ def sources_of(bundle):
 
 
 def survey(bundle, folder):
-    """Return the items of a bundle, each from the first of its sources that has it; Gone where none has."""
+    """Return {name: Item} of a bundle, each from the first of its sources that has it; Gone where none has."""
     items, refused = {}, ""
     for source in sources_of(bundle):
         wanted = [name for name in FILES[source.files] if name not in items]
@@ -190,12 +181,11 @@ def survey(bundle, folder):
             listed = list_files(source) if wanted else {}
         except Gone as e:
             listed, refused = {}, f": {e}"
-        found = {name: find(source, name, listed, folder) for name in wanted}
-        items |= {name: item for name, item in found.items() if item}
+        items |= {name: item for name in wanted if (item := find(source, name, listed, folder))}
     for source in sources_of(bundle):
         if lacking := [name for name in FILES[source.files] if name not in items]:
             raise Gone(f"{source.repo}: lacks {', '.join(lacking)}{refused}")
-    return list(items.values())
+    return items
 
 
 def describe(bundle):
@@ -206,8 +196,9 @@ def describe(bundle):
 
 def plan(bundle, items, folder):
     """Return the lines that name every file, the licences and the space; FetchError where the disk is too small."""
-    files = [f"  {item.name}: {item.size / 1e6:.2f} MB from {item.source.repo}" for item in items]
-    rest = sum(item.size - item.arrived for item in items) / 1e6
+    files = [f"  {name}: {item.size / 1e6:.2f} MB from {item.source.repo}" for name, item in items.items()]
+    rest = sum(item.size for item in items.values() if not item.final.exists() and not item.target.exists()) / 1e6
+    rest -= sum(path.stat().st_size for path in folder.rglob("*.partial")) / 1e6
     free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free / 1e6
     if rest > free:
         raise FetchError(f"{folder}: {rest:.0f} MB are needed, {free:.0f} are free; make room or give a --folder")
@@ -216,7 +207,7 @@ def plan(bundle, items, folder):
 
 # --- downloading ------------------------------------------------------------------------------------------------------
 
-def bring(item):
+def bring(name, item):
     """Put one file at its target, verified; return what was done."""
     if item.final.exists() and item.final != item.target:
         return "converted before"
@@ -225,7 +216,7 @@ def bring(item):
             raise FetchError(f"{item.target}: {why}; move it away or delete it, then run again")
         return "there, verified"
     item.target.parent.mkdir(parents=True, exist_ok=True)
-    for twin in ROOT.glob(f"*/{item.name}"):
+    for twin in ROOT.glob(f"*/{name}"):
         if not item.mismatch(twin):
             with suppress(OSError):                             # another drive
                 os.link(twin, item.target)
@@ -256,9 +247,9 @@ def fetch(bundle, folder=None, check=False, agreed=False):
         answer = input("Download, and accept the licences? [y/N] ") if sys.stdin.isatty() else ""
         if answer.strip().lower() not in ("y", "yes"):
             raise FetchError("nothing was downloaded; --yes accepts plan and licences without a question")
-    for item in items:
-        say(f"{item.target}: {bring(item)}")
-    if foreign := [item for item in items if not item.final.exists()]:
+    for name, item in items.items():
+        say(f"{item.target}: {bring(name, item)}")
+    if foreign := [item for item in items.values() if not item.final.exists()]:
         from weights.convert import convert     # here, for it needs torch
         say(convert(foreign[0].target.parent, foreign[0].final.parent, changes=foreign[0].source.convert))
         shutil.rmtree(foreign[0].target.parent)

@@ -18,7 +18,7 @@ from weights import fetch
 from weights.load import load
 
 ROOT = Path(__file__).parent.parent.parent
-UNET, VAE, TEXT = (tiny.PATHS[part][1] for part in ("unet", "vae", "text_encoder"))
+UNET, VAE = tiny.PATHS["unet"][1], tiny.PATHS["vae"][1]
 STYLE = "/NormalUhr/UnlearnCanvas-ckpts/resolve/main/diffusion/diffuser/style50/"
 SD15 = "/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/451f4fe16113bff5a5d2269ed5ad43b0592e9a14/"
 SAE = f"/bcywinski/SAeUron/resolve/main/unet.{tiny.HOOK}/"
@@ -130,11 +130,10 @@ def test_everything_arrives_verified_and_loads(style, tmp_path, capsys):
     assert capsys.readouterr().out.count("there, verified") == 11
 
 
-def test_broken_connections_and_busy_servers_are_borne(style, tmp_path, monkeypatch):
-    waits, busy = [], {"status": 429, "headers": {"Retry-After": 7}}
-    monkeypatch.setattr(time, "sleep", waits.append)
-    style.script = [{"cut": 100}, {"cut": 0}, {"cut": 5000}, busy, {"status": 503}, {"whole": True, "cut": 50}]
-    assert run(tmp_path / "got") == 0 and same(tmp_path / "got", style.made) and max(waits) == 7
+def test_broken_connections_and_busy_servers_are_borne(style, tmp_path):
+    busy = [{"status": 429}, {"status": 503}]
+    style.script = [{"cut": 100}, {"cut": 0}, {"cut": 5000}, *busy, {"whole": True, "cut": 50}]
+    assert run(tmp_path / "got") == 0 and same(tmp_path / "got", style.made)
     assert style.ranges() == [f"bytes={n}-" for n in (0, 100, 100, 5100, 5100, 5100, 50)]  # one ignored the range
 
 
@@ -214,11 +213,10 @@ def test_after_ctrl_c_it_goes_on_where_it_was(style, tmp_path):
     assert style.ranges() == ["bytes=0-", f"bytes={2 ** 17}-"]
 
 
-def test_half_precision_and_parts_of_the_base(style, tmp_path):
-    """Text encoder as .fp16., VAE, tokenizer and a config from Stable Diffusion 1.5."""
+def test_parts_of_the_base(style, tmp_path):
+    """VAE, tokenizer and a config from Stable Diffusion 1.5."""
     base = tiny.write_model(tmp_path / "base", seed=2, sae=None, featviz=None, activity=None)
     style.publish(base, SD15)
-    style.files[STYLE + TEXT.replace(".safetensors", ".fp16.safetensors")] = style.files.pop(STYLE + TEXT)
     for name in (VAE, "tokenizer/vocab.json", "vae/config.json"):
         del style.files[STYLE + name]
     assert run(tmp_path / "got") == 0 and same(tmp_path / "got", style.made, "unet", "text_encoder", "sae")
