@@ -19,6 +19,7 @@ import featviz
 import results
 from command import progress
 from config import SEEDS, Config, flag
+from pages.__main__ import SCORES
 from pages.sheet import GAP, TILE, scaled
 from tests.tiny import HOOK, PATHS, QUICK, edit_json, write_model
 from weights import choose
@@ -170,17 +171,13 @@ def test_a_record_holds_recipe_scores_verdicts_and_the_fit_checks_warning(weight
     assert recipe["config"] == GIVEN and recipe["code"] == results.method_code()
     usual = dataclasses.asdict(Config()) | QUICK
     assert recipe["differs"] == {name: value for name, value in GIVEN.items() if usual[name] != value}
-    assert (recipe["hook_point"], recipe["weights"], recipe["device"], recipe["dtype"]) == (HOOK, "tiny", "cpu",
-                                                                                             "float32")
+    assert [recipe[k] for k in ("hook_point", "weights", "device", "dtype")] == [HOOK, "tiny", "cpu", "float32"]
     read = {name for name in files(weights) if not name.startswith("activity/")} | {"activity.safetensors"}
     assert recipe["fingerprints"].keys() == read
     assert made["fit"].startswith("UNet and SAE do not belong together")                        # random numbers
     assert f"warning: {made['fit']}" in capsys.readouterr().err.splitlines()
-    assert run(weights, out, "--seed", 5, *flags) == 0 and "1 of 1 results are there" in capsys.readouterr().err
     for part in (made, made["finished"]):
-        assert part["verdict"] in ("silent", "weak", "fragile", "raised", "excited") and len(part["others"]) == 10
-        assert {"activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank",
-                "dataset_largest"} <= part["scores"].keys()
+        assert set(SCORES) <= part["scores"].keys() and part["verdict"] and len(part["others"]) == 10
     curves = results.read_result(next(out.rglob("seed_5.json"))).curves()
     assert {len(values) for values in curves["history"].values()} == {1} and curves["history"].keys() >= {
         "activation", "gradient_norm", "update_norm", "total_variation", "range", "moment"}
@@ -225,30 +222,20 @@ def test_a_sweep_a_trace_and_a_check(weights, out, capsys):
 
 
 def test_the_notebooks_door(weights, tmp_path, capsys):
-    """The same results as the command's; wrong names and numbers are refused as flags are. Nothing is printed."""
+    """The same results as the command's; nothing is printed. Wrong names and numbers: test_visualize.py."""
     model = featviz.load(weights, "cpu")
     result, = featviz.visualize(model, features=[4], seeds=[1], num_steps=2)
-    assert model.capture is not None and result._repr_png_().startswith(b"\x89PNG") and result.finished.image.ndim == 3
-    assert (result.job.target, result.job.timestep, result.job.seed) == (4, 300, 1)
-    assert capsys.readouterr() == ("", "")
+    assert model.capture is not None and capsys.readouterr() == ("", "")
     assert run(weights, tmp_path, "--feature", 4, "--seed", 1) == 0
     made = load_file(tmp_path / "tiny/feature_00004/t0300/seed_1.safetensors")
     assert torch.equal(made["latent"], result.latent) and torch.equal(made["finished"], result.finished.latent)
-    channel, = featviz.visualize(model, channels=[31], seeds=[1], timesteps=[0], prior="noise", finish=False)
-    assert channel.job.kind == "channel" and channel.finished is None
-    for wrong, says in ((dict(features=[64]), "--feature 64 is out of range"), (dict(), "give features=, channels= or"),
-                        (dict(features=[4], num_step=2), "num_step is no setting; nearest: num_steps"),
-                        (dict(features=[4], num_steps=0), "--num-steps must be at least 1, got 0")):
-        with pytest.raises(ValueError, match=says):
-            featviz.visualize(model, **wrong)
 
 
 # --- what is wrong with the call --------------------------------------------------------------------------------------
 
-BAD_FLAGS = {
-    "--feature 3 64": "has 64 features, 0..63", "--channel 32": "has 32 channels, 0..31",
+BAD_FLAGS = {       # settings out of range: test_visualize.py
+    "--feature 3 64": "has 64 features, 0..63", "--feature 1 --channel 1": "not allowed with argument",
     "--feature 9-3": "argument --feature: '9-3' is no whole number and no range such as 0-199",
-    "--channel x": "argument --channel: 'x' is no whole number and no range", "--feature 1 --channel 1": "not allowed",
     "--timestep all": "argument --timestep: invalid whole number or auto or active value: 'all'",
     "--seed -1": "--seed -1 is out of range: ", "--shard 4/4": "argument --shard: invalid shard value: '4/4'",
     "--frames 1": "--frames 0 or 2 to 50, got 2 and 1", "--batch-size 0": "--batch-size must be at least 1",
@@ -256,12 +243,9 @@ BAD_FLAGS = {
     "--hook-point up_blocks.1.attention.1": "nearest: up_blocks.1.attentions.1",
     "--hook-point mid_block.attentions.0 --feature 3": "sae: is missing for mid_block.attentions.0",
     "--trace 2": "--trace: the ascent has steps 0..1", "--sweep steps=1": "--sweep: invalid axis value: 'steps=1'",
-    "--sweep noise=maybe": "argument --sweep: invalid axis value: 'noise=maybe'", "--beta1 1": "must be below 1",
+    "--sweep noise=maybe": "argument --sweep: invalid axis value: 'noise=maybe'",
     "--num-steps 1.5": "argument --num-steps: invalid int value", "--preset best": "--preset: invalid choice: 'best'",
-    "--learning-rate nan": "--learning-rate must be a number of size 1e+06 at most",
-    "--finish-steps 601": "--finish-steps must be between 1 and --finish-from, 600",
-    "--gradient-smoothing-kernel-size 17": "--gradient-smoothing-kernel-size must be odd and below 16",
-    "--position 1 -1": "--position must be a row and a column", "--prior dream": "--prior must be one of steer, ",
+    "--learning-rate nan": "--learning-rate must be a number of", "--prior dream": "--prior must be one of steer, ",
 }
 
 

@@ -165,14 +165,6 @@ def test_the_atlas_is_searched_sorted_and_turned_by_keyboard(browser, out):
     assert places == [1, min(1 + columns, found - 1), 0, found - 1] and browser.errors == []
 
 
-def test_without_scripts_the_atlas_is_a_list_of_links(browser, out):
-    browser.send("Emulation.setScriptExecutionDisabled", value=True)
-    browser.open(out / "wall/index.html")
-    browser.send("Emulation.setScriptExecutionDisabled", value=False)
-    assert browser.run("document.querySelectorAll('noscript li a').length") == 60
-    assert browser.run("[...document.querySelectorAll('form')].every(e => !e.checkVisibility())")
-
-
 def test_a_trace_and_a_sound_from_flags_to_the_browser(browser, tmp_path):
     """Every stage of a step by the arrow keys; and from Riffusion's flag to players whose files the browser reads."""
     weights = write_model(tmp_path / "tiny", featviz={"sound": True})

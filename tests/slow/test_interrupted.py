@@ -5,15 +5,12 @@ The kills are real: another process, `kill -9` after a seeded delay.
 """
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-import torch
-from safetensors.torch import load, load_file
 
 import featviz
 import results
@@ -117,22 +114,6 @@ def test_ctrl_c_while_torch_is_imported(weights, tmp_path):
     assert process.returncode == 130 and lines == [
         b"featviz: interrupted; finished results stay, the same command goes on from there"]
     assert not (tmp_path / "out").exists()
-
-
-def test_other_settings_never_mix_with_what_a_kill_left(weights, whole, tmp_path):
-    """An older result of other settings in the same place, whose picture alone a killed run has replaced."""
-    job, stem = (*FEW[:1], 3, *FEW[2:]), "tiny/feature_00003/t0300/seed_1"
-    expected, other, out = whole[0], tmp_path / "other", tmp_path / "out"
-    assert featviz.main(flags(weights, other, *job, "--num-steps", 3)) == 0
-    old = {re.sub("t0300-[0-9a-f]{8}", "t0300", name): data for name, data in files(other).items()}
-    (out / stem).parent.mkdir(parents=True)
-    for name in (name for name in expected if name.startswith(f"{stem}.")):
-        (out / name).write_bytes((expected if name.endswith("_1.png") else old)[name])
-        (out / f"{name}.partial").write_bytes(b"half")
-    assert featviz.main(flags(weights, out, *job)) == 0
-    assert {name for name in files(out) if "seed_" in name} == {name for name in expected if name.startswith(stem)}
-    latents = load_file(out / f"{stem}.safetensors"), load(expected[f"{stem}.safetensors"])     # alone, and in a batch
-    assert all(torch.allclose(latents[0][name], z, atol=1e-4) for name, z in latents[1].items())
 
 
 def test_who_reads_the_first_line_alone_has_the_page_all_the_same(weights, tmp_path):
