@@ -73,15 +73,6 @@ def test_files_are_few_at_the_root_and_each_says_what_it_is():
     assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
 
 
-def test_imports_stand_at_the_top_or_say_why():
-    """featviz.py answers --help without torch; elsewhere a comment on the line gives the reason."""
-    for name, tree in TREES.items():
-        lines = MODULES[name].read_text(encoding="utf-8").splitlines()
-        inside = {node.lineno for function in ast.walk(tree) if isinstance(function, (ast.FunctionDef, ast.Lambda))
-                  for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))}
-        assert name == "featviz" or [i for i in inside if "  # " not in lines[i - 1]] == [], name
-
-
 def test_no_line_is_above_120():
     for path in [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]:
         long = [i for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 120]

@@ -21,8 +21,6 @@ def vae():
     return filled("vae", TOY["vae"])
 
 
-# ---- the same as the official networks -------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("part", ("unet", "vae"))
 def test_toy_outputs_are_the_official_ones(part):
     """Noise, four hook outputs, decode, encode, gradients, against what diffusers gave on the same seeded weights."""
@@ -70,8 +68,6 @@ def test_golden_time_embedding():
         assert e[0, i].item() == pytest.approx(value, abs=1e-4)     # float32 angles near 981 are 6e-5 apart
     assert e[1].tolist() == [1.0] * 160 + [0.0] * 160
 
-
-# ---- the UNet's hook points ------------------------------------------------------------------------------------------
 
 SMALL = unet_inputs(size=8)
 
@@ -164,8 +160,6 @@ def test_forward_owns_nothing(unet):
     assert all(p.grad is None for p in unet.parameters())
 
 
-# ---- the VAE's doors -------------------------------------------------------------------------------------------------
-
 @torch.no_grad()
 def test_vae_scales_and_clamps(vae):
     """decode = clamp(raw / 2 + 0.5) of z / 0.18215; encode = the mean times 0.18215; the log variance is in -30..20."""
@@ -182,8 +176,6 @@ def test_vae_scales_and_clamps(vae):
     extreme.quant_conv.bias[4:] = torch.tensor([-1e3, -1e3, 1e3, 1e3])
     assert extreme.moments(images)[1].amin(dim=(0, 2, 3)).tolist() == [-30, -30, 20, 20]
 
-
-# ---- the SAE, stated again without it --------------------------------------------------------------------------------
 
 def toy_sae(k=4, **kwargs):
     sae = SAE(24, 96, k, **kwargs)

@@ -17,11 +17,10 @@ def moves(*rows):
     return table[:, :2], table[:, 2], table[:, 3]
 
 
-# --- 2, 3, 4: penalties ----------------------------------------------------------------------------------------------
-
 def test_total_variation():
     z = torch.tensor([[[[1.0, 2.0, 4.0], [0.0, 3.0, 1.0]]]])
     assert close(reg.total_variation(z), [(1 + 1 + 3) / 3 + (1 + 2 + 3 + 2) / 4])
+    assert reg.pitch(torch.zeros(1, 4, 16, 16)) == 0.25 and reg.pitch(torch.zeros(1, 4, 64, 64)) == 1.0
 
 
 def test_range_penalty():
@@ -35,8 +34,6 @@ def test_moment_penalty_takes_the_unbiased_deviation():
     assert close(reg.moment_penalty(z), [2 + (math.sqrt(2) - 1)])
     assert close(reg.moment_penalty(-z / 4), [0.5 + (1 - math.sqrt(2) / 4)])
 
-
-# --- 5: gradient smoothing -------------------------------------------------------------------------------------------
 
 def test_sigma_runs_from_start_to_end():
     assert [reg.smoothing_sigma(i, 5, 0.5, 0.0) for i in range(5)] == [0.5, 0.375, 0.25, 0.125, 0.0]
@@ -68,8 +65,6 @@ def test_blur_reflects_at_the_border_without_repeating_the_edge():
     assert close(first[:3], half[:3]) and close(second[:3], [2 * half[1], half[0] + half[2], half[1] + half[3]])
 
 
-# --- 7: spectral filter ----------------------------------------------------------------------------------------------
-
 def wave(fy, fx, H=12, W=16):
     """cos of fy, fx whole cycles a picture: (H, W)."""
     y, x = torch.arange(H)[:, None] / H, torch.arange(W)[None] / W
@@ -98,8 +93,6 @@ def test_spectral_filter_restores_each_row_s_own_deviation():
     assert torch.allclose(reg.spectral_filter(g).flatten(1).std(dim=1), g.flatten(1).std(dim=1), rtol=1e-3)
     assert reg.spectral_filter(torch.full((1, 4, 8, 8), 7.0)).abs().max() < 1e-3
 
-
-# --- 6: roll, turn, zoom ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("shift", [(0, 0), (1, 0), (0, 1), (-2, 3), (5, -7)])
 def test_whole_rolls_are_exactly_torch_roll(shift):
@@ -154,8 +147,6 @@ def test_pixels_stay_square_in_a_picture_that_is_not():
     assert close(reg.transform(ramp, *moves((0, 0, 0, 2)))[0, 0], [1.25, 1.75, 2.25, 2.75, 3.25, 3.75], atol=1e-5)
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
-
 MOVES = moves((0.25, -1, 5, 1.1), (-0.5, 0.75, -17, 1.4), (3, 0, 40, 0.9))
 EACH_ROW = {
     "total_variation": reg.total_variation, "range": reg.range_penalty, "moment": reg.moment_penalty,
@@ -196,11 +187,3 @@ def test_gradients_are_those_of_finite_differences(name):
     wide = tuple(m.double() for m in MOVES)
     function = (lambda x: reg.transform(x, *wide)) if name == "transform" else EACH_ROW[name]
     assert torch.autograd.gradcheck(function, (z,))
-
-
-def test_lengths_carry_over_from_64_wide_latents():
-    """On a 16-wide latent one pixel of SD's is a quarter; with it the same ramp costs the same at both sizes."""
-    assert reg.pitch(torch.zeros(1, 4, 16, 16)) == 0.25 and reg.pitch(torch.zeros(1, 4, 64, 64)) == 1.0
-    ramp = lambda W: (torch.arange(W) / W).expand(1, 4, W, W)
-    costs = [reg.pitch(ramp(W)) * reg.total_variation(ramp(W)) for W in (16, 64)]
-    assert close(*costs)

@@ -64,8 +64,3 @@ def test_the_notebook_runs_from_top_to_bottom(solved, tmp_path, monkeypatch):
     for source, cell in zip(asked, cells):
         if source.splitlines()[-1].startswith("show(") and (solved or " if " not in source.splitlines()[-1]):
             assert any("image/png" in output.get("data", {}) for output in cell.outputs), source
-
-
-def test_the_notebook_in_the_project_is_what_the_command_writes(tmp_path):
-    made = write_notebook(tmp_path / "course.ipynb").read_bytes()
-    assert (ROOT / "course/course.ipynb").read_bytes() == made, "python -m course --notebook course/course.ipynb"
