@@ -14,7 +14,7 @@ import gzip
 import json
 import re
 import unicodedata
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")    # tried in this 
 RUN = re.compile("L+|N|O+| ")                                   # of character classes
 
 
-@lru_cache
+@cache
 def byte_symbols():
     """Map each of the 256 bytes to itself where printable, else to chr(256 + n) for the n-th byte that is not [1]."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -77,7 +77,6 @@ class Tokenizer:
 
     def __init__(self, vocab, merges):
         self.vocab, self.ranks = vocab, {pair: rank for rank, pair in enumerate(merges)}
-        self.cache = {}
 
     @classmethod
     def from_files(cls, vocab_path, merges_path):
@@ -94,23 +93,22 @@ class Tokenizer:
         merges = [tuple(line.split()) for line in lines[1:MERGES + 1]]
         return cls(number(merges), merges)
 
+    @cache
     def bpe(self, word):
         """Split one word of `split_words` into its tokens."""
-        if word not in self.cache:
-            symbols = [byte_symbols()[b] for b in word.encode("utf-8")]
-            symbols[-1] += "</w>"
-            while len(symbols) > 1:
-                pair = min(zip(symbols, symbols[1:]), key=lambda p: self.ranks.get(p, float("inf")))
-                if pair not in self.ranks:
-                    break
-                merged, i = [], 0
-                while i < len(symbols):
-                    hit = tuple(symbols[i:i + 2]) == pair
-                    merged.append("".join(pair) if hit else symbols[i])
-                    i += 2 if hit else 1
-                symbols = merged
-            self.cache[word] = symbols
-        return self.cache[word]
+        symbols = [byte_symbols()[b] for b in word.encode("utf-8")]
+        symbols[-1] += "</w>"
+        while len(symbols) > 1:
+            pair = min(zip(symbols, symbols[1:]), key=lambda p: self.ranks.get(p, float("inf")))
+            if pair not in self.ranks:
+                break
+            merged, i = [], 0
+            while i < len(symbols):
+                hit = tuple(symbols[i:i + 2]) == pair
+                merged.append("".join(pair) if hit else symbols[i])
+                i += 2 if hit else 1
+            symbols = merged
+        return symbols
 
     def ids(self, text):
         """Return a text's ids, without start, end and padding; START and END in it are tokens, unknown ones END [3]."""
