@@ -16,10 +16,7 @@ SMALL = {   # SD's structure: the same 1130 names, widths that change where SD's
 }
 WIDTH = dict(d_in=24)                                           # of the SAE
 EMA_SEED = 7
-BUFFERS = ("betas", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-           "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
-           "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-           "alphas_cumprod")
+BUFFERS = ("betas", "alphas_cumprod", "posterior_variance", "sqrt_recip_alphas_cumprod")
 COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 LEGACY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
