@@ -3,9 +3,12 @@
 keys_sd14.txt holds part, name and shape of every tensor of SD 1.4's folder; keys_ldm_sd14.txt, line for line, name and
 shape of the same tensor in the original single file. Small models have the same 1130 names.
 """
+import json
+
 import torch
 from safetensors.torch import load_file
 
+from clip import END, START
 from tests.seeded import FIXTURES
 from tests.tiny import CONFIGS, PATHS, tensors
 
@@ -61,3 +64,14 @@ def single_tensors(whole, copies=False, prefix="text_model."):
         out |= {"model_ema." + THERE["unet", name].removeprefix("model.").replace(".", ""): tensor
                 for name, tensor in tensors("unet", SMALL["unet"], EMA_SEED).items()}
     return {k: v.contiguous() for k, v in out.items()}
+
+
+def tokenizer_json(folder, pairs=list):
+    """Put the one file of transformers 5 in the place of vocab.json and merges.txt."""
+    tokens = folder / "tokenizer"
+    vocab = json.loads((tokens / "vocab.json").read_text(encoding="utf-8"))
+    merges = [pairs(line.split()) for line in (tokens / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]]
+    added = [{"id": vocab.pop(token), "content": token} for token in (START, END)]
+    (tokens / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {
+        "type": "BPE", "vocab": vocab, "merges": merges}}), encoding="utf-8")
+    (tokens / "vocab.json").unlink(), (tokens / "merges.txt").unlink()

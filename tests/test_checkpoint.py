@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clip import END, START, number
+from clip import number
 from config import configure
 from schedule import Schedule, ddim
-from tests.layouts import legacy
+from tests.layouts import legacy, tokenizer_json
 from tests.tiny import CONFIGS, HOOK, PATHS, VOCAB, edit_json, edit_tensors, write_model
 from weights import check, fingerprints
 from weights import load as loading
@@ -110,12 +110,7 @@ def test_a_folder_as_newer_and_older_tools_write_it(folder):
     settings = folder / "featviz.json"
     settings.write_bytes(b"\xef\xbb\xbf" + settings.read_bytes())
     (folder / SCHEDULER).unlink()
-    for name in ("vocab.json", "merges.txt"):
-        (folder / "tokenizer" / name).unlink()
-    plain = {token: i for token, i in VOCAB.items() if token not in (START, END)}
-    (folder / "tokenizer/tokenizer.json").write_text(json.dumps({
-        "added_tokens": [{"id": VOCAB[token], "content": token} for token in (START, END)],
-        "model": {"type": "BPE", "vocab": plain, "merges": []}}))
+    tokenizer_json(folder)
     for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "vae/broken.bin", "model_index.json"):
         (folder / name).write_bytes(b"broken")
     model = load(folder, "cpu")

@@ -48,14 +48,12 @@ def length(h):
     return pre, codes, out / scale
 
 
-def gated(weight, shift):
+def gated(h):
     """relu(e^r u + b_mag) where u + b_gate > 0."""
-    def define(h):
-        u = (h - shift) @ weight.T
-        pre = R.exp() * u + B
-        codes = pre.relu() * (u + G > 0)
-        return pre, codes, codes @ V + shift
-    return define
+    u = (h - C) @ W.T
+    pre = R.exp() * u + B
+    codes = pre.relu() * (u + G > 0)
+    return pre, codes, codes @ V + C
 
 
 @dataclass
@@ -137,7 +135,7 @@ FAMILIES = {    # name: (file, tensors, config's name, config, definition, field
         plain(gate=above(THRESHOLD)), centre=True),
     "GatedAutoEncoder": learned("GatedAutoEncoder", {
         "encoder.weight": W, "decoder_bias": C, "r_mag": R, "gate_bias": G, "mag_bias": B, "decoder.weight": V.T},
-        gated(W, C)),
+        gated),
     "SAELens standard": lens(plain(gate=relu), fields={"gate": "relu", "norm": "none"}, architecture="standard"),
     "SAELens topk, not centred": lens(plain(centre=0), architecture="topk", k=K, apply_b_dec_to_input=False),
     "SAELens topk, rescaled": lens(plain(W * NORMS[:, None], B * NORMS, ROWS), architecture="topk", k=K,
@@ -145,7 +143,7 @@ FAMILIES = {    # name: (file, tensors, config's name, config, definition, field
     "SAELens jumprelu": lens(plain(gate=above(THETA)), MATRICES | {"threshold": THETA}, architecture="jumprelu"),
     "SAELens layer norm": lens(layer_norm, architecture="topk", k=K, normalize_activations="layer_norm"),
     "SAELens constant norm": lens(length, architecture="topk", k=K, normalize_activations="constant_norm_rescale"),
-    "SAELens gated": lens(gated(W, C), {"W_enc": W.T, "b_gate": G, "b_mag": B, "r_mag": R, "W_dec": V, "b_dec": C},
+    "SAELens gated": lens(gated, {"W_enc": W.T, "b_gate": G, "b_mag": B, "r_mag": R, "W_dec": V, "b_dec": C},
                           architecture="gated"),
     "SAELens 4": lens(plain(), activation_fn_str="topk", activation_fn_kwargs={"k": K}, hook_layer=5, prepend_bos=True),
     "overcomplete": ("sae.pt", OVERCOMPLETE, None, None, plain(rows=LOUD, centre=0, shift=0, gate=relu), {}),

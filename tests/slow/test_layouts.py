@@ -1,5 +1,4 @@
 """Models as people hold them -> the one folder that load reads: identical tensors, or one line that names the cause."""
-import json
 import shutil
 
 import pytest
@@ -7,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import clip_vocab
-from tests.layouts import EMA_SEED, FOUR_D, LEGACY, NAMES, SMALL, WIDTH, legacy, single_tensors
+from tests.layouts import EMA_SEED, FOUR_D, LEGACY, NAMES, SMALL, WIDTH, legacy, single_tensors, tokenizer_json
 from tests.tiny import PATHS, edit_json, edit_tensors, tensors, write_model
 from weights import convert
 from weights.load import NETWORKS, WeightsError, load
@@ -28,11 +27,6 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def single(whole):
     return single_tensors(whole)
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "sd")
 
 
 @pytest.fixture(autouse=True)
@@ -147,35 +141,19 @@ def test_two_sets_of_weights_in_one_file(whole, tmp_path, capsys):
     assert "no second set of weights" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
-def to_bin(folder, shards=1, suffix="bin"):
+def to_pieces(folder, count, suffix="bin"):
     for part, stem in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"),
                        ("text_encoder", "pytorch_model" if suffix == "bin" else "model")):
         path = folder / PATHS[part][1]
         found = load_file(path)
         path.unlink()
-        names, index = sorted(found), {}
-        for i in range(shards):
-            file = f"{stem}-0000{i + 1}-of-0000{shards}.{suffix}" if shards > 1 else f"{stem}.{suffix}"
-            some = names[i::shards]
-            save(path.with_name(file), {k: found[k] for k in some})
-            index |= dict.fromkeys(some, file)
-        if shards > 1:
-            path.with_name(f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": index}))
+        files = [path.with_name(f"{stem}-0000{i + 1}-of-0000{count}.{suffix}") for i in range(count)]
+        for i, file in enumerate(files):
+            save(file, {k: found[k] for k in sorted(found)[i::count]})
 
 
 def rename(part, new):
     return lambda f: (f / PATHS[part][1]).rename((f / PATHS[part][1]).with_name(new))
-
-
-def tokenizer_json(folder, pairs=list):
-    tokens = folder / "tokenizer"
-    vocab = json.loads((tokens / "vocab.json").read_text(encoding="utf-8"))
-    lines = (tokens / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
-    merges = [pairs(line.split()) for line in lines]
-    added = [{"id": vocab.pop(token), "content": token} for token in ("<|startoftext|>", "<|endoftext|>")]
-    (tokens / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {
-        "type": "BPE", "vocab": vocab, "merges": merges}}), encoding="utf-8")
-    (tokens / "vocab.json").unlink(), (tokens / "merges.txt").unlink()
 
 
 def edited(part, change):
@@ -183,9 +161,9 @@ def edited(part, change):
 
 
 FOLDERS = {     # name: changes of the folder, of one part each
-    "pickles in pieces; tokenizer.json with merges as text": [lambda f: to_bin(f, 3),
+    "pickles in pieces; tokenizer.json with merges as text": [lambda f: to_pieces(f, 3),
                                                               lambda f: tokenizer_json(f, " ".join)],
-    "safetensors in pieces; tokenizer.json": [lambda f: to_bin(f, 2, "safetensors"), tokenizer_json],
+    "safetensors in pieces; tokenizer.json": [lambda f: to_pieces(f, 2, "safetensors"), tokenizer_json],
     "half-precision names, no tokenizer": [
         rename("unet", "diffusion_pytorch_model.fp16.safetensors"), rename("text_encoder", "model.fp16.safetensors"),
         rename("vae", "diffusion_pytorch_model.bf16.safetensors"), lambda f: shutil.rmtree(f / "tokenizer")],
@@ -277,7 +255,7 @@ def test_objects_in_a_checkpoint_are_left_out_and_run_nothing(whole, single, tmp
 
 
 BAD_FOLDERS = {
-    "a piece missing": (lambda f: (to_bin(f, 3), (f / "unet/diffusion_pytorch_model-00002-of-00003.bin").unlink()),
+    "a piece missing": (lambda f: (to_pieces(f, 3), (f / "unet/diffusion_pytorch_model-00002-of-00003.bin").unlink()),
                         "diffusion_pytorch_model-00002-of-00003.bin: cannot be read (No such file"),
     "which file?": (lambda f: [(f / "unet").joinpath(n).write_bytes(b"") for n in ("a.bin", "b.bin")]
                     and (f / PATHS["unet"][1]).unlink(), "which of a.bin, b.bin is meant"),
