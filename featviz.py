@@ -10,11 +10,12 @@ says what to do, and exit code 2. In a notebook:
 
 What needs torch is imported where it is used, so that --help and wrong flags are answered at once.
 """
+import difflib
 import itertools
 import sys
 from dataclasses import replace
 
-from command.flags import guarded, nearest
+from command.flags import guarded
 from command.parser import check_flags, parse
 from command.progress import Progress, say, warn
 from config import PRIORS, SEEDS, check_config, configure
@@ -63,8 +64,8 @@ def choose_targets(model, kind, given):
         elif isinstance(n, str):
             labelled = [number for number, word in model.labels.items() if word.lower() == n.lower()]
             if not labelled:
-                known = nearest(n, list(model.labels.values())) or "none: it has no labels.json"
-                raise ValueError(f"--feature {n}: {model.folder} labels no feature so; nearest: {known}")
+                near = difflib.get_close_matches(n, model.labels.values(), cutoff=0.0)
+                raise ValueError(f"--feature {n}: {model.folder} labels no feature so; nearest: {', '.join(near)}")
             found += labelled
         else:
             found.append(n)

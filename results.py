@@ -145,14 +145,10 @@ def path_of(out, recipe):
 
 def feature_folders(folder):
     """List the folder itself if results are in it, else all in it that have some; ValueError where there is none."""
-    folder = Path(folder)
-    if any(folder.glob("t*/seed_*.json")):
-        return [folder]
-    inside = sorted({path.parent.parent for path in folder.glob("*/t*/seed_*.json")})
-    if not inside:
-        raise ValueError(f"{folder}: holds no results; give a folder that featviz.py wrote, such as out/toy or "
-                         "out/toy/feature_00004")
-    return inside
+    found = [path for pattern in ("t*/seed_*.json", "*/t*/seed_*.json") for path in Path(folder).glob(pattern)]
+    if not found:
+        raise ValueError(f"{folder}: holds no results; give a folder that featviz.py wrote, such as out/toy")
+    return sorted({path.parent.parent for path in found})
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 once.
 """
 import argparse
-import difflib
 import sys
 from functools import partial
 from pathlib import Path
@@ -76,11 +75,6 @@ def add_settings(group):
         differs = f"; raw {raw}" if raw != sae else ""
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=f"{field.metadata['help']} [{sae}{differs}]",
                            **kind)
-
-
-def nearest(word, words):
-    """Spell out the words that are most like this one."""
-    return ", ".join(difflib.get_close_matches(word, words, n=3, cutoff=0.0))
 
 
 def guarded(name, work, *args):

@@ -3,17 +3,8 @@ import json
 import re
 
 import featviz
-from activity import capture, thesis
 from tests.test_page import Page, check
 from tests.tiny import edit_json, write_model
-
-WORDS = {14: "cables", 10204: "roses", 10272: "inward perspective", 10331: "human", 10538: "foam"}
-
-
-def test_the_thesis_five():
-    assert {row["feature"]: row["word"] for row in thesis.FEATURES} == WORDS
-    prompts = [row["prompt"] for row in thesis.FEATURES if row["prompt"]]
-    assert len(prompts) == 4 and set(prompts) <= set(capture.GRIDS["thesis"])      # spelled alike
 
 
 def test_a_row_holds_word_prompt_image_and_every_seed(tmp_path, one_thread):
