@@ -278,21 +278,18 @@ def run(model, jobs, config, begin=None, frames=0, on_step=None):
 def finish(model, jobs, z, first, config, on_step=None):
     """Let the model redraw z (B, 4, H, W) from one time step or several; keep for each job the try whose picture,
     decoded and encoded again, excites its target most. -> [Result]"""
-    times, tries, again = config.finish_times, [], []
-    for t0 in times:
+    tries, kept = {}, []
+    for t0 in config.finish_times:
         steps = redraw(model, jobs, noised(model, jobs, z, t0), grid(t0, config.finish_steps), config)
-        tries.append(follow("finish", steps, on_step))
-        with torch.no_grad():
-            again.append(measure(model, model.encode(model.decode(tries[-1][0])), jobs, config)[0])
-    again = torch.stack(again).nan_to_num(nan=-torch.inf)                                       # (tries, B)
-    pick = list(enumerate(again.argmax(dim=0).tolist()))                                        # (job, its try)
-    x = torch.stack([tries[k][0][i] for i, k in pick])                                          # (B, 4, H, W)
-    history = {name: torch.stack([tries[k][1][name][:, i] for i, k in pick], dim=1) for name in tries[0][1]}
-    results = assess(model, x, jobs, first, config, history)
-    for i, k in pick:
-        results[i].scores |= {"finish_from": times[k], "finish_scale": config.finish_scale}
-        results[i].scores |= {f"reencoded_from_{t0}": a.item() for t0, a in zip(times, again[:, i])}
-    return results
+        x, history = follow("finish", steps, on_step)
+        tries[t0] = assess(model, x, jobs, first, config, history)
+    for i in range(len(jobs)):
+        again = {t0: results[i].scores["activation_reencoded"] for t0, results in tries.items()}
+        best = max(again, key=lambda t0: -math.inf if math.isnan(again[t0]) else again[t0])
+        kept.append(tries[best][i])
+        kept[i].scores |= {"finish_from": best, "finish_scale": config.finish_scale}
+        kept[i].scores |= {f"reencoded_from_{t0}": a for t0, a in again.items()}
+    return kept
 
 
 def course_lengths(config):
