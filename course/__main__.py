@@ -12,8 +12,7 @@ from types import SimpleNamespace
 from command.flags import Parser, guarded
 from command.progress import say
 from course.cases import asked
-from course.exercises import EXERCISES
-from course.marking import mark, run_text, solution, stub
+from course.marking import EXERCISES, mark, run_text, solution, stub
 from course.notebook import write_notebook
 from results import write
 

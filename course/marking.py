@@ -1,4 +1,5 @@
-"""Cut a function out of the project's code, and say what is wrong with what a student wrote in its place.
+"""The fourteen exercises as exercises.toml describes them: cut a function out of the project's code, and say what is
+wrong with what a student wrote in its place.
 
     stub(exercise)              the file that a student fills in: the function's docstring, and no body
     solution(exercise)          the function as the project has it
@@ -8,16 +9,50 @@ A check runs the cases of an exercise on ours, on theirs and on known wrong answ
 that theirs equals is named.
 """
 import ast
+import importlib
 import inspect
 import textwrap
+import tomllib
 import traceback
+from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import torch
 
 from course.cases import CASES, check_answers, check_ascent
 
 CHECKS = {"ascend": check_ascent, "fool": check_answers}        # on top of the cases: (functions) -> a sentence or ""
+
+
+@dataclass(frozen=True, eq=False)
+class Exercise:
+    """One exercise: functions of one file of the project, or, without a file, open questions."""
+    number: int
+    part: str
+    title: str
+    objective: str
+    difficulty: int                             # 1 to 5
+    minutes: int
+    prerequisite: str
+    names: list                                 # functions that the student writes
+    hints: list
+    file: str = ""                              # of the project, "ascent.py"
+    owner: str = ""                             # the class that the functions are methods of
+    wrong: dict = field(default_factory=dict)   # name -> [[sentence, a piece of the function, its replacement, ...]]
+    task: str = ""                              # the open questions
+
+    @property
+    def module(self):
+        return importlib.import_module(self.file.removesuffix(".py").replace("/", "."))
+
+    def ours(self, name):
+        """Return the project's function."""
+        return getattr(getattr(self.module, self.owner) if self.owner else self.module, name)
+
+
+TEXT = Path(__file__).with_name("exercises.toml").read_text(encoding="utf-8")
+EXERCISES = [Exercise(**entry) for entry in tomllib.loads(TEXT)["exercise"]]
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from course.exercises import EXERCISES
-from course.marking import mark, stub
+from course.marking import EXERCISES, mark, stub
 from results import write
 
 LESSON = Path(__file__).resolve().parent.parent / "docs/lesson.md"

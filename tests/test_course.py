@@ -7,8 +7,7 @@ import torch
 
 from course import __main__ as command
 from course.cases import CASES
-from course.exercises import EXERCISES
-from course.marking import CHECKS, call, edited, mark, run_text, same, source, stub
+from course.marking import CHECKS, EXERCISES, call, edited, mark, run_text, same, source, stub
 from course.notebook import write_notebook
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from course.exercises import EXERCISES
+from course.marking import EXERCISES
 from course.notebook import write_notebook
 
 nbformat = pytest.importorskip("nbformat")
