@@ -35,7 +35,7 @@ from schedule import Schedule  # noqa: E402
 from weights.load import (  # noqa: E402
     AGAIN, FILES, NETWORKS, WeightsError, check_config, check_shapes, finite, foreign, on_meta, open_tensors,
     read_json, read_sae_config, read_scheduler, read_tokenizer, tokenizer_files)
-from weights.saes import is_sae, read_sae  # noqa: E402
+from weights.saes import MARKS, read_sae  # noqa: E402
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
@@ -379,7 +379,7 @@ def convert(source, target, ema=False, changes=None):
             said = convert_folder(source, folder, ema)
         else:
             tensors, config, path = read_set(source)
-            said = (convert_sae(tensors, config, path, folder, changes) if is_sae(tensors)
+            said = (convert_sae(tensors, config, path, folder, changes) if MARKS & tensors.keys()
                     else convert_single(tensors, path, folder, ema))
         if (folder / "text_encoder").exists():
             if not tokenizer_files(folder / "tokenizer")[0].exists():

@@ -3,13 +3,10 @@
     python weights/fetch.py style50 --check     list files, sizes, licences and free space; download nothing
     python weights/fetch.py style50             ask, then download to weights/style50
 
-published.json is the table: repositories, files, licences, and hashes that are known from public manifests. No
-published file could be reached where this was written: names come from model cards, and what the hub lists decides.
-A file is named `<name>.partial` until its size and hash are the listed ones; the same command resumes it. A file that
-another model folder has already is linked. An SAE of another family is converted by weights/convert.py. HF_ENDPOINT
-names another hub with the same addresses. HF_TOKEN is sent to that hub and not forwarded to the storage that it
-redirects to: `add_unredirected_header`.
-Source: the hub's API, https://huggingface.co/docs/hub/api
+published.json is the table: repositories, files, licences, and hashes that are known from public manifests. A file is
+named `<name>.partial` until its size and hash are the listed ones; the same command resumes it. A file that another
+model folder has already is linked. HF_ENDPOINT names another hub. HF_TOKEN is sent to that hub and not forwarded to the
+storage that it redirects to: `add_unredirected_header`. Source: the hub's API, https://huggingface.co/docs/hub/api
 """
 import hashlib
 import http.client

@@ -309,19 +309,18 @@ def read_tokenizer(folder):
     return tokenizer
 
 
-def find_saes(folder, unet):
-    """{hook point: cfg.json} of every SAE in the folder."""
-    return {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
-
-
 def choose_hook_point(folder, unet, wanted):
-    """The hook point that is asked for; without one that of the only SAE, or the method's."""
+    """(hook point, cfg.json of the SAE for it or None): what is asked for, else the only SAE's, or the method's."""
+    there = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
     if wanted:
-        return unet.hook_name(wanted)
-    there = find_saes(folder, unet)
-    if len(there) > 1 and HOOK_POINT not in there:
+        chosen = unet.hook_name(wanted)
+    elif HOOK_POINT in there or not there:
+        chosen = HOOK_POINT
+    elif len(there) > 1:
         raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(there)}; give one of these as hook point")
-    return HOOK_POINT if HOOK_POINT in there or not there else next(iter(there))
+    else:
+        (chosen,) = there
+    return chosen, there.get(chosen)
 
 
 def read_sae(cfg, unet, hook_point, device):
@@ -495,10 +494,10 @@ def load(path=None, device=None, dtype=None, hook_point=None):
         presets = settings.setdefault("presets", {})
         presets |= {name: {"prior_sampler": sampler} | presets.get(name, {}) for name in ("sae", "raw")}
     unet = parts["unet"]
-    hook_point = choose_hook_point(folder, unet, hook_point)
+    hook_point, cfg = choose_hook_point(folder, unet, hook_point)
     files = [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
     files += [*tokenizer_files(tokens), scheduler, featviz]
-    if cfg := find_saes(folder, unet).get(hook_point):
+    if cfg:
         parts["sae"] = read_sae(cfg, unet, hook_point, device)
         parts["labels"] = read_labels(cfg.with_name("labels.json"))
         files += [cfg, cfg.with_name("sae.safetensors")]

@@ -56,12 +56,7 @@ HARMLESS = set(     # words of fields that say how an SAE was trained, on what, 
     "head index hook version training train trainer sae lens neuronpedia id metadata source loss coefficient mse aux "
     "auxk dead threshold feature window init method checkpoint save dir clip grad compile autocast tags max n".split())
 COUNTERS = {"k", "group_sizes", "stats_last_nonzero", "num_batches_not_active"}
-TIMED = ("time", "film", "shift", "scale_t", "t_emb")           # parts of names that a time embedding has
 MARKS = {name for _, names, *_ in FAMILIES for name in names[2:]}                   # one of them is in any SAE
-
-
-def is_sae(tensors):
-    return bool(MARKS & tensors.keys())
 
 
 def harmless(config, path):
@@ -82,10 +77,6 @@ def refuse(tensors, config, path, config_name):
         "is an SAE of a text encoder": "latent_bias" in tensors and "auxk_coef" in config and config_name != "cfg.json"
         or any("text_" in str(place) for place in [*places, path.parent.name]),
         "is an SAE of FLUX": "pages" in config,
-        "has a skip connection (W_skip)": "W_skip" in tensors,
-        "depends on the time step": any(part in name.lower() for name in tensors for part in TIMED),
-        "normalises its features (layer norm)":
-        "encoder.final_block.1.weight" in tensors and "encoder.final_block.1.running_var" not in tensors,
         "lost the latent_bias that it had at sdxl-unbox, to a tool that made another SAE of it":
         "k" in tensors and "encoder.bias" in tensors and tensors["k"].eq(len(tensors["encoder.bias"])).all()
         and not tensors["encoder.bias"].any()}
@@ -114,14 +105,12 @@ def fold_gate(parts, take):
 
 def fold_norms(parts, take):
     """[5] has a batch norm behind the encoder, and normalises the rows of its dictionary."""
-    mean, variance, scale, shift = (take(f"encoder.final_block.1.{name}")
-                                    for name in ("running_mean", "running_var", "weight", "bias"))
-    take("encoder.final_block.1.num_batches_tracked")
     weight, bias, rows, _ = parts.values()
-    multiplier = take("dictionary.multiplier")
-    if mean is not None:
-        scale = scale / (variance + 1e-5).sqrt()
-        weight, bias = weight * scale[:, None], (bias - mean) * scale + shift
+    multiplier, norm = take("dictionary.multiplier"), "encoder.final_block.1."
+    if (mean := take(norm + "running_mean")) is not None:
+        scale = take(norm + "weight") / (take(norm + "running_var") + 1e-5).sqrt()
+        weight, bias = weight * scale[:, None], (bias - mean) * scale + take(norm + "bias")
+        take(norm + "num_batches_tracked")
     rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-8) * (1 if multiplier is None else multiplier.exp())
     return {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": torch.zeros(rows.shape[1])}
 
@@ -175,7 +164,7 @@ def read_sae(tensors, config, path, config_name=""):
     if need not in {*parts, *fields}:
         raise WeightsError(f"{path}: says nowhere what {need} is; put its config beside it")
     if extra := sorted(left.keys() - COUNTERS):
-        raise WeightsError(f"{path}: has a tensor {extra[0]!r} that may change the mathematics")
+        raise WeightsError(f"{path}: has a tensor {extra[0]!r} for which there is no code here")
     shapes = [list(parts[name].shape) for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")]
     F, D = shapes[0]
     if shapes[1:] != [[F], [F, D], [D]]:
