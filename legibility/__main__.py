@@ -14,8 +14,7 @@ from activity.capture import attach
 from command.flags import Parser, add_model, add_out, guarded
 from command.progress import say
 from config import HOOK_POINT
-from legibility.image_text import find_clip, read_picture
-from legibility.measures import Legibility
+from legibility.image_text import Legibility, find_clip, read_picture
 from weights.choose import choose_weights
 from weights.load import load
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from clip import END
 from legibility import __main__ as command
-from legibility import image_text, measures
-from legibility.image_text import BATCH, CLIPScorer, find_clip, read_picture
-from legibility.measures import WORDS, Legibility, agreement, auc, best_words, read_words
+from legibility import image_text
+from legibility.image_text import (BATCH, WORDS, CLIPScorer, Legibility, agreement, auc, best_words, find_clip,
+                                   read_picture, read_words)
 from results import StoredResult
 from tests import made
 from tests.seeded import compare, fingerprint, on_meta, pictures, shapes, stored, toy_outputs
@@ -191,7 +191,7 @@ def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys
     paths[0].parent.mkdir()
     for path, picture in zip(paths, pictures()):
         picture.save(path)
-    monkeypatch.setattr(measures, "read_results", lambda folder: [
+    monkeypatch.setattr(image_text, "read_results", lambda folder: [
         StoredResult(path, {"job": job}, "excited", {}, [], "") for path in paths])
     code, lines, _ = run(capsys, "measure", model, tmp_path)
     assert code == 0 and lines[0].startswith(f"wrote {tmp_path / 'legibility.json'}; python -m pages")
