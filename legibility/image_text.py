@@ -73,7 +73,8 @@ class CLIPScorer:
     @torch.no_grad()
     def texts(self, strings):
         """Embed n strings: (n, E)."""
-        return torch.cat([self.net.embed_texts(self.tokenizer(some).to(self.device)).cpu() for some in batches(strings)])
+        ids = map(self.tokenizer, batches(strings))
+        return torch.cat([self.net.embed_texts(some.to(self.device)).cpu() for some in ids])
 
 
 def batches(items):
