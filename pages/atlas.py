@@ -7,6 +7,7 @@ ascent's. Thumbnails are files of their own, so the page opens at once whatever 
 """
 import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from results import BROKEN, PROJECT, feature_folders, read_results, replacing, w
 
 
 def write_atlas(folder):
-    """Write folder/index.html and return its path. ValueError where there is no result."""
+    """Write folder/index.html and return its path. ValueError where there are no results."""
     folder, tiles = Path(folder), []
     (folder / "atlas").mkdir(parents=True, exist_ok=True)
     for inside in feature_folders(folder):
@@ -30,8 +31,6 @@ def write_atlas(folder):
                 tiles.append(tile(inside, found, folder / "atlas"))
         except OSError as e:                                    # also Pillow's error for what is no picture
             warn(f"left out: {inside}: {e}")
-    if not tiles:
-        raise ValueError(f"{folder}: holds no result; give the folder of a model's results, such as out/toy")
     write(folder / "index.html", page(folder.resolve().name, tiles).encode())
     return folder / "index.html"
 
@@ -73,13 +72,10 @@ def dictionary(name):
     """Draw the report that `python -m dictionary` left beside the SAE of these weights; "" where there is none."""
     shown = ""
     for path in sorted((PROJECT / "weights" / name / "sae").glob("unet.*/training.json")):
-        try:
+        with suppress(*BROKEN):
             report = json.loads(path.read_text(encoding="utf-8"))["report"]["by_timestep"]
-            times = sorted(map(int, report))
-            unexplained = [report[str(t)]["fvu"] for t in times]
-        except BROKEN:
-            continue
-        said = f"The autoencoder leaves {min(unexplained):.0%} to {max(unexplained):.0%} of the variance"
-        drawn = chart(np.interp(range(1001), times, unexplained).tolist(), f"{said}, by time step", 1000, 360, 120)
-        shown += figure(drawn, f"{said}. Across: the time step.")
+            times, unexplained = zip(*sorted((int(t), found["fvu"]) for t, found in report.items()))
+            said = f"The autoencoder leaves {min(unexplained):.0%} to {max(unexplained):.0%} of the variance"
+            curve = np.interp(range(1001), times, unexplained).tolist()
+            shown += figure(chart(curve, f"{said}, by time step", 1000, 360, 120), f"{said}. Across: the time step.")
     return f"<details><summary>How good the autoencoder is</summary>{shown}</details>" if shown else ""

@@ -3,6 +3,7 @@
 Pages show a sentence, and below it the checks that the sentence counts. A broken file counts as missing.
 """
 import json
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Activity:
 
     def shown(self, t):
         """The examples at t, or where it has none those at its peaks."""
-        return next((self.examples[time] for time in (t, *self.highest()) if self.examples.get(time)), [])
+        return next(filter(None, (self.examples.get(time) for time in (t, *self.highest()))), [])
 
 
 def read_activity(folder):
@@ -55,7 +56,7 @@ def gain(r, name="activation"):
 def groups(found):
     """Group results by time step and settings, the strongest seed first; the best (rule in words.toml) before all."""
     def reencoded(r):
-        value = r.last.scores.get("activation_reencoded")
+        value = r.last.scores["activation_reencoded"]
         return float("-inf") if value is None else value
 
     def worth(r):
@@ -96,11 +97,9 @@ def study(folder, found):
     """Weigh a feature's results and files -> (groups of results, Activity or None, Evidence for the first group)."""
     grouped, activity = groups(found), read_activity(folder)
     concept, named = (" ".join(activity.concept), activity.label) if activity else ("", "")
-    try:
-        legibility = json.loads((folder / "legibility.json").read_text(encoding="utf-8"))["groups"]
-    except BROKEN:
-        legibility = {}
-    seen = legibility.get(grouped[0][0].folder, {})
+    seen = {}
+    with suppress(*BROKEN):
+        seen = json.loads((folder / "legibility.json").read_text(encoding="utf-8"))["groups"][grouped[0][0].folder]
     read = [word for word, _ in seen.get("words", [])[:WORDS]]
     checks = [("Its strongest dataset images share a word.", bool(concept))] if activity else []
     for name, pictures in (("finished", [r.finished for r in grouped[0] if r.finished]), ("ascent", grouped[0])):

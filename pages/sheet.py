@@ -45,21 +45,19 @@ def tile(picture, text, edge=TILE):
     drawn = Image.new("RGB", (edge, top + LINE * len(lines)), "white")
     if picture:
         drawn.paste(scaled(picture, edge))
-    pen = ImageDraw.Draw(drawn)
     for n, line in enumerate(lines):
-        pen.text((0, top + LINE * n), line, "black", font)
+        ImageDraw.Draw(drawn).text((0, top + LINE * n), line, "black", font)
     return drawn
 
 
 def save_sheet(rows, path):
     """Write rows of equally wide tiles as a PNG and return its path."""
-    width, y, file = max(map(len, rows)) * (rows[0][0].width + GAP) + GAP, GAP, io.BytesIO()
     heights = [max(drawn.height for drawn in row) + GAP for row in rows]
+    width, file = max(map(len, rows)) * (rows[0][0].width + GAP) + GAP, io.BytesIO()
     sheet = Image.new("RGB", (width, sum(heights) + GAP), "white")
-    for row, height in zip(rows, heights):
+    for n, row in enumerate(rows):
         for column, drawn in enumerate(row):
-            sheet.paste(drawn, (GAP + column * (drawn.width + GAP), y))
-        y += height
+            sheet.paste(drawn, (GAP + column * (drawn.width + GAP), GAP + sum(heights[:n])))
     sheet.save(file, format="PNG")
     write(path, file.getvalue())
     return path

@@ -43,12 +43,12 @@ def trace(model, recipes, config, steps, out, on_step, size):
     jobs = list(recipes)
     for i in range(0, len(jobs), size):
         batch = jobs[i:i + size]
-        for job, (files, result) in zip(batch, follow(model, batch, config, steps, on_step)):
+        for job, files, result in zip(batch, *follow(model, batch, config, steps, on_step)):
             yield save_trace(model, recipes[job], files, result, out, steps)
 
 
-def follow(model, jobs, config, steps, on_step=None):
-    """Run jobs together and record each: [({file: {name: tensor on the CPU}}, Result of a run without a trace)]."""
+def follow(model, jobs, config, steps, on_step):
+    """Run jobs together and record each: [{file: {name: tensor on the CPU}}], [Result]."""
     seen, files = {"sampling": [], "finish": []}, [{} for _ in jobs]
 
     def see(phase, step):
@@ -59,8 +59,7 @@ def follow(model, jobs, config, steps, on_step=None):
                 drawn = draw(g, step.before.shape[1:], config)
                 if step.index in steps:
                     files[i][f"step_{step.index:03d}"] = record(model, jobs[i], config, step, i, drawn)
-        if on_step:
-            on_step(phase, step)
+        on_step(phase, step)
 
     generators, z = visualize.start(model, jobs, config, see)
     replay = [torch.Generator().set_state(g.get_state()) for g in generators]
@@ -71,7 +70,7 @@ def follow(model, jobs, config, steps, on_step=None):
         if config.finish:
             files[i]["finish"] = follow_finish(model, config, seen["finish"], i, result)
         files[i]["verdict"] = follow_scores(model, jobs[i], config, z[i], result)
-    return list(zip(files, results))
+    return files, results
 
 
 def plain(tensors):
