@@ -101,34 +101,27 @@ def request(url, start=0):
         raise FetchError(f"{url}: cannot be requested; check HF_ENDPOINT and HF_TOKEN") from None
 
 
-def receive(url, out, size, show):
-    """Append the rest of a URL to the open file `out` over one connection."""
-    have = out.tell()
-    with request(url, have) as reply:
-        if reply.status != 206:                                 # the server sends the whole file
-            have = out.seek(0)
-            out.truncate()
-        if (length := int(reply.headers.get("Content-Length", size - have))) != size - have:
-            raise FetchError(f"{url}: another file came, of {length} bytes; open the address in a browser")
-        while block := reply.read1(MIB):
-            out.write(block)
-            have += len(block)
-            show(have)
-    if have < size:
-        raise ConnectionError(f"the connection ended after {have} of {size} bytes")
-
-
 def transfer(url, out, size, show):
-    """Append the rest of a URL to `out`, until TRIES connections in a row bring nothing."""
+    """Append the rest of a URL to the open file `out`, until TRIES connections in a row bring nothing."""
     left = TRIES
-    while True:
-        before = out.tell()
+    while (have := out.tell()) < size:
+        why = "the connection ended"
         try:
-            return receive(url, out, size, show)
+            with request(url, have) as reply:
+                if reply.status != 206:                         # the server sends the whole file
+                    have = out.seek(0)
+                    out.truncate()
+                if (length := int(reply.headers.get("Content-Length", size - have))) != size - have:
+                    raise FetchError(f"{url}: another file came, of {length} bytes; open the address in a browser")
+                while block := reply.read1(MIB):
+                    out.write(block)
+                    show(out.tell())
         except NETWORK as e:
-            left = TRIES if out.tell() > before else left - 1
-            if not left:
-                raise FetchError(f"{url}: {e}; gave up after {TRIES} tries; what arrived is kept, try later") from e
+            why = e
+        left = TRIES if out.tell() > have else left - 1
+        if not left:
+            raise FetchError(f"{url}: {why}; gave up after {TRIES} tries; what arrived is kept, try later")
+        if out.tell() < size:
             time.sleep(PAUSE * 2 ** (TRIES - left))
 
 
@@ -220,9 +213,7 @@ def bring(name, item):
                 return f"the same as {twin}, verified"
     count = Count("MB")
     with open(item.partial, "ab") as out:
-        if out.tell() < item.size:
-            transfer(item.source.url("resolve", item.path), out, item.size,
-                     lambda have: count(have / 1e6, item.size / 1e6))
+        transfer(item.source.url("resolve", item.path), out, item.size, lambda have: count(have / 1e6, item.size / 1e6))
     if why := item.mismatch(item.partial):
         item.partial.unlink()
         raise FetchError(f"{item.path}: what came {why}; it was deleted: run again, or use another HF_ENDPOINT")

@@ -206,9 +206,8 @@ def check_shapes(path, found, expected, advice):
 def read_tensors(path, shapes, dtype=torch.float32, device="cpu", part=None):
     """{name: tensor} for `shapes` {name: shape}; exactly these names and shapes must be in the file.
 
-    dtype None keeps the file's. On a CPU, in the file's precision, tensors stay in the mapped file: what is never used
-    takes no memory. A large tensor is converted from a mapping that ends with it, so that the file and the converted
-    numbers are never in memory together.
+    On a CPU, in the file's precision, tensors stay in the mapped file: what is never used takes no memory. A large tensor
+    is converted from a mapping that ends with it, so that the file and the new numbers are never in memory together.
     """
     tensors = {}
     with open_tensors(path) as whole:
@@ -225,7 +224,7 @@ def convert_tensor(tensor, dtype, device, name):
     """The tensor in another precision or on another device; WeightsError for integers, NaN and infinity."""
     if not tensor.is_floating_point():
         raise WeightsError(f"{name} holds {tensor.dtype}, expected floating-point numbers; {AGAIN}")
-    if dtype in (None, tensor.dtype) and torch.device(device).type == "cpu":
+    if dtype == tensor.dtype and torch.device(device).type == "cpu":
         return tensor                                           # stays in the mapped file, and is not looked at here
     tensor = tensor.to(device, dtype)
     if not finite(tensor):

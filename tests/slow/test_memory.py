@@ -11,9 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.tiny import PATHS, edit_tensors, write_model
 from weights import load as loading
-from weights.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2 ** 20
@@ -83,14 +81,3 @@ def test_converting_takes_no_more_memory_than_the_file(suffix, tmp_path):
     size = path.stat().st_size
     print(f"{suffix}: a file of {size / MIB:.0f} MiB, {(peak - before) / MIB:.0f} MiB more at most")
     assert size > 70 * MIB and peak - before < size + 16 * MIB
-
-
-def test_the_decoder_does_not_overflow_in_half_precision(tmp_path):
-    """Activations beyond 65504, float16's largest, as SD's decoder has them: decoded in float32 in any run."""
-    folder = write_model(tmp_path / "tiny")
-    edit_tensors(folder / PATHS["vae"][1], lambda x: x | {"decoder.conv_in.weight": x["decoder.conv_in.weight"] * 1e6})
-    model = load(folder, "cpu", torch.float16)
-    z = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).half()
-    assert model.vae.decoder.conv_in(model.vae.post_quant_conv(z.float())).abs().max() > 65504
-    image = model.decode(z)
-    assert image.dtype == torch.float32 and image.isfinite().all() and image.std() > 0.01
