@@ -86,9 +86,6 @@ CFG = {"expansion_factor": 2, "normalize_decoder": True, "num_latents": 0, "k": 
 UNBOX = {"n_dirs_local": F, "d_model": D, "k": K, "auxk": 256, "dead_steps_threshold": 2441}
 OVERCOMPLETE = {"encoder.final_block.0.weight": W, "encoder.final_block.0.bias": B, "dictionary._weights": V,
                 "dictionary.multiplier": torch.tensor(0.5)}
-BATCH_NORM = {f"encoder.final_block.1.{name}": t for name, t in (
-    ("running_mean", G), ("running_var", THETA), ("weight", R), ("bias", B), ("num_batches_tracked", torch.tensor(7)))}
-SCALE = R / (THETA + 1e-5).sqrt()
 
 
 def trained(name):
@@ -143,14 +140,12 @@ FAMILIES = {    # name: (file, tensors, config's name, config, definition, field
     "SAELens jumprelu": lens(plain(gate=above(THETA)), MATRICES | {"threshold": THETA}, architecture="jumprelu"),
     "SAELens layer norm": lens(layer_norm, architecture="topk", k=K, normalize_activations="layer_norm"),
     "SAELens constant norm": lens(length, architecture="topk", k=K, normalize_activations="constant_norm_rescale"),
-    "SAELens gated": lens(gated, {"W_enc": W.T, "b_gate": G, "b_mag": B, "r_mag": R, "W_dec": V, "b_dec": C},
-                          architecture="gated"),
     "SAELens 4": lens(plain(), activation_fn_str="topk", activation_fn_kwargs={"k": K}, hook_layer=5, prepend_bos=True),
     "overcomplete": ("sae.pt", OVERCOMPLETE, None, None, plain(rows=LOUD, centre=0, shift=0, gate=relu), {}),
     "overcomplete, jump": ("sae.pt", OVERCOMPLETE | {"thresholds": THETA.log()}, None, None,
                            plain(rows=LOUD, centre=0, shift=0, gate=above(THETA)), {}),
-    "overcomplete, batch norm": ("sae.pt", OVERCOMPLETE | BATCH_NORM, "config.json", {"top_k": K},
-                                 plain(W * SCALE[:, None], (B - G) * SCALE + B, LOUD, 0, 0), {"gate": "topk"}),
+    "overcomplete, top-k": ("sae.pt", OVERCOMPLETE, "config.json", {"top_k": K}, plain(rows=LOUD, centre=0, shift=0),
+                            {"gate": "topk"}),
 }
 
 
@@ -221,14 +216,13 @@ REFUSED = {     # name: (file, tensors, config's name, config, what the line say
     "a text encoder's": ("state_dict.pth", OPENAI, "config.json", UNBOX | {"auxk_coef": 0.03}, "of a text encoder"),
     "FiLM": lens("has a tensor 'time_mlp.0.weight'", MATRICES | {"time_mlp.0.weight": V}, architecture="standard")[:-1],
     "a GeLU": lens("activation_fn_str is gelu", activation_fn_str="gelu")[:-1],
-    "a transcoder of SAELens": lens("architecture is transcoder", architecture="transcoder")[:-1],
+    "a gate of SAELens": lens("architecture is gated", architecture="gated")[:-1],
     "a scale that was not kept": lens("normalize_activations is expected_average_only_in", architecture="standard",
                                       normalize_activations="expected_average_only_in")[:-1],
     "FLUX": ("model.safetensors", CODES | {"bias": C}, "config.json", {"pages": 4, "k": K}, "SAE of FLUX"),
     "lost latent_bias": learned("AutoEncoderTopK", TOPK | {"encoder.bias": torch.zeros(F), "k": torch.tensor(F)},
                                 "lost the latent_bias")[:-1],
-    "layer norm in overcomplete": ("sae.pt", OVERCOMPLETE | {
-        "encoder.final_block.1.weight": R, "encoder.final_block.1.bias": B}, None, None, "final_block.1.bias"),
+    "layer norm": ("sae.pt", OVERCOMPLETE | {"encoder.final_block.1.weight": R}, None, None, "final_block.1.weight"),
     "W_enc without a config": ("sae.pt", MATRICES, None, None, "put its config"),
     "k nowhere": ("state_dict.pth", OPENAI, None, None, "says nowhere what k is"),
     "unknown names": ("sae.pt", {"W_dec": V, "U": W}, None, None, "its tensors are U, W_dec"),

@@ -206,8 +206,8 @@ def check_shapes(path, found, expected, advice):
 def read_tensors(path, shapes, dtype=torch.float32, device="cpu", part=None):
     """{name: tensor} for `shapes` {name: shape}; exactly these names and shapes must be in the file.
 
-    On a CPU, in the file's precision, tensors stay in the mapped file: what is never used takes no memory. A large tensor
-    is converted from a mapping that ends with it, so that the file and the new numbers are never in memory together.
+    On a CPU, in the file's precision, tensors stay in the mapped file: what is never used takes no memory. A large
+    tensor is converted from a mapping that ends with it, so that file and new numbers are never in memory together.
     """
     tensors = {}
     with open_tensors(path) as whole:

@@ -22,8 +22,8 @@ FAMILIES = (    # source; W_enc, b_enc, W_dec, b_dec; one of these is in its con
     ("SAeUron or sparsify", ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), (), {"gate": "topk"}),
     ("SAEmnesia", OPENAI, ("cfg.json",), {"gate": "topk"}),
     ("sdxl-unbox (OpenAI's code)", OPENAI, (), {"gate": "topk", "reads": "update"}),
-    ("dictionary_learning, GatedAutoEncoder", ("encoder.weight", "mag_bias", "decoder.weight", "decoder_bias"), (),
-     {"gate": "threshold"}),
+    ("dictionary_learning, GatedAutoEncoder", ("encoder.weight", "mag_bias", "decoder.weight", "decoder_bias"),
+     ("gate_bias",), {"gate": "threshold"}),
     ("dictionary_learning, AutoEncoderTopK or BatchTopKSAE", (*CODES, "b_dec"), (), {"gate": "topk"}),
     ("dictionary_learning, AutoEncoder", (*CODES, "bias"), (), {"gate": "relu"}),
     ("dictionary_learning, AutoEncoderNew", (*CODES, "decoder.bias"), (), {"gate": "relu", "centre": False}),
@@ -32,14 +32,13 @@ FAMILIES = (    # source; W_enc, b_enc, W_dec, b_dec; one of these is in its con
      {"gate": "threshold", "centre": False}),
     ("Revelio, trained on means over all positions", MATRICES, ("timestep", "num_sampling_steps"),
      {"gate": "signed topk"}),
-    ("SAELens", ("W_enc", "b_mag", "W_dec", "b_dec"), LENS, {"gate": "threshold"}),
     ("SAELens", MATRICES, LENS, {}),
-    ("overcomplete", ("encoder.final_block.0.weight", "encoder.final_block.0.bias", "dictionary._weights", None), (),
-     {"centre": False}),
+    ("overcomplete", ("encoder.final_block.0.weight", "encoder.final_block.0.bias", "dictionary._weights", None),
+     ("dictionary.multiplier",), {"centre": False}),
 )
 TRANSPOSED = ("W_enc", "decoder.weight")                        # stored as (D, F)
 GATES = {None: "relu", "standard": "relu", "topk": "topk", "batchtopk": "topk", "matryoshka_batchtopk": "topk",
-         "jumprelu": "threshold", "gated": "threshold"}         # of architectures [4]
+         "jumprelu": "threshold"}                               # of architectures [4]
 NORMS = {None: "none", "none": "none", "layer_norm": "unit", "constant_norm_rescale": "length"}     # [4]
 KNOWN = {key: (value,) for key, value in FIXED["sae"].items()} | {      # values of a config for which there is code
     "dict_class": ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK",
@@ -89,30 +88,23 @@ def refuse(tensors, config, path, config_name):
 def unit_rows(parts):
     """The same SAE with decoder rows of norm 1: codes grow by the norm that the rows lose."""
     norm = parts["W_dec"].norm(dim=1)
-    return {"encoder.weight": parts["encoder.weight"] * norm[:, None], "encoder.bias": parts["encoder.bias"] * norm,
-            "W_dec": parts["W_dec"] / norm[:, None], "b_dec": parts["b_dec"]}
+    return parts | {"encoder.weight": parts["encoder.weight"] * norm[:, None],
+                    "encoder.bias": parts["encoder.bias"] * norm, "W_dec": parts["W_dec"] / norm[:, None]}
 
 
-def fold_gate(parts, take):
+def fold_gate(parts, r_mag, gate_bias):
     """A gated encoder, relu(e^r u + b_mag) where u + b_gate > 0, is one with thresholds: u + b_gate > 0 is the same as
     e^r u + b_mag > b_mag - e^r b_gate.
     """
-    scale, gate_bias = take("r_mag").exp(), take("gate_bias", "b_gate")
-    take("b_enc")                               # unused
+    scale = r_mag.exp()
     return parts | {"encoder.weight": parts["encoder.weight"] * scale[:, None],
                     "threshold": parts["encoder.bias"] - scale * gate_bias}
 
 
-def fold_norms(parts, take):
-    """[5] has a batch norm behind the encoder, and normalises the rows of its dictionary."""
-    weight, bias, rows, _ = parts.values()
-    multiplier, norm = take("dictionary.multiplier"), "encoder.final_block.1."
-    if (mean := take(norm + "running_mean")) is not None:
-        scale = take(norm + "weight") / (take(norm + "running_var") + 1e-5).sqrt()
-        weight, bias = weight * scale[:, None], (bias - mean) * scale + take(norm + "bias")
-        take(norm + "num_batches_tracked")
-    rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-8) * (1 if multiplier is None else multiplier.exp())
-    return {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": torch.zeros(rows.shape[1])}
+def scaled_rows(parts, multiplier):
+    """[5] normalises the rows of its dictionary, and has no bias in the decoder."""
+    rows = parts["W_dec"] / (parts["W_dec"].norm(dim=1, keepdim=True) + 1e-8) * multiplier.exp()
+    return parts | {"W_dec": rows, "b_dec": torch.zeros(rows.shape[1])}
 
 
 def read_sae(tensors, config, path, config_name=""):
@@ -131,15 +123,19 @@ def read_sae(tensors, config, path, config_name=""):
     source, names, _, special = family
     left = dict(tensors)
 
-    def take(*names):
-        return next((left.pop(name).float() for name in names if name in left), None)
+    def take(name):
+        return left.pop(name).float() if name in left else None
 
     weight, bias, rows, shift = (take(name).T if name in TRANSPOSED else take(name) for name in names)
     parts = {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": shift}
+    shapes = [list(part.shape) for part in parts.values() if part is not None]
+    F, D = (*shapes[0], 0, 0)[:2]
+    if shapes != [[F, D], [F], [F, D], [D]][:len(shapes)]:
+        raise WeightsError(f"{path}: has shapes that do not fit together: {shapes}")
     if "r_mag" in left:
-        parts = fold_gate(parts, take)
+        parts = fold_gate(parts, take("r_mag"), take("gate_bias"))
     if source == "overcomplete":
-        parts = fold_norms(parts, take)
+        parts = scaled_rows(parts, take("dictionary.multiplier"))
     if config.get("rescale_acts_by_decoder_norm") or source == "dictionary_learning, AutoEncoder":
         parts = unit_rows(parts)
     fields = {"norm": "unit" if config.get("input_unit_norm") else NORMS[config.get("normalize_activations")],
@@ -165,9 +161,5 @@ def read_sae(tensors, config, path, config_name=""):
         raise WeightsError(f"{path}: says nowhere what {need} is; put its config beside it")
     if extra := sorted(left.keys() - COUNTERS):
         raise WeightsError(f"{path}: has a tensor {extra[0]!r} for which there is no code here")
-    shapes = [list(parts[name].shape) for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")]
-    F, D = shapes[0]
-    if shapes[1:] != [[F], [F, D], [D]]:
-        raise WeightsError(f"{path}: has shapes that do not fit together: {shapes}")
     trained = source.startswith(("dictionary_learning", "Revelio", "overcomplete"))     # a config about training alone
     return parts, {"d_in": D, "num_latents": F} | fields, [] if trained else harmless(config, path)
