@@ -21,7 +21,7 @@ from activity.profile import image_path
 from results import write
 from weights.load import open_tensors
 
-SHARED = 0.8                # of the examples must have a word in common for it to name the feature (ours)
+SHARED, LEAST = 0.8, 3      # of the examples, and at least three, share a word where it names the feature (ours)
 NEAREST, BAR = 5, 40        # features listed on a card; characters of the longest bar
 
 
@@ -29,7 +29,8 @@ def shared_words(prompts, everything):
     """List the words that SHARED of the examples' prompts hold and fewer than half of all; may be none (ours)."""
     held, common = (Counter(word for prompt in group for word in dict.fromkeys(re.findall(r"[^\W\d_]+", prompt)))
                     for group in (prompts, everything))
-    return [w for w, n in held.items() if n >= SHARED * len(prompts) and common[w] < 0.5 * len(everything)]
+    needed = max(SHARED * len(prompts), LEAST)
+    return [w for w, n in held.items() if n >= needed and common[w] < 0.5 * len(everything)]
 
 
 def highest(values, n):

@@ -437,6 +437,7 @@ def test_bad_calls(argv, says, weights, tmp_path, capsys):
     ([0, 0, 0, 0, 4], ["Tree", "Winter"]),                      # four of five are enough
     ([0, 0, 0, 4], ["Winter"]),                                 # three of four are not
     ([0, 5], []),
+    ([0, 0], []),                                               # two images say nothing of a feature
 ])
 def test_the_concept_is_what_the_examples_prompts_share_and_others_lack(held, expected):
     listed = [f"A {o} image in {s} style" for o in ("Tree", "Cat", "Boat") for s in ("Winter", "Neon", "Sun", "Sketch")]

@@ -25,9 +25,7 @@ from schedule import Schedule
 from toyworld import concepts, denoiser, drawings, text
 from toyworld.fit import atomic_save, fit
 from toyworld.judge import Judge, lesson
-from toyworld.seen import World, see
 from vae import VAE
-from visualize import visualize
 from weights.load import load
 
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
@@ -42,7 +40,6 @@ SAMPLE_STEPS = 25           # of each: many images say more than many steps of o
 CAPTURED = 3                # the capture is of the caption of every third artwork: each thing, by changing houses
 EXPANSION, ACTIVE = 8, 8    # features a channel, active features a place
 SEEDS = (0, 1)              # of the dictionary; the second tells which features are found again
-DEMO = 20                   # features that may become the default
 # by eye on the pictures of 12 features drawn at random, of which none is in README's rows
 SUITED = {"prior": "steer", "steer_scale": 5.0, "finish_from": 900, "finish_scale": 0.1, "finish_steps": 20}
 SETTINGS = {"timestep": 500, "presets": {"sae": SUITED, "raw": SUITED},
@@ -283,24 +280,12 @@ def find_concepts(args):
     write_json(args.out / "concepts.json", concepts.find(model, denoiser.HOOK_POINT, artworks, world))
 
 
-def clearest(args, rows):
-    """Of the DEMO features of the largest surprise that mean a name, the one whose pictures the judge names right first
-    most often, of five seeds by default settings. It is what the toy can do, not what it usually does."""
-    world, hits = World(args.art, args.out, args.device), {}
-    for row in [row for row in rows if row["meaning"][0] == "name"][:DEMO]:
-        results = visualize(world.model, features=[row["feature"]])
-        seen = see(world, torch.stack([(result.finished or result).image for result in results]))
-        hits[row["feature"]] = sum(picture.things[0].name == row["meaning"][1] for picture in seen)
-        told(f"feature {row['feature']}, {row['meaning'][1]}: {hits[row['feature']]} of {len(seen)}")
-    return max(hits, key=hits.get)
-
-
 def write_settings(args):
     """`featviz.json`: the settings that suit the toy, its default feature and its thesis' five, by rule; the meanings
     as labels; the licences.
 
-    The default is the `clearest`. The five are those of the largest surprise of a flower, an animal, a food, a face or
-    person, and a house; what no feature means is left out.
+    The default is the feature of the largest surprise. The five are those of the largest surprise of a flower, an
+    animal, a food, a face or person, and a house; what no feature means is left out.
     """
     world, _ = drawings.things(args.art)
     rows = json.loads((args.out / "concepts.json").read_text(encoding="utf-8"))["rows"]
@@ -315,8 +300,7 @@ def write_settings(args):
             first(of("face", "person", "monkey", "cat")), first(lambda row, _: "house" in row["meaning"][0])]
     thesis = [{"feature": row["feature"], "word": row["meaning"][1],
                "prompt": drawings.caption(*row["strongest"][0].rpartition(", ")[::2])} for row in five if row]
-    write_json(args.out / "featviz.json", SETTINGS)
-    write_json(args.out / "featviz.json", SETTINGS | {"feature": clearest(args, rows), "thesis": thesis})
+    write_json(args.out / "featviz.json", SETTINGS | {"feature": rows[0]["feature"], "thesis": thesis})
     labels = {str(row["feature"]): row["meaning"][1] for row in sorted(rows, key=lambda row: row["feature"])}
     write_json(args.out / "sae" / f"unet.{denoiser.HOOK_POINT}" / "labels.json", labels)
     (args.out / "LICENSES.md").write_bytes(Path(__file__).with_name("LICENSES.md").read_bytes())
