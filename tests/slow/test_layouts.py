@@ -234,9 +234,9 @@ BAD_SINGLES = {     # name: (change, what the line says)
 }
 
 
-def test_prediction_types_in_metadata_and_in_a_file_beside(single, tmp_path):
+def test_a_prediction_type_in_metadata_or_beside_the_file(single, tmp_path):
     save_file(single, tmp_path / "a.safetensors", {"modelspec.prediction_type": "v"})
-    save(tmp_path / "b.safetensors", single)
+    save_file(single, tmp_path / "b.safetensors")
     (tmp_path / "b.yaml").write_text('model:\n  params:\n    parameterization: "v"\n')
     for name in ("a", "b"):
         with pytest.raises(WeightsError, match="v-prediction"):

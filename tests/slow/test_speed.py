@@ -3,7 +3,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ascent import ascend, readout
@@ -30,48 +29,33 @@ def values_and_gradient(unet):
     return h.detach(), gradient(h, z)
 
 
-def plain_unet():
-    plain = on_meta("unet", TOY["unet"])
-    plain.load_state_dict(weights(shapes(plain)), assign=True)
-    return plain
-
-
 def test_quick_layers_are_the_plain_ones(monkeypatch):
-    """Every convolution as a product: values and the latent's gradient; no name, shape or tensor changes, and weights
-    that collect gradients take torch's way."""
+    """Every convolution as a product, and two transformers that add nothing, which are skipped: values and the latent's
+    gradient. No name, shape or tensor changes, and weights that collect gradients take torch's way."""
     monkeypatch.setattr(quick, "FEW", 2 ** 20)
     monkeypatch.setattr(quick, "MANY", 0)
-    plain = plain_unet()
-    unet, products, apply = quick.quicken(copy.deepcopy(plain)), [], quick.Product.apply
+    plain, silent = on_meta("unet", TOY["unet"]), ("down_blocks.0.attentions.1", HOOK)
+    numbers = weights(shapes(plain))
+    numbers |= {name: torch.zeros_like(numbers[name]) for hook in silent for name in numbers
+                if name.startswith(f"{hook}.proj_out.")}
+    plain.load_state_dict(numbers, assign=True)
+    unet, products, ran, apply = quick.quicken(copy.deepcopy(plain)), [], [], quick.Product.apply
     monkeypatch.setattr(quick.Product, "apply", lambda *args: products.append(args[1].shape) or apply(*args))
-    assert shapes(unet) == shapes(plain) and unet.hook_points == plain.hook_points
-    collecting, none = values_and_gradient(unet), len(products)
-    frozen = values_and_gradient(unet.requires_grad_(False))
-    assert none == 0 < len(products) and 9 * 224 in {shape[1] for shape in products}
-    for a, b, c in zip(values_and_gradient(plain), collecting, frozen):
-        assert torch.equal(a, b) and relative_error(c, a) <= 1e-5
-
-
-def test_a_transformer_that_adds_nothing_is_passed_by():
-    """Values and gradient are the same; one number that is not 0 and it is at work again."""
-    plain = plain_unet()
-    for silent in ("down_blocks.0.attentions.1", HOOK):
-        for parameter in plain.get_submodule(silent).proj_out.parameters():
-            nn.init.zeros_(parameter)
-    plain.requires_grad_(False)
-    unet, ran = quick.quicken(copy.deepcopy(plain)), []
     for name in unet.hook_points:
         if "attentions" in name:
             block = unet.get_submodule(name).transformer_blocks[0]
             block.register_forward_hook(lambda *_, name=name: ran.append(name))
-    found = values_and_gradient(unet)
-    assert {"down_blocks.0.attentions.1", HOOK}.isdisjoint(ran) and "down_blocks.0.attentions.0" in ran
-    with torch.no_grad():
-        unet.get_submodule(HOOK).proj_out.bias[0] = 1e-3
-    changed = values_and_gradient(unet)
-    assert HOOK in ran and not torch.equal(changed[0], found[0])
-    for a, b in zip(values_and_gradient(plain), found):
-        assert relative_error(b, a) <= 1e-5
+    assert shapes(unet) == shapes(plain) and unet.hook_points == plain.hook_points
+    collecting = values_and_gradient(unet)
+    assert not products and set(silent) <= {*ran}
+    ran.clear()
+    frozen = values_and_gradient(unet.requires_grad_(False))
+    assert 9 * 224 in {shape[1] for shape in products}
+    assert not {*silent} & {*ran} and "down_blocks.0.attentions.0" in ran
+    for a, b, c in zip(values_and_gradient(plain), collecting, frozen):
+        assert torch.equal(a, b) and relative_error(c, a) <= 1e-5
+    unet.get_submodule(HOOK).proj_out.bias[0] = 1e-3            # one number that is not 0
+    assert not torch.equal(values_and_gradient(unet)[0], frozen[0]) and HOOK in ran
 
 
 def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
