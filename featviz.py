@@ -16,7 +16,7 @@ import sys
 from dataclasses import replace
 
 from command.flags import guarded
-from command.parser import check_flags, parse
+from command.parser import parse
 from command.progress import Progress, say, warn
 from config import PRIORS, SEEDS, check_config, configure
 
@@ -76,7 +76,6 @@ def run(args, given):
     """Compute all results that are not there yet, then their pages; return the exit code."""
     kind = "channel" if args.channel else "direction" if args.direction else "feature"
     axes, (rank, shards) = dict(args.sweep), args.shard
-    check_flags(args.batch_size, args.frames, given)
     named = list(itertools.chain(*(args.channel or args.feature or [])))
 
     from activity.analysis import dead_line
@@ -87,8 +86,6 @@ def run(args, given):
     from weights.choose import choose_weights
     path = choose_weights(args.weights, kind, named or ["any"] * bool(args.thesis or args.direction))
     model = load(path, args.device, args.dtype, args.hook_point, args.out)
-    if kind == "feature":
-        model.require("sae")
     config = configure(model.settings, args.preset, kind, **given)
     configs = [replace(config, **dict(zip(axes, values))) for values in itertools.product(*axes.values())]
     if config.prior not in PRIORS:
@@ -225,7 +222,7 @@ def show(model, recipes, axes, thesis, out):
 
 
 def main(argv=None):
-    return guarded("featviz", run, *parse(argv))
+    return guarded("featviz", lambda: run(*parse(argv)))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def axis(text):
 
 
 def parse(argv=None):
-    """Parse the command line: (flags, {setting: value} of those that are given)."""
+    """Parse the command line: (flags, {setting: value} of those that are given). ValueError for one out of range."""
     parser = Parser(prog="featviz.py", usage="python featviz.py [--feature F ...] [--timestep T ...] ...",
                     description="See what one feature inside a latent diffusion model responds to. Several features, "
                     "time steps and seeds give every combination.")
@@ -71,13 +71,11 @@ def parse(argv=None):
         "settings of the method", "in brackets what the preset sae has, and raw where it differs; weights may bring "
         "their own; docs/method.md explains each"))
     args = parser.parse_args(argv)
+    size, frames = args.batch_size, args.frames
+    if size is not None and size < 1 or frames != 0 and not 2 <= frames <= 50:
+        raise ValueError(f"--batch-size must be at least 1 and --frames 0 or 2 to 50, got {size} and {frames}")
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
-    return args, given | ({"position": tuple(given["position"])} if "position" in given else {})
-
-
-def check_flags(batch_size, frames, settings):
-    """Raise ValueError for what is wrong whatever the model, before torch is imported."""
-    if batch_size is not None and batch_size < 1 or frames != 0 and not 2 <= frames <= 50:
-        raise ValueError(f"--batch-size must be at least 1 and --frames 0 or 2 to 50, got {batch_size} and {frames}")
-    for name, value in settings.items():
+    given |= {"position": tuple(given["position"])} if "position" in given else {}
+    for name, value in given.items():
         check_setting(name, SETTINGS[name], value)
+    return args, given

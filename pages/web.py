@@ -117,7 +117,7 @@ def bars(rows):
 
 
 def chart(values, label, x_most, width=560, height=160, marks=()):
-    """Draw one curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None leaves a gap.
+    """Draw one curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None is no point.
 
     marks  x positions drawn as vertical lines; a flat curve gets none
     label  read aloud by a screen reader
@@ -132,11 +132,9 @@ def chart(values, label, x_most, width=560, height=160, marks=()):
     def at_y(v):
         return round(top + h * (1 - (v - low) / ((high - low) or 1.0)), 1)
 
-    line, step, pen = "", x_most / max(len(values) - 1, 1), "M"
-    for i, v in enumerate(values):
-        line += "" if v is None else f"{pen}{at_x(i * step)},{at_y(v)}"
-        pen = "M" if v is None else "L"
-    drawn = f'<path class="curve" d="{line}"/>'
+    step = x_most / max(len(values) - 1, 1)
+    line = " ".join(f"{at_x(i * step)},{at_y(v)}" for i, v in enumerate(values) if v is not None)
+    drawn = f'<polyline class="curve" points="{line}"/>'
     for x in marks if min(known) < max(known) else ():
         drawn += f'<line class="peak" x1="{at_x(x)}" x2="{at_x(x)}" y1="{top}" y2="{top + h}"/>'
     for x in sorted({0, x_most // 2, x_most}):
