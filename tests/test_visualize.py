@@ -11,6 +11,7 @@ import visualize as course
 from ascent import ascend
 from config import Job
 from finish import FINISH_SEED, grid, noised, redraw
+from pages import tracepage
 from tests.linear import BARE, D, FEATURES, JOBS, Linear, begin, change, close, generator, roots
 from tests.seeded import randn
 from visualize import (SCORE_SEED, check_jobs, judge_result, kept_steps, list_jobs, measure, run, share_starts, start,
@@ -107,8 +108,11 @@ GOOD = {"activation": 1.0, "activation_start": 0.5, "activation_reencoded": 0.8,
     ({"activation": float("inf")}, 1.0, "non-finite at step 3"),
 ])
 def test_verdicts(changes, dataset, verdict):
-    assert judge_result(GOOD | {"dataset_largest": dataset} | changes, True, 3) == verdict
-    assert judge_result(GOOD | changes, False, 3) == "non-finite at step 3"
+    """Also by the rules with their numbers that end a trace: the first that fails."""
+    scores = GOOD | {"dataset_largest": dataset} | changes
+    assert judge_result(scores, True, 3) == verdict and judge_result(scores, False, 3) == "non-finite at step 3"
+    failed = [fails for fails, _, holds in tracepage.rules(scores) if not holds]
+    assert [*failed, "excited"][0] == verdict.partition(" ")[0]
 
 
 def test_a_result_is_judged_by_the_dataset_at_its_time_step(model):
