@@ -24,7 +24,6 @@ STAGES = "before transformed noised hook activation loss gradient filtered smoot
 LATENTS, FORCES = ("before", "transformed", "noised", "after"), ("gradient", "filtered", "smoothed")
 BEFORE = {"transformed": "before", "noised": "transformed", "filtered": "gradient", "smoothed": "filtered"}
 OFF = " <b>Switched off in this run: the same numbers as before.</b>"
-EDGE = 480                  # pixels that a map is enlarged to, at least
 SHOWN = 10                  # steps of the start and of the finish that are shown as pictures
 DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))          # negative, 0, positive; also for the colour-blind
 EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from nothing to the largest
@@ -46,15 +45,12 @@ def decoded(model, z, what, look="picture"):
 
 
 def mapped(x, what, stops, low, high):
-    """Show one or four maps (n, h, w) of numbers: each a square, coloured linearly between the stops from low to high.
-    """
+    """Show one or four maps (n, h, w), a pixel a number, coloured linearly between the stops from low to high."""
     share = np.nan_to_num((x.double().numpy() - low) / ((high - low) or 1.0))
     at = np.linspace(0, 1, len(stops))
     rgb = np.stack([np.interp(share, at, channel) for channel in zip(*stops)], axis=-1).round().astype(np.uint8)
-    size = math.ceil(EDGE / max(x.shape[1:]) / (2 if len(x) == 4 else 1))
-    rgb = rgb.repeat(size, axis=1).repeat(size, axis=2)                                         # (n, H, W, 3)
     if len(x) == 4:
-        rgb = np.pad(rgb, ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
+        rgb = np.pad(rgb, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)                # (4, h + 1, w + 1, 3)
         rgb = np.vstack([np.hstack(rgb[:2]), np.hstack(rgb[2:])])[None]
     line = ", ".join(f"rgb{stop}" for stop in stops)
     scale = f'{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {high:.3g}'
