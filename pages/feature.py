@@ -29,12 +29,12 @@ def write_page(folder, atlas=False):
                 if not isinstance(value, dict)]
     body = [head(folder, first, found, evidence, atlas), hero(first, activity),
             section("seeds", "Other seeds: what changes, it does not care about", seeds(grouped[0][1:])),
-            folded("when", "When it is active", when(activity)),
-            folded("card", "How often it is active, and its neighbours", card(folder, first, activity)),
+            folded("when", "When it is active", activity and when(activity)),
+            folded("card", "How often it is active, and its neighbours", activity and card(folder, first, activity)),
             folded("more", "Other time steps and settings",
                    *(f"<h3>Time step {group[0].t} {escape(typed(group[0].recipe))}</h3>{seeds(group)}"
                      for group in grouped[1:])),
-            folded("examples", "All dataset images that excite it", *examples(activity)),
+            folded("examples", "All dataset images that excite it", activity and examples(activity)),
             folded("how", "How each picture came about", *(course(r) for group in grouped for r in group)),
             folded("beside", "What else its picture excites", beside(folder, first)),
             folded("again", "Make it again", f"<pre><code>{escape(again)}</code></pre>"),
@@ -127,14 +127,10 @@ def seeds(results, home="", left=""):
 
 def when(activity):
     """Two curves over the time steps, the peaks of the first marked."""
-    if not activity:
-        return ""
     share = f"Share of {activity.images} images with it among the {activity.top} strongest"
-    never = "" if any(activity.profile) else f"<p>It is never among the {activity.top} strongest.</p>"
     marked = f"; peaks at {', '.join(map(str, activity.peaks))}" if activity.peaks else ""
-    return never + charts([(share, activity.profile, activity.peaks), ("Largest activation in any of them",
-                                                                       activity.strength, ())],
-                          f"by time step{marked}", 480, 160, TEXTS["across"])
+    curves = [(share, activity.profile, activity.peaks), ("Largest activation in any of them", activity.strength, ())]
+    return charts(curves, f"by time step{marked}", 480, 160, TEXTS["across"])
 
 
 def charts(curves, what, width=360, height=120, below=""):
@@ -146,8 +142,6 @@ def charts(curves, what, width=360, height=120, below=""):
 
 def card(folder, first, activity):
     """How often and how strongly it is active in the dataset, and which features are near it (activity/analysis.py)."""
-    if not activity:
-        return ""
     known = activity.card
     said = f"<p>Its largest mean activation is {short(known['largest'])}, at time step {known['timestep']}."
     if known["gated"] is not None:
@@ -165,10 +159,9 @@ def card(folder, first, activity):
 
 def examples(activity):
     """The dataset images at each time step that has some."""
-    for t, known in sorted(activity.examples.items()) if activity else ():
-        peak = ", a peak of its activity" if t in activity.peaks else ""
-        if known:
-            yield f"<h3>Time step {t}{peak}</h3>{tiles(known, 'feature')}"
+    peak = {t: ", a peak of its activity" for t in activity.peaks}
+    return "".join(f"<h3>Time step {t}{peak.get(t, '')}</h3>{tiles(known, 'feature')}"
+                   for t, known in sorted(activity.examples.items()) if known)
 
 
 def course(r):

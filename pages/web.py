@@ -77,14 +77,14 @@ def term(word, meaning):
 
 
 def section(name, title, *parts):
-    """Build a section with a heading; "" where all parts are empty. `title` is HTML."""
-    inside = "".join(parts)
+    """Build a section with a heading; "" where all parts are empty or None. `title` is HTML."""
+    inside = "".join(filter(None, parts))
     return f'<section id="{name}"><h2>{title}</h2>{inside}</section>' if inside else ""
 
 
 def folded(name, title, *parts):
-    """Build a section that opens on a click; "" where all parts are empty."""
-    inside = "".join(parts)
+    """Build a section that opens on a click; "" where all parts are empty or None."""
+    inside = "".join(filter(None, parts))
     return f'<details id="{name}"><summary><h2>{title}</h2></summary>{inside}</details>' if inside else ""
 
 
