@@ -82,6 +82,7 @@ def test_the_autoencoder_s_report_is_a_curve_and_a_sentence(folder, tmp_path, mo
 
 
 def test_features_drawn_at_random_in_rows_and_on_a_wall(folder, tmp_path, monkeypatch, capsys):
+    """The same ones each time; no letter of a long word is cut off."""
     monkeypatch.setattr(sheet, "COLUMNS", 2)
     rows, wall = tmp_path / "rows.png", tmp_path / "wall.png"
     assert main([str(folder), "--rows", str(rows), "--wall", str(wall)]) == 0
@@ -91,9 +92,6 @@ def test_features_drawn_at_random_in_rows_and_on_a_wall(folder, tmp_path, monkey
     for path, columns, lines in ((rows, 6, 3), (wall, 2, 2)):
         width, height = Image.open(path).size
         assert width == columns * (128 + 12) + 12 and height >= lines * (128 + 12)
-
-
-def test_no_letter_of_a_long_word_is_cut_off():
     font = ImageFont.load_default(13)
     lines = sheet.wrapped("A " + "word" * 12, font, 128)
     assert "".join(lines).replace(" ", "") == "A" + "word" * 12 and max(map(font.getlength, lines)) <= 128

@@ -117,15 +117,11 @@ def test_places_and_names():
 # --- kills and full disks ---------------------------------------------------------------------------------------------
 
 def test_files_appear_whole_and_the_record_last(weights, out, monkeypatch):
-    """A write that was killed leaves its temporary file alone."""
     order, replace = [], os.replace
     monkeypatch.setattr(results.os, "replace", lambda source, target: (order.append(str(target)),
                                                                        replace(source, target)))
     assert run(weights, out, "--seed", 5) == 0
     assert [name for name in order if "seed_" in name] == [str(out / f"{STEM}.{kind}") for kind in KINDS]
-    killed = results.replacing(out / "x.png")
-    killed.__enter__().write(b"half")
-    assert {name for name in files(out) if name.startswith("x")} == {"x.png.partial"}
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(weights, out, capsys, monkeypatch):
