@@ -105,49 +105,42 @@ def gradient(y, x, retain_graph=False):
     return torch.autograd.grad((y * randn(*y.shape, seed=6)).sum(), x, retain_graph=retain_graph)[0]
 
 
-def unet_outputs(net, z, t, context, hooks, gradients):
-    """Ours: the noise prediction, the output at each of `hooks`, and its gradient at those that are in `gradients`."""
-    out = {"noise": net(z, t, context).detach()}
-    for hook in hooks:
-        leaf = z.clone().requires_grad_(hook in gradients)
-        y = net(leaf, t, context, until=hook)
-        out[hook] = y.detach()
-        if hook in gradients:
-            out[f"gradient {hook}"] = gradient(y, leaf)
-    return out
+def outputs(run, net, inputs, leaves=None, **more):
+    """What run(net, *inputs) gives, {name: tensor}, without its graph; for each of `leaves`, {name: n}, the gradient of
+    that output with respect to input n.
+    """
+    leaves = leaves or {}
+    inputs = [x.clone().requires_grad_(n in leaves.values()) for n, x in enumerate(inputs)]
+    found = run(net, *inputs, **more)
+    gradients = {f"gradient {name}": gradient(found[name], inputs[n], True) for name, n in leaves.items()}
+    return {name: y.detach() for name, y in found.items()} | gradients
 
 
-def vae_outputs(net, z, images, gradients=True):
-    """Ours: decoded images before the clamp, mean and log variance of encoded ones, and gradients."""
-    z, images = z.clone().requires_grad_(gradients), images.clone().requires_grad_(gradients)
-    decoded, (mean, logvar) = net.decode_raw(z), net.moments(images)
-    out = {"decode": decoded.detach(), "mean": mean.detach(), "logvar": logvar.detach()}
-    if gradients:
-        out |= {"gradient decode": gradient(decoded, z), "gradient mean": gradient(mean, images)}
-    return out
+def unet_run(net, z, t, context, hooks=TOY_HOOKS):
+    return {"noise": net(z.detach(), t, context)} | {hook: net(z, t, context, until=hook) for hook in hooks}
 
 
-def text_outputs(net, ids):
-    return {"embedding": net(ids)}
+RUNS = {        # part -> what is compared of it: of the VAE decoded images before the clamp, then what encode gives
+    "unet": unet_run,
+    "vae": lambda net, z, images: dict(zip(("decode", "mean", "logvar"), (net.decode_raw(z), *net.moments(images)))),
+    "clip_text": lambda net, ids: {"embedding": net(ids)},
+    "clip": lambda net, pixels, ids: {"pixels": pixels, "image": net.embed_images(pixels), "text": net.embed_texts(ids),
+                                      "logits": net(pixels, ids)},
+}
+LEAVES = {"unet": dict.fromkeys(TOY_HOOKS, 0), "vae": {"decode": 0, "mean": 1}, "clip": {"image": 0, "logits": 0}}
 
 
-def clip_outputs(net, pixels, ids):
-    """Ours: both embeddings, the logits, and gradients with respect to the pixels."""
-    leaf = pixels.clone().requires_grad_()
-    image, logits = net.embed_images(leaf), net(leaf, ids)
-    return {"image": image.detach(), "text": net.embed_texts(ids), "logits": logits.detach(),
-            "gradient image": gradient(image, leaf), "gradient logits": gradient(logits, leaf)}
+def clip_inputs():
+    size = TOY["clip"]["vision_config"]["image_size"]
+    return torch.stack([preprocess(picture, size) for picture in pictures()]), clip_vocab.tokenizer()(list(TEXTS))
+
+
+INPUTS = {"unet": unet_inputs, "vae": vae_inputs, "clip_text": lambda: [text_inputs()], "clip": clip_inputs}
 
 
 def toy_outputs(part):
     """All that is compared at toy size, from our network with seeded weights."""
-    net = filled(part, TOY[part])
-    if part == "unet":
-        return unet_outputs(net, *unet_inputs(), TOY_HOOKS, TOY_HOOKS)
-    if part == "clip":
-        pixels = torch.stack([preprocess(picture, TOY[part]["vision_config"]["image_size"]) for picture in pictures()])
-        return {"pixels": pixels} | clip_outputs(net, pixels, clip_vocab.tokenizer()(list(TEXTS)))
-    return vae_outputs(net, *vae_inputs()) if part == "vae" else text_outputs(net, text_inputs())
+    return outputs(RUNS[part], filled(part, TOY[part]), INPUTS[part](), LEAVES.get(part))
 
 
 def toy_eps(x, t):

@@ -1,18 +1,13 @@
-"""The official networks on our seeded weights, and the script that stores what they give: `python
-tests/oracle/record.py`.
+"""The official networks on our seeded weights; `python tests/oracle/record.py` stores what they give.
 
 Needs diffusers and transformers. The fast tests read tests/fixtures/parity_*.safetensors and need neither. Stored are
 outputs only; weights and inputs come from the seeds of tests/seeded.py.
 """
 import json
-import random
 import sys
-import unicodedata
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[2])
-)  # run as a script, it is not started from the root by itself
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))    # run as a script, it does not start from the root
 
 import diffusers
 import torch
@@ -23,8 +18,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests import clip_vocab
-from tests.seeded import (FIXTURES, SEED, TEXTS, TOY, TOY_HOOKS, fingerprint, gradient, pictures, randn, text_inputs,
-                          toy_eps, unet_inputs, vae_inputs, weights)
+from tests.seeded import (FIXTURES, INPUTS, LEAVES, SEED, TEXTS, TOY, TOY_HOOKS, fingerprint, outputs, pictures, randn,
+                          stored, toy_eps, unet_inputs, weights)
 
 SD = {
     "unet": dict(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
@@ -38,8 +33,7 @@ SD["clip"] = dict(text_config=SD["clip_text"], projection_dim=768,
                                      num_hidden_layers=24, num_attention_heads=16))
 SCALING = 0.18215
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
-                steps_offset=1,
-                set_alpha_to_one=False, prediction_type="epsilon", timestep_spacing="leading")
+                steps_offset=1, set_alpha_to_one=False, prediction_type="epsilon", timestep_spacing="leading")
 TRAJECTORY_STEPS = (1, 2, 3, 4, 20, 50)
 UNET_STEPS = (3, 20)                                            # trajectories with the toy UNet; these cost more
 
@@ -84,37 +78,29 @@ def official(part, sizes=None, tensors=None):
     return net.requires_grad_(False).eval()
 
 
-def unet_outputs(net, z, t, context, hooks, gradients):
-    """The same as seeded.unet_outputs: one run, in which every hook's output is captured."""
+def unet_run(net, z, t, context, hooks=TOY_HOOKS):
+    """One run, in which every hook's output is captured."""
     captured = {}
     catch = lambda name: lambda module, args, output: captured.__setitem__(name, output[0])
     handles = [net.get_submodule(name).register_forward_hook(catch(name)) for name in hooks]
-    leaf = z.clone().requires_grad_(bool(gradients))
-    out = {"noise": net(leaf, t, encoder_hidden_states=context).sample.detach()}
+    noise = net(z, t, encoder_hidden_states=context).sample
     for handle in handles:
         handle.remove()
-    for name in hooks:
-        out[name] = captured[name].detach()
-        if name in gradients:
-            out[f"gradient {name}"] = gradient(captured[name], leaf, retain_graph=True)
-    return out
+    return {"noise": noise} | captured
 
 
-def vae_outputs(net, z, images, gradients=True):
-    """The same as seeded.vae_outputs."""
-    z, images = z.clone().requires_grad_(gradients), images.clone().requires_grad_(gradients)
-    decoded = net.decode(z / SCALING).sample
-    out = {"decode": decoded.detach()}
+def vae_run(net, z, images):
     moments = net.encode(2 * images - 1).latent_dist
-    out["mean"], out["logvar"] = moments.mean.detach(), moments.logvar.detach()
-    if gradients:
-        out["gradient decode"], out["gradient mean"] = gradient(decoded, z), gradient(moments.mean, images)
-    return out
+    return {"decode": net.decode(z / SCALING).sample, "mean": moments.mean, "logvar": moments.logvar}
 
 
-def text_outputs(net, ids):
-    with torch.no_grad():
-        return {"embedding": net(ids).last_hidden_state}
+def clip_run(net, pixels, ids):
+    out = net(input_ids=ids, pixel_values=pixels)
+    return {"pixels": pixels, "image": out.image_embeds, "text": out.text_embeds, "logits": out.logits_per_image}
+
+
+RUNS = {"unet": unet_run, "vae": vae_run, "clip_text": lambda net, ids: {"embedding": net(ids).last_hidden_state},
+        "clip": clip_run}               # as seeded.RUNS
 
 
 def official_pixels(images, size=224):
@@ -124,27 +110,15 @@ def official_pixels(images, size=224):
 
 
 def clip_inputs(images, texts, size=224):
-    """The library's own way from pictures and strings to pixels and token ids."""
+    """The library's way from pictures and strings to pixels and token ids."""
     return official_pixels(images, size), official_ids(official_tokenizer(), list(texts))
 
 
-def clip_outputs(net, pixels, ids):
-    """The same as seeded.clip_outputs."""
-    leaf = pixels.clone().requires_grad_()
-    out = net(input_ids=ids, pixel_values=leaf)
-    return {"image": out.image_embeds.detach(), "text": out.text_embeds, "logits": out.logits_per_image.detach(),
-            "gradient image": gradient(out.image_embeds, leaf, retain_graph=True),
-            "gradient logits": gradient(out.logits_per_image, leaf)}
-
-
 def toy_outputs(part):
-    net = official(part, TOY[part])
-    if part == "clip":
-        pixels, ids = clip_inputs(pictures(), TEXTS, TOY[part]["vision_config"]["image_size"])
-        return {"pixels": pixels} | clip_outputs(net, pixels, ids)
-    if part == "unet":
-        return unet_outputs(net, *unet_inputs(), TOY_HOOKS, TOY_HOOKS)
-    return vae_outputs(net, *vae_inputs()) if part == "vae" else text_outputs(net, text_inputs())
+    """As seeded.toy_outputs."""
+    size = TOY["clip"]["vision_config"]["image_size"]
+    inputs = clip_inputs(pictures(), TEXTS, size) if part == "clip" else INPUTS[part]()
+    return outputs(RUNS[part], official(part, TOY[part]), inputs, LEAVES.get(part))
 
 
 def scheduler(kind):
@@ -164,7 +138,6 @@ def trajectory(kind, predict, x, steps):
     return s.timesteps.tolist(), torch.stack(out)
 
 
-@torch.no_grad()
 def guided_eps(net, context, null, guidance):
     """(x, t) -> noise as the official pipeline combines it."""
     def predict(x, t):
@@ -189,52 +162,6 @@ def schedule_outputs():
     return out
 
 
-EDGE_CASES = (
-    "", " ", "\t\n", "a", "A", "!", "...",
-    "don't can't we're they've I'm you'll he'd it's", "DON'T CAN'T WE'RE", "'s 't 're 'x ''s 's's",
-    "rock'n'roll o'clock '90s", "1 12 123 1234567890", "3.14159e-10", "x2y3z",
-    "½ ² Ⅷ ٣ 五 ①", "snake_case __init__ a_1", "C++ C# F♯",
-    "<|startoftext|>", "<|endoftext|>", "a <|endoftext|> b", "<|startoftext|>a dog<|endoftext|>",
-    "x<|endoftext|>y<|endoftext|>z",
-    "<|ENDOFTEXT|>", "<|endoftext", "endoftext|>",
-    "</w>", "a</w> b</w>", "&amp; &lt;b&gt;",
-    "a\u00a0b\u2003c\u3000d", "e\u0301 \u00e9 E\u0301",
-    "\ufb01 ﬁne", "naïve café résumé", "ΑΒΓΣ ΟΔΟΣ ΣΑΣ", "İstanbul IŞIK", "Straße GROSS ẞ", "привет мир",
-    "日本語のテキスト 漢字",
-    "한국어 문장",
-    "مرحبا بالعالم", "नमस्ते दुनिया", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽", "e\u200bf\u200dg\ufeffh", "a\u0000b\u0007c",
-    "\u001ca\u001db\u001ec\u001fd", "a\u0085b\u2028c",
-    "a" * 300, "word " * 100, "1" * 90, "!?" * 60, " ".join("'s" for _ in range(80)),
-    "supercalifragilisticexpialidocious " * 9, "日" * 80,
-)
-
-
-def random_prompts(count=400, seed=0):
-    """Seeded strings: printable ASCII, ASCII with words, letters of one script, any assigned code point."""
-    rng, out = random.Random(seed), []
-    scripts = ((0xC0, 0x24F), (0x370, 0x3FF), (0x400, 0x52F), (0x5D0, 0x6FF), (0x900, 0x97F), (0x3040, 0x30FF),
-               (0x4E00, 0x9FFF),
-               (0xAC00, 0xD7A3), (0x2000, 0x2BFF), (0x300, 0x36F), (0x1F300, 0x1FAFF))
-    words = ("a", "The", "dog", "image", "it's", "we'll", "Van", "Gogh", "2024", "--", "style.", "(red)", "ﬁ", "É", "_",
-             "<|endoftext|>")
-    for i in range(count):
-        length = rng.randrange(1, 60)
-        if i % 4 == 0:
-            text = "".join(chr(rng.randrange(32, 127)) for _ in range(length))
-        elif i % 4 == 1:
-            text = "".join(rng.choice(words) + rng.choice(("", " ", "  ", ", ", "\n")) for _ in range(length // 2 + 1))
-        elif i % 4 == 2:
-            first, last = rng.choice(scripts)
-            letter = lambda: chr(rng.randrange(first, last + 1))
-            text = "".join(rng.choice((" ", letter(), letter())) for _ in range(length))
-        else:
-            text = "".join(chr(rng.randrange(rng.choice((0x3000, 0x10000, 0x30000)))) for _ in range(length))
-        # Surrogates are no text; classes of code points that this Python does not know depend on its age, not on the
-        # tokenizer.
-        out.append("".join(c for c in text if unicodedata.category(c) not in ("Cs", "Cn")))
-    return out
-
-
 def official_tokenizer():
     pairs = clip_vocab.merges()
     return CLIPTokenizer(vocab=clip_vocab.vocab(pairs), merges=pairs)
@@ -242,11 +169,6 @@ def official_tokenizer():
 
 def official_ids(tokenizer, prompts):
     return torch.tensor(tokenizer(prompts, padding="max_length", max_length=77, truncation=True)["input_ids"])
-
-
-def token_outputs():
-    prompts = [*EDGE_CASES, *random_prompts(150, seed=1)]
-    return {"ids": official_ids(official_tokenizer(), prompts).to(torch.int32)}, prompts
 
 
 def store(part, tensors, **metadata):
@@ -260,8 +182,8 @@ def main():
     for part in TOY:
         store(part, {**toy_outputs(part), "fingerprint": fingerprint(part)})
     store("schedule", {**schedule_outputs(), "fingerprint": fingerprint("unet")})
-    tokens, prompts = token_outputs()
-    store("tokens", tokens, prompts=json.dumps(prompts))
+    prompts = stored("tokens")[1]["prompts"]                    # kept: edge cases, and strings of random characters
+    store("tokens", {"ids": official_ids(official_tokenizer(), json.loads(prompts)).int()}, prompts=prompts)
     for path in sorted(FIXTURES.glob("parity_*.safetensors")):
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
 

@@ -30,16 +30,13 @@ def by_scipy(times, shares):
 
 def random_shares(rng):
     """Ascending sampled time steps (N,), and counts of few or many images there over their number: many are equal, with
-    runs of the same value, many 0, often the largest at an end."""
-    images = int(rng.choice([4, 7, 80, 560, 5100]))
-    counts = rng.integers(0, rng.choice([2, 5, images + 1]), 50)
+    runs of the same value, many 0, some the largest at an end."""
+    times = np.array(Schedule().timesteps(int(rng.choice([50, 20, 7, 99])))[::-1])
+    images = int(rng.choice([2, 4, 80, 5100]))
+    counts = np.repeat(rng.integers(0, images + 1, len(times)), rng.integers(1, 9, len(times)))[:len(times)]
     if rng.integers(2):
-        counts = np.repeat(counts, rng.integers(1, 9, 50))[:50]
-    if rng.integers(2):
-        counts = np.cumsum(counts)[::rng.choice([1, -1])] % (images + 1)
-    times = np.array(Schedule().timesteps(int(rng.choice([50, 50, 20, 7, 99])))[::-1])
-    counts = np.resize(counts, len(times))
-    return times, (counts.astype(np.float32) / images).astype(np.float32)
+        counts = np.sort(counts)[::rng.choice([1, -1])] * rng.integers(0, 2, len(times))
+    return times, (counts / images).astype(np.float32)
 
 
 def test_profile_and_peaks_are_scipy_s_on_ten_thousand_tables_of_shares():
@@ -47,33 +44,26 @@ def test_profile_and_peaks_are_scipy_s_on_ten_thousand_tables_of_shares():
     for i in range(10_000):
         times, shares = random_shares(rng)
         y, expected = by_scipy(times, shares)
-        tables = {
-            "timesteps": torch.tensor(times[::-1].copy()).float(),
-            "share_feature": torch.tensor(shares[::-1].copy())[:, None],
-        }
+        tables = {"timesteps": torch.tensor(times[::-1].copy()).float(),
+                  "share_feature": torch.tensor(shares[::-1].copy())[:, None]}
         made = profile.Capture(None, tables, {}, "")
         assert np.array_equal(made.profile("feature", 0), y), i         # to the bit: the active steps are the same too
         assert made.peaks("feature", 0) == expected, i
         assert made.timesteps("feature", 0) == sorted({0, *expected}), i
         found, ends = found + len(expected), ends + sum(t in (times[0], times[-1]) for t in expected)
     print(f"{found} peaks, {ends} of them at the first or the last sampled step")
-    assert found > 20_000 and ends > 2_000
+    assert found > 20_000 and ends > 1_000
 
 
 @pytest.fixture(scope="module")
 def model():
     """What capture and steering use of a Model, around the toy UNet with seeded weights and an SAE of 96 features."""
-    with torch.device("meta"):
-        sae = SAE(D, F, 8)
-    weights = seeded.weights(seeded.shapes(sae))
-    sae.load_state_dict(weights, assign=True)
-    tables = {
-        "timesteps": torch.arange(981.0, 0, -20),
-        "max_feature": randn(50, F, seed=40).abs(),
-        "max_channel": randn(50, D, seed=41).abs(),
-        "share_feature": (randn(50, F, seed=42) - 0.5).relu(),
-        "share_channel": (randn(50, D, seed=43) - 0.5).relu(),
-    }
+    sae = SAE(D, F, 8)
+    sae.load_state_dict(seeded.weights(seeded.shapes(sae)))
+    tables = {"timesteps": torch.arange(981.0, 0, -20)}
+    for kind, width in (("feature", F), ("channel", D)):
+        tables |= {f"max_{kind}": randn(50, width, seed=40).abs(),
+                   f"share_{kind}": (randn(50, width, seed=42) - 0.5).relu()}
     return SimpleNamespace(
         unet=filled("unet", TOY["unet"]), sae=sae.requires_grad_(False), hook_point=HOOK, schedule=Schedule(),
         device=torch.device("cpu"), dtype=torch.float32, latent_shape=(4, 16, 16), decode=lambda z: z,

@@ -15,51 +15,32 @@ from legibility.image_text import CLIPScorer
 from legibility.vision import preprocess
 from tests import clip_vocab, seeded
 from tests.oracle import record
-from tests.seeded import HOOK, TOLERANCE, TOY, TOY_HOOKS, compare, filled, randn, relative_error
+from tests.seeded import HOOK, LEAVES, TOLERANCE, TOY, compare, filled, outputs, randn, relative_error
 
 PARTS = list(TOY)
 COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480, "clip": 427_616_513}
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_toy(part):
-    """Two rows: noise, hook outputs on the way down, in the middle and up, decode, encode, text, and gradients of them.
-    """
-    compare(seeded.toy_outputs(part), record.toy_outputs(part), f"toy {part}")
-
-
-def test_full_unet():
-    """One latent 4x64x64: noise, two hook points, the gradient that the ascent uses."""
-    tensors = seeded.weights(seeded.shapes(seeded.on_meta("unet")))
-    inputs, hooks = seeded.unet_inputs(1, 64, 768), ("mid_block.attentions.0", HOOK)
-    theirs = record.unet_outputs(record.official("unet", tensors=tensors), *inputs, hooks, (HOOK,))
-    compare(seeded.unet_outputs(filled("unet", tensors=tensors), *inputs, hooks, (HOOK,)), theirs, "full unet")
-
-
-def test_full_vae():
-    """One latent 4x64x64 and one 512 px image, values; the toy covers the gradients."""
-    tensors = seeded.weights(seeded.shapes(seeded.on_meta("vae")))
-    inputs = seeded.vae_inputs(1, 64, 8)
-    with torch.no_grad():
-        theirs = record.vae_outputs(record.official("vae", tensors=tensors), *inputs, gradients=False)
-        compare(seeded.vae_outputs(filled("vae", tensors=tensors), *inputs, gradients=False), theirs, "full vae")
-
-
-def test_full_text():
-    """Two prompts of random tokens, all 77 positions."""
-    tensors = seeded.weights(seeded.shapes(seeded.on_meta("clip_text")))
-    ids = seeded.text_inputs(vocab=49408)
-    theirs = record.text_outputs(record.official("clip_text", tensors=tensors), ids)
-    compare(seeded.text_outputs(filled("clip_text", tensors=tensors), ids), theirs, "full text")
+@pytest.mark.parametrize("part, inputs, leaves, hooks", [
+    ("unet", seeded.unet_inputs(1, 64, 768), {HOOK: 0}, {"hooks": ("mid_block.attentions.0", HOOK)}),
+    ("vae", seeded.vae_inputs(1, 64, 8), {}, {}),               # 512 px; the toy covers the gradients
+    ("clip_text", [seeded.text_inputs(vocab=49408)], {}, {})], ids=["unet", "vae", "text"])
+def test_full_size(part, inputs, leaves, hooks):
+    """Stable Diffusion's networks on its sizes of latents, images and prompts; the gradient that the ascent uses."""
+    tensors = seeded.weights(seeded.shapes(seeded.on_meta(part)))
+    ours, theirs = (outputs(side.RUNS[part], net(part, tensors=tensors), inputs, leaves, **hooks)
+                    for side, net in ((seeded, filled), (record, record.official)))
+    compare(ours, theirs, f"full {part}")
 
 
 def test_full_clip():
     """Two pictures and three texts, raw, as they come: embeddings, logits, gradients with respect to the pixels."""
     tensors = seeded.weights(seeded.shapes(seeded.on_meta("clip")))
     images, texts = [soft_picture(640, 360), soft_picture(224, 301)], list(seeded.TEXTS[:3])
-    theirs = record.clip_outputs(record.official("clip", tensors=tensors), *record.clip_inputs(images, texts))
-    pixels, ids = torch.stack([preprocess(image) for image in images]), clip_vocab.tokenizer()(texts)
-    compare(seeded.clip_outputs(filled("clip", tensors=tensors), pixels, ids), theirs, "full clip")
+    inputs = torch.stack([preprocess(image) for image in images]), clip_vocab.tokenizer()(texts)
+    ours = outputs(seeded.RUNS["clip"], filled("clip", tensors=tensors), inputs, LEAVES["clip"])
+    inputs, net = record.clip_inputs(images, texts), record.official("clip", tensors=tensors)
+    compare(ours, outputs(record.clip_run, net, inputs, LEAVES["clip"]), "full clip")
 
 
 def soft_picture(width, height, mode="RGB"):
@@ -86,7 +67,7 @@ def test_pixels_are_equal_to_the_bit(width, height):
 @pytest.mark.parametrize("mode", ("L", "1", "P", "CMYK", "YCbCr", "HSV"))
 def test_pixels_of_pictures_in_other_modes(mode):
     image = soft_picture(300, 200, mode)
-    assert image.mode == mode and torch.equal(preprocess(image)[None], record.official_pixels([image]))
+    assert torch.equal(preprocess(image)[None], record.official_pixels([image]))
 
 
 @pytest.mark.parametrize("positions", (False, True))
@@ -108,15 +89,6 @@ def test_a_folder_that_the_library_saved(tmp_path, positions):
             {"image": out.image_embeds, "text": out.text_embeds}, "clip")
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_same_tensors_and_sizes(part):
-    """At SD's size: the same names and shapes as the official network, and as many parameters as the published files.
-    """
-    ours, theirs = seeded.on_meta(part), record.on_meta(part, record.SD[part])
-    assert seeded.shapes(ours) == record.shapes(theirs)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == COUNTS[part]
-
-
 def settings(net):
     """Numbers that no tensor shows: {module: (its kind, what it is set to)} of all norms and convolutions."""
     out = {}
@@ -132,11 +104,13 @@ def settings(net):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_same_settings(part):
-    """Every eps, group count, stride and padding equals the official module's of the same name: an
+def test_same_tensors_and_settings(part):
+    """At SD's size: names and shapes, as many parameters as published, every eps, group count, stride and padding: an
     eps is too small to measure.
     """
-    assert settings(seeded.on_meta(part)) == settings(record.on_meta(part, record.SD[part]))
+    ours, theirs = seeded.on_meta(part), record.on_meta(part, record.SD[part])
+    assert seeded.shapes(ours) == record.shapes(theirs) and settings(ours) == settings(theirs)
+    assert sum(p.numel() for p in ours.parameters()) == COUNTS[part]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -148,74 +122,23 @@ def test_stored_outputs_are_the_official_ones(part):
     compare(record.toy_outputs(part), tensors, f"stored {part}")
 
 
-def changes(net, run):
-    """{tensor: relative change of each output when that tensor alone is set to zero}."""
-    with torch.no_grad():
-        before, out = run(), {}
-        for name, p in net.named_parameters():
-            kept = p.clone()
-            p.zero_()
-            out[name] = {key: relative_error(y, before[key]) for key, y in run().items()}
-            p.copy_(kept)
-        assert all(torch.equal(y, before[key]) for key, y in run().items())
-    return out
-
-
-def test_sensitive_to_every_unet_tensor():
-    """Each of 686 tensors moves the noise by more than the tolerance, and the hook's output if
-    and only if it comes before.
+@pytest.mark.parametrize("part", PARTS)
+@torch.no_grad()
+def test_sensitive_to_every_tensor(part):
+    """Set to zero, each alone moves some output by far more than the tolerance. But for the bias of a key: it adds the
+    same to all scores of a query, and the softmax takes it out again.
     """
-    net, (z, t, context) = filled("unet", TOY["unet"]), seeded.unet_inputs(batch=1)
-    visited, captured = [], {}
-    handles = [m.register_forward_hook(lambda *_, name=name: visited.append(name)) for name, m in net.named_modules()
-               if next(m.parameters(recurse=False), None) is not None]
-    net(z, t, context, until=HOOK)
-    for handle in handles:
-        handle.remove()
-    net.get_submodule(HOOK).register_forward_hook(lambda module, args, y: captured.__setitem__("hook", y))
-
-    seen = changes(net, lambda: {"noise": net(z, t, context), "hook": captured["hook"]})
-    assert len(seen) == 686
-    assert [name for name, change in seen.items() if change["noise"] < 10 * TOLERANCE] == []
-    before = {name for name in seen if name.rpartition(".")[0] in visited}
-    assert {name for name, change in seen.items() if change["hook"] > 10 * TOLERANCE} == before
-    assert {name for name, change in seen.items() if change["hook"] == 0} == seen.keys() - before
-
-
-def no_effect(name):
-    """A key's bias adds the same to all scores of a query, and the softmax takes it out again: no output can show it.
-    """
-    return name.endswith(("to_k.bias", "k_proj.bias"))
-
-
-def test_sensitive_to_every_vae_tensor():
-    """Each tensor moves the decoded image or the encoder's moments by more than the tolerance."""
-    net, (z, images) = filled("vae", TOY["vae"]), seeded.vae_inputs(batch=1)
-    seen = changes(net, lambda: seeded.vae_outputs(net, z, images, gradients=False))
-    missed = [name for name, change in seen.items() if max(change.values()) < 10 * TOLERANCE]
-    assert missed == [name for name in seen if no_effect(name)] and len(missed) == 2
-    crossed = [name for name, c in seen.items() if (c["decode"] > 0) == (c["mean"] > 0) and not no_effect(name)]
-    assert crossed == []                                        # no tensor serves both directions
-
-
-def test_sensitive_to_every_text_tensor():
-    net, ids = filled("clip_text", TOY["clip_text"]), seeded.text_inputs()
-    seen = changes(net, lambda: seeded.text_outputs(net, ids))
-    missed = [name for name, change in seen.items() if change["embedding"] < 10 * TOLERANCE]
-    assert missed == [name for name in seen if no_effect(name)] and len(missed) == 2
-
-
-def test_sensitive_to_every_clip_tensor():
-    """Each tensor moves its own side's embedding or, the scale, the logits. Without a projection these are NaN."""
-    net, texts = filled("clip", TOY["clip"]), list(seeded.TEXTS)
-    pixels, ids = torch.stack([preprocess(image, 32) for image in seeded.pictures()]), clip_vocab.tokenizer()(texts)
-    run = lambda: {"image": net.embed_images(pixels), "text": net.embed_texts(ids), "logits": net(pixels, ids)}
-    seen = changes(net, run)
-    missed = [name for name, change in seen.items() if all(error < 10 * TOLERANCE for error in change.values())]
-    assert missed == [name for name in seen if no_effect(name)] and len(missed) == 4
-    sides = {name: {side for side in ("image", "text") if change[side] != 0} for name, change in seen.items()}
-    assert all(side <= {"text" if name.startswith("text") else "image"} for name, side in sides.items())
-    assert sides["logit_scale"] == set() and seen["logit_scale"]["logits"] > 10 * TOLERANCE
+    net, inputs, hooks = filled(part, TOY[part]), [x[:1] for x in seeded.INPUTS[part]()], {}
+    if part == "unet":
+        hooks = {"hooks": ()}
+    before = outputs(seeded.RUNS[part], net, inputs, **hooks)
+    for name, p in net.named_parameters():
+        kept = p.clone()
+        p.zero_()
+        after = outputs(seeded.RUNS[part], net, inputs, **hooks)
+        p.copy_(kept)
+        seen = [not relative_error(after[key], y) < 10 * TOLERANCE for key, y in before.items()]       # NaN, too
+        assert any(seen) != name.endswith(("to_k.bias", "k_proj.bias")), name
 
 
 HOOK_POINTS = filled("unet", TOY["unet"]).hook_points
@@ -224,8 +147,7 @@ HOOK_POINTS = filled("unet", TOY["unet"]).hook_points
 @pytest.mark.parametrize("hook", HOOK_POINTS)
 def test_every_hook_point(hook):
     """Its output, the output's gradient, the noise after an addition there: as forward hooks on diffusers see them."""
-    (z, t, context), ours = seeded.unet_inputs(), filled("unet", TOY["unet"])
-    theirs = record.official("unet", TOY["unet"])
+    inputs, ours, theirs = seeded.unet_inputs(), filled("unet", TOY["unet"]), record.official("unet", TOY["unet"])
     v, caught = randn(2, ours.width(hook), seed=8), []
 
     def push(module, args, output):
@@ -235,17 +157,14 @@ def test_every_hook_point(hook):
         pushed = y + v[:, :, None, None]
         return (pushed,) if isinstance(output, tuple) else pushed
 
-    leaf = z.clone().requires_grad_()
     theirs.get_submodule(hook).register_forward_hook(push)
-    expected = {"noise": theirs(leaf, t, encoder_hidden_states=context).sample.detach(), hook: caught[0].detach(),
-                f"gradient {hook}": seeded.gradient(caught[0], leaf)}
-    found = seeded.unet_outputs(ours, z, t, context, (hook,), (hook,)) | {"noise": ours(z, t, context, add={hook: v})}
-    compare(found, expected, "toy hook")
+    official = lambda net, *inputs: {"noise": net(*inputs[:2], encoder_hidden_states=inputs[2]).sample, hook: caught[0]}
+    own = lambda net, *inputs: {"noise": net(*inputs, add={hook: v}), hook: net(*inputs, until=hook)}
+    compare(outputs(own, ours, inputs, {hook: 0}), outputs(official, theirs, inputs, {hook: 0}), "toy hook")
 
 
 def test_rows_are_independent():
     """A row alone gives what it gives beside another: nothing is normalised over the batch."""
-    net, (z, t, context) = filled("unet", TOY["unet"]), seeded.unet_inputs()
-    both = seeded.unet_outputs(net, z, t, context, TOY_HOOKS, ())
-    alone = seeded.unet_outputs(net, z[1:], t[1:], context[1:], TOY_HOOKS, ())
+    net, inputs = filled("unet", TOY["unet"]), seeded.unet_inputs()
+    both, alone = outputs(seeded.unet_run, net, inputs), outputs(seeded.unet_run, net, [x[1:] for x in inputs])
     compare(alone, {key: y[1:] for key, y in both.items()}, "toy row")
