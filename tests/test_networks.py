@@ -150,15 +150,10 @@ def test_add_at_several_hooks_and_stop(unet):
     assert relative_error(both, plain + v[:, None, None]) > 1e-3
 
 
-def test_forward_owns_nothing(unet):
-    """Inputs are left as they were, and frozen weights collect no gradient."""
-    z, t, context = unet_inputs()
-    kept, v = (z.clone(), t.clone(), context.clone()), torch.ones(112)
-    z.requires_grad_()
-    unet(z, t, context, until=HOOK, add={HOOK: v}).sum().backward()
-    assert z.grad.abs().max() > 0 and torch.equal(v, torch.ones(112))
-    assert all(torch.equal(a, b) for a, b in zip((z.detach(), t, context), kept))
-    assert all(p.grad is None for p in unet.parameters())
+def test_inputs_are_left_as_they_were(unet):
+    inputs, v = unet_inputs(size=8), torch.ones(112)
+    unet(*inputs, until=HOOK, add={HOOK: v})
+    assert all(map(torch.equal, (*inputs, v), (*SMALL, torch.ones(112))))
 
 
 @torch.no_grad()

@@ -29,8 +29,6 @@ def results_of(*given, **more):
     return [result for batch in stream(*given, **more) for result in batch]
 
 
-# --- scores and verdicts ----------------------------------------------------------------------------------------------
-
 def score(model, z, job, noise=True):
     """Score a latent by the definition: of each feature the mean over pixels and four noises, and where it is active.
     """
@@ -134,8 +132,6 @@ def test_the_grid_of_a_finish():
     assert grid(999, 2) == [999, 500] and grid(7, 1) == [7]
 
 
-# --- one batch --------------------------------------------------------------------------------------------------------
-
 def test_a_finished_result(model):
     """It begins where the ascent ended, is scored like it, and keeps the score of its start."""
     results = run(model, JOBS, FINISHED)
@@ -200,8 +196,6 @@ def test_pictures_of_the_course_are_those_of_the_steps(model):
     assert torch.equal(result.latent, plain.latent) and result.scores == plain.scores
 
 
-# --- starts -----------------------------------------------------------------------------------------------------------
-
 def test_streams_of_random_numbers_do_not_meet():
     """Ascent, scores and finish draw from three generators of a seed: 1,024 numbers, a deviation of 0.03."""
     draws = [torch.randn(1024, generator=generator(seed ^ 1024)) for seed in (0, SCORE_SEED, FINISH_SEED)]
@@ -240,8 +234,6 @@ def test_without_a_capture_a_steered_start_says_what_to_do(model):
     with pytest.raises(ValueError, match="--prior noise.*activity capture"):
         start(model, JOBS, change(prior="steer"))
 
-
-# --- many batches -----------------------------------------------------------------------------------------------------
 
 def same(a, b):
     """Whether two lists of results hold the same jobs, latents and scores."""
@@ -313,8 +305,6 @@ def test_the_jobs_of_a_list(model):
         of()
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
-
 SHORT = dict(num_steps=2, prior="noise", finish=False, seeds=[1])
 
 
@@ -331,6 +321,9 @@ def test_the_door_by_feature_channel_and_direction(model):
         assert (result.scores["rank"] is None) == (kind == "direction")
         assert result.nearest_channel is None or kind == "feature"
     assert len(visualize(model, [4, 5], **SHORT | dict(seeds=(1, 2)), timesteps=[0, 9], batch_size=3)) == 8
+    # one number for a list, one word for time steps
+    assert visualize(model, features=2, timesteps=40, **SHORT | {"seeds": 3})[0].job == Job("feature", 2, 40, 3)
+    assert [r.job.timestep for r in visualize(model, features=2, timesteps="auto", **SHORT)] == [0, 40]
 
 
 @pytest.mark.parametrize("wrong, says", [
@@ -365,9 +358,3 @@ def test_a_notebook_shows_the_finished_picture(model):
         shown = np.asarray(Image.open(io.BytesIO(result._repr_png_()))) / 255
         assert np.abs(shown - image.permute(1, 2, 0).clamp(0, 1).numpy()).max() < 0.003
     assert finished._repr_png_() != plain._repr_png_()
-
-
-def test_a_notebook_may_say_it_shortly(model):
-    """One number for a list, one word for time steps."""
-    assert visualize(model, features=2, timesteps=40, **SHORT | {"seeds": 3})[0].job == Job("feature", 2, 40, 3)
-    assert [r.job.timestep for r in visualize(model, features=2, timesteps="auto", **SHORT)] == [0, 40]
