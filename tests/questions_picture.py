@@ -14,18 +14,18 @@ from weights.load import load
 
 PICTURE = Path(__file__).parent.parent / "docs/pictures/questions.png"
 QUESTIONS = (                                   # what the row says, the flags
-    ("the feature alone", "--feature 72"),
-    ("--prompt: in the context of a text", "--feature 72 --prompt 'A fox face image in Twemoji style'"),
-    ("--prior: from a picture of one's own", "--feature 72 --prior weights/toy/activity/images/00300.jpg"),
-    ("--position 0 0: at one place of the hook's grid", "--feature 72 --position 0 0"),
-    ("--diverse 20: seeds pushed apart", "--feature 72 --diverse 20"),
-    ("--direction: feature 72 minus feature 18", "--direction difference.safetensors --prior guided"))
+    ("the feature alone", "--feature 822"),
+    ("--prompt: in the context of a text", "--feature 822 --prompt 'A fox face image in Twemoji style'"),
+    ("--prior: from a picture of one's own", "--feature 822 --prior weights/toy/activity/images/00300.jpg"),
+    ("--position 0 0: at one place of the hook's grid", "--feature 822 --position 0 0"),
+    ("--diverse 20: seeds pushed apart", "--feature 822 --diverse 20"),
+    ("--direction: feature 822 minus feature 725", "--direction difference.safetensors --prior guided"))
 
 
 def main(folder):
     folder.mkdir(parents=True, exist_ok=True)
     model = load()
-    save_file({"72-18": (model.feature(72) - model.feature(18)).clone()}, folder / "difference.safetensors")
+    save_file({"822-725": (model.feature(822) - model.feature(725)).clone()}, folder / "difference.safetensors")
     rows = []
     for n, (words, flags) in enumerate(QUESTIONS):
         given = [part.strip() for part in flags.replace("difference", str(folder / "difference")).split("'")]
