@@ -183,7 +183,9 @@ BAD = {     # name: (damage, fragments of the message)
     "three levels": (config(UNET_CONFIG, block_out_channels=[16, 16, 32]), ("from which no network can be built",)),
     "heads that do not divide": (config(UNET_CONFIG, attention_head_dim=3), ("has 3 heads for 16 channels",)),
     "a latent that cannot be halved": (config(UNET_CONFIG, sample_size=[8, 12]), ("sample_size is [8, 12]",)),
-    "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("from which no network can be built",)),
+    "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("cross_attention_dim is '16', expected",)),
+    "betas below 0": (config(SCHEDULER, beta_start=-1), (f"{SCHEDULER}: beta_start is '-1', expected",)),
+    "presets as a list": (config("featviz.json", presets=[1]), ("featviz.json: presets is [1], expected",)),
 
     "no weights file": (lambda f: (f / UNET).unlink(), (f"{UNET}: is missing", "python weights/convert.py")),
     "a page": (write(UNET, HTML), (f"{UNET}: is a web page saved under this name",)),

@@ -107,7 +107,13 @@ def check_config(part, config, path):
         raise WeightsError(f"{path}: {other}; give weights of Stable Diffusion 1.x")
     check_fixed(config, FIXED[part], path, "give weights of Stable Diffusion 1.x")
     arguments = inspect.signature(NETWORKS.get(part, Schedule)).parameters          # named as in config.json
-    return {key: config[key] for key in arguments if key in config}
+    sizes = {key: config[key] for key in arguments if config.get(key) is not None}
+    for key, value in sizes.items():
+        usual = arguments[key].default
+        kinds = {tuple: (list,), float: (int, float)}.get(type(usual), (type(usual),))
+        if type(value) not in kinds or type(usual) in (int, float) and value <= 0:
+            raise WeightsError(f"{path}: {key} is {str(value)[:80]!r}, expected a value such as {usual}")
+    return sizes
 
 
 def read_latent_size(path):
@@ -131,7 +137,10 @@ def read_scheduler(path):
 def read_settings(path):
     """Read featviz.json: {"timestep": 361, "feature": 12, "presets": {name: {setting: value}}, ...}, all optional."""
     settings = read_json(path)
-    for preset, changes in settings.get("presets", {}).items():
+    presets = settings.get("presets", {})
+    if not isinstance(presets, dict) or not all(isinstance(changes, dict) for changes in presets.values()):
+        raise WeightsError(f'{path}: presets is {str(presets)[:80]}, expected {{"sae": {{"num_steps": 40}}}}')
+    for preset, changes in presets.items():
         if unknown := changes.keys() - SETTINGS.keys():
             raise WeightsError(f"{path}: preset {preset!r} sets {min(unknown)!r}, which is no setting; python "
                                "featviz.py --help lists them all")
@@ -260,7 +269,7 @@ def on_meta(network, sizes, path):
             if heads < 1 or width % heads:
                 raise ValueError(f"{name} has {heads} heads for {width} channels")
         return net
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as e:
+    except (TypeError, ValueError, RuntimeError, LookupError) as e:
         why = str(e).splitlines()[0]
         raise WeightsError(f"{path}: gives sizes from which no network can be built ({why})") from e
 
