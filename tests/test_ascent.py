@@ -79,7 +79,7 @@ def test_activation_is_higher_after_30_steps(model):
     """From noise, which excites the feature little; from a steered sample: slow/test_ascent.py."""
     config = configure(model.settings, num_steps=30, prior="noise", finish=False)
     result, = run(model, [Job("feature", model.settings["feature"], 500)], config)
-    assert result.activation > 5 * result.scores["activation_start"] and result.scores["rank"] <= 10
+    assert result.activation > 5 * result.scores["activation_start"]
 
 
 def test_a_rerun_gives_byte_identical_files(model, short, job, tmp_path):
