@@ -275,7 +275,7 @@ def run(world, folder, names, say):
 
 
 def path_of(folder, name):
-    return folder / (re.sub("[^a-z0-9.]+", "_", name) + ".json")
+    return folder / (re.sub("[^A-Za-z0-9.]+", "_", name) + ".json")
 
 
 def report(world, folder):
