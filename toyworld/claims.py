@@ -73,28 +73,28 @@ class Claim:
 DEFAULT = ("default", "ascent")
 CLAIMS = [
     Claim("SAE features are clearer than raw channels", ("default", "finished"), ("channels", "finished"),
-          "the same with CLIP's words for SAeUron's features and 1,280 channels"),
+          "SAeUron's features and 1,280 channels, judged by CLIP"),
     Claim("regularizers turn noise into things: more than chance", ("from noise", "ascent"), None,
           "ascents from noise, judged by CLIP"),
     Claim("regularizers turn noise into things: more than without them", ("from noise", "ascent"),
           ("from noise, no regularizer", "ascent"), "presets sae and none from noise"),
     Claim("all regularizers together help from a steered start", DEFAULT, ("no regularizer", "ascent"),
           "presets sae and none from a steered start"),
-    *(Claim(f"{name} helps", DEFAULT, (f"without {name}", "ascent"), f"one ascent without {name}, 100 features")
+    *(Claim(f"{name} helps", DEFAULT, (f"without {name}", "ascent"), "ascents without it")
       for name in OFF),
     Claim("penalties of this strength are better than half", DEFAULT, ("penalties halved", "ascent"), "the same"),
     Claim("penalties of this strength are better than twice", DEFAULT, ("penalties doubled", "ascent"), "the same"),
-    Claim("the UNet must see its noise", DEFAULT, ("UNet sees no noise", "ascent"), "--no-noise, 100 features"),
+    Claim("the UNet must see its noise", DEFAULT, ("UNet sees no noise", "ascent"), "--no-noise"),
     Claim("steering works: the steered sample shows the feature", ("default", "start"), None,
-          "steered samples, judged by CLIP"),
-    Claim("the steered start helps the ascent", DEFAULT, ("from noise", "ascent"), "--prior noise, 100 features"),
-    Claim("the ascent adds to its start", DEFAULT, ("default", "start"), "start and end of the same ascents"),
+          "steered samples"),
+    Claim("the steered start helps the ascent", DEFAULT, ("from noise", "ascent"), "--prior noise"),
+    Claim("the ascent adds to its start", DEFAULT, ("default", "start"), "starts and ends"),
     Claim("pictures agree with the dataset examples", ("default", "finished"), None,
-          "python -m legibility after a capture"),
+          "python -m legibility"),
     Claim("no dataset is needed: noise and finish alone", ("from noise", "finished"), None, "the same from noise"),
     Claim("the feature's own activity curve helps", DEFAULT, ("steered by a common curve", "ascent"),
           "one curve for all features"),
-    Claim("the finish adds", ("default", "finished"), DEFAULT, "ascent and finish of the same results"),
+    Claim("the finish adds", ("default", "finished"), DEFAULT, "both pictures"),
     Claim("the finish keeps what the feature means: the pull helps", ("default", "finished"),
           ("finish without the feature", "finished"), "--finish-scale 0"),
 ]
@@ -308,9 +308,9 @@ def tables(results):
     for row in results["claims"]:
         cells = [row["claim"], cell(row["legible"]), cell(row["meant"]), row["verdict"], row["decides"]]
         yield f"| {' | '.join(cells)} |"
-    yield "\n| arm | picture | legible (chance) | meant (chance, n) |\n|---|---|---|---|"
+    yield "\n| arm | start | ascent | finished |\n|---|---|---|---|"
     for name, pictures in results["arms"].items():
-        for picture, of in pictures.items():
-            legible, meant = of["legible"], of.get("meant")
-            yield (f"| {name} | {picture} | {legible['value']:.2f} ({legible['chance']:.2f}) | "
-                   + (f"{meant['value']:.2f} ({meant['chance']:.2f}, {meant['n']}) |" if meant else "|"))
+        shares = {picture: of["legible"] for picture, of in pictures.items()}
+        cells = [f"{n['value']:.2f} ({n['chance']:.2f})" if (n := shares.get(picture)) else ""
+                 for picture in ("start", "ascent", "finished")]
+        yield f"| {' | '.join([name.replace(' = ', ' '), *cells])} |"
