@@ -14,11 +14,14 @@ import difflib
 import itertools
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-from command.flags import guarded
-from command.parser import parse
-from command.progress import Progress, say, warn
-from config import PRIORS, SEEDS, check_config, configure
+if (ROOT := str(Path(__file__).resolve().parent)) not in sys.path:      # as where PYTHONSAFEPATH is set
+    sys.path.insert(0, ROOT)
+from command.flags import guarded  # noqa: E402
+from command.parser import parse  # noqa: E402
+from command.progress import Progress, say, warn  # noqa: E402
+from config import PRIORS, SEEDS, check_config, configure  # noqa: E402
 
 
 # --- for notebooks ----------------------------------------------------------------------------------------------------
