@@ -220,7 +220,8 @@ def show(model, recipes, axes, thesis, out):
     elif len(targets) > 1:
         say(f"look at {write_atlas(folder.parent)}")
     else:
-        say(conclusion(folder))
+        for line in conclusion(folder).split("; "):             # what it seems to be, how sure
+            say(line)
         say(f"look at {page}")
 
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 import torch
 
 from config import SEEDS as USUAL_SEEDS
+from results import write
 from toyworld import concepts, denoiser
 from toyworld.seen import resembles, see, shows
 from visualize import visualize
 
 FEATURES, CHOICE, SEEDS, EXAMPLES = 100, 40, USUAL_SEEDS[:2], 4
-RESAMPLED = 4_000
+RESAMPLED, MINUTES = 4_000, 2.2         # draws of an interval; minutes an arm, on one core
 MEASURES = ("legible", "meant")
 
 
@@ -262,14 +263,12 @@ def count_again(world):
 
 def run(world, folder, names, say):
     """Measure the arms `names`; each is stored in `folder` when it is done, and not measured twice."""
-    folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in names if not path_of(folder, name).exists()]
+    say(f"{len(missing)} of {len(names)} arms to measure, about {MINUTES * len(missing):.0f} minutes on one core")
     for i, name in enumerate(missing):
         began = time.time()
         rows = measure(world, ARMS[name])
-        partial = path_of(folder, name).with_suffix(".partial")
-        partial.write_text(json.dumps(rows), encoding="utf-8")
-        partial.rename(path_of(folder, name))
+        write(path_of(folder, name), json.dumps(rows).encode())
         left = (time.time() - began) * (len(missing) - i - 1) / 60
         say(f"{i + 1} of {len(missing)}: {name}, about {left:.0f} min left")
 
@@ -294,7 +293,7 @@ def report(world, folder):
                         "chance": round(sum(by_chance) / len(by_chance), 3)}
     again_path = folder / "again.json"
     if not again_path.exists():
-        again_path.write_text(json.dumps(count_again(world)), encoding="utf-8")
+        write(again_path, json.dumps(count_again(world)).encode())
     peaks = {row["feature"]: row["t"] for row in world.concepts()["rows"]}
     return {"features": FEATURES, "seeds": SEEDS, "examples": EXAMPLES, "counts": world.concepts()["counts"],
             "found_again": json.loads(again_path.read_text(encoding="utf-8")), "arms": shares,

@@ -1,7 +1,7 @@
 """Measure the toy and print the table for docs/measured.md.
 
     python -m toyworld.evaluate --art FOLDER [--weights weights/toy] [--samples 400] [--features 100] [--part NAME ...]
-    python -m toyworld.evaluate --art FOLDER --claims [--arm NAME ...]         about an hour on two cores, resumes
+    python -m toyworld.evaluate --art FOLDER --claims [--arm NAME ...]         about an hour of one core, resumes
 
 Every share comes with its 95% interval (Wilson). Random draws have seed 0. Numbers are also written to
 `evaluation.json` in the weights folder, part by part; those of --claims (toyworld/claims.py) to docs/results.json.
