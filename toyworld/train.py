@@ -21,6 +21,7 @@ from activity.capture import capture as record_capture, configure
 from command.progress import Count
 from dictionary.collect import Request
 from dictionary.train import Recipe, export as export_sae, learn
+from results import write
 from schedule import Schedule
 from toyworld import concepts, denoiser, drawings, text
 from toyworld.fit import atomic_save, fit
@@ -50,10 +51,7 @@ BATCH = {"vae": 4, "text": 64, "unet": 48, "dictionary": 2_048, "judge": 64}
 
 
 def write_json(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(path)
+    write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def export(args, part, net, config):
@@ -240,11 +238,6 @@ def train_dictionary(args):
     export_sae(sae, args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
     lines = "".join(f"{caption_of(world, a)}\n" for a in range(len(world) * 4) if a % CAPTURED == 0)
     (args.out / "prompts.txt").write_text(lines, encoding="utf-8")
-
-
-def told(text):
-    """Print a line of progress over the last one."""
-    print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
 
 
 def capture(args):
