@@ -4,6 +4,7 @@ float32, 4.3 GB, written here and removed again.
 Each case is a process of its own, since a process's peak never falls. `python -m pytest tests/oracle/test_memory.py -s`
 prints the numbers.
 """
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from weights.load import FILES
 
 ROOT = Path(__file__).parent.parent.parent
 # Bytes. Float32 stays in the mapped files, whose pages count once they were used; bfloat16 is converted, 1.97e9.
-LIMIT = {"float32": (1e9, 4.25e9), "bfloat16": (2.5e9, 2.8e9)}
+LIMIT = {"float32": (1e9, 4.1e9), "bfloat16": (2.5e9, 2.7e9)}
+# The allocator gives freed blocks back at once. By default it keeps some, and the peak differs by 40 MB between runs.
+EXACT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
 ASCENT = """
 import sys, torch
 from pathlib import Path
@@ -58,8 +61,8 @@ def sd14(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_in_memory_once(dtype, sd14):
     """In float32 nothing is read when it is loaded; then the UNet up to the hook, and what a step keeps."""
-    done = subprocess.run([sys.executable, "-c", ASCENT, str(sd14), dtype], cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run([sys.executable, "-c", ASCENT, str(sd14), dtype], cwd=ROOT, env=EXACT, capture_output=True,
+                          text=True, check=True)
     loaded, peak = (int(n) for n in done.stdout.split())
     print(f"{dtype}: {loaded / 1e9:.3f} GB after loading, {peak / 1e9:.3f} GB at most in a step of the ascent")
     assert loaded < LIMIT[dtype][0] and peak <= LIMIT[dtype][1]
