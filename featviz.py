@@ -86,7 +86,7 @@ def run(args, given):
     from activity.thesis import features
     from results import recipe
     from visualize import batch_rows, course_lengths, list_jobs
-    from weights.choose import choose_weights
+    from weights.fetch import choose_weights
     path = choose_weights(args.weights, kind, named or ["any"] * bool(args.thesis or args.direction))
     model = load(path, args.device, args.dtype, args.hook_point, args.out)
     config = configure(model.settings, args.preset, kind, **given)

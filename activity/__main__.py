@@ -1,6 +1,5 @@
 """Capture what the features of a model do, look one up, find those of words, sample steered images."""
 import json
-import re
 import sys
 from itertools import chain
 from pathlib import Path
@@ -10,46 +9,38 @@ import torch
 from activity.analysis import analysis, find_labels, lines, save_activity, save_labels
 from activity.capture import FIELDS, GRIDS, WORDS, attach, capture, configure, probe, read_lines
 from activity.profile import find_capture, folder_name
-from command.flags import Parser, add_model, add_out, guarded, numbers
-from command.progress import Count, say, warn
-from config import SEEDS, Job, flag
+from command.flags import Parser, add_model, add_out, add_settings, guarded, numbers
+from command.progress import Count, say
+from config import SEEDS, Job
 from results import file_name, folder_of, read_results, write
 from steering import directions
 from steering import sample as steered_sample
 from vae import to_png
 from visualize import check_jobs
-from weights.choose import choose_weights
+from weights.fetch import choose_weights
 from weights.load import load
 
 
 def record(model, args):
     """Record a capture."""
-    settings, folder = configure(model, **args.settings), args.out / model.name / folder_name(model.hook_point)
     model.require("vae", "text_encoder", "tokenizer")
-    warn(f"{settings.images} images of {len(settings.prompts)} prompts, {settings.steps} {settings.sampler} steps, "
-         f"guidance {settings.guidance}, {model.folder} on {model.device}")
-    capture(model, settings, folder, Count("images"))
+    folder = args.out / model.name / folder_name(model.hook_point)
+    capture(model, configure(model, **args.settings), folder, Count("images"))
     say(f"look at {folder}")
 
 
 def describe(model, args):
-    """Print the card of features; `analyse` adds peaks and examples, and writes activity.json for their pages."""
+    """Print what is known of features; `analyse` also writes it to activity.json, for their pages."""
     kind, wanted = args.kind, args.targets or [model.settings.get("feature", 0)]
     check_jobs(model, [Job(kind, n) for n in wanted])
     attach(model, args.out)
     for n in wanted:
         folder = folder_of(args.out, model.name, model.hook_point, kind, n)
         found = analysis(model, kind, n, {r.t for r in read_results(folder)})
-        for line in lines(kind, n, found["label"], found["card"]):
+        for line in lines(kind, n, found):
             say(line)
-        if args.name == "show":
-            continue
-        say(f"  active at {sum(share > 0 for share in found['profile'])} of 1001 time steps, "
-            f"peaks at {found['peaks'] or 'none'}")
-        for t, examples in found["examples"].items():
-            for e in examples[:3]:
-                say(f"  t {t}: activation {e['activation']:.4f}, image {e['image']}: {e['prompt']}")
-        say(f"look at {save_activity(folder, found)}")
+        if args.name == "analyse":
+            say(f"look at {save_activity(folder, found)}")
 
 
 def label(model, args):
@@ -67,22 +58,20 @@ def label(model, args):
 
 def sample(model, args):
     """Write an image of the prompt and, where features steer, the steered one beside it."""
-    settings, push, adds = configure(model, **args.settings), 0, [None]
-    kind, name = "feature" if model.sae else "channel", re.sub(r"\W+", "-", args.prompt.lower()).strip("-") or "empty"
+    settings, kind, adds = configure(model, **args.settings), "feature" if model.sae else "channel", [None]
     if args.steer:
-        check_jobs(model, [Job(kind, n) for n, _ in args.steer])
-        model.capture = find_capture(model, args.out) or probe(model, args.out)
-        adds.append(lambda t: {model.hook_point: push[t][None].to(model.dtype)})
-    for n, scale in args.steer:
-        d = directions(model, [Job(kind, n)])                                                   # (1, D)
-        push = push + scale * model.capture.strength(kind, n)[:, None].to(d) * d                # (1001, D)
-        name += f"_{kind[0]}{n}={scale:g}"
+        jobs = [Job(kind, n) for n, _ in args.steer]
+        check_jobs(model, jobs)
+        known = find_capture(model, args.out) or probe(model, args.out)
+        strengths = torch.stack([scale * known.strength(kind, n) for n, scale in args.steer]).to(model.device)  # (J, 1001)
+        push = (strengths.T @ directions(model, jobs)).to(model.dtype)                          # (1001, D)
+        adds.append(lambda t: {model.hook_point: push[t][None]})
+    name = "_".join([args.prompt.lower(), *(f"{kind[0]}{n}={scale:g}" for n, scale in args.steer)])
     context, sampling = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
-    folder = args.out / model.name / folder_name(model.hook_point, "samples")
-    for seed in args.seeds:
+    for seed in args.seed:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
         images = [model.decode(steered_sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
-        path = folder / f"{file_name(name)}_seed_{seed}.png"
+        path = args.out / model.name / folder_name(model.hook_point, "samples") / f"{file_name(name)}_seed_{seed}.png"
         said = {"prompt": args.prompt, "steer": args.steer, "seed": seed}
         write(path, to_png(torch.cat(images, dim=2), featviz=json.dumps(said)))
         say(f"look at {path}")
@@ -103,10 +92,7 @@ def parse(argv):
     def command(name, work, says, settings=()):
         sub = commands.add_parser(name, help=says)
         sub.set_defaults(work=work, name=name, feature=(), channel=())
-        for field in map(FIELDS.get, settings):                 # their defaults are the model's
-            choices, says = field.metadata["choices"], f"{field.metadata['help']} [{field.default}]"
-            sub.add_argument(flag(field.name), type=field.type, choices=choices, metavar=None if choices else "X",
-                             help=says)
+        add_settings(sub, [FIELDS[name] for name in settings])  # their defaults are the model's
         add_model(sub)
         add_out(sub)
         return sub
@@ -114,10 +100,10 @@ def parse(argv):
     sub = command("capture", record, "generate images from prompts, record what every feature does", FIELDS)
     sub.add_argument("--prompts", type=Path, metavar="FILE", help="one a line; or a grid of objects and styles, "
                      f"{' or '.join(GRIDS)} [thesis]")
-    sub = command("analyse", describe, "card, profile, peaks and dataset examples of features")
+    sub = command("analyse", describe, "card, profile, peaks and dataset examples of features, for their pages")
     sub.add_argument("--feature", type=numbers, nargs="+", default=(), metavar="F")
     sub.add_argument("--channel", type=numbers, nargs="+", default=(), metavar="C")
-    sub = command("show", describe, "the card of features: how often, how strongly, with which others")
+    sub = command("show", describe, "the same in the terminal alone")
     sub.add_argument("feature", type=numbers, nargs="+", metavar="F")
     sub = command("label", label, "find the feature of each of some words, and write the SAE's labels.json")
     sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts; "
@@ -127,7 +113,7 @@ def parse(argv):
     sub.add_argument("prompt")
     sub.add_argument("--steer", type=steering, nargs="+", default=[], metavar="F=S", help="feature F, S times its "
                      "largest mean activation; away from an autoencoder: channel F")
-    sub.add_argument("--seed", type=int, nargs="+", default=[SEEDS[0]], dest="seeds")
+    sub.add_argument("--seed", type=int, nargs="+", default=SEEDS[:1])
     return parser.parse_args(argv)
 
 
@@ -135,8 +121,7 @@ def run(args):
     args.kind, args.targets = "channel" if args.channel else "feature", [*chain(*args.channel, *args.feature)]
     args.settings = {name: value for name, value in vars(args).items() if name in ("prompts", *FIELDS)}
     path = choose_weights(args.weights, args.kind, args.targets or ["any"])
-    model = load(path, args.device, args.dtype, args.hook_point)
-    args.work(model, args)
+    args.work(load(path, args.device, args.dtype, args.hook_point), args)
     return 0
 
 

@@ -15,7 +15,7 @@ from command.flags import Parser, add_model, add_out, guarded
 from command.progress import say
 from config import HOOK_POINT
 from legibility.image_text import Legibility, find_clip, read_picture
-from weights.choose import choose_weights
+from weights.fetch import choose_weights
 from weights.load import load
 
 

@@ -22,7 +22,7 @@ from config import SEEDS, Config, flag
 from pages.__main__ import SCORES
 from pages.sheet import GAP, TILE, scaled
 from tests.tiny import HOOK, PATHS, QUICK, edit_json, write_model
-from weights import choose
+from weights import fetch
 
 KINDS = ("png", "finished.png", "safetensors", "curves.json", "steps.jpg", "json")      # in the order of writing
 GIVEN = dict(       # every setting with a value that is not the tiny model's
@@ -266,20 +266,23 @@ def test_wrong_settings_of_weights_end_in_one_line(wrong, says, own, out, capsys
 @pytest.mark.parametrize("asked", [False, True])
 def test_the_toys_range_comes_first_then_the_fetch_where_the_number_fits(asked, weights, own, out, capsys, monkeypatch):
     """Only without --weights, and at a terminal as a question."""
-    monkeypatch.setattr(choose, "FOLDER", own.rename(own.with_name("toy")).parent)
     fetched = []
-    monkeypatch.setattr(choose.fetch, "fetch", lambda bundle: fetched.append(bundle))
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: asked, readline=lambda: "no\n"))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: asked, raising=False)
+
+    def declined(bundle):
+        fetched.append(bundle)
+        raise ValueError("nothing was downloaded")
+
+    monkeypatch.setattr(fetch, "ROOT", own.rename(own.with_name("toy")).parent)
+    monkeypatch.setattr(fetch, "fetch", declined)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: asked))
     call = lambda *more: featviz.main(["--out", str(out), "--device", "cpu", *more])
     assert call("--feature", "200") == 2
-    first, *more = capsys.readouterr().err.splitlines()
+    first = capsys.readouterr().err.splitlines()[0]
     assert "--feature 200: the toy has 64 features, 0..63; Stable Diffusion's SAE has 20480, 0..20479" in first
-    assert "python weights/fetch.py style50" in [first, *more][-1]
-    assert len(more) == asked and all(line.startswith("Fetch ") and "[y/N]" in line for line in more)
+    assert ("python weights/fetch.py style50" in first) != asked and fetched == ["style50"] * asked
     refused(capsys, call("--feature", "20480"), "--feature 20480 is out of range: ", "toy has 64 features, 0..63")
     refused(capsys, call("--weights", str(weights), "--feature", "200"), "tiny has 64 features, 0..63")
-    assert fetched == [] and not out.exists()
+    assert len(fetched) == asked and not out.exists()
 
 
 def test_help_and_wrong_flags_need_no_torch(tmp_path):

@@ -3,9 +3,10 @@
     python weights/fetch.py style50 --check     list files, sizes, licences and free space; download nothing
     python weights/fetch.py style50             ask, then download to weights/style50
 
-published.json is the table: repositories, files, licences, and hashes that are known from public manifests. A file is
-named `<name>.partial` until its size and hash are the listed ones; the same command resumes it. A file that another
-model folder has already is linked. HF_ENDPOINT names another hub. HF_TOKEN is sent to that hub and not forwarded to the
+published.json is the table: bundles, their sources (a repository's folder, a list of files in it, a licence; of an SAE
+of another family what its config leaves open), and hashes that are known from public manifests. A file is named
+`<name>.partial` until its size and hash are the listed ones; the same command resumes it. A file that another model
+folder has already is linked. HF_ENDPOINT names another hub. HF_TOKEN is sent to that hub and not forwarded to the
 storage that it redirects to: `add_unredirected_header`. Source: the hub's API, https://huggingface.co/docs/hub/api
 """
 import hashlib
@@ -26,52 +27,26 @@ ROOT = Path(__file__).resolve().parent
 if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
     sys.path[:] = [str(ROOT.parent), *(path for path in sys.path if path != str(ROOT))]
 from command.flags import Parser, guarded  # noqa: E402
-from command.progress import Count, say  # noqa: E402
+from command.progress import Count, say, warn  # noqa: E402
 
 TABLE = json.loads((ROOT / "published.json").read_text(encoding="utf-8"))
 BUNDLES, FILES = TABLE["bundles"], TABLE["files"]
 TIMEOUT, TRIES, PAUSE, MIB = 60, 6, 1.0, 2 ** 20                # s, connections without progress, s, bytes
 NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 OTHER_FAMILY = {"cfg.json": "config.json", "sae.safetensors": "state_dict.pth"}     # names of an SAE's files
-
-
-class FetchError(ValueError):
-    """Weights that cannot be fetched; the text is one line for the user."""
-
-
-class Gone(FetchError):
-    """A repository or file that the hub does not have, or does not give."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A folder of a repository and the files to take from it, by their names in our model folder."""
-    repo: str
-    files: str                                  # a list of names in published.json
-    licence: str
-    revision: str = "main"
-    folder: str = ""                            # inside the repository, ends in a slash
-    convert: dict | None = None                 # of an SAE of another family: what its own config may leave open
-
-    def url(self, kind, path):
-        """Return an address of the hub: `kind` is "tree" for a listing and "resolve" for a file."""
-        hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-        return f"{hub}/{'api/models/' * (kind == 'tree')}{self.repo}/{kind}/{self.revision}/{path}".rstrip("/")
+PUBLISHED = ("style50", "saemnesia", "sd14", "sd15")            # model folders that are looked for, in this order
+SIZES = {"feature": 20_480, "channel": 1_280}                   # of SAeUron's SAEs at up1.1, arXiv 2501.18052
 
 
 @dataclass
 class Item:
     """A file to download."""
-    source: Source
-    path: str                                   # in the repository
+    repo: str
+    url: str
     size: int
     hash: str                                   # SHA-256, or git's SHA-1
     final: Path                                 # the file that the model folder needs
     target: Path                                # where it arrives: `final`, or a place from which it is converted
-
-    @property
-    def partial(self):
-        return self.target.with_name(self.target.name + ".partial")
 
     def mismatch(self, path):
         """Return how a file differs from the listed one, "" if it does not."""
@@ -86,6 +61,12 @@ class Item:
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
+def address(source, kind, path):
+    """Return an address of the hub: `kind` is "tree" for a listing and "resolve" for a file."""
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/") + "/api/models" * (kind == "tree")
+    return f"{hub}/{source['repo']}/{kind}/{source.get('revision', 'main')}/{path}".rstrip("/")
+
+
 def request(url, start=0):
     """Return the reply with the bytes of a URL from `start` on."""
     try:
@@ -96,9 +77,9 @@ def request(url, start=0):
     except urllib.error.HTTPError as e:
         if e.code == 429 or e.code >= 500:
             raise
-        raise Gone(f"{url}: HTTP {e.code}; it is gone, or private (accept its terms, set HF_TOKEN)") from e
+        raise ValueError(f"{url}: HTTP {e.code}; it is gone, or private (accept its terms, set HF_TOKEN)") from e
     except ValueError:                                          # its text may hold the token
-        raise FetchError(f"{url}: cannot be requested; check HF_ENDPOINT and HF_TOKEN") from None
+        raise ValueError(f"{url}: cannot be requested; check HF_ENDPOINT and HF_TOKEN") from None
 
 
 def transfer(url, out, size, show):
@@ -112,7 +93,7 @@ def transfer(url, out, size, show):
                     have = out.seek(0)
                     out.truncate()
                 if (length := int(reply.headers.get("Content-Length", size - have))) != size - have:
-                    raise FetchError(f"{url}: another file came, of {length} bytes; open the address in a browser")
+                    raise ValueError(f"{url}: another file came, of {length} bytes; open the address in a browser")
                 while block := reply.read1(MIB):
                     out.write(block)
                     show(out.tell())
@@ -120,78 +101,72 @@ def transfer(url, out, size, show):
             why = e
         left = TRIES if out.tell() > have else left - 1
         if not left:
-            raise FetchError(f"{url}: {why}; gave up after {TRIES} tries; what arrived is kept, try later")
+            raise ValueError(f"{url}: {why}; gave up after {TRIES} tries; what arrived is kept, try later")
         if out.tell() < size:
             time.sleep(PAUSE * 2 ** (TRIES - left))
 
 
 def list_files(source):
-    """Return {path: (size, hash)} of a repository's folder, as the hub lists it."""
-    url = source.url("tree", source.folder)
+    """Return {path: (size, hash)} of a source's folder, as the hub lists it."""
+    url = address(source, "tree", source.get("folder", ""))
     try:
         with request(f"{url}?recursive=true") as reply:
             files = [entry for entry in json.load(reply) if entry["type"] == "file"]
         large = {entry["path"]: entry.get("lfs") or entry for entry in files}
         return {path: (int(entry["size"]), entry["oid"]) for path, entry in large.items()}
     except NETWORK as e:
-        raise FetchError(f"{url}: {e}; try later") from e
+        raise ValueError(f"{url}: {e}; try later") from e
     except (KeyError, TypeError, json.JSONDecodeError) as e:
-        raise FetchError(f"{url}: is no listing of files; check HF_ENDPOINT") from e
+        raise ValueError(f"{url}: is no listing of files; check HF_ENDPOINT") from e
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 def find(source, name, listed, folder):
     """Return the Item of one of our files among the listed ones; None if it is not there."""
-    names = [name]
+    home, names = source.get("folder", ""), [name]
     if name.startswith("sae/"):
         hook, file = name.split("/")[1:]
         names = [place + each for place in (f"{hook}/", "") for each in (file, OTHER_FAMILY[file])]
-    path = next((source.folder + each for each in names if source.folder + each in listed), None)
+    path = next((home + each for each in names if home + each in listed), None)
     if path is None:
         return None
     size, found = listed[path]
-    known = TABLE["hashes"].get(source.repo, {}).get(path, found)
+    known = TABLE["hashes"].get(source["repo"], {}).get(path, found)
     if len(known) == len(found) and known != found:
-        raise FetchError(f"{source.repo}/{path}: the hub lists another file than the published one; use another hub")
-    target = folder / ("published/" + Path(path).name if source.convert else name)
-    return Item(source, path, size, known, folder / name, target)
+        raise ValueError(f"{source['repo']}/{path}: the hub lists another file than the published one; use another hub")
+    target = folder / ("published/" + Path(path).name if "convert" in source else name)
+    return Item(source["repo"], address(source, "resolve", path), size, known, folder / name, target)
 
 
 def sources_of(bundle):
-    return [Source(**TABLE["sources"][name]) for name in BUNDLES[bundle]["sources"]]
+    return [TABLE["sources"][name] for name in BUNDLES[bundle]["sources"]]
 
 
 def survey(bundle, folder):
-    """Return {name: Item} of a bundle, each from the first of its sources that has it; Gone where none has."""
-    items, refused = {}, ""
+    """Return {name: Item} of a bundle, each from the first of its sources that has it."""
+    items = {}
     for source in sources_of(bundle):
-        wanted = [name for name in FILES[source.files] if name not in items]
-        try:
-            listed = list_files(source) if wanted else {}
-        except Gone as e:
-            listed, refused = {}, f": {e}"
+        wanted = [name for name in FILES[source["files"]] if name not in items]
+        listed = list_files(source) if wanted else {}
         items |= {name: item for name in wanted if (item := find(source, name, listed, folder))}
     for source in sources_of(bundle):
-        if lacking := [name for name in FILES[source.files] if name not in items]:
-            raise Gone(f"{source.repo}: lacks {', '.join(lacking)}{refused}")
+        if lacking := [name for name in FILES[source["files"]] if name not in items]:
+            raise ValueError(f"{source['repo']}: lacks {', '.join(lacking)}")
     return items
 
 
 def describe(bundle):
     """Return one line: title, size and licences of a bundle."""
-    licences = dict.fromkeys(source.licence for source in sources_of(bundle))
+    licences = dict.fromkeys(source["licence"] for source in sources_of(bundle))
     return f"{BUNDLES[bundle]['title']}, {BUNDLES[bundle]['gigabytes']} GB, {', '.join(licences)}"
 
 
 def plan(bundle, items, folder):
-    """Return the lines that name every file, the licences and the space; FetchError where the disk is too small."""
-    files = [f"  {name}: {item.size / 1e6:.2f} MB from {item.source.repo}" for name, item in items.items()]
+    """Return the lines that name every file, the licences and the space."""
+    files = [f"  {name}: {item.size / 1e6:.2f} MB from {item.repo}" for name, item in items.items()]
     rest = sum(item.size for item in items.values() if not item.final.exists() and not item.target.exists()) / 1e6
-    rest -= sum(path.stat().st_size for path in folder.rglob("*.partial")) / 1e6
     free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free / 1e6
-    if rest > free:
-        raise FetchError(f"{folder}: {rest:.0f} MB are needed, {free:.0f} are free; make room or give a --folder")
     return "\n".join([f"{describe(bundle)} -> {folder}", *files, f"{rest:.0f} MB to download, {free:.0f} MB free"])
 
 
@@ -203,7 +178,7 @@ def bring(name, item):
         return "converted before"
     if item.target.exists():
         if why := item.mismatch(item.target):
-            raise FetchError(f"{item.target}: {why}; move it away or delete it, then run again")
+            raise ValueError(f"{item.target}: {why}; move it away or delete it, then run again")
         return "there, verified"
     item.target.parent.mkdir(parents=True, exist_ok=True)
     for twin in ROOT.glob(f"*/{name}"):
@@ -211,18 +186,18 @@ def bring(name, item):
             with suppress(OSError):                             # another drive
                 os.link(twin, item.target)
                 return f"the same as {twin}, verified"
-    count = Count("MB")
-    with open(item.partial, "ab") as out:
-        transfer(item.source.url("resolve", item.path), out, item.size, lambda have: count(have / 1e6, item.size / 1e6))
-    if why := item.mismatch(item.partial):
-        item.partial.unlink()
-        raise FetchError(f"{item.path}: what came {why}; it was deleted: run again, or use another HF_ENDPOINT")
-    os.replace(item.partial, item.target)
+    count, partial = Count("MB"), item.target.with_name(item.target.name + ".partial")
+    with open(partial, "ab") as out:
+        transfer(item.url, out, item.size, lambda have: count(have / 1e6, item.size / 1e6))
+    if why := item.mismatch(partial):
+        partial.unlink()
+        raise ValueError(f"{item.url}: what came {why}; it was deleted: run again, or use another HF_ENDPOINT")
+    os.replace(partial, item.target)
     return "verified"
 
 
 def fetch(bundle, folder=None, check=False, agreed=False):
-    """Print what a bundle holds, ask, and bring it into a model folder; return 0. If that fails, what arrived is kept.
+    """Print what a bundle holds, ask, and bring it into a model folder. If that fails, what arrived is kept.
 
     folder  by default weights/<bundle>; check: print the plan and stop; agreed: do not ask
     """
@@ -230,22 +205,49 @@ def fetch(bundle, folder=None, check=False, agreed=False):
     items = survey(bundle, folder)
     say(plan(bundle, items, folder))
     if check:
-        return 0
+        return
     if not agreed:
         answer = input("Download, and accept the licences? [y/N] ") if sys.stdin.isatty() else ""
         if answer.strip().lower() not in ("y", "yes"):
-            raise FetchError("nothing was downloaded; --yes accepts plan and licences without a question")
+            raise ValueError("nothing was downloaded; --yes accepts plan and licences without a question")
     for name, item in items.items():
         say(f"{item.target}: {bring(name, item)}")
     if foreign := [item for item in items.values() if not item.final.exists()]:
         from weights.convert import convert     # here, for it needs torch
-        say(convert(foreign[0].target.parent, foreign[0].final.parent, changes=foreign[0].source.convert))
+        changes = next(source["convert"] for source in sources_of(bundle) if "convert" in source)
+        say(convert(foreign[0].target.parent, foreign[0].final.parent, changes=changes))
         shutil.rmtree(foreign[0].target.parent)
     settings = BUNDLES[bundle].get("featviz")
     if settings and not (folder / "featviz.json").exists():
         (folder / "featviz.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
     say(f"{folder}: complete, every file verified")
-    return 0
+
+
+def choose_weights(path, kind, targets):
+    """Return the folder to load: `path`, or for a feature or channel Stable Diffusion's where it is, else the toy.
+
+    targets  numbers and words that were asked for
+    For a number that only Stable Diffusion has, Style50 is fetched where somebody at a terminal agrees; elsewhere
+    ValueError with the command.
+    """
+    if path:
+        return path
+    parts = ["unet", "vae", "text_encoder", *["sae/*"] * (kind == "feature")]
+    for folder in (ROOT / name for name in PUBLISHED if targets):
+        if all(any(folder.glob(f"{part}/*.safetensors")) for part in parts):
+            return folder
+    toy = json.loads(next((ROOT / "toy").glob("sae/*/cfg.json")).read_text(encoding="utf-8"))
+    has, most = toy["num_latents" if kind == "feature" else "d_in"], SIZES.get(kind, 0)
+    beyond = [n for n in targets if isinstance(n, int) and has <= n < most]
+    if not beyond:
+        return ROOT / "toy"
+    why = (f"--{kind} {beyond[0]}: the toy has {has} {kind}s, 0..{has - 1}; Stable Diffusion's SAE has {most}, "
+           f"0..{most - 1}")
+    if not sys.stdin.isatty():
+        raise ValueError(f"{why}; python weights/fetch.py style50 fetches {describe('style50')}")
+    warn(why)
+    fetch("style50")
+    return ROOT / "style50"
 
 
 def main(argv=None):
@@ -255,7 +257,7 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true", help="show the plan and stop")
     parser.add_argument("--yes", action="store_true", help="accept plan and licences")
     args = parser.parse_args(argv)
-    return guarded("fetch", fetch, args.bundle, args.folder, args.check, args.yes)
+    return guarded("fetch", fetch, args.bundle, args.folder, args.check, args.yes) or 0
 
 
 if __name__ == "__main__":
