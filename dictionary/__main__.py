@@ -6,7 +6,6 @@
 The SAE goes into the model's folder, sae/<hook point>/, where featviz.py finds it. Activations and checkpoints stay in
 --work, so that a run that was stopped goes on.
 """
-import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -26,7 +25,6 @@ TRAIN_SECONDS = 2e-12       # of one multiplication and addition, about; the fir
 def run(args):
     """Collect, train, report and write the SAE; return the exit code."""
     model = load(args.weights, args.device, args.dtype, args.hook_point)
-    model.require("text_encoder", "tokenizer")
     settings = configure(model, images_per_prompt=1, prompts=args.prompts, steps=args.steps, sampler=args.sampler,
                          guidance=args.guidance, batch_size=args.batch_size)
     if args.reads == "update" and not updates(model.hook_point):
@@ -47,25 +45,23 @@ def run(args):
     if args.seeds > 1:
         say(f"another seed finds {about['found_by_another_seed']:.0%} of the features again (cosine above 0.8)")
     export(sae, folder, asdict(request) | {"weights": model.name} | about)
-    say(f"look at its features: python featviz.py --weights {model.folder} --feature 0-9"
-        + (f" --hook-point {args.hook_point}" if args.hook_point else ""))
+    say(f"then python featviz.py --weights {model.folder} --hook-point {model.hook_point} --feature 0-9 draws features")
     return 0
 
 
 def costs(model, request, recipe, batch_size, seeds, work):
     """Say how many vectors, how much disk, memory and time a run takes; one batch of two steps is timed."""
-    D, images = model.unet.width(model.hook_point), len(request.prompts)
+    D, images = model.unet.width(request.hook_point), len(request.prompts)
     began = time.monotonic()
     observe(model, replace(request, steps=2, sampler="ddim"), range(min(batch_size, images)))
     sampling = (time.monotonic() - began) / 2 * request.steps * -(-images // batch_size)
     numbers = 2 * recipe.expansion * D * D                      # of encoder and decoder
     training = TRAIN_SECONDS * 6 * recipe.batch * numbers * recipe.steps * seeds        # each is multiplied thrice
     vectors = images * request.steps * request.positions
-    free = shutil.disk_usage(next(p for p in work.resolve().parents if p.exists())).free
     return (f"{images} prompts, {request.steps} {request.sampler} steps, {request.positions} positions: {vectors:,} "
-            f"vectors of {D} at {request.hook_point}; disk {2 * vectors * D / 2**20:,.0f} MiB in {work} "
-            f"({free / 2**30:.0f} GiB are free), memory up to that and {16 * numbers / 2**20:,.0f} MiB; sampling about "
-            f"{sampling:,.0f} s on {model.device}, training about {training:,.0f} s")
+            f"vectors of {D} at {request.hook_point}; disk {2 * vectors * D / 2**20:,.0f} MiB in {work}, memory up to "
+            f"that and {16 * numbers / 2**20:,.0f} MiB; sampling about {sampling:,.0f} s on {model.device}, training "
+            f"about {training:,.0f} s")
 
 
 def main(argv=None):

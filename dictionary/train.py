@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from command.progress import Count, warn
-from dictionary.collect import HELD_OUT, Vectors, collect
+from dictionary.collect import HELD_OUT, collect
 from results import write
 from sae import SAE, fvu
 
@@ -62,7 +62,7 @@ def init(sae, generator, mean):
 @torch.no_grad()
 def normalize_decoder(sae):
     """Scale every row of W_dec to norm 1."""
-    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(sae.W_dec.dtype).eps)
+    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
 
 
 def batch_topk(pre, k):
@@ -95,22 +95,21 @@ def training_loss(sae, h, dead):
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-def train(data, recipe, path, device="cpu", on_step=lambda step, total: None):
-    """Train an SAE on collect.Vectors, or any data[rows] -> (m, D) with a length; return it with its threshold, frozen.
+def train(data, recipe, path, device="cpu"):
+    """Train an SAE on data (m, D); return it with its threshold, frozen.
 
-    path     of the checkpoint, from which a run that was stopped goes on to the same result; one of another recipe is
-             left alone, and replaced
-    on_step  is called at the start and after each step: steps done, steps
+    path  of the checkpoint, from which a run that was stopped goes on to the same result; one of another recipe is
+          replaced
     """
-    path, saved = Path(path), time.monotonic()
+    path, saved, progress = Path(path), time.monotonic(), Count("training steps")
     some = data[torch.randint(len(data), (min(len(data), MEAN_OF),), generator=torch.Generator().manual_seed(0))]
-    D = some.shape[1]
-    sae, generator = SAE(D, recipe.expansion * D, k=recipe.k).to(device), torch.Generator().manual_seed(recipe.seed)
+    D, generator = data.shape[1], torch.Generator().manual_seed(recipe.seed)
+    sae = SAE(D, recipe.expansion * D, k=recipe.k).to(device)
     init(sae, generator, some.to(device, torch.float32).mean(dim=0))
-    optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.rate, betas=(0.9, 0.999), eps=EPSILON)
+    optimizer = torch.optim.Adam(sae.parameters(), eps=EPSILON)
     silent = torch.zeros(sae.features, dtype=torch.int64, device=device)                        # batches since it fired
     step, threshold, wanted = 0, torch.zeros((), device=device), json.dumps(asdict(recipe))
-    stored, about = {}, {}
+    about = {}
     if path.exists():
         with safe_open(path, framework="pt") as file:
             stored, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
@@ -122,12 +121,11 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total: None):
         generator.set_state(stored["generator"])
         silent, threshold, step = stored["silent"].to(device), stored["threshold"].to(device), int(about["step"])
 
-    on_step(step, recipe.steps)
+    progress(step, recipe.steps)
     while step < recipe.steps:
         rows = torch.randint(len(data), (recipe.batch,), generator=generator)
         h = data[rows].to(device, torch.float32)                                                # (n, D)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * (1 - step / recipe.steps)
+        optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps)
         normalize_decoder(sae)
         loss, fired, least = training_loss(sae, h, silent >= DEAD_AFTER)
         optimizer.zero_grad()
@@ -138,7 +136,7 @@ def train(data, recipe, path, device="cpu", on_step=lambda step, total: None):
         silent = torch.where(fired, 0, silent + 1)
         threshold = threshold.lerp(least, max(AVERAGE, 1 / (step + 1)))                         # a plain mean at first
         step += 1
-        on_step(step, recipe.steps)
+        progress(step, recipe.steps)
         if time.monotonic() - saved > SAVE_EVERY or step == recipe.steps:
             saved = time.monotonic()
             state = {f"sae.{name}": p for name, p in sae.state_dict().items()}
@@ -175,22 +173,19 @@ def report(sae, held, timesteps):
 
 
 @torch.no_grad()
-def found_again(sae, other, cosine=0.8):
-    """Return the share of an SAE's features that another seed found: largest cosine of decoder rows above `cosine`."""
-    best = torch.cat([(rows @ other.W_dec.T).amax(dim=1) for rows in sae.W_dec.split(BLOCK)])
-    return (best > cosine).float().mean().item()
+def found_again(sae, other):
+    """Return the share of an SAE's features that another seed found: largest cosine of decoder rows above 0.8."""
+    return ((sae.W_dec @ other.W_dec.T).amax(dim=1) > 0.8).float().mean().item()
 
 
 def learn(model, request, recipe, seeds, work, batch_size):
     """Collect activations, train an SAE from each seed and measure the first: (it, what its training.json says)."""
-    files = collect(model, request, work, batch_size, Count("images"))
-    data = Vectors(files, held=False)
-    saes = [train(data, replace(recipe, seed=seed), work / f"training_{seed}.safetensors", model.device,
-                  Count("training steps")) for seed in seeds]
-    few = len(request.prompts) < HELD_OUT
-    if few:
+    data, held = collect(model, request, work, batch_size)
+    saes = [train(data.flatten(0, 2), replace(recipe, seed=seed), work / f"training_{seed}.safetensors", model.device)
+            for seed in seeds]
+    if not len(held):
         warn(f"fewer than {HELD_OUT} prompts: none is held out, and the report is of those that it was trained on")
-    measured = report(saes[0], Vectors(files, held=not few).images(), model.schedule.timesteps(request.steps))
+    measured = report(saes[0], held if len(held) else data, model.schedule.timesteps(request.steps))
     return saes[0], {"recipe": asdict(recipe), "prompts": len(request.prompts), "report": measured,
                      "found_by_another_seed": found_again(*saes) if len(saes) > 1 else None}
 

@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from dictionary import __main__ as command
-from dictionary.collect import Request, Vectors, collect, observe
-from dictionary.train import (Recipe, batch_topk, export, found_again, init, measure, normalize_decoder, train,
-                              training_loss)
+from dictionary.collect import Request, collect, observe
+from dictionary.train import Recipe, batch_topk, export, found_again, init, measure, train, training_loss
 from sae import SAE, fvu
 from steering import sample
 from tests.tiny import write_model
@@ -66,9 +65,6 @@ def test_training_starts_at_random_directions_from_the_mean():
     init(sae, torch.Generator().manual_seed(0), torch.arange(5.0))
     assert sae.b_dec.tolist() == [0, 1, 2, 3, 4] and not sae.encoder.bias.any()
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(9)) and torch.equal(sae.encoder.weight, sae.W_dec)
-    sae.W_dec.data *= torch.arange(9.0)[:, None]
-    normalize_decoder(sae)
-    assert torch.allclose(sae.W_dec[1:].norm(dim=1), torch.ones(8)) and not sae.W_dec[0].any()      # 0 stays 0
 
 
 def planted(n, generator, directions):
@@ -101,17 +97,19 @@ def test_planted_directions_are_found_in_fewer_channels(tmp_path):
 
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     data, recipe = torch.randn(500, 6, generator=torch.Generator().manual_seed(3)), Recipe(2, 2, 40, 32, 1e-2)
+    whole, path, steps = train(data, recipe, tmp_path / "whole.safetensors"), tmp_path / "stopped.pt", []
 
-    def stop(step, total):
-        if step == 17:
+    def count(step, total):
+        steps.append(step)
+        if steps[0] == 0 and step == 17:
             raise KeyboardInterrupt
 
-    whole, path = train(data, recipe, tmp_path / "whole.safetensors"), tmp_path / "stopped.pt"
     monkeypatch.setattr("dictionary.train.SAVE_EVERY", 0)
+    monkeypatch.setattr("dictionary.train.Count", lambda unit: count)
     with pytest.raises(KeyboardInterrupt):
-        train(data, recipe, path, on_step=stop)
-    steps = []
-    again = train(data, recipe, path, on_step=lambda step, total: steps.append(step))
+        train(data, recipe, path)
+    steps.clear()
+    again = train(data, recipe, path)
     assert steps == [*range(16, 41)]
     assert all(torch.equal(p, q) for p, q in zip(whole.state_dict().values(), again.state_dict().values()))
     assert whole.threshold == again.threshold
@@ -130,17 +128,15 @@ def request(model, n=11, **changes):
 
 
 def test_the_vectors_are_the_same_whatever_the_batch_and_resume(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("dictionary.collect.SHARD", 5)
-    one, three = (Vectors(collect(model, request(model), tmp_path / str(b), b), held=False) for b in (1, 3))
-    every = torch.arange(len(one))
-    assert len(one) == 10 * 2 * 4 and torch.allclose(one[every].float(), three[every].float(), atol=2e-2)
-    assert torch.equal(one.images().flatten(0, 2), one[every])
-    (tmp_path / "1/vectors_00001.safetensors").unlink()
+    one, three = (torch.cat(collect(model, request(model), tmp_path / str(b), b)) for b in (1, 3))
+    assert one.shape == (11, 2, 4, 32) and torch.allclose(one.float(), three.float(), atol=2e-2)
     seen = []
-    paths = collect(model, request(model), tmp_path / "1", 1, lambda done, total: seen.append(done))
-    assert seen == [6, 7, 8, 9, 10, 11] and torch.equal(Vectors(paths, held=False).images(), one.images())
-    held = Vectors(paths, held=True).images()                                       # the tenth, last of its file
-    assert held.shape == (1, 2, 4, 32) and torch.equal(held[0], load_file(paths[1])["h"][4])
+    with open(tmp_path / "1/vectors.float16", "ab") as file:    # a kill in the seventh image
+        file.truncate(one[:7].nbytes - 1)
+    monkeypatch.setattr("dictionary.collect.Count", lambda unit: lambda done, total: seen.append(done))
+    data, held = collect(model, request(model), tmp_path / "1", 1)
+    assert seen == [6, 7, 8, 9, 10, 11] and torch.equal(torch.cat([data, held]), one)
+    assert len(held) == 1 and torch.equal(held, observe(model, request(model), [9]))            # the tenth
     with pytest.raises(WeightsError, match="other prompts, settings or weights"):
         collect(model, request(model, steps=3), tmp_path / "1", 1)
 
@@ -148,7 +144,7 @@ def test_the_vectors_are_the_same_whatever_the_batch_and_resume(model, tmp_path,
 def test_positions_are_the_hooks_and_the_update_is_output_minus_input(model):
     """All positions of an image, in some order, are the hook's output at that step; output minus update is what the
     resnet before the attention put out."""
-    maps, every = {}, dict(guidance=1.0, positions=10_000)
+    maps, every = {}, dict(guidance=1.0, positions=4)
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(2))[None]
     prompt = request(model).prompts[2]
     sample(model, noise, model.embed([prompt]), "ddim", 2, see=lambda t, h: maps.setdefault(t, h))
@@ -159,6 +155,8 @@ def test_positions_are_the_hooks_and_the_update_is_output_minus_input(model):
     resnet = dataclasses.replace(model, hook_point="up_blocks.1.resnets.1", sae=None)
     before = observe(resnet, request(model, **every), [2])[0]
     assert torch.allclose(output.float() - update.float(), before.float(), atol=2e-2) and update.abs().max() > 0.1
+    with pytest.raises(ValueError, match=f"--positions 5: {model.hook_point} has 4"):
+        observe(model, request(model, positions=5), [2])
 
 
 def test_the_command_from_one_prompt_to_an_sae_that_loads(tmp_path, capsys):
