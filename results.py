@@ -35,8 +35,9 @@ from config import HOOK_POINT, PRIORS
 from vae import to_png, to_uint8
 
 PROJECT = Path(__file__).resolve().parent
-METHOD = ("config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae",
-          "clip", "weights/load", "weights/quick", "activity/profile")      # files whose change can change a latent
+METHOD = (      # files whose change can change a latent
+    "config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae", "clip",
+    "weights/load", "weights/quick", "weights/saes", "activity/profile")
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
 DIGITS = {"feature": 5, "channel": 4}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what reading JSON of another shape may raise

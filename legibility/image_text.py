@@ -26,13 +26,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from activity.profile import image_path
-from clip import Tokenizer
 from command.progress import Count
 from legibility.vision import CLIP, preprocess
 from results import read_results, write
 from vae import read_picture
-from weights.fingerprints import Fingerprints
-from weights.load import WeightsError, build, check_config, read_json, read_tokenizer
+from weights.load import WeightsError, build, check_config, file_sha256, read_json, read_tokenizer
 
 WORDS = Path(__file__).with_name("words.txt")
 OTHERS = 100                # random features whose examples the pictures are compared with
@@ -61,8 +59,7 @@ class CLIPScorer:
             check_config("text_encoder", config[part], f"{path}: {part}")
         self.size = sizes["vision_config"]["image_size"]        # pixels an edge
         self.net = build(CLIP, sizes, path, folder / "model.safetensors", device=device)
-        published, given = PUBLISHED / "bpe_simple_vocab_16e6.txt.gz", folder / "tokenizer"
-        self.tokenizer = read_tokenizer(given) if given.exists() else Tokenizer.from_bpe(published)
+        self.tokenizer = read_tokenizer(folder / "tokenizer")
 
     @torch.no_grad()
     def images(self, pictures):
@@ -143,8 +140,8 @@ class Legibility:
 
     def embed_examples(self, path):
         """Embed all images of the capture and keep them in `path`: CLIP ViT-L/14 on a CPU needs a second an image."""
-        clip = Fingerprints({"clip": self.scorer.folder / "model.safetensors"}).result()
-        made_with, total = clip | {"capture": self.capture.sha256}, self.capture.images
+        clip, total = file_sha256(self.scorer.folder / "model.safetensors"), self.capture.images
+        made_with = {"clip": clip, "capture": self.capture.sha256}
         if path.exists():
             with safe_open(path, framework="pt") as file:
                 if file.metadata() == made_with:

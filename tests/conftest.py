@@ -1,4 +1,4 @@
-"""For all tests: threads; the fingerprints that are remembered stay out of the user's cache folder."""
+"""For all tests: threads, the tiny model, folders."""
 import functools
 import shutil
 
@@ -7,13 +7,6 @@ import torch
 
 from tests.tiny import write_model
 from weights import load as loading
-
-
-@pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

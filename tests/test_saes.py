@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sae import SAE
 from tests.seeded import randn
 from weights import convert
-from weights.load import WeightsError, build, read_sae_config
+from weights.load import WeightsError, build, read_json, read_sae_config
 
 D, F, K = 8, 16, 2
 H = 0.3 + randn(50, D, seed=1)
@@ -161,7 +161,7 @@ def written(folder, file, tensors, config_name=None, config=None):
 
 
 def loaded(folder):
-    fields = read_sae_config(folder / "cfg.json")
+    fields = read_sae_config(read_json(folder / "cfg.json"), "cfg.json")
     return build(SAE, fields, folder / "cfg.json", folder / "sae.safetensors")
 
 
@@ -240,7 +240,7 @@ def test_what_would_be_another_sae_is_refused_by_name(name, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
     if name in [*REFUSED][:6]:
         with pytest.raises(WeightsError, match=says.split()[-1]):
-            read_sae_config(source / "cfg.json")
+            read_sae_config(config, "cfg.json")
 
 
 def test_flags_say_what_a_file_does_not(tmp_path, capsys):
@@ -249,6 +249,6 @@ def test_flags_say_what_a_file_does_not(tmp_path, capsys):
     assert convert.main([str(source), str(tmp_path / "out"), "--reads", "output", "--timesteps", "981,501"]) == 0
     assert "reads the output at time steps [981, 501]" in (said := capsys.readouterr().out)
     assert "fields that change nothing here: auxk, dead_steps_threshold" in said
-    fields = read_sae_config(tmp_path / "out/cfg.json")
-    assert fields["timesteps"] == (981, 501) and fields["reads"] == "output"
+    fields = json.loads((tmp_path / "out/cfg.json").read_text())
+    assert fields["timesteps"] == [981, 501] and fields["reads"] == "output"
     assert json.loads((tmp_path / "out/labels.json").read_text()) == {"3": "cat"}

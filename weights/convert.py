@@ -15,12 +15,11 @@ Sources
 """
 import inspect
 import json
-import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -28,14 +27,14 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
     sys.path[:] = [str(ROOT), *(p for p in sys.path if p != str(ROOT / "weights"))]
-from clip import Tokenizer  # noqa: E402
 from command.flags import Parser, guarded  # noqa: E402
 from command.progress import say  # noqa: E402
 from schedule import Schedule  # noqa: E402
+from weights import WeightsError  # noqa: E402
 from weights.load import (  # noqa: E402
-    AGAIN, FILES, NETWORKS, WeightsError, check_config, check_shapes, finite, foreign, on_meta, open_tensors,
-    read_json, read_sae_config, read_scheduler, read_tokenizer, tokenizer_files)
-from weights.saes import MARKS, read_sae  # noqa: E402
+    AGAIN, FILES, NETWORKS, check_config, check_shapes, finite, foreign, on_meta, open_tensors, read_json,
+    read_scheduler)
+from weights.saes import MARKS, read_sae, read_sae_config  # noqa: E402
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
@@ -234,31 +233,12 @@ def read_set(source):
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-@contextmanager
-def building(target):
-    """A temporary folder that takes the place of `target` when all went well, and is gone when not."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise WeightsError(f"{target}: exists already; remove it or give another OUT")
-    home = next(path for path in target.absolute().parents if path.exists())
-    folder = home / f".{target.name}.{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-        target.mkdir(parents=True, exist_ok=True)
-        target.rmdir()
-        folder.rename(target)
-    except WeightsError as e:
-        raise WeightsError(str(e).replace(str(folder), str(target))) from e
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_tensors(path, tensors):
+def write_tensors(path, tensors, source):
     """Write a safetensors file of floats; WeightsError for NaN and infinity, which load.py would meet late."""
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS or not finite(tensor):
             what = "NaN or infinite values" if tensor.dtype in FLOATS else tensor.dtype
-            raise WeightsError(f"{path}: {name} holds {what}, expected finite floats of 16 bits or more; {AGAIN}")
+            raise WeightsError(f"{source}: {name} holds {what}, expected finite floats of 16 bits or more; {AGAIN}")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
 
@@ -289,21 +269,11 @@ def write_networks(folder, tensors, configs, path, ema=False):
     for part, found in chosen.items():
         check_shapes(path, {name: squeeze(tensor.shape) for name, tensor in found.items()},
                      {name: squeeze(shape) for name, shape in shapes[part].items()}, cause(tensors))
-        write_tensors(folder / part / FILES[part], {k: v.reshape(shapes[part][k]) for k, v in found.items()})
+        write_tensors(folder / part / FILES[part], {k: v.reshape(shapes[part][k]) for k, v in found.items()}, path)
         write_json(folder / part / "config.json", configs[part])
     kinds = sorted({key.split(".")[0] for key in left})
     note = f"; {len(left)} tensors that no network reads are left out ({', '.join(kinds[:6])})" if left else ""
     return ", ".join(f"{part} {len(found)}" for part, found in chosen.items()) + f" tensors{note}"
-
-
-def write_clip_tokenizer(folder):
-    """CLIP's tokenizer, which every SD 1.x has, from OpenAI's list: vocab.json and merges.txt as published [1]."""
-    tokenizer = Tokenizer.from_bpe(ROOT / "weights/clip/bpe_simple_vocab_16e6.txt.gz")
-    vocab = json.dumps(tokenizer.vocab, indent=2, sort_keys=True, ensure_ascii=False)
-    merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.ranks)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(vocab + "\n", encoding="utf-8", newline="\n")
-    (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8", newline="\n")
 
 
 # --- models, SAEs, the command ----------------------------------------------------------------------------------------
@@ -338,7 +308,7 @@ def convert_folder(source, folder, ema):
         if path.exists():
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, folder / path.name)
-    if (scheduler := folder / "scheduler/scheduler_config.json").exists():
+    if (scheduler := source / "scheduler/scheduler_config.json").exists():
         read_scheduler(scheduler)
     return "; ".join(said)
 
@@ -360,9 +330,9 @@ def convert_sae(tensors, config, path, folder, changes):
     config = read_json(beside) if beside else config
     parts, fields, left = read_sae(tensors, config, path, beside.name if beside else "")
     fields |= changes or {}
-    write_tensors(folder / "sae.safetensors", parts)
+    read_sae_config(fields, path)
+    write_tensors(folder / "sae.safetensors", parts, path)
     write_json(folder / "cfg.json", fields)
-    read_sae_config(folder / "cfg.json")
     if (labels := path.with_name("labels.json")).exists():
         shutil.copyfile(labels, folder / "labels.json")
     times = "all time steps" if fields["timesteps"] == "all" else f"time steps {fields['timesteps']}"
@@ -374,17 +344,21 @@ def convert_sae(tensors, config, path, folder, changes):
 def convert(source, target, ema=False, changes=None):
     """Convert IN to OUT; returns the text that says what was written. `changes` are to an SAE's cfg.json."""
     source, target = Path(source), Path(target)
-    with building(target) as folder:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise WeightsError(f"{target}: exists already; remove it or give another OUT")
+    home = next(path for path in target.absolute().parents if path.exists())
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=home) as temporary:
+        folder = Path(temporary, "new")
+        folder.mkdir()
         if (source / "unet").exists():
             said = convert_folder(source, folder, ema)
         else:
             tensors, config, path = read_set(source)
             said = (convert_sae(tensors, config, path, folder, changes) if MARKS & tensors.keys()
                     else convert_single(tensors, path, folder, ema))
-        if (folder / "text_encoder").exists():
-            if not tokenizer_files(folder / "tokenizer")[0].exists():
-                write_clip_tokenizer(folder / "tokenizer")
-            read_tokenizer(folder / "tokenizer")
+        target.mkdir(parents=True, exist_ok=True)
+        target.rmdir()
+        folder.rename(target)
     return f"{target}: {said}"
 
 

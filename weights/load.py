@@ -3,7 +3,7 @@
     folder/unet/{config.json, diffusion_pytorch_model.safetensors}          required
     folder/vae/{config.json, diffusion_pytorch_model.safetensors}           None in the Model where it is missing
     folder/text_encoder/{config.json, model.safetensors}
-    folder/tokenizer/{vocab.json, merges.txt}                               or tokenizer.json, of transformers 5
+    folder/tokenizer/{vocab.json, merges.txt}           or tokenizer.json, of transformers 5; CLIP's where it is missing
     folder/scheduler/scheduler_config.json                                  SD 1.x's numbers where it is missing
     folder/sae/<hook point>/{cfg.json, sae.safetensors, labels.json}        any number of them
     folder/featviz.json                                                     settings that suit these weights
@@ -12,6 +12,7 @@ This is diffusers' layout as it was published for SD 1.4 and SD 1.5, so tensors 
 VAE attention's `query, key, value, proj_attn`, and `text_model.` in front of the text encoder's names. Single files,
 pickles, shards and other kinds of SAE are converted once: `python weights/convert.py IN OUT`.
 """
+import hashlib
 import inspect
 import json
 import os
@@ -19,20 +20,22 @@ import re
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from clip import TextEncoder, Tokenizer, number
+from clip import TextEncoder, Tokenizer
 from config import HOOK_POINT, SETTINGS
-from sae import GATES, NORMS, READS, SAE
+from sae import SAE
 from schedule import Schedule
 from unet import UNet, updates
 from vae import VAE
-from weights.fingerprints import Fingerprints
+from weights import WeightsError
 from weights.quick import quicken
+from weights.saes import read_sae_config
 
 ROOT = Path(__file__).resolve().parent
 NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
@@ -52,13 +55,7 @@ FIXED = {
     "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
     "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
                   "rescale_betas_zero_snr": False},
-    "sae": {"activation": "topk", "signed": False, "skip_connection": False, "transcode": False, "cond_encoder": False,
-            "time_embedding_dim": 0},
 }
-SAE_FIELDS = {  # of a cfg.json: those that are read, then those that only training or a reader of another tool needs
-    *FIXED["sae"], "d_in", "num_latents", "k", "centre", "input_unit_norm", "norm", "gate", "threshold", "reads",
-    "timesteps", "expansion_factor", "normalize_decoder", "batch_topk", "sample_topk", "multi_topk", "num_timesteps",
-    "time_embedding_type", "source", "hook_point", "hookpoint"}
 FOREIGN = (     # keys of a UNet's config that show another model
     ("cross_attention_dim", 2048, "Stable Diffusion XL"), ("addition_embed_type", "text_time", "Stable Diffusion XL"),
     ("cross_attention_dim", 1024, "Stable Diffusion 2.x"), ("in_channels", 9, "an inpainting UNet with 9 channels"),
@@ -68,10 +65,6 @@ INSTEAD = {     # what people find where weights should be, by its first bytes
     b"version https://git-lfs": "a git-lfs pointer; git lfs pull fetches the file itself",
     b"<": "a web page saved under this name; fetch the file again, signed in where the site asks for it",
 }
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used. The text is one line: the file, the cause, what to do."""
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
@@ -94,18 +87,14 @@ def foreign(config):
     return next((f"this is {name}" for key, value, name in FOREIGN if config.get(key) == value), "")
 
 
-def check_fixed(config, fixed, path, advice):
-    """WeightsError for a value for which there is no code here."""
-    for key, value in fixed.items():
-        if config.get(key, value) not in (value, None):
-            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; {advice}")
-
-
 def check_config(part, config, path):
     """The sizes of a network, or the numbers of the schedule, in a config; WeightsError for what no code implements."""
     if part == "unet" and (other := foreign(config)):
         raise WeightsError(f"{path}: {other}; give weights of Stable Diffusion 1.x")
-    check_fixed(config, FIXED[part], path, "give weights of Stable Diffusion 1.x")
+    for key, value in FIXED[part].items():
+        if config.get(key, value) not in (value, None):
+            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; give weights "
+                               "of Stable Diffusion 1.x")
     arguments = inspect.signature(NETWORKS.get(part, Schedule)).parameters          # named as in config.json
     sizes = {key: config[key] for key in arguments if config.get(key) is not None}
     for key, value in sizes.items():
@@ -120,9 +109,9 @@ def read_latent_size(path):
     """(H, W) that the UNet was trained at, 64 by default. Early SD 1.5 configs say 32; diffusers reads them as 64."""
     config = read_json(path)
     size = config.get("sample_size") or 64
-    height, width = size if isinstance(size, list) and len(size) == 2 else [size, size]
-    if not all(type(n) is int and n > 0 and n % 8 == 0 for n in (height, width)):           # halved three times
-        raise WeightsError(f"{path}: sample_size is {str(size)[:80]}, expected a multiple of 8; the usual size is 64")
+    height, width = size if isinstance(size, list) else (size, size)
+    if height % 8 or width % 8:                                 # it is halved three times
+        raise WeightsError(f"{path}: sample_size is {size}, expected a multiple of 8; the usual size is 64")
     early = re.match(r"0\.[0-8]\.", str(config.get("_diffusers_version")))
     return (max(height, 64), max(width, 64)) if early else (height, width)
 
@@ -137,42 +126,11 @@ def read_scheduler(path):
 def read_settings(path):
     """Read featviz.json: {"timestep": 361, "feature": 12, "presets": {name: {setting: value}}, ...}, all optional."""
     settings = read_json(path)
-    presets = settings.get("presets", {})
-    if not isinstance(presets, dict) or not all(isinstance(changes, dict) for changes in presets.values()):
-        raise WeightsError(f'{path}: presets is {str(presets)[:80]}, expected {{"sae": {{"num_steps": 40}}}}')
-    for preset, changes in presets.items():
+    for preset, changes in settings.get("presets", {}).items():
         if unknown := changes.keys() - SETTINGS.keys():
             raise WeightsError(f"{path}: preset {preset!r} sets {min(unknown)!r}, which is no setting; python "
                                "featviz.py --help lists them all")
     return settings
-
-
-def read_sae_config(path):
-    """Read what an SAE is built with: the fields of sae.SAE, SAeUron's where they are missing.
-
-    A field that is on and that nobody here knows may change the mathematics, so it is refused.
-    """
-    config = read_json(path)
-    check_fixed(config, FIXED["sae"], path, f"{CONVERT} may know the file")
-    if unknown := [key for key in config if key not in SAE_FIELDS and config[key]]:
-        raise WeightsError(f"{path}: nobody here knows the field {unknown[0]!r}, which may change the mathematics; "
-                           "take it out if it does not")
-    usual = {"d_in": 0, "num_latents": 0, "k": 0, "centre": True, "gate": "topk", "reads": "output", "threshold": None,
-             "norm": "unit" if config.get("input_unit_norm") else "none", "timesteps": "all"}
-    fields = usual | {key: config[key] for key in usual if config.get(key) is not None}
-    fields["num_latents"] = fields["num_latents"] or int(config.get("expansion_factor", 0) * fields["d_in"])
-    for key, known in (("gate", GATES), ("norm", NORMS), ("reads", READS)):
-        if fields[key] not in known:
-            raise WeightsError(f"{path}: {key} is {fields[key]!r}, expected one of {', '.join(known)}")
-    for key in ("d_in", "num_latents", *["k"] * ("topk" in fields["gate"])):
-        if type(fields[key]) is not int or fields[key] < 1:
-            raise WeightsError(f"{path}: {key} is {fields[key]!r}, expected a whole number from 1 on")
-    if "topk" in fields["gate"] and fields["k"] > fields["num_latents"]:
-        raise WeightsError(f"{path}: k is {fields['k']}, more than its {fields['num_latents']} features")
-    times = [] if fields["timesteps"] == "all" else fields["timesteps"]
-    if not isinstance(times, list) or not all(type(t) is int for t in times):
-        raise WeightsError(f'{path}: timesteps is {str(times)[:80]}, expected "all" or a list of time steps')
-    return fields | {"timesteps": (*times,)}
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -212,23 +170,6 @@ def check_shapes(path, found, expected, advice):
             raise WeightsError(f"{path}: {name} has shape {list(found[name])}, expected {list(shape)}; {advice}")
 
 
-def read_tensors(path, shapes, dtype=torch.float32, device="cpu", part=None):
-    """{name: tensor} for `shapes` {name: shape}; exactly these names and shapes must be in the file.
-
-    On a CPU, in the file's precision, tensors stay in the mapped file: what is never used takes no memory. A large
-    tensor is converted from a mapping that ends with it, so that file and new numbers are never in memory together.
-    """
-    tensors = {}
-    with open_tensors(path) as whole:
-        keys = {modern_name(part, key): key for key in whole.keys() if not key.endswith("position_ids")}    # 0, 1, ...
-        check_shapes(path, {name: tuple(whole.get_slice(key).get_shape()) for name, key in keys.items()}, shapes,
-                     f"the file does not belong to its config, or is of another layout, which {CONVERT} may know")
-        for name, key in keys.items():
-            with open_tensors(path) if prod(shapes[name]) >= LARGE else nullcontext(whole) as file:
-                tensors[name] = convert_tensor(file.get_tensor(key), dtype, device, f"{path}: {key}")
-    return tensors
-
-
 def convert_tensor(tensor, dtype, device, name):
     """The tensor in another precision or on another device; WeightsError for integers, NaN and infinity."""
     if not tensor.is_floating_point():
@@ -257,28 +198,41 @@ def read_vectors(path, width):
     return found
 
 
+def file_sha256(path):
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 def on_meta(network, sizes, path):
     """Build `network(**sizes)` without memory; WeightsError blames `path` for impossible sizes."""
     try:
         with torch.device("meta"):
-            net = network(**sizes)
-        for name, module in net.named_modules():
-            heads, width = getattr(module, "heads", 1), next((len(p) for p in module.parameters() if p.dim()), 1)
-            if heads < 1 or width % heads:
-                raise ValueError(f"{name} has {heads} heads for {width} channels")
-        return net
+            return network(**sizes)
     except (TypeError, ValueError, RuntimeError, LookupError) as e:
         why = str(e).splitlines()[0]
         raise WeightsError(f"{path}: gives sizes from which no network can be built ({why})") from e
 
 
 def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu", part=None):
-    """Build `network(**sizes)` and fill it strictly from a file; frozen."""
-    net = on_meta(network, sizes, config_path)
+    """Build `network(**sizes)` and fill it from a file, which must have exactly its names and shapes; frozen.
+
+    On a CPU, in the file's precision, tensors stay in the mapped file: what is never used takes no memory. A large
+    tensor is converted from a mapping that ends with it, so that file and new numbers are never in memory together.
+    """
+    net, tensors = on_meta(network, sizes, config_path), {}
     shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
-    net.load_state_dict(read_tensors(weights_path, shapes, dtype, device, part), strict=True, assign=True)
+    with open_tensors(weights_path) as whole:
+        keys = {modern_name(part, key): key for key in whole.keys() if not key.endswith("position_ids")}    # 0, 1, ...
+        found = {name: tuple(whole.get_slice(key).get_shape()) for name, key in keys.items()}
+        check_shapes(weights_path, found, shapes,
+                     f"the file does not belong to its config, or is of another layout, which {CONVERT} may know")
+        for name, key in keys.items():
+            with open_tensors(weights_path) if prod(shapes[name]) >= LARGE else nullcontext(whole) as file:
+                tensors[name] = convert_tensor(file.get_tensor(key), dtype, device, f"{weights_path}: {key}")
+    net.load_state_dict(tensors, strict=True, assign=True)
     return net.requires_grad_(False).eval()
 
 
@@ -300,19 +254,23 @@ def tokenizer_files(folder):
 
 
 def read_tokenizer(folder):
-    """Read the tokenizer; WeightsError where the vocabulary is not what CLIP's rule makes of the merges."""
+    """Read the tokenizer, CLIP's own where there is none; WeightsError where the vocabulary is not what CLIP's rule
+    makes of the merges.
+    """
+    if not folder.exists():
+        return Tokenizer.from_bpe(ROOT / "clip/bpe_simple_vocab_16e6.txt.gz")
     path, *merges = tokenizer_files(folder)
     try:
         if merges:
-            tokenizer = Tokenizer.from_files(path, *merges)
+            vocab, tokenizer = read_json(path), Tokenizer.from_bpe(*merges)
         else:                                                   # of transformers 5
             value = read_json(path)
             vocab = value["model"]["vocab"] | {token["content"]: token["id"] for token in value.get("added_tokens", ())}
             pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in value["model"]["merges"]]
-            tokenizer = Tokenizer(vocab, map(tuple, pairs))
+            tokenizer = Tokenizer([*map(tuple, pairs)])
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise WeightsError(f"{folder}: the tokenizer cannot be used ({e!r}); fetch or copy it again") from e
-    if tokenizer.vocab != number(tokenizer.ranks):
+    if tokenizer.vocab != vocab:
         raise WeightsError(f"{folder}: vocabulary and merges disagree; fetch or copy the tokenizer again")
     return tokenizer
 
@@ -320,20 +278,14 @@ def read_tokenizer(folder):
 def choose_hook_point(folder, unet, wanted):
     """(hook point, cfg.json of the SAE for it or None): what is asked for, else the only SAE's, or the method's."""
     there = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
-    if wanted:
-        chosen = unet.hook_name(wanted)
-    elif HOOK_POINT in there or not there:
-        chosen = HOOK_POINT
-    elif len(there) > 1:
-        raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(there)}; give one of these as hook point")
-    else:
-        (chosen,) = there
+    usual = next(iter(there)) if len(there) == 1 else HOOK_POINT
+    chosen = unet.hook_name(wanted or usual)
     return chosen, there.get(chosen)
 
 
 def read_sae(cfg, unet, hook_point, device):
     """Build the SAE of a cfg.json for a hook point of the UNet."""
-    sizes = read_sae_config(cfg)
+    sizes = read_sae_config(read_json(cfg), cfg)
     if sizes["d_in"] != unet.width(hook_point):
         raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of the UNet has {unet.width(hook_point)} "
                            "channels; give the SAE of this UNet")
@@ -349,18 +301,6 @@ def read_labels(path):
     if not all(key.isdecimal() and isinstance(word, str) for key, word in labels.items()):
         raise WeightsError(f'{path}: expected features and words, {{"12": "cat"}}')
     return {int(key): word for key, word in labels.items()}
-
-
-def check_widths(folder, unet, vae=None, text_encoder=None, tokenizer=None):
-    """WeightsError where a part and the one that reads it differ in a width."""
-    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
-    for part, what, found, expected in (
-            ("vae", "latent channels", vae and vae.post_quant_conv.in_channels, unet.conv_in.in_channels),
-            ("text_encoder", "wide text", text_encoder and text_encoder.final_layer_norm.normalized_shape[0], context),
-            ("tokenizer", "tokens", tokenizer and len(tokenizer.vocab),
-             text_encoder and text_encoder.embeddings.token_embedding.num_embeddings)):
-        if None not in (found, expected) and found != expected:
-            raise WeightsError(f"{folder / part}: has {found} {what}, expected {expected}; give parts of one model")
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -388,13 +328,10 @@ class Model:
     directions: dict = field(default_factory=dict)              # name -> vector (D,) that was asked for
     fit: list | None = None                                     # rows that weights.check measured
 
-    def __post_init__(self):
-        self.hashing = Fingerprints(self.files)
-
-    @property
+    @cached_property
     def fingerprints(self):
         """{name: SHA-256} of every file that was read."""
-        return self.hashing.result()
+        return {name: file_sha256(path) for name, path in sorted(self.files.items())}
 
     def feature(self, n):
         """Return the direction (D,) along which feature n is read; sums and differences are directions, too."""
@@ -414,7 +351,7 @@ class Model:
     @torch.no_grad()
     def embed(self, prompts):
         """Embed prompts (a list of B strings) for the UNet's cross-attention: (B, 77, Dc)."""
-        self.require("text_encoder", "tokenizer")
+        self.require("text_encoder")
         return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
     def encode(self, images):
@@ -443,10 +380,8 @@ class Model:
 
 
 def choose_device(name=None):
-    """The device of that name; None takes the GPU where there is one, under torchrun that of the process."""
+    """The device of that name; None takes the GPU where there is one."""
     name = str(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if name == "cuda" and (rank := os.environ.get("LOCAL_RANK", "")).isdecimal():
-        name = f"cuda:{int(rank) % max(torch.cuda.device_count(), 1)}"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e:
@@ -493,9 +428,8 @@ def load(path=None, device=None, dtype=None, hook_point=None):
              for part in NETWORKS if (folder / part).exists()}
     tokens, scheduler, featviz = (folder / name for name in ("tokenizer", "scheduler/scheduler_config.json",
                                                              "featviz.json"))
-    if tokens.exists():
+    if "text_encoder" in parts:
         parts["tokenizer"] = read_tokenizer(tokens)
-    check_widths(folder, **parts)
     numbers, sampler = read_scheduler(scheduler) if scheduler.exists() else ({}, "pndm")
     settings = read_settings(featviz) if featviz.exists() else {}
     if sampler != "pndm":                       # what the scheduler's file says, unless featviz.json says otherwise

@@ -1,4 +1,4 @@
-"""Read the SAE files of other tools into the one form of sae.py; convert.py writes what comes out.
+"""Check an SAE's config, and read the SAE files of other tools into the one form of sae.py, which convert.py writes.
 
 A file is recognised by the names of its tensors and turned by them, never by its shapes: a square matrix has two.
 
@@ -13,7 +13,8 @@ Sources
 """
 import torch
 
-from weights.load import FIXED, SAE_FIELDS, WeightsError
+from sae import GATES, NORMS, READS
+from weights import WeightsError
 
 CODES, MATRICES = ("encoder.weight", "encoder.bias", "decoder.weight"), ("W_enc", "b_enc", "W_dec", "b_dec")
 OPENAI = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
@@ -37,19 +38,22 @@ FAMILIES = (    # source; W_enc, b_enc, W_dec, b_dec; one of these is in its con
      ("dictionary.multiplier",), {"centre": False}),
 )
 TRANSPOSED = ("W_enc", "decoder.weight")                        # stored as (D, F)
-GATES = {None: "relu", "standard": "relu", "topk": "topk", "batchtopk": "topk", "matryoshka_batchtopk": "topk",
-         "jumprelu": "threshold"}                               # of architectures [4]
-NORMS = {None: "none", "none": "none", "layer_norm": "unit", "constant_norm_rescale": "length"}     # [4]
-KNOWN = {key: (value,) for key, value in FIXED["sae"].items()} | {      # values of a config for which there is code
+ARCHITECTURES = {None: "relu", "standard": "relu", "topk": "topk", "batchtopk": "topk", "matryoshka_batchtopk": "topk",
+                 "jumprelu": "threshold"}                       # gates by their names in [4]
+RESCALED = {None: "none", "none": "none", "layer_norm": "unit", "constant_norm_rescale": "length"}  # norms, in [4]
+KNOWN = {       # fields that change the mathematics, and the values for which there is code
+    "activation": ("topk",), "signed": (False,), "skip_connection": (False,), "transcode": (False,),
+    "cond_encoder": (False,), "time_embedding_dim": (0,), "gate": GATES, "norm": NORMS, "reads": READS,
     "dict_class": ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "AutoEncoderTopK",
                    "BatchTopKSAE", "MatryoshkaBatchTopKSAE"),
-    "architecture": GATES, "normalize_activations": NORMS, "activation_fn": ("relu", "topk"),
+    "architecture": ARCHITECTURES, "normalize_activations": RESCALED, "activation_fn": ("relu", "topk"),
     "activation_fn_str": ("relu", "topk"), "reshape_activations": ("none",), "finetuning_scaling_factor": (False,),
     "use_error_term": (False,)}
 OURS = ("norm", "centre", "gate", "threshold", "reads", "timesteps")    # fields that our own cfg.json may have, too
-USED = {*KNOWN, *OURS, "d_in", "num_latents", "k", "input_unit_norm", "d_model", "n_dirs_local", "d_sae", "source",
-        "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm"}
-HARMLESS = set(     # words of fields that say how an SAE was trained, on what, where it is
+USED = {*KNOWN, *OURS, "d_in", "num_latents", "k", "expansion_factor", "input_unit_norm", "d_model", "n_dirs_local",
+        "d_sae", "source", "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm"}
+HARMLESS = set(     # fields, and words of fields, that say how an SAE was trained, on what, where it is
+    "normalize_decoder batch_topk sample_topk multi_topk num_timesteps time_embedding_type hookpoint hook_point "
     "lr l1 l0 adam beta beta1 beta2 optimizer scheduler warmup warm up decay epochs steps batch batches size seed "
     "device dtype wandb log eval dataset path tokens prompts prepend bos context buffer store model class name layer "
     "head index hook version training train trainer sae lens neuronpedia id metadata source loss coefficient mse aux "
@@ -58,19 +62,42 @@ COUNTERS = {"k", "group_sizes", "stats_last_nonzero", "num_batches_not_active"}
 MARKS = {name for _, names, *_ in FAMILIES for name in names[2:]}                   # one of them is in any SAE
 
 
+def refuse(config, path):
+    """WeightsError for a field's value that no code here computes."""
+    for key, known in KNOWN.items():
+        if config.get(key) not in (None, *known):
+            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, for which there is no code here")
+
+
 def harmless(config, path):
     """Names of the fields that only say how an SAE was trained; WeightsError for one that may mean something else."""
     off = (None, False, 0, "", "none", [], {})
     left = [key for key, value in config.items() if key not in USED and value not in off]
     for key in left:
-        if key not in SAE_FIELDS and not {*key.lower().split("_")} <= HARMLESS:
+        if key not in HARMLESS and not {*key.lower().split("_")} <= HARMLESS:
             raise WeightsError(f"{path}: nobody here knows the field {key} = {str(config[key])[:60]}, which may change "
                                "the mathematics; take it out of the config if it does not")
     return left
 
 
-def refuse(tensors, config, path, config_name):
-    """WeightsError that names what an SAE has and no code here computes."""
+def read_sae_config(config, path):
+    """What sae.SAE is built with, from our cfg.json or SAeUron's; its values stand where a field is missing."""
+    refuse(config, path)
+    harmless(config, path)
+    usual = {"d_in": 0, "num_latents": 0, "k": 0, "centre": True, "gate": "topk", "reads": "output", "threshold": None,
+             "norm": "unit" if config.get("input_unit_norm") else "none", "timesteps": "all"}
+    fields = usual | {key: config[key] for key in usual if config.get(key) is not None}
+    fields["num_latents"] = fields["num_latents"] or int(config.get("expansion_factor", 0) * fields["d_in"])
+    if "topk" in fields["gate"] and fields["k"] not in range(1, fields["num_latents"] + 1):
+        raise WeightsError(f"{path}: k is {fields['k']}, expected 1 to {fields['num_latents']}, the number of features")
+    times = [] if fields["timesteps"] == "all" else fields["timesteps"]
+    if not isinstance(times, list) or not all(type(t) is int for t in times):
+        raise WeightsError(f'{path}: timesteps is {str(times)[:80]}, expected "all" or a list of time steps')
+    return fields | {"timesteps": (*times,)}
+
+
+def refuse_look_alikes(tensors, config, path, config_name):
+    """WeightsError for a file that has the tensors of a family and is something else."""
     places = [config.get(key) for key in ("hookpoint", "hook_point", "hook_name", "submodule_name")]
     reasons = {
         "is an SAE of a text encoder": "latent_bias" in tensors and "auxk_coef" in config and config_name != "cfg.json"
@@ -79,8 +106,6 @@ def refuse(tensors, config, path, config_name):
         "lost the latent_bias that it had at sdxl-unbox, to a tool that made another SAE of it":
         "k" in tensors and "encoder.bias" in tensors and tensors["k"].eq(len(tensors["encoder.bias"])).all()
         and not tensors["encoder.bias"].any()}
-    reasons |= {f"{key} is {str(config[key])[:80]}": config[key] not in (None, *known)
-                for key, known in KNOWN.items() if key in config}
     for reason in [reason for reason, met in reasons.items() if met]:
         raise WeightsError(f"{path}: {reason}, for which there is no code here")
 
@@ -113,7 +138,8 @@ def read_sae(tensors, config, path, config_name=""):
     config: the object beside it or in it, {} where there is none; its file's name tells two families apart.
     """
     config = config.get("trainer", config)                      # [3]
-    refuse(tensors, config, path, config_name)
+    refuse_look_alikes(tensors, config, path, config_name)
+    refuse(config, path)
     present = {*tensors, *config, config_name, config.get("dict_class")}
     family = next((family for family in FAMILIES if {*family[1]} <= {*tensors, None}
                    and (not family[2] or present & {*family[2]})), None)
@@ -138,8 +164,8 @@ def read_sae(tensors, config, path, config_name=""):
         parts = scaled_rows(parts, take("dictionary.multiplier"))
     if config.get("rescale_acts_by_decoder_norm") or source == "dictionary_learning, AutoEncoder":
         parts = unit_rows(parts)
-    fields = {"norm": "unit" if config.get("input_unit_norm") else NORMS[config.get("normalize_activations")],
-              "centre": config.get("apply_b_dec_to_input", True), "gate": GATES[config.get("architecture")],
+    fields = {"norm": "unit" if config.get("input_unit_norm") else RESCALED[config.get("normalize_activations")],
+              "centre": config.get("apply_b_dec_to_input", True), "gate": ARCHITECTURES[config.get("architecture")],
               "reads": "output", "timesteps": "all", "source": source}
     fields |= special | {key: config[key] for key in OURS if key in config}
     if type(config.get("timestep")) is int:                     # [6]

@@ -123,8 +123,6 @@ def test_single_files(name, whole, single, tmp_path, capsys):
     assert "unet 686, vae 248, text_encoder 196 tensors" in said and "that no network reads are left out" in said
     assert model.tokenizer.vocab == clip_vocab.tokenizer().vocab and model.latent_shape[0] == 4
     assert model.sampler == "pndm" and abs(model.schedule.alphas_cumprod[0].item() - 0.99915) < 1e-6
-    for name, blob in clip_vocab.BLOBS.items():                 # to the byte as published
-        assert clip_vocab.git_blob((tmp_path / "new/sd/tokenizer" / name).read_bytes()).startswith(blob)
 
 
 def test_two_sets_of_weights_in_one_file(whole, tmp_path, capsys):
