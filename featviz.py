@@ -140,8 +140,7 @@ def run(args, given):
 def check(model, jobs, configs, size):
     """Print what a run would take, measured on one step of one batch; write nothing."""
     from visualize import course_lengths
-    from weights.check import check_fit
-    from weights.cost import peak_memory, step_seconds
+    from weights.check import check_fit, peak_memory, step_seconds
     model.check_numbers()
     cost, batches = step_seconds(model, (jobs * size)[:size], configs[0]), -(-len(jobs) // size)
     seconds = batches * sum(cost[phase] * n for one in configs for phase, n in course_lengths(one).items())

@@ -100,7 +100,7 @@ def configure(model, **given):
     if isinstance(theirs.get("prompts"), str) and theirs["prompts"] not in GRIDS:
         theirs = theirs | {"prompts": model.folder / theirs["prompts"]}
     together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1  # small ones leave cores idle
-    values = {"prompts": "thesis", "sampler": model.sampler, "batch_size": together} | theirs
+    values = {"prompts": "thesis", "batch_size": together} | theirs
     values |= {name: value for name, value in given.items() if value is not None}
     if isinstance(values["prompts"], (str, Path)):
         values["prompts"] = GRIDS.get(str(values["prompts"])) or read_lines(values["prompts"])

@@ -32,7 +32,7 @@ from steering import read_hook
 from unet import UNet
 from vae import VAE
 from visualize import start
-from weights.cost import peak_memory
+from weights.check import peak_memory
 from weights.load import Model, choose_device, choose_dtype, load, read_json
 from weights.quick import quicken
 
@@ -58,7 +58,7 @@ def full_size(device, dtype):
     if device.type == "cpu":
         quicken(nets["unet"])
     tokenizer = Tokenizer.from_bpe(ROOT / "weights/clip/bpe_simple_vocab_16e6.txt.gz")
-    return Model(Path("random"), "random", device, dtype, schedule=Schedule(device=device), sampler="pndm",
+    return Model(Path("random"), "random", device, dtype, schedule=Schedule(device=device),
                  hook_point=HOOK_POINT, latent_shape=(4, 64, 64), tokenizer=tokenizer, **nets)
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from config import configure
 from schedule import Schedule, ddim
 from tests.layouts import legacy, tokenizer_json
 from tests.tiny import CONFIGS, HOOK, PATHS, VOCAB, edit_json, edit_tensors, write_model
@@ -249,17 +248,14 @@ def test_fingerprints_are_of_every_file(folder):
 
 # --- the scheduler's file, several SAEs, the machine ------------------------------------------------------------------
 
-@pytest.mark.parametrize("entries, sampler, last", [
-    ({}, "pndm", "first"), (dict(_class_name="PNDMScheduler", set_alpha_to_one=True), "pndm", 1),
-    (dict(_class_name="DDIMScheduler"), "ddim", 1),
-    (dict(_class_name="DDIMScheduler", set_alpha_to_one=False), "ddim", "first"),
-    (dict(_class_name="EulerAncestralDiscreteScheduler", timestep_spacing="linspace"), "pndm", "first")])
-def test_the_scheduler_file_chooses_sampler_and_last_step(entries, sampler, last, folder):
-    """Whatever class it names: the sampler is ours."""
+@pytest.mark.parametrize("entries, last", [
+    ({}, "first"), (dict(_class_name="DDIMScheduler", set_alpha_to_one=True), 1),
+    (dict(_class_name="EulerAncestralDiscreteScheduler", timestep_spacing="linspace"), "first")])
+def test_a_scheduler_of_any_class(entries, last, folder):
+    """The sampler is ours: betas, prediction and the last step decide."""
     edit_json(folder / SCHEDULER, **entries)
-    model = load(folder, "cpu")
-    assert model.sampler == sampler == configure(model.settings).prior_sampler
-    assert model.schedule.last == (model.schedule.alphas_cumprod[0] if last == "first" else 1)
+    schedule = load(folder, "cpu").schedule
+    assert schedule.last == (schedule.alphas_cumprod[0] if last == "first" else 1)
 
 
 def test_at_abar_1_sampling_ends_at_the_predicted_picture():

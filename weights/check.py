@@ -1,4 +1,4 @@
-"""Check whether UNet and SAE belong together, from activations of two fixed prompts.
+"""Check whether UNet and SAE belong together, from activations of two fixed prompts; measure what a run costs.
 
 An SAE describes the activations that it was trained on. On those of its UNet it leaves little variance unexplained,
 with about k features active at a position; on another model's, at another hook point, or on the output where it was
@@ -6,12 +6,22 @@ trained on the update, both are far off. The inputs are noise of fixed seeds, an
 it on the way down to three of the SAE's time steps.
 """
 import math
-from dataclasses import dataclass
+import sys
+import time
+from dataclasses import dataclass, replace
 
 import torch
 
+from ascent import ascend
+from finish import redraw
 from sae import fvu
 from unet import updates
+from visualize import course_lengths, start
+
+try:
+    import resource                             # peak memory; not on Windows
+except ImportError:
+    resource = None
 
 PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")            # as SAeUron trains
 STEPS = (981, 501, 21)                          # where an SAE for all time steps is looked at
@@ -97,3 +107,37 @@ def check_fit(model):
     rows = ", ".join(f"t {row.t}: {row.unexplained:.3f} of the variance unexplained, {row.active:.1f} active, "
                      f"|mean of h| {row.mean:.1f}" for row in model.fit)
     return f"fit of UNet and SAE: {rows}; |b_dec| {model.sae.b_dec.norm():.1f}, k {model.sae.k}: {said}"
+
+
+# --- what a run costs -------------------------------------------------------------------------------------------------
+
+def step_seconds(model, jobs, config):
+    """Time one step of each phase for jobs that go together: {phase: seconds}."""
+    noise, took = replace(config, prior="noise"), {}
+    for _ in range(2):                          # the first one pays for allocation
+        began = time.perf_counter()
+        step = next(ascend(model, jobs, noise, start(model, jobs, noise)))
+        took["ascent"] = step.after.isfinite().all().item() * (time.perf_counter() - began)     # waits for a card
+        began = time.perf_counter()
+        step = next(redraw(model, jobs, step.noised, [1], config))
+        took["finish"] = took["sampling"] = step.after.isfinite().all().item() * (time.perf_counter() - began)
+    return took
+
+
+def estimate(model, jobs, configs, size):
+    """Return what --check prints: what a run would take, by one step of one batch, and whether UNet and SAE fit."""
+    model.check_numbers()
+    cost, batches = step_seconds(model, (jobs * size)[:size], configs[0]), -(-len(jobs) // size)
+    seconds = batches * sum(cost[phase] * n for one in configs for phase, n in course_lengths(one).items())
+    text = (f"{len(jobs) * len(configs)} results at {model.hook_point} of {model.folder} on {model.device} in "
+            f"{model.dtype}, {size} at a time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; "
+            f"{len(model.fingerprints)} files read, all names, shapes and values are sound")
+    return f"{text}\n{check_fit(model)}" if jobs[0].kind == "feature" else text
+
+
+def peak_memory(device):
+    """Return the bytes that the card, or the process, held at most; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024              # the same field counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else 0

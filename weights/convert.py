@@ -32,8 +32,7 @@ from command.progress import say  # noqa: E402
 from schedule import Schedule  # noqa: E402
 from weights import WeightsError  # noqa: E402
 from weights.load import (  # noqa: E402
-    AGAIN, FILES, NETWORKS, check_config, check_shapes, finite, foreign, on_meta, open_tensors, read_json,
-    read_scheduler)
+    AGAIN, FILES, NETWORKS, check_config, check_shapes, finite, foreign, on_meta, open_tensors, read_json)
 from weights.saes import MARKS, read_sae, read_sae_config  # noqa: E402
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -309,7 +308,7 @@ def convert_folder(source, folder, ema):
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, folder / path.name)
     if (scheduler := source / "scheduler/scheduler_config.json").exists():
-        read_scheduler(scheduler)
+        check_config("scheduler", read_json(scheduler), scheduler)
     return "; ".join(said)
 
 

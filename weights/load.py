@@ -116,13 +116,6 @@ def read_latent_size(path):
     return (max(height, 64), max(width, 64)) if early else (height, width)
 
 
-def read_scheduler(path):
-    """(numbers of the Schedule, "pndm" or "ddim") of a scheduler's config of any class: betas and prediction decide."""
-    config = read_json(path)
-    ddim = config.get("_class_name") == "DDIMScheduler"  # it alone ends at abar = 1 unless its file says otherwise
-    return {"set_alpha_to_one": ddim} | check_config("scheduler", config, path), "ddim" if ddim else "pndm"
-
-
 def read_settings(path):
     """Read featviz.json: {"timestep": 361, "feature": 12, "presets": {name: {setting: value}}, ...}, all optional."""
     settings = read_json(path)
@@ -314,7 +307,6 @@ class Model:
     dtype: torch.dtype                                          # of UNet and text encoder; VAE and SAE stay float32
     unet: UNet
     schedule: Schedule
-    sampler: str                                                # "pndm", or "ddim" where the scheduler's file says so
     hook_point: str
     latent_shape: tuple                                         # (4, H, W) that the UNet was trained at
     vae: VAE | None = None
@@ -430,11 +422,8 @@ def load(path=None, device=None, dtype=None, hook_point=None):
                                                              "featviz.json"))
     if "text_encoder" in parts:
         parts["tokenizer"] = read_tokenizer(tokens)
-    numbers, sampler = read_scheduler(scheduler) if scheduler.exists() else ({}, "pndm")
+    numbers = check_config("scheduler", read_json(scheduler), scheduler) if scheduler.exists() else {}
     settings = read_settings(featviz) if featviz.exists() else {}
-    if sampler != "pndm":                       # what the scheduler's file says, unless featviz.json says otherwise
-        presets = settings.setdefault("presets", {})
-        presets |= {name: {"prior_sampler": sampler} | presets.get(name, {}) for name in ("sae", "raw")}
     unet = parts["unet"]
     hook_point, cfg = choose_hook_point(folder, unet, hook_point)
     files = [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
@@ -445,5 +434,5 @@ def load(path=None, device=None, dtype=None, hook_point=None):
         files += [cfg, cfg.with_name("sae.safetensors")]
     shape = (unet.conv_in.in_channels, *read_latent_size(folder / "unet/config.json"))
     return Model(folder, folder.resolve().name, device, dtype, schedule=Schedule(**numbers, device=device),
-                 sampler=sampler, hook_point=hook_point, latent_shape=shape, settings=settings,
+                 hook_point=hook_point, latent_shape=shape, settings=settings,
                  files={path.relative_to(folder).as_posix(): path for path in files if path.exists()}, **parts)
