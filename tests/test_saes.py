@@ -219,7 +219,6 @@ REFUSED = {     # name: (file, tensors, config's name, config, what the line say
     "a gate of SAELens": lens("architecture is gated", architecture="gated")[:-1],
     "a scale that was not kept": lens("normalize_activations is expected_average_only_in", architecture="standard",
                                       normalize_activations="expected_average_only_in")[:-1],
-    "FLUX": ("model.safetensors", CODES | {"bias": C}, "config.json", {"pages": 4, "k": K}, "SAE of FLUX"),
     "lost latent_bias": learned("AutoEncoderTopK", TOPK | {"encoder.bias": torch.zeros(F), "k": torch.tensor(F)},
                                 "lost the latent_bias")[:-1],
     "layer norm": ("sae.pt", OVERCOMPLETE | {"encoder.final_block.1.weight": R}, None, None, "final_block.1.weight"),

@@ -25,7 +25,6 @@ except ImportError:
 
 PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")            # as SAeUron trains
 STEPS = (981, 501, 21)                          # where an SAE for all time steps is looked at
-BLOCK = 256                                     # positions encoded at a time
 FVU_FITS, FVU_WRONG = 0.5, 0.8                  # fits below the one, does not from the other on; the mean alone has 1
 ACTIVE_WRONG = 0.25                             # share of k; fewer active features at a position do not describe it
 
@@ -42,12 +41,8 @@ class Row:
 
 def describe(sae, h):
     """(fraction of variance unexplained, features active at a position) of h (n, D)."""
-    h_hat, active = [], 0
-    for positions in h.split(BLOCK):                                                            # (n, F) at a time
-        acts = sae.encode(positions)
-        h_hat.append(sae.decode(acts))
-        active += (acts != 0).sum().item()
-    return fvu(sae.preprocess(h), torch.cat(h_hat)).item(), active / len(h)
+    acts = sae.encode(h)                                                                        # (n, F)
+    return fvu(sae.preprocess(h), sae.decode(acts)).item(), (acts != 0).sum().item() / len(h)
 
 
 @torch.no_grad()

@@ -329,10 +329,6 @@ class Model:
         """Return the direction (D,) along which feature n is read; sums and differences are directions, too."""
         return self.sae.encoder.weight[n]
 
-    def channel(self, n):
-        """Return the unit vector (D,) of raw channel n."""
-        return torch.eye(self.unet.width(self.hook_point), device=self.device)[n]
-
     def require(self, *parts):
         """WeightsError for a part that is missing."""
         for part in parts:
@@ -388,14 +384,6 @@ def choose_dtype(device):
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def be_reproducible():
-    """Make a card take kernels that give the same bytes each time. The gradient of grid_sample has none: an ascent with
-    rotation or zoom (--rotate-max, --scale-max) may differ in the last bits."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 def load(path=None, device=None, dtype=None, hook_point=None):
     """Load a folder of weights; without one, the toy of the project.
 
@@ -413,8 +401,10 @@ def load(path=None, device=None, dtype=None, hook_point=None):
         raise WeightsError(f"{folder}: is no folder of weights: it has no unet/config.json; give a folder in diffusers "
                            "layout, such as weights/toy (weights/README.md says how to get Stable Diffusion's)")
     device = choose_device(device)
-    if device.type == "cuda":
-        be_reproducible()
+    if device.type == "cuda":                   # kernels that give the same bytes each time; grid_sample's gradient, of
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")             # --rotate-max and --scale-max, has none
+        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or choose_dtype(device)
     parts = {part: read_part(folder, part, torch.float32 if part == "vae" else dtype, device)
              for part in NETWORKS if (folder / part).exists()}

@@ -96,57 +96,8 @@ def read_sae_config(config, path):
     return fields | {"timesteps": (*times,)}
 
 
-def refuse_look_alikes(tensors, config, path, config_name):
-    """WeightsError for a file that has the tensors of a family and is something else."""
-    places = [config.get(key) for key in ("hookpoint", "hook_point", "hook_name", "submodule_name")]
-    reasons = {
-        "is an SAE of a text encoder": "latent_bias" in tensors and "auxk_coef" in config and config_name != "cfg.json"
-        or any("text_" in str(place) for place in [*places, path.parent.name]),
-        "is an SAE of FLUX": "pages" in config,
-        "lost the latent_bias that it had at sdxl-unbox, to a tool that made another SAE of it":
-        "k" in tensors and "encoder.bias" in tensors and tensors["k"].eq(len(tensors["encoder.bias"])).all()
-        and not tensors["encoder.bias"].any()}
-    for reason in [reason for reason, met in reasons.items() if met]:
-        raise WeightsError(f"{path}: {reason}, for which there is no code here")
-
-
-def unit_rows(parts):
-    """The same SAE with decoder rows of norm 1: codes grow by the norm that the rows lose."""
-    norm = parts["W_dec"].norm(dim=1)
-    return parts | {"encoder.weight": parts["encoder.weight"] * norm[:, None],
-                    "encoder.bias": parts["encoder.bias"] * norm, "W_dec": parts["W_dec"] / norm[:, None]}
-
-
-def fold_gate(parts, r_mag, gate_bias):
-    """A gated encoder, relu(e^r u + b_mag) where u + b_gate > 0, is one with thresholds: u + b_gate > 0 is the same as
-    e^r u + b_mag > b_mag - e^r b_gate.
-    """
-    scale = r_mag.exp()
-    return parts | {"encoder.weight": parts["encoder.weight"] * scale[:, None],
-                    "threshold": parts["encoder.bias"] - scale * gate_bias}
-
-
-def scaled_rows(parts, multiplier):
-    """[5] normalises the rows of its dictionary, and has no bias in the decoder."""
-    rows = parts["W_dec"] / (parts["W_dec"].norm(dim=1, keepdim=True) + 1e-8) * multiplier.exp()
-    return parts | {"W_dec": rows, "b_dec": torch.zeros(rows.shape[1])}
-
-
-def read_sae(tensors, config, path, config_name=""):
-    """({our name: tensor}, fields of our cfg.json, names of fields that change nothing) of an SAE's file.
-
-    config: the object beside it or in it, {} where there is none; its file's name tells two families apart.
-    """
-    config = config.get("trainer", config)                      # [3]
-    refuse_look_alikes(tensors, config, path, config_name)
-    refuse(config, path)
-    present = {*tensors, *config, config_name, config.get("dict_class")}
-    family = next((family for family in FAMILIES if {*family[1]} <= {*tensors, None}
-                   and (not family[2] or present & {*family[2]})), None)
-    if not family:
-        raise WeightsError(f"{path}: is an SAE of no family that is known here, or needs its config; put its config "
-                           f"(cfg.json or config.json) beside it; its tensors are {', '.join(sorted(tensors)[:12])}")
-    source, names, _, special = family
+def read_tensors(tensors, names, config, source, path):
+    """({our name: tensor}, the tensors that are left) of an SAE's file whose family has these names."""
     left = dict(tensors)
 
     def take(name):
@@ -158,12 +109,46 @@ def read_sae(tensors, config, path, config_name=""):
     F, D = (*shapes[0], 0, 0)[:2]
     if shapes != [[F, D], [F], [F, D], [D]][:len(shapes)]:
         raise WeightsError(f"{path}: has shapes that do not fit together: {shapes}")
-    if "r_mag" in left:
-        parts = fold_gate(parts, take("r_mag"), take("gate_bias"))
-    if source == "overcomplete":
-        parts = scaled_rows(parts, take("dictionary.multiplier"))
+    if "r_mag" in left:     # relu(e^r u + b_mag) where u + b_gate > 0: the same as e^r u + b_mag > b_mag - e^r b_gate
+        scale = take("r_mag").exp()
+        parts |= {"encoder.weight": weight * scale[:, None], "threshold": bias - scale * take("gate_bias")}
+    if source == "overcomplete":                                # normalises the rows; its decoder has no bias
+        rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-8) * take("dictionary.multiplier").exp()
+        parts |= {"W_dec": rows, "b_dec": torch.zeros(D)}
     if config.get("rescale_acts_by_decoder_norm") or source == "dictionary_learning, AutoEncoder":
-        parts = unit_rows(parts)
+        norm = rows.norm(dim=1)                                 # codes grow by what the rows lose
+        parts |= {"encoder.weight": weight * norm[:, None], "encoder.bias": bias * norm, "W_dec": rows / norm[:, None]}
+    if "thresholds" in left:                                    # logarithms [5]
+        parts["threshold"] = take("thresholds").exp()
+    elif "threshold" in left:
+        parts["threshold"] = take("threshold")
+    return parts, left
+
+
+def read_sae(tensors, config, path, config_name=""):
+    """({our name: tensor}, fields of our cfg.json, names of fields that change nothing) of an SAE's file.
+
+    config: the object beside it or in it, {} where there is none; its file's name tells two families apart.
+    """
+    config = config.get("trainer", config)                      # [3]
+    places = [config.get(key) for key in ("hookpoint", "hook_point", "hook_name", "submodule_name")]
+    if ("latent_bias" in tensors and "auxk_coef" in config and config_name != "cfg.json"
+            or any("text_" in str(place) for place in [*places, path.parent.name])):
+        raise WeightsError(f"{path}: is an SAE of a text encoder, for which there is no code here")
+    bias = tensors.get("encoder.bias", torch.zeros(0))
+    if "k" in tensors and tensors["k"].eq(len(bias)).all() and not bias.any():
+        raise WeightsError(f"{path}: lost the latent_bias that it had at sdxl-unbox, to a tool that made another SAE "
+                           "of it, for which there is no code here")
+    refuse(config, path)
+    present = {*tensors, *config, config_name, config.get("dict_class")}
+    family = next((family for family in FAMILIES if {*family[1]} <= {*tensors, None}
+                   and (not family[2] or present & {*family[2]})), None)
+    if not family:
+        raise WeightsError(f"{path}: is an SAE of no family that is known here, or needs its config; put its config "
+                           f"(cfg.json or config.json) beside it; its tensors are {', '.join(sorted(tensors)[:12])}")
+    source, names, _, special = family
+    parts, left = read_tensors(tensors, names, config, source, path)
+    F, D = parts["W_dec"].shape
     fields = {"norm": "unit" if config.get("input_unit_norm") else RESCALED[config.get("normalize_activations")],
               "centre": config.get("apply_b_dec_to_input", True), "gate": ARCHITECTURES[config.get("architecture")],
               "reads": "output", "timesteps": "all", "source": source}
@@ -176,7 +161,7 @@ def read_sae(tensors, config, path, config_name=""):
     if fields["gate"] == "relu" and ("topk" in (config.get("activation_fn"), config.get("activation_fn_str"))
                                      or source == "overcomplete" and k):
         fields["gate"] = "topk"
-    threshold = take("thresholds").exp() if "thresholds" in left else take("threshold")              # logarithms [5]
+    threshold = parts.pop("threshold", None)
     if threshold is not None and (fields["gate"] == "threshold" or (        # top-k over a batch has one after training
             (threshold >= 0).any() and config.get("dict_class") != "AutoEncoderTopK")):
         fields["gate"], parts["threshold"] = "threshold", threshold.expand(len(parts["W_dec"]))
