@@ -7,7 +7,7 @@ from command.flags import Parser, guarded
 from pages.atlas import write_atlas
 from pages.feature import write_page
 from pages.sheet import write_rows, write_wall
-from pages.words import count
+from pages.web import count
 from results import feature_folders, read_results
 
 SCORES = ("activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank", "dataset_largest")

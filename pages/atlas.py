@@ -13,37 +13,38 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from command.progress import warn
 from config import HOOK_POINT
 from pages.evidence import gain, study
-from pages.web import EDGE, asset, chart, document, escape, figure, shrunk
-from pages.words import count
+from pages.web import EDGE, asset, chart, count, document, escape, figure, shrunk
 from results import BROKEN, PROJECT, feature_folders, read_results, replacing, write
 
 
 def write_atlas(folder):
     """Write folder/index.html and return its path. ValueError where there are no results."""
-    folder, tiles = Path(folder), []
+    folder = Path(folder)
     (folder / "atlas").mkdir(parents=True, exist_ok=True)
-    for inside in feature_folders(folder):
-        try:
-            if found := read_results(inside):
-                tiles.append(tile(inside, found, folder / "atlas"))
-        except OSError as e:                                    # also Pillow's error for what is no picture
-            warn(f"left out: {inside}: {e}")
-    write(folder / "index.html", page(folder.resolve().name, tiles).encode())
+    tiles = [tile(inside, found, folder / "atlas") for inside in feature_folders(folder)
+             if (found := read_results(inside))]
+    name, kinds = folder.resolve().name, Counter(shown["kind"] for shown in tiles)
+    title = " and ".join(count(n, kind) for kind, n in sorted(kinds.items(), reverse=True)) + f" of {name}"
+    data = json.dumps(tiles, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")     # no tag can end in it
+    links = "".join(f'<li><a href="{escape(shown["link"])}">{shown["kind"]} {escape(shown["number"])}</a> '
+                    f'{escape(shown["words"])}</li>' for shown in tiles)                # for those without scripts
+    body = asset("atlas.html").format(title=escape(title), links=links, data=data, dictionary=dictionary(name))
+    write(folder / "index.html", document(title, body, "atlas").encode())
     return folder / "index.html"
 
 
 def tile(folder, found, thumbnails):
     """What the page knows of one feature, as JSON values."""
-    ((first, *_), *_), activity, evidence = study(folder, found)
-    name, hook = f"{folder.name}_{first.folder}_seed_{first.seed}", first.recipe["hook_point"]
+    known = study(folder, found)
+    first, peaks, hook = known.first, known.activity.highest if known.activity else [], known.first.recipe["hook_point"]
+    name = f"{folder.name}_{first.folder}_seed_{first.seed}"
     faces = [face(first.last, thumbnails / f"{name}.jpg")]
     faces.append(face(first, thumbnails / f"{name}_ascent.jpg") if first.finished else faces[0])
     return {"kind": first.kind, "number": first.target, "hook": "" if hook == HOOK_POINT else hook,
-            "link": f"{folder.name}/index.html", "peak": next(iter(activity.highest()), None) if activity else None,
-            "t": first.t, "words": evidence.words, "evidence": evidence.strength, "faces": faces}
+            "link": f"{folder.name}/index.html", "peak": peaks[0] if peaks else None,
+            "t": first.t, "words": known.words, "evidence": known.strength, "faces": faces}
 
 
 def face(picture, thumbnail):
@@ -57,17 +58,6 @@ def face(picture, thumbnail):
             "activation": picture.scores.get("activation"), "strength": gain(picture)}
 
 
-def page(name, tiles):
-    """Build the document. Data goes into it as JSON in which no tag can end; without scripts it is a list of links."""
-    kinds = Counter(shown["kind"] for shown in tiles)
-    title = " and ".join(count(n, kind) for kind, n in sorted(kinds.items(), reverse=True)) + f" of {name}"
-    data = json.dumps(tiles, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    links = "".join(f'<li><a href="{escape(shown["link"])}">{shown["kind"]} {escape(shown["number"])}</a> '
-                    f'{escape(shown["words"])}</li>' for shown in tiles)
-    body = asset("atlas.html").format(title=escape(title), links=links, data=data, dictionary=dictionary(name))
-    return document(title, body, "atlas")
-
-
 def dictionary(name):
     """Draw the report that `python -m dictionary` left beside the SAE of these weights; "" where there is none."""
     shown = ""
@@ -77,5 +67,5 @@ def dictionary(name):
             times, unexplained = zip(*sorted((int(t), found["fvu"]) for t, found in report.items()))
             said = f"The autoencoder leaves {min(unexplained):.0%} to {max(unexplained):.0%} of the variance"
             curve = np.interp(range(1001), times, unexplained).tolist()
-            shown += figure(chart(curve, f"{said}, by time step", 1000, 360, 120), f"{said}. Across: the time step.")
+            shown += figure(chart(curve, f"{said}, by time step", 360, 120), f"{said}. Across: the time step.")
     return f"<details><summary>How good the autoencoder is</summary>{shown}</details>" if shown else ""

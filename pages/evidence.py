@@ -4,8 +4,8 @@ Pages show a sentence, and below it the checks that the sentence counts. A broke
 """
 import json
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 from results import BROKEN, read_results
 
@@ -13,38 +13,23 @@ AGREES = 0.9                # agreement from which pictures count as resembling 
 WORDS = 2                   # words read by CLIP that a page shows
 
 
-@dataclass
-class Activity:
-    """What a capture knows of a feature: activity.json."""
-    profile: list               # share of images, at t = 0..1000, in which it is among the `top` strongest
-    strength: list              # largest mean activation in any image, at t = 0..1000
-    peaks: list                 # time steps
-    examples: dict              # time step -> [{"file": path, "prompt", "activation"}], the strongest first
-    images: int
-    top: int
-    concept: list               # words that the strongest images' prompts share
-    label: str                  # a name that comes with the SAE, or ""
-    card: dict                  # activity.analysis.card
-
-    def highest(self):
-        """List the peaks, the highest first."""
-        return sorted(self.peaks, key=lambda t: -self.profile[t])
-
-    def shown(self, t):
-        """The examples at t, or where it has none those at its peaks."""
-        return next(filter(None, (self.examples.get(time) for time in (t, *self.highest()))), [])
-
-
 def read_activity(folder):
-    """Read a feature's activity.json, without images that are gone; None where there is none, or a broken one."""
+    """Read what a capture knows of a feature, activity.json, by its names (activity/analysis.py, `analysis`), without
+    images that are gone; with `highest`, the peaks, the highest first. None where there is no file, or a broken one."""
     try:
         record = json.loads((folder / "activity.json").read_text(encoding="utf-8"))
-        activity = Activity(**{one.name: record[one.name] for one in fields(Activity)})
-        activity.examples = {int(t): [e | {"file": Path(e["file"])} for e in found if Path(e["file"]).is_file()]
-                             for t, found in activity.examples.items()}
-        return activity
+        record["examples"] = {int(t): [e for e in found if Path(e["file"]).is_file()]
+                              for t, found in record["examples"].items()}
+        record["highest"] = sorted(record["peaks"], key=lambda t: -record["profile"][t])
+        return SimpleNamespace(**record)
     except BROKEN:
         return None
+
+
+def examples_at(activity, t):
+    """List the dataset images at t, or where there are none those at the peaks; [] without an activity."""
+    times = (t, *activity.highest) if activity else ()
+    return next((activity.examples[time] for time in times if activity.examples.get(time)), [])
 
 
 def gain(r, name="activation"):
@@ -72,29 +57,14 @@ def groups(found):
     return list(grouped.values())
 
 
-@dataclass
-class Evidence:
-    """What a feature responds to, and the checks for it."""
-    words: str                  # "" where there is none
-    source: str                 # where the words come from
-    checks: list                # [(sentence, whether it holds)]
-
-    def __post_init__(self):
-        held, most = sum(holds for _, holds in self.checks), len(self.checks)
-        self.count = f"{held} of {most} checks hold"
-        self.strength = "missing" if not self.words or held == 0 else "strong" if held == most else \
-            "fair" if 2 * held > most else "weak"
-
-    def sentence(self, name, words):
-        """Say what the feature responds to and how strong the evidence is, without a full stop."""
-        if not words:
-            return f"No word is known for {name[0].lower() + name[1:]}"
-        verb = "may respond" if self.strength in ("weak", "missing") else "responds"
-        return f"{name} {verb} to {words}; the evidence is {self.strength}"
-
-
 def study(folder, found):
-    """Weigh a feature's results and files -> (groups of results, Activity or None, Evidence for the first group)."""
+    """Weigh a feature's results and files.
+
+    groups, first   of results, see `groups`; the best result, of the first group, which the rest is about
+    activity        see `read_activity`
+    words, source   what the feature responds to, "" where nothing says so; where the words come from
+    checks          [(sentence, whether it holds)]; `count` says how many do, `strength` how strong the evidence is
+    """
     grouped, activity = groups(found), read_activity(folder)
     concept, named = (" ".join(activity.concept), activity.label) if activity else ("", "")
     seen = {}
@@ -114,10 +84,23 @@ def study(folder, found):
         checks.append((f"CLIP reads in the pictures: {', '.join(read)}.", same))
     known = ((named, "its label"), (concept, "the prompts of its dataset images"),
              (", ".join(read), "words that CLIP finds in its pictures"))
-    return grouped, activity, Evidence(*next((pair for pair in known if pair[0]), ("", "")), checks)
+    words, source = next((pair for pair in known if pair[0]), ("", ""))
+    held, most = sum(holds for _, holds in checks), len(checks)
+    strength = "missing" if not words or held == 0 else "strong" if held == most else \
+        "fair" if 2 * held > most else "weak"
+    return SimpleNamespace(groups=grouped, first=grouped[0][0], activity=activity, words=words, source=source,
+                           checks=checks, count=f"{held} of {most} checks hold", strength=strength)
+
+
+def sentence(known, name, words):
+    """Say what the feature of a study responds to and how strong the evidence is, without a full stop."""
+    if not words:
+        return f"No word is known for {name[0].lower() + name[1:]}"
+    verb = "may respond" if known.strength in ("weak", "missing") else "responds"
+    return f"{name} {verb} to {words}; the evidence is {known.strength}"
 
 
 def conclusion(folder):
     """Say in one line what a feature's results and capture suggest, and how surely."""
-    ((first, *_), *_), _, evidence = study(folder, read_results(folder))
-    return f"{evidence.sentence(f'{first.kind.capitalize()} {first.target}', evidence.words)}: {evidence.count}"
+    known = study(folder, read_results(folder))
+    return f"{sentence(known, f'{known.first.kind.capitalize()} {known.first.target}', known.words)}: {known.count}"

@@ -7,9 +7,9 @@ the page (results.py, evidence.py).
 """
 from pathlib import Path
 
-from pages.evidence import gain, study
-from pages.web import bars, chart, checks, document, escape, figure, folded, player, section, sharp, table, term
-from pages.words import TEXTS, command, count, label, meaning, reason, short, typed
+from pages.evidence import examples_at, gain, sentence, study
+from pages.web import (TEXTS, bars, chart, checks, command, count, document, escape, figure, label, meaning, player,
+                       reason, section, sharp, short, table, term, typed)
 from results import folder_of, read_results, write
 
 EXAMPLES = 6                        # dataset images beside the best picture
@@ -22,23 +22,23 @@ def write_page(folder, atlas=False):
     found = read_results(folder)
     if not found:
         raise ValueError(f"{folder}: holds no finished result; make one with python featviz.py")
-    grouped, activity, evidence = study(folder, found)
-    first, recipe = grouped[0][0], grouped[0][0].recipe
+    known = study(folder, found)
+    grouped, first, activity, recipe = known.groups, known.first, known.activity, known.first.recipe
     again = "\n".join(command(group[0].recipe, [group[0].t], [r.seed for r in group]) for group in grouped)
     settings = [(name, value) for name, value in sorted((recipe | recipe["config"] | recipe["fingerprints"]).items())
                 if not isinstance(value, dict)]
-    body = [head(folder, first, found, evidence, atlas), hero(first, activity),
-            section("seeds", "Other seeds: what changes, it does not care about", seeds(grouped[0][1:])),
-            folded("when", "When it is active", activity and when(activity)),
-            folded("card", "How often it is active, and its neighbours", activity and card(folder, first, activity)),
-            folded("more", "Other time steps and settings",
+    body = [head(folder, known, atlas), hero(first, activity),
+            section("seeds", "Other seeds: what changes, it does not care about", seeds(grouped[0][1:]),
+                    folded=False),
+            section("when", "When it is active", activity and when(activity)),
+            section("card", "How often it is active, and its neighbours", activity and card(folder, first, activity)),
+            section("more", "Other time steps and settings",
                    *(f"<h3>Time step {group[0].t} {escape(typed(group[0].recipe))}</h3>{seeds(group)}"
                      for group in grouped[1:])),
-            folded("examples", "All dataset images that excite it", activity and examples(activity)),
-            folded("how", "How each picture came about", *(course(r) for group in grouped for r in group)),
-            folded("beside", "What else its picture excites", beside(folder, first)),
-            folded("again", "Make it again", f"<pre><code>{escape(again)}</code></pre>"),
-            folded("settings", "All settings and fingerprints", table((), settings, "Settings")),
+            section("examples", "All dataset images that excite it", activity and examples(activity)),
+            section("how", "How each picture came about", *(course(r) for group in grouped for r in group)),
+            section("again", "Make it again", f"<pre><code>{escape(again)}</code></pre>"),
+            section("settings", "All settings and fingerprints", table((), settings, "Settings")),
             f"<footer><p>{TEXTS['footer'].format(weights=escape(recipe['weights']))}</p></footer>"]
     title = f"{first.kind.capitalize()} {first.target} of {recipe['weights']}"
     write(folder / "index.html", document(title, "\n".join(filter(None, body)), "feature").encode("utf-8"))
@@ -50,18 +50,19 @@ def word(name, kind, text=None):
     return term(text or name, TEXTS["terms"][name].format(kind=kind))
 
 
-def head(folder, first, found, evidence, atlas):
+def head(folder, known, atlas):
     """Links, the fit check's warning, and what the feature responds to in one sentence; below it the checks."""
-    name, kind = escape(f"{first.kind.capitalize()} {first.target}"), first.kind
+    first, kind = known.first, known.first.kind
+    name = escape(f"{kind.capitalize()} {first.target}")
     back = f'<a href="../index.html#sort=number">← All of {escape(first.recipe["weights"])}</a> ' \
         if atlas or (folder.parent / "index.html").exists() else ""
     place = f'{name} at {word("hook point", kind)} {escape(first.recipe["hook_point"])}'
     warnings = "".join(f'<p class="warning" role="alert">{escape(text)}</p>\n'
-                       for text in dict.fromkeys(r.fit for r in found if r.fit))
-    says = evidence.sentence(name, evidence.words and f"<b>{escape(evidence.words)}</b>")
-    source = f"<p>The words come from {escape(evidence.source)}.</p>" if evidence.words else ""
+                       for text in dict.fromkeys(r.fit for group in known.groups for r in group if r.fit))
+    says = sentence(known, name, known.words and f"<b>{escape(known.words)}</b>")
+    source = f"<p>The words come from {escape(known.source)}.</p>" if known.words else ""
     said = checks([(escape(text).replace("agreement", word("agreement", kind)), holds)
-                   for text, holds in evidence.checks])
+                   for text, holds in known.checks])
     return (f'<nav>{back}<span class="soft">{place}</span></nav>\n{warnings}'
             f'<header><h1>{says}.</h1><ul class="checks">{said}</ul>{source}</header>')
 
@@ -74,7 +75,7 @@ def hero(first, activity):
     made = (f'<div><h2>Made to excite it</h2>{pair(first)}{both}'
             f"<p>{word('seed', kind, 'Seed')} {first.seed}, {word('time step', kind)} {first.t}. "
             f'{term("How it was chosen", TEXTS["rule"])}</p>{unusual}</div>')
-    if known := activity.shown(first.t)[:EXAMPLES] if activity else []:
+    if known := examples_at(activity, first.t)[:EXAMPLES]:
         dead = "" if activity.card["alive"] else "<p><b>It is dead: no dataset image activates it.</b></p>"
         made += (f"<div><h2>{word('dataset image', kind, 'Dataset images')} that excite it most</h2>{dead}"
                  f"{tiles(known, kind)}</div>")
@@ -96,7 +97,7 @@ def pair(r, sizes=BEST, home=""):
                 sound = picture.path.with_suffix(".wav")
                 shown = (f'<a href="{escape(home and home + "index.html")}#{escape(key)}">{shown}</a>'
                          f'{player(sound, f"{home}{r.folder}/", f"Sound of the {name} picture")}')
-            both += figure(shown, *caption(name, picture), name=key if sizes is LARGE else "")
+            both += figure(shown, *caption(name, picture), look=f'id="{key}"' if sizes is LARGE else "")
     return f'<div class="pair">{both}</div>'
 
 
@@ -135,7 +136,7 @@ def when(activity):
 
 def charts(curves, what, width=360, height=120, below=""):
     """Draw [(title, values, marks)] side by side; `what`: said of them to a screen reader."""
-    drawn = "".join(figure(chart(values, f"{title}, {what}", len(values) - 1, width, height, marks),
+    drawn = "".join(figure(chart(values, f"{title}, {what}", width, height, marks),
                            f"<b>{title}</b>", below) for title, values, marks in curves)
     return f'<div class="charts">{drawn}</div>'
 
@@ -150,11 +151,14 @@ def card(folder, first, activity):
             for low, high, n in known["histogram"]]
     said += (f" It is active in {known['active']} of {known['images']} images.</p>"
              f"<p>Images by their largest mean activation:</p>{bars(rows)}")
-    near = [f"{linked(folder, first, first.kind, n)} ({cosine:.2f})" for n, cosine in known["nearest"]]
-    both = [f"{linked(folder, first, first.kind, n)} ({shared} of {known['examples']})"
-            for n, shared in known["together"]]
-    said += f"<p>Nearest directions, with their cosine; 1 is the same: {', '.join(near)}.</p>" if near else ""
-    return said + (f"<p>Active together, by shared strongest images: {', '.join(both)}.</p>" if both else "")
+    near = [(n, f"{cosine:.2f}") for n, cosine in known["nearest"]]
+    both = [(n, f"{shared} of {known['examples']}") for n, shared in known["together"]]
+    too = [(n, short(a)) for n, a in first.last.others]
+    for title, found in (("Nearest directions, with their cosine; 1 is the same", near),
+                         ("Active together, by shared strongest images", both), ("Excited by its picture, too", too)):
+        links = ", ".join(f"{linked(folder, first, n)} ({number})" for n, number in found)
+        said += f"<p>{title}: {links}.</p>" if found else ""
+    return said
 
 
 def examples(activity):
@@ -175,7 +179,7 @@ def course(r):
     if r.finished:
         curves.append(("Activation at each step of the finish", r.finished.curves()["history"]["activation"], ()))
     film = "".join(figure(sharp(r.frame(k), f"After step {n} of {label(r)}", SMALL), f"step {n}",
-                          f"{word('activation', r.kind)} {short(values[n])}") for k, n in enumerate(r.steps) if r.strip)
+                          f"{word('activation', r.kind)} {short(values[n])}") for k, n in enumerate(r.steps))
     sound = player(r.path.with_suffix(".start.wav"), f"{r.folder}/", "Sound of the start")
     film = f'<h4>Its course</h4>{sound}<div class="tiles">{film}</div>' if film else \
         "<p>Pictures of its course were not kept (--frames 0).</p>"
@@ -185,21 +189,8 @@ def course(r):
             "</article>")
 
 
-def beside(folder, r):
-    """What else the picture to look at excites, as bars; a feature that has results is a link."""
-    if not r.last.others:
-        return ""
-    kind, activation = "feature" if r.kind == "feature" else "channel", r.last.scores["activation"]
-    rows = [(linked(folder, r, kind, n), short(a), a or 0, False) for n, a in r.last.others]
-    rows.append((escape(f"{r.kind} {r.target}"), short(activation), activation or 0, True))
-    raised = "" if r.nearest_channel is None else \
-        f" Its direction raises {linked(folder, r, 'channel', r.nearest_channel)} most."
-    return (f"{bars(sorted(rows, key=lambda row: -row[2]))}<p>Measured in the picture of time step {r.t}, "
-            f"seed {r.seed}.{raised}</p>")
-
-
-def linked(folder, r, kind, number):
-    """A feature's or channel's number, as a link to its page where it has results."""
-    name = folder_of("", r.recipe["weights"], r.recipe["hook_point"], kind, number).name
-    there = name != folder.name and (folder.parent / name).is_dir()
-    return f'<a href="../{escape(name)}/index.html">{kind} {number}</a>' if there else f"{kind} {number}"
+def linked(folder, r, number):
+    """Name another feature or channel, as a link to its page where it has results."""
+    name = folder_of("", r.recipe["weights"], r.recipe["hook_point"], r.kind, number).name
+    there = (folder.parent / name).is_dir()
+    return f'<a href="../{escape(name)}/index.html">{r.kind} {number}</a>' if there else f"{r.kind} {number}"

@@ -6,18 +6,16 @@
 
 Features are drawn at random with seed 0 among all that have results, and nobody chooses among them.
 """
-import io
 import random
 import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pages.evidence import study
-from pages.web import shrunk
-from pages.words import short
-from results import feature_folders, read_result, read_results, write
+from pages.evidence import examples_at, study
+from pages.web import short, shrunk
+from results import feature_folders, read_result, read_results, replacing
 
-TILE, SMALL, GAP, LINE = 192, 128, 12, 17       # pixels: edge of a picture, space between, height of a line of text
+TILE, SMALL, GAP, LINE, LETTER = 192, 128, 12, 17, 8    # pixels: edges of pictures, space between, a line, a letter
 ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, and in a row of it
 TITLES = (*["a dataset image"] * 3, "the ascent's picture", "the finished picture", "")
 
@@ -29,37 +27,27 @@ def scaled(path, edge=TILE):
     return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
 
 
-def wrapped(text, font, width):
-    """Break text into as few lines as fit the width, no letter cut off."""
-    for letters in range(len(text), 0, -1):
-        lines = textwrap.wrap(text, letters)
-        if max(map(font.getlength, lines)) <= width:
-            return lines
-    return []
-
-
 def tile(picture, text, edge=TILE):
     """Draw a picture, a path, with text below it; without a picture (None) the text alone."""
-    font, top = ImageFont.load_default(13), edge + 4 if picture else 0
-    lines = [line for part in text.split("\n") for line in wrapped(part, font, edge)]
+    top = edge + 4 if picture else 0
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, edge // LETTER)]
     drawn = Image.new("RGB", (edge, top + LINE * len(lines)), "white")
     if picture:
         drawn.paste(scaled(picture, edge))
-    for n, line in enumerate(lines):
-        ImageDraw.Draw(drawn).text((0, top + LINE * n), line, "black", font)
+    ImageDraw.Draw(drawn).text((0, top), "\n".join(lines), "black", ImageFont.load_default(13))
     return drawn
 
 
 def save_sheet(rows, path):
     """Write rows of equally wide tiles as a PNG and return its path."""
     heights = [max(drawn.height for drawn in row) + GAP for row in rows]
-    width, file = max(map(len, rows)) * (rows[0][0].width + GAP) + GAP, io.BytesIO()
+    width = max(map(len, rows)) * (rows[0][0].width + GAP) + GAP
     sheet = Image.new("RGB", (width, sum(heights) + GAP), "white")
     for n, row in enumerate(rows):
         for column, drawn in enumerate(row):
             sheet.paste(drawn, (GAP + column * (drawn.width + GAP), GAP + sum(heights[:n])))
-    sheet.save(file, format="PNG")
-    write(path, file.getvalue())
+    with replacing(path) as file:
+        sheet.save(file, format="PNG")
     return path
 
 
@@ -78,25 +66,25 @@ def write_sweep(folder, paths, names):
 
 
 def drawn_at_random(folder, count):
-    """Draw features that have results -> (best result, dataset images, evidence, words to show) of each."""
+    """Draw features that have results -> (what is known, its best result, words to show) of each."""
     folders = feature_folders(folder)
     for inside in random.Random(0).sample(folders, min(count, len(folders))):
-        ((first, *_), *_), activity, evidence = study(inside, read_results(inside))
-        known = [e["file"] for e in activity.shown(first.t)] if activity else []
-        yield first, known, evidence, evidence.words or "no word known"
+        known = study(inside, read_results(inside))
+        yield known, known.first, known.words or "no word known"
 
 
 def write_rows(folder, path):
     """Write a row for each of ROWS features, and return the path."""
     rows = [[tile(None, title, SMALL) for title in TITLES]]
-    for first, known, evidence, words in drawn_at_random(folder, ROWS):
-        said = f"{words}\nevidence: {evidence.strength}\n{first.kind} {first.target}"
-        pictures = [*known, None, None, None][:3] + [first.path, first.last.path]
+    for known, first, words in drawn_at_random(folder, ROWS):
+        said = f"{words}\nevidence: {known.strength}\n{first.kind} {first.target}"
+        images = [e["file"] for e in examples_at(known.activity, first.t)]
+        pictures = [*images, None, None, None][:3] + [first.path, first.last.path]
         rows.append([*(tile(picture, "", SMALL) for picture in pictures), tile(None, said, SMALL)])
     return save_sheet(rows, path)
 
 
 def write_wall(folder, path):
     """Write the pictures of WALL features, and return the path."""
-    tiles = [tile(first.last.path, words, SMALL) for first, _, _, words in drawn_at_random(folder, WALL)]
+    tiles = [tile(first.last.path, words, SMALL) for _, first, words in drawn_at_random(folder, WALL)]
     return save_sheet([tiles[n:n + COLUMNS] for n in range(0, len(tiles), COLUMNS)], path)

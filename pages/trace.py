@@ -3,15 +3,11 @@
     python featviz.py --feature 12 --timestep 600 --seed 1024 --trace 0 50
 
     out/<weights>/feature_00012/t0600/seed_1024_trace/
-        start.safetensors           how the start came about (`follow_start`)
-        step_050.safetensors        all tensors of a step, by name (`record`)
-        finish.safetensors          the steps of the finish, where it is on (`follow_finish`)
-        verdict.safetensors         the noises and activations behind each score (`follow_scores`)
-        trace.html                  written last: stages in order, formula, line, numbers, pictures
+        start, step_050, finish, verdict.safetensors        their tensors, see the functions that collect them
+        trace.html              written last: stages in order, formula, line, numbers, pictures (tracepage.py)
 
 The loop is not touched: tensors come from the steps that sampling, ascent and finish yield. What these do not carry,
-random draws and the noises of a score, is computed again beside them, so that all of it can be checked from the files.
-No result is written.
+random draws and the noises of a score, is computed again beside them. No result is written.
 
 Axes: B jobs, 4 x H x W latents, D x h x w at the hook point, n sampling or finish steps.
 """
@@ -24,7 +20,7 @@ from safetensors.torch import save as save_tensors
 import visualize
 from ascent import activation, draw, objective, readout
 from finish import rms
-from pages import tracepage, words
+from pages import tracepage, web
 from results import path_of, write
 from steering import directions, read_hook
 
@@ -41,42 +37,23 @@ def trace(model, recipes, config, steps, out, on_step, size):
     """
     model.require("vae")
     jobs = list(recipes)
-    for i in range(0, len(jobs), size):
-        batch = jobs[i:i + size]
-        for job, files, result in zip(batch, *follow(model, batch, config, steps, on_step)):
+    for at in range(0, len(jobs), size):
+        batch, seen = jobs[at:at + size], {"sampling": [], "ascent": [], "finish": []}
+
+        def see(phase, step):
+            if phase != "ascent" or step.index in steps:
+                seen[phase].append(step)
+            on_step(phase, step)
+
+        begin = visualize.start(model, batch, config, see)
+        for i, result in enumerate(visualize.run(model, batch, config, begin, on_step=see)):
+            job, start = batch[i], begin[1][i]
+            files = {"start": follow_start(model, job, config, start, seen["sampling"], i)}
+            files |= {f"step_{step.index:03d}": record(model, job, config, step, i) for step in seen["ascent"]}
+            if config.finish:
+                files["finish"] = follow_finish(model, config, seen["finish"], i, result)
+            files["verdict"] = follow_scores(model, job, config, start, result)
             yield save_trace(model, recipes[job], files, result, out, steps)
-
-
-def follow(model, jobs, config, steps, on_step):
-    """Run jobs together and record each: [{file: {name: tensor on the CPU}}], [Result]."""
-    seen, files = {"sampling": [], "finish": []}, [{} for _ in jobs]
-
-    def see(phase, step):
-        if phase in seen:
-            seen[phase].append(step)
-        else:
-            for i, g in enumerate(replay):
-                drawn = draw(g, step.before.shape[1:], config)
-                if step.index in steps:
-                    files[i][f"step_{step.index:03d}"] = record(model, jobs[i], config, step, i, drawn)
-        on_step(phase, step)
-
-    generators, z = visualize.start(model, jobs, config, see)
-    replay = [torch.Generator().set_state(g.get_state()) for g in generators]
-    for i, job in enumerate(jobs):
-        files[i]["start"] = follow_start(model, job, config, z[i], seen["sampling"], i)
-    results = visualize.run(model, jobs, config, (generators, z), on_step=see)
-    for i, result in enumerate(results):
-        if config.finish:
-            files[i]["finish"] = follow_finish(model, config, seen["finish"], i, result)
-        files[i]["verdict"] = follow_scores(model, jobs[i], config, z[i], result)
-    return files, results
-
-
-def plain(tensors):
-    """Copy {name: tensor} to the CPU, in float32 where they hold fractions."""
-    return {name: (t.float() if t.is_floating_point() else t).detach().cpu().clone().contiguous()
-            for name, t in tensors.items()}
 
 
 def clean_of(model, x, e, times):
@@ -102,12 +79,16 @@ def follow_start(model, job, config, start, sampled, i):
         curve = torch.as_tensor(model.capture.strength(job.kind, job.target, config.steer_steps))
         s["strength"], s["direction"] = config.steer_scale * curve.to(start), directions(model, [job])[0]
         s["push"] = s["strength"][t.to(start.device)] * s["direction"].float().norm()
-    return plain(s)
+    return s
 
 
 @torch.no_grad()
-def record(model, job, config, step, i, drawn):
-    """Collect all of one step of job i, {name: tensor}; `drawn` are its random numbers."""
+def record(model, job, config, step, i):
+    """Collect all of one step of job i, {name: tensor}; its random numbers are drawn once more."""
+    g = torch.Generator().manual_seed(job.seed)
+    torch.randn(model.latent_shape, generator=g)                # the noise of the start comes before those of all steps
+    for _ in range(step.index + 1):
+        drawn = draw(g, model.latent_shape, config)
     hook = step.hook[i:i + 1].float()                                                           # (1, D, h, w)
     flat = hook[0].flatten(1).T                                                                 # (S, D)
     everything = (model.sae.pre_acts(flat) if job.kind == "feature" else flat).mean(dim=0)      # (F or D,)
@@ -117,10 +98,10 @@ def record(model, job, config, step, i, drawn):
     tensors = {name: getattr(step, name)[i] for name in OF_STEP}
     tensors |= dict(zip(("shift", "angle", "zoom", "eps"), drawn))
     tensors |= {f"penalty_{name}": value for name, value in penalties.items()}
-    return plain(tensors | {
+    return tensors | {
         "hook": hook[0], "pre_activation": readout(model, hook, [job]).reshape(hook.shape[2:]), "climbed": climbed,
         "loss": sum(penalties.values()) - climbed, "update": step.after[i] - step.before[i], "adam_mean": step.mean[i],
-        "adam_square": step.square[i], "strongest": top.indices, "strongest_activation": top.values})
+        "adam_square": step.square[i], "strongest": top.indices, "strongest_activation": top.values}
 
 
 def follow_finish(model, config, redrawn, i, result):
@@ -131,13 +112,13 @@ def follow_finish(model, config, redrawn, i, result):
         pull (n,)                       s rms e / rms g, what g is multiplied by; 0 where there is no gradient
         clean (n, 4, H, W)              what the step takes for the clean latent
     """
-    tries = [redrawn[at:at + config.finish_steps] for at in range(0, len(redrawn), config.finish_steps)]
-    (kept,) = [steps for steps in tries if steps[0].timestep == result.finished.scores["finish_from"]]
+    first = config.finish_steps * config.finish_times.index(result.finished.scores["finish_from"])
+    kept = redrawn[first:first + config.finish_steps]
     s = {name: torch.stack([getattr(step, name)[i] for step in kept]) for name in OF_FINISH}    # (n, ...) each
     s["timestep"] = torch.tensor([step.timestep for step in kept])
     e, g = rms(s["noise"]).flatten(), rms(s["filtered"]).flatten()                              # (n,) each
-    return plain(s | {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0),
-                      "clean": clean_of(model, s["before"], s["pulled"], s["timestep"])})
+    return s | {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0),
+                "clean": clean_of(model, s["before"], s["pulled"], s["timestep"])}
 
 
 @torch.no_grad()
@@ -160,18 +141,21 @@ def follow_scores(model, job, config, start, result):
         hook = read_hook(model, model.schedule.add_noise(z, eps, t), t, context)                # (4, D, h, w)
         values = readout(model, hook, [job] * len(eps), config.position)
         found |= {f"{name}_latent": z, f"{name}_activation": activation(values, job.kind)}
-    return plain(found)
+    return found
 
 
 def save_trace(model, recipe, files, result, out, steps):
-    """Write the files of one job, trace.html last; what an earlier trace left in the folder goes first."""
+    """Write the files {name: {name: tensor}} of one job, fractions in float32, trace.html last; what an earlier trace
+    left in the folder goes first."""
     folder, job = Path(f"{path_of(out, recipe)}_trace"), recipe["job"]
     for old in folder.glob("*"):
         old.unlink()
     scores = {name: end.scores for name, end in tracepage.ends(result).items()}
     meta = {"featviz": json.dumps({"recipe": recipe, "scores": scores}, sort_keys=True)}
     for name, tensors in files.items():
-        write(folder / f"{name}.safetensors", save_tensors(tensors, metadata=meta))
-    command = f"{words.command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
+        files[name] = {key: (t.float() if t.is_floating_point() else t).detach().cpu().clone().contiguous()
+                       for key, t in tensors.items()}
+        write(folder / f"{name}.safetensors", save_tensors(files[name], metadata=meta))
+    command = f"{web.command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
     write(folder / "trace.html", tracepage.page(model, recipe, command, files, result).encode("utf-8"))
     return folder / "trace.html"

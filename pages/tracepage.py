@@ -4,7 +4,6 @@ trace.toml holds the words of each section, trace.html what stands before and af
 the page is made, so its number cannot go stale. Every number comes from the tensors beside the page, and
 tests/slow/test_trace.py computes them again. Axes: 4 x H x W latents, D x h x w at the hook point.
 """
-import io
 import math
 import tomllib
 
@@ -12,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pages.web import asset, bars, chart, checks, data_uri, document, escape, table
-from pages.words import short
+from pages.web import asset, bars, chart, checks, document, embedded, escape, figure, short, table
 from regularizers import pitch, smoothing_sigma
 from results import PROJECT
 from vae import to_uint8
@@ -33,10 +31,7 @@ EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from n
 
 def picture(rgb, what, look, scale=""):
     """Show (H, W, 3) uint8 over its caption; look: picture, map or small, see trace.css."""
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, format="PNG")
-    return (f'<figure class="{look}"><img src="{data_uri(file.getvalue(), "png")}" alt="{what}">'
-            f"<figcaption>{what}. {scale}</figcaption></figure>")
+    return figure(embedded(Image.fromarray(rgb), what), f"{what}. {scale}", look=f'class="{look}"')
 
 
 def decoded(model, z, what, look="picture"):
@@ -44,28 +39,23 @@ def decoded(model, z, what, look="picture"):
     return picture(to_uint8(model.decode(z[None].to(model.device))[0].cpu()), f"{what}, decoded", look)
 
 
-def mapped(x, what, stops, low, high):
-    """Show one or four maps (n, h, w), a pixel a number, coloured linearly between the stops from low to high."""
-    share = np.nan_to_num((x.double().numpy() - low) / ((high - low) or 1.0))
+def mapped(x, what, top=None, low=None):
+    """Show one or four maps (n, h, w), a pixel a number: blue below 0 and red above; with `low` from dark to bright.
+
+    top  the number of full colour, or the largest
+    """
+    top = largest(x) if top is None else top
+    stops, said = (DIVERGING, ": blue below 0, red above") if low is None else (EMBER, ", brighter where larger")
+    low = -top if low is None else low
+    share = np.nan_to_num((x.double().numpy() - low) / ((top - low) or 1.0))
     at = np.linspace(0, 1, len(stops))
     rgb = np.stack([np.interp(share, at, channel) for channel in zip(*stops)], axis=-1).round().astype(np.uint8)
     if len(x) == 4:
         rgb = np.pad(rgb, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)                # (4, h + 1, w + 1, 3)
         rgb = np.vstack([np.hstack(rgb[:2]), np.hstack(rgb[2:])])[None]
     line = ", ".join(f"rgb{stop}" for stop in stops)
-    scale = f'{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {high:.3g}'
-    return picture(rgb[0], what, "map", "<br>" + (scale if x.any() else "0 everywhere"))
-
-
-def signed(x, what, top=None):
-    """Show one or four maps (n, h, w) in blue and red; `top` is the number of full colour."""
-    top = top or largest(x)
-    return mapped(x, f"{what}: blue below 0, red above", DIVERGING, -top, top)
-
-
-def heat(x, what, low=0.0, top=None):
-    """Show a map (h, w) from dark to bright."""
-    return mapped(x[None], f"{what}, brighter where larger", EMBER, low, largest(x) if top is None else top)
+    scale = f'{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {top:.3g}'
+    return picture(rgb[0], what + said, "map", "<br>" + (scale if x.any() else "0 everywhere"))
 
 
 def largest(*tensors):
@@ -87,21 +77,21 @@ def longest_channels(hook):
 def pictures(model, kind, s):
     """{stage: HTML} of one step's tensors; latents share one scale, gradients another, spectra a third."""
     four, captions = "channels 0 to 3 row by row", {name: TEXTS[name]["picture"] for name in LATENTS + FORCES}
-    waves = {name: spectrum(s[name]) for name in FORCES}
+    waves = {name: spectrum(s[name])[None] for name in FORCES}                                  # (1, H, W) each
     seen = torch.stack([waves["gradient"], waves["filtered"]]).nan_to_num(0, 0, 0)
     pre, long = s["pre_activation"], s["hook"][longest_channels(s["hook"])]
     z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
-    shown = {name: [decoded(model, s[name], captions[name]), signed(s[name], f"{captions[name]}, {four}", z_top)]
+    shown = {name: [decoded(model, s[name], captions[name]), mapped(s[name], f"{captions[name]}, {four}", z_top)]
              for name in LATENTS}
-    shown |= {name: [signed(s[name], f"{captions[name]}, {four}", g_top),
-                     heat(waves[name], f"{captions[name]}, spectrum, log10", seen[0].min().item(), seen.max().item())]
+    shown |= {name: [mapped(s[name], f"{captions[name]}, {four}", g_top),
+                     mapped(waves[name], f"{captions[name]}, spectrum, log10", seen.max().item(), seen[0].min().item())]
               for name in FORCES}
-    shown |= {"hook": [heat(s["hook"].norm(dim=0), "Length of the vector at each place"),
-                       signed(long, "Its four longest channels")],
-              "activation": [heat(pre.relu(), "Activation at each place") if kind == "feature" else
-                             signed(pre[None], f"The {kind} at each place")],
-              "update": [signed(s["update"], f"The update, {four}"),
-                         signed(s["adam_mean"], "The gradient's running mean before this step")]}
+    shown |= {"hook": [mapped(s["hook"].norm(dim=0)[None], "Length of the vector at each place", low=0.0),
+                       mapped(long, "Its four longest channels")],
+              "activation": [mapped(pre.relu()[None], "Activation at each place", low=0.0) if kind == "feature" else
+                             mapped(pre[None], f"The {kind} at each place")],
+              "update": [mapped(s["update"], f"The update, {four}"),
+                         mapped(s["adam_mean"], "The gradient's running mean before this step")]}
     return {name: row(*figures) for name, figures in shown.items()}
 
 
@@ -116,8 +106,6 @@ def course(model, s):
     at = sorted({round(i * (len(times) - 1) / (SHOWN - 1)) for i in range(SHOWN)})
     return row(*(decoded(model, s["clean"][i], f"The clean latent at t = {times[i]}", "small") for i in at))
 
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 def facts(model, recipe, k, s):
     """Values for the sentences about step k: those of the recipe, of the step's tensors, and some of both."""
@@ -202,7 +190,7 @@ def of_start(model, recipe, s):
     if prior == "steer":
         named = {"t": s["timestep"], "length of the push": s["push"], "length of e": s["noise"].flatten(1).norm(dim=1)}
         shown += ("<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
-                  + chart(s["strength"].tolist(), "Strength of the push by time step", 1000)
+                  + chart(s["strength"].tolist(), "Strength of the push by time step")
                   + columns(named, "Steps of the start"))
     text = TEXTS.get(f"start_{prior}", TEXTS["start_picture"])
     return section("start", text, "before the ascent", recipe["config"] | recipe["job"], s, shown)
@@ -261,19 +249,17 @@ def of_verdict(model, s, result):
     return section("verdict", TEXTS["verdict"], "after all steps", {}, s, row(*figures), said)
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
-
 @torch.no_grad()
 def page(model, recipe, command, files, result):
-    """Build the document from {file: its tensors}, see trace.follow, and the result: self-contained HTML."""
-    job, kind, steps = recipe["job"], recipe["job"]["kind"], []
+    """Build the document from {file: its tensors}, see trace.py, and the result: self-contained HTML."""
+    job, kind, values = recipe["job"], recipe["job"]["kind"], result.history["activation"]
+    steps = [int(file.removeprefix("step_")) for file in files if file.startswith("step_")]
     body = [of_start(model, recipe, files["start"])]
-    for file, s in files.items():
-        if file.startswith("step_"):
-            steps.append(int(file.removeprefix("step_")))
-            body += of_step(model, recipe, steps[-1], s)
-    body += [of_finish(model, recipe, files["finish"], result.finished.scores)] if result.finished else []
-    body += [of_verdict(model, files["verdict"], result)]
+    for k in steps:
+        body += of_step(model, recipe, k, files[f"step_{k:03d}"])
+    if result.finished:
+        body.append(of_finish(model, recipe, files["finish"], result.finished.scores))
+    body.append(of_verdict(model, files["verdict"], result))
     sections = ""
     for i, (_, _, html) in enumerate(body):
         ways = [f'<a rel="{rel}" href="#{body[to][0]}">{arrow.format(body[to][1])}</a>'
@@ -281,10 +267,8 @@ def page(model, recipe, command, files, result):
         sections += (f'{html}<nav class="ways noprint" aria-label="Stages">{" ".join(ways)} <a href="#top">overview</a>'
                      "</nav></section>\n")
     name = f"{kind} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
-    values = result.history["activation"]
-    said = {key: escape(recipe[key]) for key in ("torch", "device", "dtype")}
     return document(f"{name}: a trace", asset("trace.html").format(
-        name=escape(name), kind=kind, command=escape(command), sections=sections, **said,
+        name=escape(name), kind=kind, command=escape(command), sections=sections, **recipe,
         index="".join(f'<li><a href="#{place}">{title}</a></li>' for place, title, _ in body),
-        curve=chart(values, "Activation at every step of the ascent", len(values) - 1, 900, marks=steps),
+        curve=chart(values, "Activation at every step of the ascent", 900, marks=steps),
         jumps=" It jumps because the noise is new at every step." if recipe["config"]["noise"] else ""), "trace")

@@ -1,16 +1,20 @@
-"""Building blocks of every HTML page: one self-contained document, pictures, tables, bars, charts, terms.
+"""Building blocks of every HTML page: one self-contained document, pictures, tables, bars, charts, terms, sentences.
 
 A page opens from disk, with no server, no network and no framework. Style sheets and scripts are the files beside this
 one, copied into the page when it is written. Text from elsewhere goes through `escape`. The policy in the head lets the
-browser run the page's own script and nothing that a prompt could smuggle in.
+browser run the page's own script and nothing that a prompt could smuggle in. words.toml holds the sentences.
 """
 import base64
 import hashlib
 import html
 import io
+import shlex
+import tomllib
 from pathlib import Path
 
 from PIL import Image
+
+from config import flag
 
 EDGE = 160          # pixels an edge of a picture that is shown enlarged, each pixel a square
 
@@ -20,15 +24,13 @@ def escape(value):
     return html.escape(str(value), quote=True)
 
 
-def data_uri(data, kind):
-    """Turn bytes into an address that holds them; kind: png, jpeg."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
 def asset(name):
     """Read a style sheet, script or template beside this file; "" where there is none."""
     path = Path(__file__).with_name(name)
     return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+TEXTS = tomllib.loads(asset("words.toml"))
 
 
 def document(title, body, name):
@@ -42,21 +44,27 @@ def document(title, body, name):
 
 def shrunk(picture, edge):
     """Read a picture, a path or an image, as RGB, made smaller where it is larger than `edge`."""
-    with Image.open(picture) if isinstance(picture, Path) else picture as image:
+    with picture if isinstance(picture, Image.Image) else Image.open(picture) as image:
         small = image.convert("RGB")
     small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     return small
 
 
+def embedded(image, alt, kind="PNG", look=""):
+    """Embed an image; kind: PNG or JPEG, `look`: attributes."""
+    file = io.BytesIO()
+    image.save(file, format=kind, quality=90, subsampling=0)            # a PNG has neither
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return f'<img {look} src="data:image/{kind.lower()};base64,{data}" alt="{escape(alt)}">'
+
+
 def sharp(picture, alt, sizes):
     """Embed a picture, a path or an image, at a whole multiple of its size within `sizes` (on a desk, on a phone)."""
-    image, file = shrunk(picture, 2 * max(sizes)), io.BytesIO()
+    image = shrunk(picture, 2 * max(sizes))
     small = max(image.size) <= EDGE
-    image.save(file, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 90, "subsampling": 0}))
     wide, narrow = (image.width * max(1, room // image.width) if image.width <= room else room for room in sizes)
-    look = f'class="{"small" * small}" style="--wide:{wide}px;--narrow:{narrow}px"'
-    return (f'<img {look} src="{data_uri(file.getvalue(), "png" if small else "jpeg")}" alt="{escape(alt)}" '
-            f'width="{image.width}" height="{image.height}">')
+    return embedded(image, alt, "PNG" if small else "JPEG", f'class="{"small" * small}" width="{image.width}" '
+                    f'height="{image.height}" style="--wide:{wide}px;--narrow:{narrow}px"')
 
 
 def player(file, address, what):
@@ -65,10 +73,9 @@ def player(file, address, what):
             "</audio>") if file.exists() else ""
 
 
-def figure(content, *lines, name=""):
-    """Show content over caption lines; these are HTML. `name`: where links lead."""
-    place = f' id="{name}"' if name else ""
-    return f'<figure{place}>{content}<figcaption>{"<br>".join(filter(None, lines))}</figcaption></figure>'
+def figure(content, *lines, look=""):
+    """Show content over caption lines; these are HTML. `look`: attributes."""
+    return f'<figure {look}>{content}<figcaption>{"<br>".join(filter(None, lines))}</figcaption></figure>'
 
 
 def term(word, meaning):
@@ -76,16 +83,12 @@ def term(word, meaning):
     return f'<abbr tabindex="0" aria-description="{escape(meaning)}">{escape(word)}</abbr>'
 
 
-def section(name, title, *parts):
-    """Build a section with a heading; "" where all parts are empty or None. `title` is HTML."""
-    inside = "".join(filter(None, parts))
-    return f'<section id="{name}"><h2>{title}</h2>{inside}</section>' if inside else ""
-
-
-def folded(name, title, *parts):
-    """Build a section that opens on a click; "" where all parts are empty or None."""
-    inside = "".join(filter(None, parts))
-    return f'<details id="{name}"><summary><h2>{title}</h2></summary>{inside}</details>' if inside else ""
+def section(name, title, *parts, folded=True):
+    """Build a section with a heading, HTML, that opens on a click; "" where all parts are empty or None."""
+    inside, heading, tag = "".join(filter(None, parts)), f"<h2>{title}</h2>", "section"
+    if folded:
+        heading, tag = f"<summary>{heading}</summary>", "details"
+    return f'<{tag} id="{name}">{heading}{inside}</{tag}>' if inside else ""
 
 
 def table(head, rows, label):
@@ -116,31 +119,74 @@ def bars(rows):
     return f'<table class="bars">{lines}</table>'
 
 
-def chart(values, label, x_most, width=560, height=160, marks=()):
-    """Draw one curve as inline SVG, x = 0..x_most evenly, y from min(0, smallest) to the largest; None is no point.
+def chart(values, label, width=560, height=160, marks=()):
+    """Draw one curve as inline SVG, at x = 0, 1, 2, ..., y from min(0, smallest) to the largest; None is no point.
 
     marks  x positions drawn as vertical lines; a flat curve gets none
     label  read aloud by a screen reader
     """
     known = [v for v in values if v is not None] or [0.0]
     low, high = min(0.0, *known), max(0.0, *known)
-    left, top, w, h = 64, 12, width - 84, height - 36
+    left, top, w, h, last = 64, 12, width - 84, height - 36, len(values) - 1
 
-    def at_x(x):
-        return round(left + x * w / (x_most or 1), 1)
-
-    def at_y(v):
-        return round(top + h * (1 - (v - low) / ((high - low) or 1.0)), 1)
-
-    step = x_most / max(len(values) - 1, 1)
-    line = " ".join(f"{at_x(i * step)},{at_y(v)}" for i, v in enumerate(values) if v is not None)
+    at_x = lambda x: round(left + x * w / (last or 1), 1)
+    at_y = lambda v: round(top + h * (1 - (v - low) / ((high - low) or 1.0)), 1)
+    line = " ".join(f"{at_x(i)},{at_y(v)}" for i, v in enumerate(values) if v is not None)
     drawn = f'<polyline class="curve" points="{line}"/>'
     for x in marks if min(known) < max(known) else ():
         drawn += f'<line class="peak" x1="{at_x(x)}" x2="{at_x(x)}" y1="{top}" y2="{top + h}"/>'
-    for x in sorted({0, x_most // 2, x_most}):
+    for x in sorted({0, last // 2, last}):
         drawn += f'<text x="{at_x(x)}" y="{top + h + 16}" text-anchor="middle">{x:g}</text>'
     for v in sorted({low, high}):
         drawn += f'<text x="{left - 6}" y="{at_y(v) + 4}" text-anchor="end">{v:.3g}</text>'
     return (f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}">'
             f'<line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0)}" y2="{at_y(0)}"/>{drawn}</svg>')
+
+
+def short(value):
+    """Format a number to read."""
+    return "-" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def count(n, thing):
+    """Format a number of things: "1 file", "1,200 files"."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
+def label(r):
+    """Name a result, for headings and alternative texts."""
+    return ", ".join(filter(None, (f"{r.kind} {r.target}", f"time step {r.t}", f"seed {r.seed}", typed(r.recipe))))
+
+
+def meaning(r):
+    """Say what a picture's verdict means."""
+    return TEXTS["verdicts"][r.verdict.partition(" ")[0]]
+
+
+def reason(r):
+    """Explain a picture's verdict by its own numbers, in one sentence."""
+    rank, most = r.scores.get("rank"), r.scores.get("dataset_largest")
+    small = r.verdict == "raised" and rank is not None and rank <= 10 and most
+    said = TEXTS["reasons"].get("small" if small else r.verdict, meaning(r))
+    return said.format_map({name: short(score) for name, score in r.scores.items()})
+
+
+def typed(recipe):
+    """Write the settings of a recipe that are not usual as they are typed: "--no-noise --num-steps 3"; "" for none."""
+    words = []
+    for name, value in recipe["differs"].items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no-{name}"))
+        else:
+            words += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def command(recipe, times, seeds):
+    """Write the command that makes this recipe's result at these time steps and seeds."""
+    kind, target = recipe["job"]["kind"], recipe["job"]["target"]
+    words = ["python", "featviz.py", "--weights", f"weights/{recipe['weights']}", "--hook-point", recipe["hook_point"]]
+    words += [f"--{kind}", *["FILE.safetensors"] * (kind == "direction"), target]
+    words += ["--timestep", *times, "--seed", *seeds, "--device", recipe["device"]]
+    return f"{shlex.join(map(str, words))} {typed(recipe)}".strip()

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from command.parser import parse
-from pages import __main__, evidence, words
+from pages import __main__, evidence
 from pages.feature import write_page
-from pages.web import chart
+from pages.web import TEXTS, chart
 from results import read_result, read_results
 from tests.made import activity, change, feature, picture, result
 
@@ -111,7 +111,7 @@ def test_two_pictures_have_two_verdicts_two_links_and_two_alternative_texts(tmp_
     assert "Finished: raisedactivation 0.1 to 1.25, rank 2" in numbers and "times the strongest" not in numbers
     assert "Ascent: fragileactivation 0.1 to 2.5, rank 1Re-encoded, it has 1.25: over half of 2.5 is lost." in numbers
     explained = {a["aria-description"] for a in page.all("abbr")}
-    assert {words.TEXTS["verdicts"][name] for name in ("raised", "fragile")} < explained
+    assert {TEXTS["verdicts"][name] for name in ("raised", "fragile")} < explained
     result(folder, 300, 1, dataset_largest=5.0)                 # measured alike: it may be compared
     assert "0.5 times the strongest dataset image" in read(folder).text
 
@@ -129,7 +129,8 @@ def test_the_capture_is_shown_by_its_own_numbers(folder):
     page = read(folder)
     for said in ("Share of 40 images with it among the 4 strongest", "Feature 12 responds to oak", "7 of 40 images.",
                  "It is dead: no dataset image activates it.", "0.5 to 1 7 images", "feature 4 (3 of 5)",
-                 "largest mean activation is 0.875, at time step 361. The autoencoder's gate leaves 0.25."):
+                 "largest mean activation is 0.875, at time step 361. The autoencoder's gate leaves 0.25.",
+                 "Excited by its picture, too: feature 8 (0.125)."):
         assert said in page.text
     assert "../feature_00037/index.html" in [a["href"] for a in page.all("a")]
     assert [a["src"] for a in page.all("audio")] == [f"t0300/seed_1{end}.wav" for end in (".finished", "", ".start")]
@@ -151,14 +152,14 @@ def test_no_section_is_empty_and_no_peak_stands_on_a_flat_line(tmp_path):
     page = read(folder)
     assert not {"more", "seeds", "examples"} & {a.get("id") for a in [*page.all("section"), *page.all("details")]}
     assert page.source.count('class="peak"') == 2 + 3           # two peaks in one of two charts, three kept steps
-    assert "peak" not in chart([1.0, 1.0], "flat", 1, marks=[1])
+    assert "peak" not in chart([1.0, 1.0], "flat", marks=[1])
 
 
 def test_sentences_are_short(folder):
     (folder / "legibility.json").write_text(json.dumps({"groups": SEEN}))
     text = re.sub(r"<(pre|table|svg|figcaption|title).*?</\1>", "", read(folder).source, flags=re.S)
     said = [plain(block, "") for block in re.split(r"</(?:p|h\d|li|summary|nav)>", text)]
-    said += [words.TEXTS["rule"], *words.TEXTS["verdicts"].values(), *words.TEXTS["terms"].values()]
+    said += [TEXTS["rule"], *TEXTS["verdicts"].values(), *TEXTS["terms"].values()]
     sentences = [s for block in said for s in re.split(r"(?<=[a-z0-9)])[.!?:;]\s", block)]
     assert [s for s in sentences if len(s.split()) > 12] == []
 
