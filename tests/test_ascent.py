@@ -3,8 +3,6 @@
 Each piece alone, on a stand-in whose numbers are known on paper: test_paper.py, test_visualize.py.
 """
 import dataclasses
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +18,8 @@ from config import PRESETS, Config, Job, configure
 from sae import SAE
 from schedule import Schedule
 from tests.linear import change, generator
+from tests.record_picture import PICTURE, picture
 from tests.seeded import HOOK, TOY, filled, randn, relative_error, shapes, weights
-from vae import to_uint8
 from visualize import run, start, stream
 from weights.load import load
 
@@ -162,7 +160,4 @@ def test_the_raw_channel_needs_no_sae(model):
 
 def test_a_seeded_picture_equals_the_stored_one(model):
     """Recorded by `python -m tests.record_picture`. Kernels of other machines round differently: a mean of 2 in 255."""
-    record = json.loads(Path("tests/fixtures/picture.json").read_text())
-    result, = run(model, [Job(**record["job"])], Config(**record["config"]))
-    stored = torch.from_numpy(np.asarray(Image.open("tests/fixtures/picture.png"), dtype=np.float32))
-    assert (torch.from_numpy(to_uint8(result.image)).float() - stored).abs().mean() < 2
+    assert np.abs(picture(model) - np.asarray(Image.open(PICTURE), dtype=np.float32)).mean() < 2

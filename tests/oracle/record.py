@@ -18,8 +18,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests import clip_vocab
-from tests.seeded import (FIXTURES, INPUTS, LEAVES, SEED, TEXTS, TOY, TOY_HOOKS, fingerprint, outputs, pictures, randn,
-                          stored, toy_eps, unet_inputs, weights)
+from tests.seeded import (FIXTURES, INPUTS, LEAVES, TEXTS, TOY, TOY_HOOKS, fingerprint, outputs, pictures, randn,
+                          shapes, stored, toy_eps, unet_inputs, weights)
 
 SD = {
     "unet": dict(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
@@ -34,8 +34,7 @@ SD["clip"] = dict(text_config=SD["clip_text"], projection_dim=768,
 SCALING = 0.18215
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
                 steps_offset=1, set_alpha_to_one=False, prediction_type="epsilon", timestep_spacing="leading")
-TRAJECTORY_STEPS = (1, 2, 3, 4, 20, 50)
-UNET_STEPS = (3, 20)                                            # trajectories with the toy UNet; these cost more
+PARTS = (*TOY, "schedule", "tokens")
 
 
 def on_meta(part, sizes):
@@ -54,24 +53,10 @@ def on_meta(part, sizes):
                                             **sizes))
 
 
-def our_names(net):
-    """{official name: ours}. Older releases of transformers keep a level `text_model.` in front of the text encoder;
-    ours has none, but in CLIP, where there are two. position_ids are no weights.
-    """
-    return {name: name if isinstance(net, CLIPModel) else name.removeprefix("text_model.")
-            for name in net.state_dict() if not name.endswith("position_ids")}
-
-
-def shapes(net):
-    tensors = net.state_dict()
-    return {ours: tuple(tensors[name].shape) for name, ours in our_names(net).items()}
-
-
 def official(part, sizes=None, tensors=None):
-    """An official network with seeded weights (or with `tensors`, under our names), frozen."""
+    """An official network with seeded weights (or with `tensors`), frozen. Its tensors have our names."""
     net = on_meta(part, sizes or SD[part])
-    tensors = tensors or weights(shapes(net))
-    net.load_state_dict({name: tensors[ours] for name, ours in our_names(net).items()}, strict=True, assign=True)
+    net.load_state_dict(tensors or weights(shapes(net)), strict=True, assign=True)
     for module in net.modules():
         if hasattr(module, "position_ids"):                     # a buffer that is not in the state dict
             module.position_ids = torch.arange(module.position_ids.shape[1])[None]
@@ -111,7 +96,7 @@ def official_pixels(images, size=224):
 
 def clip_inputs(images, texts, size=224):
     """The library's way from pictures and strings to pixels and token ids."""
-    return official_pixels(images, size), official_ids(official_tokenizer(), list(texts))
+    return official_pixels(images, size), official_ids(texts)
 
 
 def toy_outputs(part):
@@ -148,43 +133,41 @@ def guided_eps(net, context, null, guidance):
 
 
 def schedule_outputs():
-    """Trajectories of both samplers, with the stand-in network and with the toy UNet under guidance 7.5, and the betas.
+    """Trajectories of both samplers, with the stand-in network and, first, middle and last sample, with the toy UNet
+    under guidance 7.5.
     """
-    s = scheduler("ddim")
-    out = {"betas": s.betas, "alphas_cumprod": s.alphas_cumprod}
-    net, (z, _, contexts) = official("unet", TOY["unet"]), unet_inputs()
+    out = {"alphas_cumprod": scheduler("ddim").alphas_cumprod}
+    z, _, contexts = unet_inputs()
+    predict = guided_eps(official("unet", TOY["unet"]), contexts[:1], contexts[1:], 7.5)
     for kind in ("ddim", "pndm"):
-        for steps in TRAJECTORY_STEPS:
+        for steps in (1, 2, 3, 4, 20, 50):
             out[f"{kind} {steps}"] = trajectory(kind, toy_eps, randn(2, 4, 4, 4, seed=7), steps)[1]
-        for steps in UNET_STEPS:
-            predict = guided_eps(net, contexts[:1], contexts[1:], 7.5)
-            out[f"{kind} unet {steps}"] = trajectory(kind, predict, z[:1], steps)[1][[0, steps // 2, -1]]
+        out[f"{kind} unet 3"] = trajectory(kind, predict, z[:1], 3)[1][[0, 1, -1]]
     return out
 
 
-def official_tokenizer():
-    pairs = clip_vocab.merges()
-    return CLIPTokenizer(vocab=clip_vocab.vocab(pairs), merges=pairs)
+def official_ids(prompts):
+    ours = clip_vocab.tokenizer()
+    theirs = CLIPTokenizer(vocab=ours.vocab, merges=list(ours.ranks))
+    return torch.tensor(theirs(list(prompts), padding="max_length", max_length=77, truncation=True)["input_ids"])
 
 
-def official_ids(tokenizer, prompts):
-    return torch.tensor(tokenizer(prompts, padding="max_length", max_length=77, truncation=True)["input_ids"])
-
-
-def store(part, tensors, **metadata):
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__,
-                "transformers": transformers.__version__}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, FIXTURES / f"parity_{part}.safetensors", {"seed": str(SEED), **versions, **metadata})
+def recorded(part):
+    """What tests/fixtures/parity_*.safetensors hold: {name: tensor}. The prompts of "tokens" are edge cases and strings
+    of random characters; they are kept.
+    """
+    if part == "tokens":
+        return {"ids": official_ids(json.loads(stored(part)[1]["prompts"])).int()}
+    if part == "schedule":
+        return {**schedule_outputs(), "fingerprint": fingerprint("unet")}
+    return {**toy_outputs(part), "fingerprint": fingerprint(part)}
 
 
 def main():
-    for part in TOY:
-        store(part, {**toy_outputs(part), "fingerprint": fingerprint(part)})
-    store("schedule", {**schedule_outputs(), "fingerprint": fingerprint("unet")})
-    prompts = stored("tokens")[1]["prompts"]                    # kept: edge cases, and strings of random characters
-    store("tokens", {"ids": official_ids(official_tokenizer(), json.loads(prompts)).int()}, prompts=prompts)
-    for path in sorted(FIXTURES.glob("parity_*.safetensors")):
+    versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
+    for part in PARTS:
+        path, metadata = FIXTURES / f"parity_{part}.safetensors", stored(part)[1] | versions
+        save_file({name: tensor.contiguous() for name, tensor in recorded(part).items()}, path, metadata)
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
 
 
