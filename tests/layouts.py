@@ -26,13 +26,11 @@ LEGACY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_att
 
 def real_names():
     """[(part, name, shape, name in the single file, shape there)] of SD 1.4's 1130 tensors."""
+    lines = lambda file: map(str.split, (FIXTURES / file).read_text().splitlines())
     shape = lambda text: tuple(int(n) for n in text.split("x"))
-    out = []
-    for ours, theirs in zip(*((FIXTURES / f).read_text().splitlines() for f in ("keys_sd14.txt", "keys_ldm_sd14.txt")),
-                            strict=True):
-        (part, name, size), (other, other_size) = ours.split(), theirs.split()
-        out.append(("text_encoder" if part == "clip_text" else part, name, shape(size), other, shape(other_size)))
-    return out
+    pairs = zip(lines("keys_sd14.txt"), lines("keys_ldm_sd14.txt"), strict=True)
+    return [("text_encoder" if part == "clip_text" else part, name, shape(size), other, shape(there))
+            for (part, name, size), (other, there) in pairs]
 
 
 NAMES = real_names()

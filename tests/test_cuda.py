@@ -117,11 +117,3 @@ def test_from_the_command_to_the_page(tmp_path):
     assert done.returncode == 0, done.stderr
     pages, records = (list(tmp_path.glob(f"toy/feature_*/{name}")) for name in ("index.html", "t*/seed_1024.json"))
     assert len(pages) == 1 and records and '"device": "cuda"' in records[0].read_text()
-
-
-def test_the_precision_follows_from_the_card():
-    """bfloat16 where it is native, else float16; autoencoder and SAE stay float32."""
-    model = load(None)
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    assert model.device.type == "cuda" and model.dtype == (torch.bfloat16 if native else torch.float16)
-    assert {p.dtype for net in (model.vae, model.sae) for p in net.parameters()} == {torch.float32}

@@ -1,6 +1,4 @@
 """A run at every kind of hook point on the tiny model: raw channels, steered priors, captures; features at the SAE."""
-import json
-
 import pytest
 
 import featviz
@@ -9,11 +7,6 @@ from activity.__main__ import main as activity
 pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
 KINDS = {                   # hook point -> its width on the tiny model
     "conv_in": 16, "down_blocks.1.downsamplers.0.conv": 16, "mid_block.resnets.1": 32, "up_blocks.3.attentions.2": 16}
-
-
-def run(weights, out, *flags):
-    short = ["--device", "cpu", "--num-steps", 2, "--seed", 5, "--timestep", 300, "--frames", 0]
-    return featviz.main([str(a) for a in ["--weights", weights, "--out", out, *short, *flags]])
 
 
 @pytest.mark.parametrize("hook", KINDS)
@@ -35,9 +28,7 @@ def test_a_capture_there_steers_priors_there(weights, tmp_path):
     flags = ["capture", "--weights", weights, "--out", tmp_path, "--device", "cpu", "--hook-point", hook, "--prompts",
              prompts, "--images-per-prompt", 1, "--steps", 2, "--guidance", 1.0]
     assert activity([str(a) for a in flags]) == 0
-    for scale in (0, 50):
-        assert run(weights, tmp_path, "--channel", 3, "--hook-point", hook, "--prior-steps", 2, "--steer-scale", scale,
-                   "--no-finish") == 0
-    records = [json.loads(path.read_text()) for path in (tmp_path / f"tiny/{hook}_channel_0003").rglob("seed_5.json")]
-    first, second = (record["scores"]["activation_start"] for record in records)
-    assert first != second and None not in (first, second)
+    model = featviz.load(weights, "cpu", hook_point=hook, out=tmp_path)
+    starts = {featviz.visualize(model, channels=[3], seeds=[5], timesteps=[300], num_steps=2, prior_steps=2,
+                                steer_scale=scale, finish=False)[0].scores["activation_start"] for scale in (0.0, 50.0)}
+    assert len(starts) == 2

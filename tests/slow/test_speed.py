@@ -9,7 +9,7 @@ from ascent import ascend, readout
 from config import Job, configure
 from tests.seeded import TOY, gradient, on_meta, relative_error, shapes, unet_inputs, weights
 from tests.tiny import HOOK
-from visualize import measure, start, visualize
+from visualize import measure, run, start
 from weights import quick
 from weights.load import load
 
@@ -29,6 +29,7 @@ def values_and_gradient(unet):
     return h.detach(), gradient(h, z)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 def test_quick_layers_are_the_plain_ones(monkeypatch):
     """Every convolution as a product, and two transformers that add nothing, which are skipped: values and the latent's
     gradient. No name, shape or tensor changes, and weights that collect gradients take torch's way."""
@@ -69,16 +70,11 @@ def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
 
 def test_bfloat16_finds_the_same(model):
     """Final activation, measured in float32, and the verdicts."""
-    half, feature = load(TOY_WEIGHTS, "cpu", torch.bfloat16), model.settings["feature"]
-    jobs = [Job("feature", feature, 600, seed=s) for s in (1024, 1111)]
-    config, seen, reached = configure(model.settings, num_steps=10, prior="noise"), [], []
-    for net in (model, half):
-        results = visualize(net, features=[feature], seeds=[1024, 1111], timesteps=[600], num_steps=10, prior="noise",
-                            finish=False)
-        reached.append(measure(model, torch.stack([r.latent for r in results]), jobs, config)[0].mean().item())
-        seen.append([r.verdict for r in results])
-    print(reached, seen)
-    assert seen[0] == seen[1] and reached[1] >= 0.9 * reached[0]
+    config = configure(model.settings, num_steps=10, prior="noise", finish=False)
+    jobs = [Job("feature", model.settings["feature"], 600, seed=s) for s in (1024, 1111)]
+    found = [run(net, jobs, config) for net in (model, load(TOY_WEIGHTS, "cpu", torch.bfloat16))]
+    reached = [measure(model, torch.stack([r.latent for r in results]), jobs, config)[0].mean() for results in found]
+    assert [r.verdict for r in found[0]] == [r.verdict for r in found[1]] and reached[1] >= 0.9 * reached[0]
 
 
 def test_one_row_of_the_sae_needs_no_matrix_product(model):
