@@ -4,7 +4,6 @@ Every damaged folder here is something that happens: a download that stopped, a 
 that git left behind, parts of two models mixed up. None may be loaded silently and none may end in a traceback.
 """
 import hashlib
-import json
 import shutil
 
 import pytest
@@ -58,22 +57,11 @@ def test_all_parts_hold_the_files_numbers_frozen(whole):
     assert model.unet.conv_norm_out.num_groups == 8 and model.vae.factor == 4 and model.vae.scaling_factor == 0.5
     assert model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 2
     assert model.text_encoder.encoder.layers[0].self_attn.heads == 2
+    assert model.fingerprints == {
+        path.relative_to(whole).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in whole.rglob("*") if path.is_file() and path.parent.name not in ("activity", "images")}
     sae = model.sae
     assert (sae.k, sae.norm, sae.gate, sae.reads, sae.timesteps, sae.centre) == (4, "none", "topk", "output", (), True)
-
-
-def test_the_parts_work_together_and_stay_about_one(whole):
-    """The tiny model is sound: everything is finite, of the promised shape, most features are active somewhere."""
-    model = load(whole, "cpu")
-    text, z = model.embed(["", "A tree"]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor([300, 20])
-    h, noise = model.unet(z, t, text, until=model.hook_point), model.unet(z, t, text)
-    images = model.decode(z)
-    assert text.shape == (2, 77, 16) and h.shape == (2, 32, 2, 2) and noise.shape == z.shape
-    assert images.shape == (2, 3, 32, 32) and model.encode(images).shape == z.shape
-    assert all(0.1 < x.std() < 10 for x in (text, h, noise, images, model.encode(images)))
-    assert (model.sae.pre_acts(h.flatten(2).mT) > 0).any(dim=1).any(dim=0).float().mean() > 0.8
-    assert torch.equal(model.decode(z)[1:], model.decode(z[1:]))                                # a row at a time
 
 
 def test_half_precision_files_and_runs(folder, whole):
@@ -162,6 +150,7 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head>\n<body>Not found
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3438167536\n"
 BAD = {     # name: (damage, fragments of the message)
     "no model": (lambda f: shutil.rmtree(f / "unet"), ("is no folder of weights",)),
+    "a single file": (lambda f: [shutil.rmtree(f), f.write_bytes(b"PK")], ("single file; python weights/convert.py ",)),
     "no config": (lambda f: (f / "vae/config.json").unlink(), ("vae/config.json: cannot be read (No such file",)),
     "config is a page": (write(UNET_CONFIG, HTML), (f"{UNET_CONFIG}: is not valid JSON",)),
     "another activation": (config(UNET_CONFIG, act_fn="gelu"), ("act_fn is gelu, only 'silu' is implemented",)),
@@ -169,10 +158,8 @@ BAD = {     # name: (damage, fragments of the message)
     "linear betas": (config(SCHEDULER, beta_schedule="linear"), ("only 'scaled_linear' is implemented",)),
     "SD 2.x": (config(UNET_CONFIG, attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024), ("Diffusion 2.x",)),
     "SDXL": (config(UNET_CONFIG, addition_embed_type="text_time"), ("this is Stable Diffusion XL",)),
-    "three levels": (config(UNET_CONFIG, block_out_channels=[16, 16, 32]), ("from which no network can be built",)),
     "a latent that cannot be halved": (config(UNET_CONFIG, sample_size=[8, 12]), ("sample_size is [8, 12]",)),
     "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("cross_attention_dim is '16', expected",)),
-    "betas below 0": (config(SCHEDULER, beta_start=-1), (f"{SCHEDULER}: beta_start is '-1', expected",)),
 
     "no weights file": (lambda f: (f / UNET).unlink(), (f"{UNET}: is missing", "python weights/convert.py")),
     "a page": (write(UNET, HTML), (f"{UNET}: is a web page saved under this name",)),
@@ -214,12 +201,6 @@ def test_refused_in_one_line(name, folder):
     refused(lambda: load(folder, "cpu"), *fragments)
 
 
-def test_single_files_are_answered_with_the_command(tmp_path):
-    (tmp_path / "sd.ckpt").write_bytes(b"PK\3\4")
-    refused(lambda: load(tmp_path / "sd.ckpt"), f"python weights/convert.py {tmp_path / 'sd.ckpt'} {tmp_path / 'sd'}")
-    refused(lambda: load(tmp_path / "nowhere"), f"{tmp_path / 'nowhere'}: is no folder of weights")
-
-
 def poison(value):
     """One bad number among many good ones."""
     return lambda tensor: tensor.flatten().index_fill(0, torch.tensor([5]), value).reshape(tensor.shape)
@@ -236,14 +217,6 @@ def test_nan_is_named_by_check_by_a_picture_and_by_the_fit_check(folder):
     refused(lambda: check.fit(load(folder, "cpu")), f"{folder / 'unet'}: {NAME} holds NaN or infinite values")
     edit_tensors(folder / UNET, changed(NAME, lambda x: torch.full_like(x, 1e9)))               # no number of float16
     refused(lambda: load(folder, "cpu", torch.float16), f"{folder / UNET}: {NAME} holds", "values as torch.float16")
-
-
-# --- fingerprints -----------------------------------------------------------------------------------------------------
-
-def test_fingerprints_are_of_every_file(folder):
-    assert load(folder, "cpu").fingerprints == {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*") if path.is_file() and path.parent.name not in ("activity", "images")}
 
 
 # --- the scheduler's file, several SAEs, the machine ------------------------------------------------------------------

@@ -118,6 +118,7 @@ FAMILIES = {    # name: (file, tensors, config's name, config, definition, field
                   {"reads": "output"}),
     "Revelio": ("final_k_sparse_autoencoder_mid.pt", {"cfg": RunnerConfig(), "state_dict": MATRICES}, None, None,
                 plain(gate=topk), {"timesteps": [25], "gate": "signed topk"}),
+    "names with a beginning": learned("AutoEncoderTopK", {f"_orig_mod.{k}": v for k, v in TOPK.items()}, plain()),
     "AutoEncoderTopK": learned("AutoEncoderTopK", TOPK | {"threshold": torch.tensor(0.7)}, plain(), gate="topk"),
     "BatchTopKSAE": learned("BatchTopKSAE", TOPK | {"threshold": THRESHOLD}, plain(gate=above(THRESHOLD)),
                             gate="threshold", k=K),
@@ -188,13 +189,6 @@ def test_a_family_computes_what_its_source_defines(name, tmp_path):
     again = loaded(tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), sae.state_dict().values()))
     assert torch.equal(again.encode(H), sae.encode(H)) and torch.equal(again.reconstruct(H), sae.reconstruct(H))
-
-
-def test_names_with_a_beginning(tmp_path):
-    source = written(tmp_path / "in", "ae.pt", {"_orig_mod." + k: v for k, v in TOPK.items()}, "config.json",
-                     trained("AutoEncoderTopK"))
-    convert.convert(source, tmp_path / "a")
-    agree(loaded(tmp_path / "a"), plain())
 
 
 def sparse(says, tensors=A, **config):

@@ -45,7 +45,7 @@ SIZES = {       # {part: config} of SD 1.x, which the networks' defaults are; a 
     part: {p.name: list(p.default) if isinstance(p.default, tuple) else p.default
            for p in inspect.signature(network).parameters.values()} for part, network in NETWORKS.items()}
 V_PREDICTION = "predicts v (v-prediction); only models that predict the noise can be used"
-EMA = "model_ema."                              # its names have no dots behind this one [2]
+EMA = "model_ema."                              # model_ema.diffusion_modelinput_blocks00weight, without more dots [2]
 UNREAD = re.compile(r"(^|\.)(position_ids|logit_scale|text_projection(\.weight)?|logvar|loss\..*|model_ema\..*|"
                     r"num_batches_tracked|vision_model\..*|visual_projection\..*|safety_checker\..*)$")
 OTHERS = {      # names of tensors -> what such a file is
@@ -112,13 +112,10 @@ def spellings(part, name):
     return names
 
 
-def find_part(part, tensors, names, ema=False):
+def find_part(part, tensors, names):
     """({our name: its key in `tensors`}, the prefixes that were met) of the tensors that are this part's."""
-    if ema:                                                     # "model_ema.diffusion_modelinput_blocks00weight"
-        table = {EMA + f"diffusion_model.{single_name(part, name)}".replace(".", ""): (name, EMA) for name in names}
-    else:
-        table = {prefix + spelling: (name, prefix)
-                 for name in names for spelling in spellings(part, name) for prefix in PREFIXES[part]}
+    table = {prefix + spelling: (name, prefix)
+             for name in names for spelling in spellings(part, name) for prefix in PREFIXES[part]}
     keys = sorted(tensors.keys() & table.keys())
     return {table[key][0]: key for key in keys}, {table[key][1] for key in keys}
 
@@ -246,7 +243,7 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def write_networks(folder, tensors, configs, path, ema=False):
+def write_networks(folder, tensors, configs, path):
     """Write the networks of `configs` {part: config} that are in the tensors, each complete and of the right shapes.
 
     Returns what was written and what was left out, as a text.
@@ -255,7 +252,7 @@ def write_networks(folder, tensors, configs, path, ema=False):
     for part, config in configs.items():
         net = on_meta(NETWORKS[part], check_config(part, config, path), path)
         shapes[part] = {name: tuple(p.shape) for name, p in net.state_dict().items()}
-        found, met = find_part(part, tensors, shapes[part], ema and part == "unet")
+        found, met = find_part(part, tensors, shapes[part])
         if found:
             chosen[part] = {name: tensors[key] for name, key in found.items()}
         prefixes |= met
@@ -315,12 +312,13 @@ def convert_folder(source, folder, ema):
 def convert_single(tensors, path, folder, ema):
     """Write every network in a single file; returns a text on it."""
     check_schedule(path, tensors)
-    note = ""
-    if sum(key.startswith(EMA) for key in tensors) > 2:         # an `emaonly` file has two counters
-        note = "; the UNet is " + ("the moving average" if ema else "the plain one, --ema takes the moving average")
-    elif ema:
+    averaged = {key: EMA + key.removeprefix("model.").replace(".", "") for key in tensors}
+    averaged = {key: tensors[other] for key, other in averaged.items() if other in tensors}
+    if ema and not averaged:
         raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; leave --ema out")
-    return write_networks(folder, tensors, SIZES, path, ema) + note
+    said = write_networks(folder, tensors | averaged if ema else tensors, SIZES, path)
+    taken = "the moving average" if ema else "the plain one, --ema takes the moving average"
+    return said + f"; the UNet is {taken}" * bool(averaged)
 
 
 def convert_sae(tensors, config, path, folder, changes):
