@@ -17,6 +17,7 @@ from sae import SAE
 from schedule import Schedule
 from tests import seeded
 from tests.oracle import record
+from tests.oracle.test_regularizers import filtered
 from tests.seeded import HOOK, TOY, filled, randn, relative_error
 
 JOBS = {"feature": [Job("feature", 5, seed=1), Job("feature", 90, seed=2)],
@@ -36,14 +37,6 @@ def sides():
                            hook_point=HOOK, schedule=Schedule(), embed=lambda prompts: text.double(),
                            device=torch.device("cpu"), dtype=torch.float64, latent_shape=(4, 16, 16))
     return ours, record.official("unet", TOY["unet"]).double()
-
-
-def filtered(gradient):
-    """1 / (r + 1) on numpy's spectrum, the deviation restored up to the filter's 1e-8."""
-    y = np.fft.fft2(gradient)
-    fy, fx = np.fft.fftfreq(y.shape[-2]) * y.shape[-2], np.fft.fftfreq(y.shape[-1]) * y.shape[-1]
-    low = np.fft.ifft2(y / (np.hypot(fy[:, None], fx) + 1)).real
-    return low * gradient.std(ddof=1) / (low.std(ddof=1) + 1e-8)
 
 
 def official_pass(net, sae, job, x, t, text):
