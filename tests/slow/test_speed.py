@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ascent import ascend, readout
+from ascent import readout
 from config import Job, configure
 from tests.seeded import TOY, gradient, on_meta, relative_error, shapes, unet_inputs, weights
 from tests.tiny import HOOK
-from visualize import measure, run, start
+from visualize import measure, run
 from weights import quick
 from weights.load import load
 
@@ -57,15 +57,6 @@ def test_quick_layers_are_the_plain_ones(monkeypatch):
         assert torch.equal(a, b) and relative_error(c, a) <= 1e-5
     unet.get_submodule(HOOK).proj_out.bias[0] = 1e-3            # one number that is not 0
     assert not torch.equal(values_and_gradient(unet)[0], frozen[0]) and HOOK in ran
-
-
-def test_a_whole_ascent_is_that_of_the_plain_path(model, monkeypatch):
-    config = configure(model.settings, num_steps=5, prior="noise")
-    jobs = [Job("feature", model.settings["feature"], 600, seed=s) for s in (1, 2)]
-    steps = list(ascend(model, jobs, config, start(model, jobs, config)))
-    monkeypatch.setattr(quick, "quick", lambda x, weight: False)
-    for a, b in zip(steps, ascend(model, jobs, config, start(model, jobs, config))):
-        assert relative_error(a.hook, b.hook) <= 1e-5 and relative_error(a.after, b.after) <= 1e-5
 
 
 def test_bfloat16_finds_the_same(model):
