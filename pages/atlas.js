@@ -18,17 +18,17 @@ function element(tag, text, className = "") {
 
 function build(x) {                                 // a feature's tile; `turn` fills in what a face says
   x.tile = Object.assign(element("a", "", "tile"), {href: x.link});
-  x.tile.append(Object.assign(element("img", ""), {loading: "lazy", decoding: "async"}),
-    element("b", x.words || "no word known"), element("span", x.name), element("small", x.hook && `at ${x.hook}`),
-    element("i", ""));
+  const img = Object.assign(element("img", ""), {loading: "lazy", decoding: "async", width: 128, height: 128});
+  img.onload = () => img.classList.toggle("small", img.naturalWidth < 160);
+  x.tile.append(img, element("b", x.words || "no word known"), element("span", x.name),
+    element("small", x.hook && `at ${x.hook}`), element("i", ""));
 }
 
 function turn(ascent) {                             // the finished picture, or the one that the ascent left
   for (const x of items) {
     x.face = x.faces[+ascent];
-    const [img, , , , verdict] = x.tile.children, edge = x.face.edge;
-    Object.assign(img, {src: x.face.picture, alt: `picture that excites ${x.name}`, width: edge, height: edge});
-    img.classList.toggle("small", edge < 160);
+    const [img, , , , verdict] = x.tile.children;
+    Object.assign(img, {src: x.face.picture, alt: `picture that excites ${x.name}`});
     verdict.textContent = x.face.verdict === "excited" ? "" : x.face.verdict;
     x.tile.title = `${x.name}, time step ${x.t}: ${x.face.verdict}, evidence ${x.evidence}, activation `
       + (x.face.activation ?? "not finite") + (x.face.strength === null ? "" :

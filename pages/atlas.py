@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from config import HOOK_POINT
 from pages.evidence import gain, study
@@ -52,9 +51,7 @@ def face(picture, thumbnail):
     if not thumbnail.exists() or thumbnail.stat().st_mtime < picture.path.stat().st_mtime:
         with replacing(thumbnail) as file:
             shrunk(picture.path, EDGE).save(file, format="JPEG", quality=90, subsampling=0)
-    with Image.open(thumbnail) as image:
-        edge = image.width
-    return {"picture": f"atlas/{thumbnail.name}", "edge": edge, "verdict": picture.verdict.partition(" ")[0],
+    return {"picture": f"atlas/{thumbnail.name}", "verdict": picture.verdict.partition(" ")[0],
             "activation": picture.scores.get("activation"), "strength": gain(picture)}
 
 

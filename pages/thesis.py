@@ -2,8 +2,7 @@
 
     python featviz.py --thesis      computes all of it and writes out/<weights>/thesis/index.html
 
-The table is activity/thesis.py's. Prompts' images are drawn here: beside trace.py no other file of this room runs a
-model.
+The table is activity/thesis.py's. Prompts' images are drawn here.
 """
 from activity.thesis import draw, features
 from pages.evidence import examples_at, study

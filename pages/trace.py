@@ -4,26 +4,42 @@
 
     out/<weights>/feature_00012/t0600/seed_1024_trace/
         start, step_050, finish, verdict.safetensors        their tensors, see the functions that collect them
-        trace.html              written last: stages in order, formula, line, numbers, pictures (tracepage.py)
+        trace.html              written last: stages in order, formula, line of code, numbers, pictures
 
 The loop is not touched: tensors come from the steps that sampling, ascent and finish yield. What these do not carry,
-random draws and the noises of a score, is computed again beside them. No result is written.
+random draws and the noises of a score, is computed again beside them. No result is written. trace.toml holds the words
+of each section, trace.html what stands before and after. A line of code is searched for when the page is made, so its
+number cannot go stale. Every number comes from the tensors, and tests/slow/test_trace.py computes them again.
 
 Axes: B jobs, 4 x H x W latents, D x h x w at the hook point, n sampling or finish steps.
 """
 import json
+import math
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save as save_tensors
 
 import visualize
 from ascent import activation, draw, objective, readout
 from finish import rms
-from pages import tracepage, web
-from results import path_of, write
+from pages.web import asset, bars, chart, checks, command, document, embedded, escape, figure, short, table
+from regularizers import pitch, smoothing_sigma
+from results import PROJECT, path_of, write
 from steering import directions, read_hook
+from vae import to_uint8
 
+TEXTS = tomllib.loads(asset("trace.toml"))
+STAGES = "before transformed noised hook activation loss gradient filtered smoothed update after".split()
+LATENTS, FORCES = ("before", "transformed", "noised", "after"), ("gradient", "filtered", "smoothed")
+BEFORE = {"transformed": "before", "noised": "transformed", "filtered": "gradient", "smoothed": "filtered"}
+OFF = " <b>Switched off in this run: the same numbers as before.</b>"
+SHOWN = 10                  # steps of the start and of the finish that are shown as pictures
+DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))          # negative, 0, positive; also for the colour-blind
+EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from nothing to the largest
 STRONGEST = 10              # features or channels that are listed beside the target
 OF_STEP = ("before", "transformed", "noised", "gradient", "filtered", "smoothed", "after", "activation", "silent")
 OF_FINISH = ("before", "noise", "gradient", "filtered", "pulled", "after", "activation", "silent")
@@ -36,7 +52,7 @@ def trace(model, recipes, config, steps, out, on_step, size):
     on_step  is called after each step as on_step(phase, step), see visualize.run
     """
     model.require("vae")
-    jobs = list(recipes)
+    jobs, steps = list(recipes), sorted(set(steps))
     for at in range(0, len(jobs), size):
         batch, seen = jobs[at:at + size], {"sampling": [], "ascent": [], "finish": []}
 
@@ -56,29 +72,35 @@ def trace(model, recipes, config, steps, out, on_step, size):
             yield save_trace(model, recipes[job], files, result, out, steps)
 
 
-def clean_of(model, x, e, times):
-    """Solve x = sqrt(abar_t) z + sqrt(1 - abar_t) e for z: x, e (n, 4, H, W) at times (n,)."""
-    abar = model.schedule.abar(times.to(model.device)).to(x)                                    # (n, 1, 1, 1)
-    return (x - (1 - abar).sqrt() * e) / abar.sqrt()
+def ends(result):
+    """{"ascent": result, "finished": the finished one, if there is one}."""
+    return {"ascent": result} | ({"finished": result.finished} if result.finished else {})
+
+
+def stacked(model, steps, names, i):
+    """Stack row i of the steps of a sample or a finish, (n, ...) each: `names`, timestep, and clean, the latent z of
+    x = sqrt(abar_t) z + sqrt(1 - abar_t) e, where x is `before` and e the noise that the step took."""
+    s = {name: torch.stack([getattr(step, name)[i] for step in steps]) for name in names}
+    s["timestep"], e = torch.tensor([step.timestep for step in steps]), s.get("pulled", s["noise"])
+    abar = model.schedule.abar(s["timestep"].to(model.device)).to(e)                            # (n, 1, 1, 1)
+    return s | {"clean": (s["before"] - (1 - abar).sqrt() * e) / abar.sqrt()}
 
 
 def follow_start(model, job, config, start, sampled, i):
     """Record how the start (4, H, W) of job i came about:
 
     start (4, H, W)                                 where the ascent begins; of noise or a picture this alone
-    timestep (n,), before, noise, clean (n, 4, H, W)    of sampling: t, x_t, the noise e predicted there, x_t without e
+    timestep (n,), before, noise, clean (n, 4, H, W)    of sampling: t, x_t, the noise e predicted there, x_t without e;
+                                                    of a guided start all that a finish has
     strength (1001,), direction (D,), push (n,)     of a steered start: s_t, d, s_t |d|
     """
     s = {"start": start}
     if sampled:
-        t = torch.tensor([step.timestep for step in sampled])
-        x = torch.stack([step.before[i] for step in sampled])                                   # (n, 4, H, W)
-        e = torch.stack([getattr(step, "pulled", step.noise)[i] for step in sampled])           # (n, 4, H, W)
-        s |= {"timestep": t, "before": x, "noise": e, "clean": clean_of(model, x, e, t)}
+        s |= stacked(model, sampled, OF_FINISH if config.prior == "guided" else ("before", "noise"), i)
     if config.prior == "steer":
         curve = torch.as_tensor(model.capture.strength(job.kind, job.target, config.steer_steps))
         s["strength"], s["direction"] = config.steer_scale * curve.to(start), directions(model, [job])[0]
-        s["push"] = s["strength"][t.to(start.device)] * s["direction"].float().norm()
+        s["push"] = s["strength"][s["timestep"].to(start.device)] * s["direction"].float().norm()
     return s
 
 
@@ -107,18 +129,14 @@ def record(model, job, config, step, i):
 def follow_finish(model, config, redrawn, i, result):
     """Record the finish of job i: from the steps of all tries those of the try that was kept.
 
-    A row a step, what finish.Step has but the hook, and
+    Of `stacked` all that finish.Step has but the hook, and
         rms_noise, rms_gradient (n,)    rms e, rms g
         pull (n,)                       s rms e / rms g, what g is multiplied by; 0 where there is no gradient
-        clean (n, 4, H, W)              what the step takes for the clean latent
     """
     first = config.finish_steps * config.finish_times.index(result.finished.scores["finish_from"])
-    kept = redrawn[first:first + config.finish_steps]
-    s = {name: torch.stack([getattr(step, name)[i] for step in kept]) for name in OF_FINISH}    # (n, ...) each
-    s["timestep"] = torch.tensor([step.timestep for step in kept])
+    s = stacked(model, redrawn[first:first + config.finish_steps], OF_FINISH, i)
     e, g = rms(s["noise"]).flatten(), rms(s["filtered"]).flatten()                              # (n,) each
-    return s | {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0),
-                "clean": clean_of(model, s["before"], s["pulled"], s["timestep"])}
+    return s | {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0)}
 
 
 @torch.no_grad()
@@ -132,7 +150,7 @@ def follow_scores(model, job, config, start, result):
     g = torch.Generator().manual_seed(visualize.SCORE_SEED ^ job.seed)
     eps = torch.stack([torch.randn(start.shape, generator=g) for _ in range(visualize.SCORE_DRAWS)]).to(start)
     latents = {"start": start}
-    for name, end in tracepage.ends(result).items():
+    for name, end in ends(result).items():
         z = end.latent.to(start)
         latents |= {name: z, f"{name}_reencoded": model.encode(model.decode(z[None]))[0]}
     t = torch.full((len(eps),), job.timestep, device=model.device)
@@ -147,15 +165,254 @@ def follow_scores(model, job, config, start, result):
 def save_trace(model, recipe, files, result, out, steps):
     """Write the files {name: {name: tensor}} of one job, fractions in float32, trace.html last; what an earlier trace
     left in the folder goes first."""
-    folder, job = Path(f"{path_of(out, recipe)}_trace"), recipe["job"]
+    folder = Path(f"{path_of(out, recipe)}_trace")
     for old in folder.glob("*"):
         old.unlink()
-    scores = {name: end.scores for name, end in tracepage.ends(result).items()}
+    scores = {name: end.scores for name, end in ends(result).items()}
     meta = {"featviz": json.dumps({"recipe": recipe, "scores": scores}, sort_keys=True)}
     for name, tensors in files.items():
         files[name] = {key: (t.float() if t.is_floating_point() else t).detach().cpu().clone().contiguous()
                        for key, t in tensors.items()}
         write(folder / f"{name}.safetensors", save_tensors(files[name], metadata=meta))
-    command = f"{web.command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
-    write(folder / "trace.html", tracepage.page(model, recipe, command, files, result).encode("utf-8"))
+    write(folder / "trace.html", page(model, recipe, steps, files, result).encode("utf-8"))
     return folder / "trace.html"
+
+
+# --- pictures: tensors -> HTML ----------------------------------------------------------------------------------------
+
+def picture(rgb, what, look, scale=""):
+    """Show (H, W, 3) uint8 over its caption; look: picture, map or small, see trace.css."""
+    return figure(embedded(Image.fromarray(rgb), what), f"{what}. {scale}", look=f'class="{look}"')
+
+
+def decoded(model, z, what, look="picture"):
+    """Decode and show a latent (4, H, W)."""
+    return picture(to_uint8(model.decode(z[None].to(model.device))[0].cpu()), f"{what}, decoded", look)
+
+
+def mapped(x, what, top=None, low=None):
+    """Show one or four maps (n, h, w), a pixel a number: blue below 0 and red above; with `low` from dark to bright.
+
+    top  the number of full colour, or the largest
+    """
+    top = largest(x) if top is None else top
+    stops, said = (DIVERGING, ": blue below 0, red above") if low is None else (EMBER, ", brighter where larger")
+    low = -top if low is None else low
+    share = np.nan_to_num((x.double().numpy() - low) / ((top - low) or 1.0))
+    at = np.linspace(0, 1, len(stops))
+    rgb = np.stack([np.interp(share, at, channel) for channel in zip(*stops)], axis=-1).round().astype(np.uint8)
+    if len(x) == 4:
+        rgb = np.pad(rgb, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)                # (4, h + 1, w + 1, 3)
+        rgb = np.vstack([np.hstack(rgb[:2]), np.hstack(rgb[2:])])[None]
+    line = ", ".join(f"rgb{stop}" for stop in stops)
+    scale = f'{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {top:.3g}'
+    return picture(rgb[0], what + said, "map", "<br>" + (scale if x.any() else "0 everywhere"))
+
+
+def largest(*tensors):
+    """Find the largest finite size of any number in them, or 1 where all are 0."""
+    return max(t.abs().nan_to_num(0, 0, 0).max().item() for t in tensors) or 1.0
+
+
+def spectrum(g):
+    """Take log10 of the size of each wave, rms over channels, slow ones in the middle: (C, H, W) -> (H, W)."""
+    size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=0).sqrt()
+    return size.clamp_min(torch.finfo(torch.float32).tiny).log10()
+
+
+def longest_channels(hook):
+    """Find the four channels of hook (D, h, w) that are longest over its positions."""
+    return hook.flatten(1).norm(dim=1).nan_to_num(0).topk(4).indices
+
+
+def pictures(model, kind, s):
+    """{stage: HTML} of one step's tensors; latents share one scale, gradients another, spectra a third."""
+    four, captions = "channels 0 to 3 row by row", {name: TEXTS[name]["picture"] for name in LATENTS + FORCES}
+    waves = {name: spectrum(s[name])[None] for name in FORCES}                                  # (1, H, W) each
+    seen = torch.stack([waves["gradient"], waves["filtered"]]).nan_to_num(0, 0, 0)
+    pre, long = s["pre_activation"], s["hook"][longest_channels(s["hook"])]
+    z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
+    shown = {name: [decoded(model, s[name], captions[name]), mapped(s[name], f"{captions[name]}, {four}", z_top)]
+             for name in LATENTS}
+    shown |= {name: [mapped(s[name], f"{captions[name]}, {four}", g_top),
+                     mapped(waves[name], f"{captions[name]}, spectrum, log10", seen.max().item(), seen[0].min().item())]
+              for name in FORCES}
+    shown |= {"hook": [mapped(s["hook"].norm(dim=0)[None], "Length of the vector at each place", low=0.0),
+                       mapped(long, "Its four longest channels")],
+              "activation": [mapped(pre.relu()[None], "Activation at each place", low=0.0) if kind == "feature" else
+                             mapped(pre[None], f"The {kind} at each place")],
+              "update": [mapped(s["update"], f"The update, {four}"),
+                         mapped(s["adam_mean"], "The gradient's running mean before this step")]}
+    return {name: row(*figures) for name, figures in shown.items()}
+
+
+def row(*figures):
+    """Set figures side by side."""
+    return f'<div class="pictures">{"".join(figures)}</div>'
+
+
+def course(model, s):
+    """Decode the clean latent at SHOWN of the steps of a start or a finish, evenly, first and last included."""
+    times = s["timestep"].tolist()
+    at = sorted({round(i * (len(times) - 1) / (SHOWN - 1)) for i in range(SHOWN)})
+    return row(*(decoded(model, s["clean"][i], f"The clean latent at t = {times[i]}", "small") for i in at))
+
+
+def facts(model, recipe, k, s):
+    """Values for the sentences about step k: those of the recipe, of the step's tensors, and some of both."""
+    job, config, order = recipe["job"], recipe["config"], s["strongest"].tolist()
+    abar, sae = model.schedule.alphas_cumprod[job["timestep"]].double(), model.sae
+    sigma = smoothing_sigma(k, config["num_steps"], config["gradient_smoothing_sigma_start"],
+                            config["gradient_smoothing_sigma_end"])
+    read = "<i>h<sub>s</sub></i>"
+    if job["kind"] == "feature":
+        read = read if sae.norm == "none" else f"n({read})"
+        read = f"({read} − <i>b</i><sub>dec</sub>)" if sae.centre else read
+    return config | job | s | {
+        "prompt": escape(config["prompt"]), "n": escape(job["target"]), "hook_point": recipe["hook_point"],
+        "over": f"at place {tuple(config['position'])}:" if config["position"] else "mean<sub><i>s</i></sub>",
+        "read": read, "more": order.index(job["target"]) or "no" if job["target"] in order else f"{len(order)} or more",
+        "climbs": " The feature is silent everywhere, so its mean before the relu is climbed."
+                  if s["silent"] and config["silent_gradient"] else "",
+        **dict(zip("CHW", s["before"].shape)), **dict(zip("Dhw", s["hook"].shape)),
+        "signal": abar.sqrt(), "noise": (1 - abar).sqrt(), "longest": str(longest_channels(s["hook"]).tolist())[1:-1],
+        "std_before": s["before"].std(), "std_after": s["transformed"].std(), "sigma": pitch(s["before"]) * sigma,
+        "firing": (s["pre_activation"] > 0).sum(), "places": s["pre_activation"].numel(),
+        "decay": config["learning_rate"] * config["weight_decay"] * s["before"].norm() / s["update"].norm(),
+        "change": s["update"].norm() / s["before"].norm()}
+
+
+def rules(scores):
+    """The rule of the verdict with its numbers put in: [(verdict where it fails, text, whether it holds)]."""
+    a, start, again, rank, most = (scores[name] for name in (
+        "activation", "activation_start", "activation_reencoded", "rank", "dataset_largest"))
+    found = [("non-finite", f"{short(a)} is a number", math.isfinite(a)),
+             ("silent", f"{short(a)} is not 0", a != 0),
+             ("weak", f"{short(a)} is above {short(start)} at the start", a > start),
+             ("fragile", f"re-encoded {short(again)}: at most half of {short(a)} is lost", again >= a - 0.5 * abs(a))]
+    if rank is not None:
+        found.append(("raised", f"rank {rank} is at most {visualize.TOP_RANKS}", rank <= visualize.TOP_RANKS))
+    if most is not None:
+        found.append(("raised", f"{short(a)} is at least half of {short(most)}, the strongest dataset image's",
+                      a >= 0.5 * max(most, 0)))
+    return found
+
+
+def cite(cited):
+    """Find the one line that "file: text" names: ("file:number", the line)."""
+    file, text = cited.split(": ", 1)
+    lines = (PROJECT / file).read_text(encoding="utf-8").splitlines()
+    (at,) = [i for i, line in enumerate(lines) if text in line]
+    return f"{file}:{at + 1}", " ".join(lines[at].split())
+
+
+def section(place, text, where, values, s, shown, said="", of=""):
+    """Build a section: (its id, its title in links, HTML). `text`: of trace.toml, filled from `values`; s: its tensors.
+
+    shown, said  HTML beside and below the words; of  what its title in links begins with
+    """
+    lines = ("<p><b>{}</b></p><pre>{}</pre>".format(*map(escape, cite(cited))) for cited in text["code"])
+    rows = [(name, *(f"{v:.4g}" for v in (x.mean(), x.std(correction=0), x.min(), x.max(), x.norm())))
+            for name in text["tensors"] for x in [s[name].double()]]
+    numbers = table(("", "mean", "std", "min", "max", "norm"), rows, "Numbers of its tensors") if rows else ""
+    formula, idea = (text[part].strip().format(**values) for part in ("formula", "idea"))
+    return place, of + text["title"], f"""<section id="{place}" tabindex="-1"><div><div>
+<p class="where">{where}</p>
+<h2>{text["title"]}</h2>
+<p class="formula">{formula}</p>
+<p class="idea">{idea}</p>
+<div class="line">{"".join(lines)}</div>
+{numbers}{said}
+</div><div>{shown}</div></div>
+"""
+
+
+def columns(named, label):
+    """Set tensors of equal length as the columns of a table."""
+    return table(named, [[f"{v:.5g}" for v in line] for line in zip(*(x.tolist() for x in named.values()))], label)
+
+
+def of_start(model, recipe, s):
+    """The section of the start: the sample that became it, with the curve of strengths."""
+    prior, shown = recipe["config"]["prior"], row(decoded(model, s["start"], "The start"))
+    shown += course(model, s) if "clean" in s else ""
+    if prior == "steer":
+        named = {"t": s["timestep"], "length of the push": s["push"], "length of e": s["noise"].flatten(1).norm(dim=1)}
+        shown += ("<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
+                  + chart(s["strength"].tolist(), "Strength of the push by time step")
+                  + columns(named, "Steps of the start"))
+    text = TEXTS.get(f"start_{prior}", TEXTS["start_picture"])
+    return section("start", text, "before the ascent", recipe["config"] | recipe["job"], s, shown)
+
+
+def of_step(model, recipe, k, s):
+    """The sections of all stages of step k."""
+    kind, target = recipe["job"]["kind"], recipe["job"]["target"]
+    values, shown, thing = facts(model, recipe, k, s), pictures(model, kind, s), kind.replace("direction", "channel")
+    terms = {"-activation": -s["climbed"], **{name.removeprefix("penalty_").replace("_", " "): value
+                                              for name, value in s.items() if "penalty_" in name}, "loss": s["loss"]}
+    rows = [(name, f"{v:.5g}", v.nan_to_num(0, 0, 0).item(), name == "loss") for name, v in terms.items()]
+    shown["loss"] = bars(rows) + "<p>The terms and their sum. Grey lowers the loss.</p>"
+    rows = [(f"{thing} {n}", f"{a:.4f}", a, n == target)
+            for n, a in zip(s["strongest"].tolist(), s["strongest_activation"].nan_to_num(0).tolist())]
+    shown["activation"] += f"<p>The most active at this step, mean over places:</p>{bars(rows)}"
+    for number, name in enumerate(STAGES, start=1):
+        same = name in BEFORE and torch.equal(s[name], s[BEFORE[name]])
+        where = f"step {k} of {values['num_steps']}, stage {number} of {len(STAGES)}"
+        text = TEXTS.get(name) or TEXTS[f"activation_{kind}"]
+        yield section(f"s{k}-{name}", text, where, values | {"same": OFF * same}, s, shown[name], of=f"Step {k}: ")
+
+
+def of_finish(model, recipe, s, scores):
+    """The section of the finish: its steps, and the tries that lost."""
+    times, tried = s["timestep"].tolist(), ""
+    tries = {name.removeprefix("reencoded_from_"): a for name, a in scores.items() if "reencoded_from_" in name}
+    if len(tries) > 1:
+        found = ", ".join(f"{short(a)} from t = {t0}" for t0, a in tries.items())
+        tried = f" It was tried from several t. Re-encoded activations: {found}. The largest was kept."
+    named = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
+             "activation": s["activation"]}
+    shown = course(model, s) + columns(named, "Steps of the finish")
+    values = recipe["config"] | recipe["job"] | {"top": times[0], "tried": tried}
+    return section("finish", TEXTS["finish"], f"{len(times)} steps after the ascent", values, s, shown)
+
+
+def of_verdict(model, s, result):
+    """The section of the scores: activations under each noise, their means, the rule with its numbers."""
+    rows = [(name.removesuffix("_activation").replace("_reencoded", ", re-encoded"),
+             *(f"{a:.5g}" for a in (*values, values.mean()))) for name, values in s.items() if "_activation" in name]
+    said = table(("", *(f"noise {i}" for i in range(1, 5)), "mean"), rows, "Activations under each noise")
+    figures = []
+    for name, end in ends(result).items():
+        title = name.capitalize()
+        lines = checks([(escape(line if holds else f"{line}, so {fails}"), holds)
+                        for fails, line, holds in rules(end.scores)])
+        said += f"<h3>{title}: {escape(end.verdict)}</h3><ol>{lines}</ol>"
+        figures += [decoded(model, s[f"{name}_latent"], title),
+                    decoded(model, s[f"{name}_reencoded_latent"], f"{title}, encoded and decoded again")]
+    return section("verdict", TEXTS["verdict"], "after all steps", {}, s, row(*figures), said)
+
+
+@torch.no_grad()
+def page(model, recipe, steps, files, result):
+    """Build the document from {file: its tensors} and the result."""
+    job, kind, values = recipe["job"], recipe["job"]["kind"], result.history["activation"]
+    body = [of_start(model, recipe, files["start"])]
+    for k in steps:
+        body += of_step(model, recipe, k, files[f"step_{k:03d}"])
+    if result.finished:
+        body.append(of_finish(model, recipe, files["finish"], result.finished.scores))
+    body.append(of_verdict(model, files["verdict"], result))
+    sections = ""
+    for i, (_, _, html) in enumerate(body):
+        ways = [f'<a rel="{rel}" href="#{body[to][0]}">{arrow.format(body[to][1])}</a>'
+                for to, rel, arrow in ((i - 1, "prev", "← {}"), (i + 1, "next", "{} →")) if 0 <= to < len(body)]
+        sections += (f'{html}<nav class="ways noprint" aria-label="Stages">{" ".join(ways)} <a href="#top">overview</a>'
+                     "</nav></section>\n")
+    again = f"{command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
+    name = f"{kind} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
+    return document(f"{name}: a trace", asset("trace.html").format(
+        name=escape(name), kind=kind, command=escape(again), sections=sections, **recipe,
+        index="".join(f'<li><a href="#{place}">{title}</a></li>' for place, title, _ in body),
+        curve=chart(values, "Activation at every step of the ascent", 900, marks=steps),
+        jumps=" It jumps because the noise is new at every step." if recipe["config"]["noise"] else ""), "trace")

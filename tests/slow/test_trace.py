@@ -22,7 +22,7 @@ import regularizers as reg
 from activity.profile import read_capture
 from ascent import adamw
 from config import Config
-from pages import tracepage
+from pages import trace
 from schedule import pndm
 from tests.tiny import write_model
 from weights.load import load
@@ -98,7 +98,7 @@ def test_every_stage_follows_from_the_file(traced, model, k):
     s, made = saved(traced[0], k)
     job, c = made["job"], made["config"]
     z = s["before"].clone().requires_grad_(True)
-    assert not any(torch.equal(s[a], s[b]) for a, b in tracepage.BEFORE.items()), "every stage is to be seen at work"
+    assert not any(torch.equal(s[a], s[b]) for a, b in trace.BEFORE.items()), "every stage is to be seen at work"
     moved = reg.transform(z[None], *(s[name][None] for name in ("shift", "angle", "zoom")))[0]
     near(moved, s["transformed"])
     x = noised(model.schedule.alphas_cumprod[job["timestep"]], moved, s["eps"])
@@ -218,7 +218,7 @@ def read(folder):
 def test_a_section_for_every_stage_and_no_dead_link(traced):
     text, rows = read(traced[0])
     links = set(re.findall(r'href="(.*?)"', text)) - {"../../index.html"}
-    assert list(rows) == ["start", *(f"s{k}-{name}" for k in STEPS for name in tracepage.STAGES), "finish", "verdict"]
+    assert list(rows) == ["start", *(f"s{k}-{name}" for k in STEPS for name in trace.STAGES), "finish", "verdict"]
     assert links == {f"#{name}" for name in ("top", *rows)} and "://" not in text and "url(" not in text
     assert "<b>tiny" not in text and "&lt;b&gt;tiny &amp; co" in text
     captions = re.findall(r'<img [^>]*alt="(.+?)"', text)
@@ -234,8 +234,8 @@ def test_numbers_on_the_page_are_those_of_the_tensors(traced):
     (folder, record, _), (text, rows) = traced, read(traced[0])
     for k in STEPS:
         s, _ = saved(folder, k)
-        for stage in tracepage.STAGES:
-            for name in tracepage.TEXTS.get(stage, {"tensors": ["pre_activation"]})["tensors"]:
+        for stage in trace.STAGES:
+            for name in trace.TEXTS.get(stage, {"tensors": ["pre_activation"]})["tensors"]:
                 x, (shown,) = s[name].double(), [row[1:] for row in rows[f"s{k}-{stage}"] if row[0] == name]
                 found = torch.stack([x.mean(), x.std(correction=0), x.min(), x.max(), x.norm()])
                 assert list(map(float, shown)) == pytest.approx(found.tolist(), rel=1e-3, abs=1e-12)
@@ -250,7 +250,7 @@ def test_numbers_on_the_page_are_those_of_the_tensors(traced):
         assert f"<h3>{title}: {one['verdict']}</h3>" in text
     tries = {k: a for k, a in record["finished"]["scores"].items() if k.startswith("reencoded_from_")}
     assert len(tries) == 3 and max(tries, key=tries.get).endswith(str(record["finished"]["scores"]["finish_from"]))
-    assert all(f"{tracepage.short(a)} from t = {name.rpartition('_')[2]}" in text for name, a in tries.items())
+    assert all(f"{trace.short(a)} from t = {name.rpartition('_')[2]}" in text for name, a in tries.items())
 
 
 def test_the_command_on_the_page_makes_the_same_files(traced, weights, tmp_path):
@@ -282,8 +282,8 @@ def test_one_place_under_a_prompt_from_a_guided_start(weights, tmp_path):
     (s, _), (begun, _), (text, _) = saved(folder, 0), saved(folder, "start"), read(folder)
     near(s["pre_activation"][1, 0].clamp(min=0), s["activation"])
     assert "at place (1, 0): relu(" in text and "“A &lt;b&gt; cat”" in text and "gradient of the feature pulls" in text
-    assert begun.keys() == {"start", "timestep", "before", "noise", "clean"}
-    assert torch.equal(begun["start"], s["before"])
+    assert begun.keys() == {"start", "timestep", "clean", *trace.OF_FINISH}
+    assert torch.equal(begun["start"], s["before"]) and torch.equal(begun["start"], begun["after"][-1])
     with safe_open(folder / "verdict.safetensors", framework="pt") as file:
         scores = json.loads(file.metadata()["featviz"])["scores"]["ascent"]
         near(file.get_tensor("ascent_activation").mean(), scores["activation"], 1e-4)
@@ -300,5 +300,5 @@ def test_switched_off_stages_say_so_and_there_is_no_finish(weights, tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "p.png")
     (folder,) = short(weights, tmp_path, "--preset", "none", "--no-noise", "--prior", tmp_path / "p.png", "--trace", 0)
     text, rows = read(folder)
-    assert text.count(tracepage.OFF.strip()) == len(tracepage.BEFORE) and "a picture of your own" in text
+    assert text.count(trace.OFF.strip()) == len(trace.BEFORE) and "a picture of your own" in text
     assert "finish" not in rows and not list(folder.glob("finish*"))
