@@ -90,26 +90,20 @@ ATTENTION = {   # layers of the VAE's attention by all their names [1, 2, 3]
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
-def single_name(part, name):
-    """The name of a tensor in the single file, without the part's prefix."""
+def spellings(part, name):
+    """Every name under which a tensor was published, without prefixes: the folder's, the single file's, older ones."""
+    single = name
     for pattern, there in BLOCKS.items():
         if found := re.match(pattern + r"(?=\.)", name):
-            name = there(*map(int, found.groups())) + name[found.end():]
+            single = there(*map(int, found.groups())) + name[found.end():]
             break
     if "transformer_blocks" not in name:                        # a transformer's norms keep their names
         for ours, theirs in LAYERS[part].items():
-            name = name.replace(ours, theirs)
-    return name
-
-
-def spellings(part, name):
-    """Every name under which a tensor was published, without prefixes."""
-    names = [name, single_name(part, name)]
+            single = single.replace(ours, theirs)
     head, _, kind = name.rpartition(".")
     side, _, layer = head.partition(".mid_block.attentions.0.")
-    for old in ATTENTION.get(layer, ()):
-        names += [f"{side}.{place}.{old}.{kind}" for place in ("mid.attn_1", "mid_block.attentions.0")]
-    return names
+    return [name, single, *(f"{side}.{place}.{old}.{kind}" for old in ATTENTION.get(layer, ())
+                            for place in ("mid.attn_1", "mid_block.attentions.0"))]
 
 
 def find_part(part, tensors, names):
@@ -286,12 +280,6 @@ def check_schedule(path, tensors):
         raise WeightsError(f"{path}: has another noise schedule than Stable Diffusion 1.x (alphas_cumprod)")
 
 
-def read_config(home, part):
-    """The config in a network's folder, SD 1.x's where there is none. Linear projections are the same numbers."""
-    config = read_json(home / "config.json") if (home / "config.json").exists() else SIZES[part]
-    return {key: value for key, value in config.items() if key != "use_linear_projection"}
-
-
 def convert_folder(source, folder, ema):
     """Write every network of a folder in diffusers layout, and what lies beside them; returns a text on it."""
     said = []
@@ -299,7 +287,9 @@ def convert_folder(source, folder, ema):
         home = source / ("unet_ema" if ema and part == "unet" else part)
         if part == "unet" or home.exists():
             tensors, _, path = read_set(home)
-            said.append(write_networks(folder, tensors, {part: read_config(home, part)}, path))
+            config = read_json(home / "config.json") if (home / "config.json").exists() else SIZES[part]
+            config.pop("use_linear_projection", None)           # the same numbers as those of a 1x1 convolution
+            said.append(write_networks(folder, tensors, {part: config}, path))
     for path in (source / name for name in ("tokenizer", "scheduler", "sae", "featviz.json", "prompts.txt")):
         if path.exists():
             copy = shutil.copytree if path.is_dir() else shutil.copyfile

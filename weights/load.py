@@ -163,18 +163,6 @@ def check_shapes(path, found, expected, advice):
             raise WeightsError(f"{path}: {name} has shape {list(found[name])}, expected {list(shape)}; {advice}")
 
 
-def convert_tensor(tensor, dtype, device, name):
-    """The tensor in another precision or on another device; WeightsError for integers, NaN and infinity."""
-    if not tensor.is_floating_point():
-        raise WeightsError(f"{name} holds {tensor.dtype}, expected floating-point numbers; {AGAIN}")
-    if dtype == tensor.dtype and torch.device(device).type == "cpu":
-        return tensor                                           # stays in the mapped file, and is not looked at here
-    tensor = tensor.to(device, dtype)
-    if not finite(tensor):
-        raise WeightsError(f"{name} holds NaN or infinite values as {tensor.dtype}; {AGAIN}")
-    return tensor
-
-
 def finite(tensor):
     """Whether no number is NaN or infinite. Both bounds pass NaN on, and take a sixtieth of the time of `isfinite`."""
     return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
@@ -224,7 +212,14 @@ def build(network, sizes, config_path, weights_path, dtype=torch.float32, device
                      f"the file does not belong to its config, or is of another layout, which {CONVERT} may know")
         for name, key in keys.items():
             with open_tensors(weights_path) if prod(shapes[name]) >= LARGE else nullcontext(whole) as file:
-                tensors[name] = convert_tensor(file.get_tensor(key), dtype, device, f"{weights_path}: {key}")
+                tensor = file.get_tensor(key)
+            if not tensor.is_floating_point():
+                raise WeightsError(f"{weights_path}: {key} holds {tensor.dtype}, expected real numbers; {AGAIN}")
+            if dtype != tensor.dtype or torch.device(device).type != "cpu":
+                tensor = tensor.to(device, dtype)
+                if not finite(tensor):
+                    raise WeightsError(f"{weights_path}: {key} holds NaN or infinite values as {dtype}; {AGAIN}")
+            tensors[name] = tensor
     net.load_state_dict(tensors, strict=True, assign=True)
     return net.requires_grad_(False).eval()
 
@@ -266,14 +261,6 @@ def read_tokenizer(folder):
     if tokenizer.vocab != vocab:
         raise WeightsError(f"{folder}: vocabulary and merges disagree; fetch or copy the tokenizer again")
     return tokenizer
-
-
-def choose_hook_point(folder, unet, wanted):
-    """(hook point, cfg.json of the SAE for it or None): what is asked for, else the only SAE's, or the method's."""
-    there = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
-    usual = next(iter(there)) if len(there) == 1 else HOOK_POINT
-    chosen = unet.hook_name(wanted or usual)
-    return chosen, there.get(chosen)
 
 
 def read_sae(cfg, unet, hook_point, device):
@@ -415,10 +402,12 @@ def load(path=None, device=None, dtype=None, hook_point=None):
     numbers = check_config("scheduler", read_json(scheduler), scheduler) if scheduler.exists() else {}
     settings = read_settings(featviz) if featviz.exists() else {}
     unet = parts["unet"]
-    hook_point, cfg = choose_hook_point(folder, unet, hook_point)
+    saes = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
+    usual = next(iter(saes)) if len(saes) == 1 else HOOK_POINT
+    hook_point = unet.hook_name(hook_point or usual)
     files = [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
     files += [*tokenizer_files(tokens), scheduler, featviz]
-    if cfg:
+    if cfg := saes.get(hook_point):
         parts["sae"] = read_sae(cfg, unet, hook_point, device)
         parts["labels"] = read_labels(cfg.with_name("labels.json"))
         files += [cfg, cfg.with_name("sae.safetensors")]
