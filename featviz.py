@@ -18,8 +18,7 @@ from pathlib import Path
 
 if (ROOT := str(Path(__file__).resolve().parent)) not in sys.path:      # as where PYTHONSAFEPATH is set
     sys.path.insert(0, ROOT)
-from command.flags import guarded  # noqa: E402
-from command.parser import parse  # noqa: E402
+from command.flags import guarded, parse  # noqa: E402
 from command.progress import Progress, say, warn  # noqa: E402
 from config import PRIORS, SEEDS, check_config, configure  # noqa: E402
 

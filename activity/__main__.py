@@ -63,10 +63,10 @@ def sample(model, args):
         jobs = [Job(kind, n) for n, _ in args.steer]
         check_jobs(model, jobs)
         known = find_capture(model, args.out) or probe(model, args.out)
-        strengths = torch.stack([scale * known.strength(kind, n) for n, scale in args.steer]).to(model.device)  # (J, 1001)
-        push = (strengths.T @ directions(model, jobs)).to(model.dtype)                          # (1001, D)
+        s = torch.stack([scale * known.strength(kind, n) for n, scale in args.steer], dim=1)                # (1001, J)
+        push = (s.to(model.device) @ directions(model, jobs)).to(model.dtype)                   # (1001, D)
         adds.append(lambda t: {model.hook_point: push[t][None]})
-    name = "_".join([args.prompt.lower(), *(f"{kind[0]}{n}={scale:g}" for n, scale in args.steer)])
+    name = "_".join(["-".join(args.prompt.lower().split()), *(f"{kind[0]}{n}={scale:g}" for n, scale in args.steer)])
     context, sampling = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
     for seed in args.seed:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)

@@ -10,7 +10,6 @@ code (EIDOSLAB/SAEmnesia), which scores an object's features so at a time step.
 
 Axes: F features, D channels, width = F or D, W words, P prompts.
 """
-import json
 import re
 from collections import Counter
 
@@ -18,7 +17,7 @@ import torch
 from torch.nn.functional import normalize
 
 from activity.profile import image_path
-from results import write
+from results import to_json, write
 from weights.load import open_tensors
 
 SHARED, LEAST = 0.8, 3      # of the examples, and at least three, share a word where it names the feature (ours)
@@ -51,35 +50,18 @@ def card(model, kind, n):
     capture, tables, gated, nearest = model.capture, model.capture.tables, None, []
     most = tables[f"max_{kind}"][:, n]                                                          # (N,)
     row, counts = int(most.argmax()), tables[f"histogram_{kind}"][n].int().tolist()
-    filled = [i for i, count in enumerate(counts) if count and i] or [0]
+    t, filled = int(tables["timesteps"][row]), [i for i, count in enumerate(counts) if count and i] or [0]
     histogram = [(0.0, 0.0, counts[0])] + [(2.0 ** (i - 13) * (i > 1), 2.0 ** (i - 12), counts[i])
                                            for i in range(max(filled[0], 1), filled[-1] + 1)]
     if kind == "feature":
         rows = normalize(model.sae.W_dec.float(), dim=1)                    # (F, D)
         gated, nearest = tables["max_gated"][row, n].item(), highest(rows @ rows[n], n)
-    image, _ = capture.stored_examples(kind, row)                                               # (width, EXAMPLES)
+    image, _ = capture.stored_examples(kind, t)                                                 # (width, EXAMPLES)
     mine = image[n][image[n] >= 0]
     together = [(i, count) for i, count in highest(torch.isin(image, mine).sum(dim=1), n) if count]
     return {"images": capture.images, "active": capture.images - counts[0], "histogram": histogram,
-            "alive": bool(most.max() > 0), "timestep": int(tables["timesteps"][row]), "largest": most[row].item(),
-            "gated": gated, "nearest": nearest, "examples": len(mine), "together": together}
-
-
-def lines(kind, n, label, card):
-    """Spell out a card for a terminal, a line at a time."""
-    yield f"{kind} {n}" + f", {label}" * bool(label)
-    yield (f"  {'alive' if card['alive'] else 'dead'}; largest mean activation {card['largest']:.4g}, "
-           f"at t {card['timestep']}")
-    if card["gated"] is not None:
-        yield f"  largest after the SAE's gate: {card['gated']:.4g}"
-    yield f"  active in {card['active']} of {card['images']} images; images by their largest mean activation:"
-    for low, high, count in card["histogram"]:
-        bar = "#" * round(BAR * count / max(count for _, _, count in card["histogram"]))
-        yield f"  {f'{low:.3g} to {high:.3g}' if high else '0':>18} {count:6d} {bar}".rstrip()
-    if card["nearest"]:
-        yield "  nearest decoder rows: " + ", ".join(f"{i} (cosine {c:.2f})" for i, c in card["nearest"])
-    others = ", ".join(f"{i} (in {count})" for i, count in card["together"]) or "none"
-    yield f"  active together in its {card['examples']} strongest images at t {card['timestep']}: {others}"
+            "alive": bool(most.max() > 0), "timestep": t, "largest": most[row].item(), "gated": gated,
+            "nearest": nearest, "examples": len(mine), "together": together}
 
 
 def dead_line(capture, kind, numbers):
@@ -93,21 +75,39 @@ def analysis(model, kind, n, also=()):
     """Collect what the model's capture says of a feature or channel, as JSON values: curves at t = 0..1000, peaks, its
     card, dataset examples at each peak and at the time steps in `also`."""
     capture = model.capture
-    curve, peaks = capture.profile(kind, n), capture.peaks(kind, n)
+    peaks, highest_peak = capture.peaks(kind, n), capture.highest_peak(kind, n)
     examples = {t: [{"image": i, "activation": a, "prompt": capture.prompt(i),
                      "file": str(image_path(capture.folder, i))} for i, a in capture.examples(kind, n, t)]
                 for t in sorted({*peaks, *also})}
-    strongest = examples[max(peaks, key=lambda t: curve[t])] if peaks else []
-    concept = shared_words([e["prompt"] for e in strongest], capture.prompts) if strongest else []
-    return {"images": capture.images, "top": capture.top, "concept": concept, "peaks": peaks,
-            "examples": examples, "profile": curve.round(6).tolist(),
+    strongest = [example["prompt"] for example in examples.get(highest_peak, ())]
+    return {"images": capture.images, "top": capture.top, "concept": shared_words(strongest, capture.prompts),
+            "peaks": peaks, "examples": examples, "profile": capture.profile(kind, n).round(6).tolist(),
             "strength": [round(v, 6) for v in capture.strength(kind, n, "all").tolist()],
             "label": model.labels.get(n, "") if kind == "feature" else "", "card": card(model, kind, n)}
 
 
+def lines(kind, n, record):
+    """Spell out what `analysis` returned for a terminal, a line at a time."""
+    known = record["card"]
+    yield f"{kind} {n}" + f", {record['label']}" * bool(record["label"])
+    yield (f"  largest mean activation {known['largest']:.4g}, at t {known['timestep']}"
+           + (f"; {known['gated']:.4g} after the SAE's gate" if known["gated"] is not None else ""))
+    yield f"  active in {known['active']} of {known['images']} images; images by their largest mean activation:"
+    for low, high, count in known["histogram"]:
+        said, bar = f"{low:.3g} to {high:.3g}" if high else "0", "#" * round(BAR * count / known["images"])
+        yield f"  {said:>18} {count:6d} {bar}".rstrip()
+    yield "  nearest decoder rows: " + ", ".join(f"{i} (cosine {cosine:.2f})" for i, cosine in known["nearest"])
+    yield (f"  active together in its {known['examples']} strongest images at t {known['timestep']}: "
+           + ", ".join(f"{i} (in {count})" for i, count in known["together"]))
+    yield f"  active at {sum(share > 0 for share in record['profile'])} of 1001 time steps, peaks at {record['peaks']}"
+    for t, examples in record["examples"].items():
+        for one in examples[:3]:
+            yield f"  t {t}: activation {one['activation']:.4f}, image {one['image']}: {one['prompt']}"
+
+
 def save_activity(folder, record):
     """Write the record to activity.json in a feature's folder; returns its path."""
-    write(folder / "activity.json", json.dumps(record, indent=1).encode() + b"\n")
+    write(folder / "activity.json", to_json(record, indent=1))
     return folder / "activity.json"
 
 
@@ -135,4 +135,4 @@ def find_labels(capture, words):
 def save_labels(path, labels):
     """Write labels.json, {feature: its label}; of two words with one feature the higher score is kept."""
     record = {label["feature"]: label for label in sorted(labels, key=lambda label: label["score"])}
-    write(path, json.dumps(record, indent=1).encode() + b"\n")
+    write(path, to_json(record, indent=1))

@@ -14,7 +14,7 @@ those of the half with the prompt.
     .../prompts.safetensors                     mean_feature (P, F): mean over a prompt's images and the steps
     .../capture.json                            settings, prompts, fingerprints; written last
     .../state.safetensors                       the statistics of a capture under way, rewritten after every batch
-    out/<weights>/activity_<hook point>/...     the same at another hook point than up1.1; probe/...: a small capture
+    out/<weights>/activity_<hook point>/...     at another hook point than up1.1; probe/...: a small capture
 
 Axes: B images of a batch, R = B rows or, with guidance, 2B (empty prompt first), N sampling steps in descending order
 of t, F features, D channels, width = F or D, P prompts, S positions.
@@ -29,10 +29,10 @@ from PIL import Image
 from safetensors.torch import save as serialize
 from torch.nn.functional import one_hot
 
-from activity.profile import TOP, find_capture, fingerprints, fits, folder_name, image_path, read_capture
+from activity.profile import find_capture, fingerprints, folder_name, image_path, read_capture
 from command.progress import Count, warn
-from config import HOOK_POINT, check_setting, setting
-from results import replacing, write
+from config import check_setting, setting
+from results import to_json, write
 from schedule import SAMPLERS
 from steering import sample
 from vae import to_uint8
@@ -41,7 +41,7 @@ from weights.load import WeightsError, open_tensors, read_json
 EXAMPLES = 10               # dataset examples kept for each step and feature (ours)
 BINS = 24                   # of the histogram: 0, below 2^-11, then one for each doubling (ours)
 KINDS = ("feature", "channel")
-PROBE, PROBE_STEPS = 80, 20         # prompts of a probe, one image each, and sampling steps (ours)
+PROBE, PROBE_STEPS = 80, 20     # prompts of a probe at most, one image each, and sampling steps (ours)
 
 # Objects and styles of constants/const.py in UnlearnCanvas' code, Zhang et al., arXiv 2402.11846.
 WORDS = json.loads(Path(__file__).with_name("unlearncanvas.json").read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ class Settings:
     sampler: str = setting("pndm", "", tuple(SAMPLERS))
     guidance: float = setting(7.5, "classifier-free guidance; 1 is none", low=0)
     batch_size: int = setting(8, "images that are computed together", low=1)
-    top: int = setting(TOP, "a feature is active in an image when it is among so many", low=1)
+    top: int = setting(20, "a feature is active in an image when it is among so many", low=1)
     halves: str = setting("conditional", "the half with the prompts counts, or both as in the original",
                           ("conditional", "both"))
 
@@ -82,32 +82,28 @@ def read_lines(path):
     """Read the lines of a text file that are not blank, each once; ValueError for another file or none."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        if not lines:
-            raise ValueError("it is empty")
     except (OSError, ValueError) as e:
         raise ValueError(f"{path}: cannot be read ({e}); give a text file in UTF-8 with one entry a line") from e
+    if not lines:
+        raise ValueError(f"{path}: is empty; give a text file in UTF-8 with one entry a line")
     return tuple(dict.fromkeys(lines))
 
 
-def configure(model, **given):
+def configure(model, prompts=None, **given):
     """Combine the method's settings, those of the weights (featviz.json, "capture") and the given ones, the last first.
 
-    `prompts` is one of GRIDS, a file, or a list of texts; a value of None counts as not given.
+    `prompts` is one of GRIDS or a file; a value of None counts as not given.
     """
     theirs = model.settings.get("capture", {})
-    if not isinstance(theirs, dict) or theirs.keys() - {"prompts", *FIELDS}:
+    if theirs.keys() - {"prompts", *FIELDS}:
         raise WeightsError(f"{model.folder}/featviz.json: \"capture\" must hold some of prompts, {', '.join(FIELDS)}")
-    if isinstance(theirs.get("prompts"), str) and theirs["prompts"] not in GRIDS:
-        theirs = theirs | {"prompts": model.folder / theirs["prompts"]}
+    name, home = (prompts, ".") if prompts else (theirs.get("prompts", "thesis"), model.folder)
     together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1  # small ones leave cores idle
-    values = {"prompts": "thesis", "batch_size": together} | theirs
+    values = {"batch_size": together} | theirs
     values |= {name: value for name, value in given.items() if value is not None}
-    if isinstance(values["prompts"], (str, Path)):
-        values["prompts"] = GRIDS.get(str(values["prompts"])) or read_lines(values["prompts"])
-    settings = Settings(**values | {"prompts": tuple(values["prompts"])})
+    settings = Settings(**values | {"prompts": GRIDS.get(str(name)) or read_lines(Path(home, name))})
     for name, field in FIELDS.items():
         check_setting(name, field, getattr(settings, name))
-    model.schedule.timesteps(settings.steps)                    # raises where there cannot be so many
     return settings
 
 
@@ -151,36 +147,39 @@ def bins(values):
     return torch.where(values > 0, (values.frexp().exponent + 12).clamp(1, BINS - 1), 0).long()
 
 
-def summarize(means, numbers, top=TOP, halves="conditional"):
+def summarize(means, numbers, settings):
     """Compute the statistics of a batch from what `observe` returned for these image numbers (B,).
 
     A feature or channel is counted in a row and step when it is among the `top` there, all equals included (ours).
     """
-    B, stats = len(numbers), {"max_gated": means["gated"].amax(0)}
+    B, P, total = len(numbers), len(settings.prompts), means["feature"].sum(1)                  # (R, F)
+    stats = {"max_gated": means["gated"].amax(0), "sum_feature": total.new_zeros(P, total.shape[1])}
+    for number, row in zip(numbers, total[-B:]):
+        stats["sum_feature"][number % P] += row
+    order = torch.tensor([*numbers], dtype=torch.int32, device=total.device)[:, None, None]     # (B, 1, 1)
     for kind in KINDS:
         null, prompted = means[kind][:-B], means[kind][-B:]                                     # (0 or B, N, width)
-        counted = means[kind] if halves == "both" else prompted
-        least = counted.topk(min(top, counted.shape[-1]), dim=-1).values[..., -1:]
+        counted = means[kind] if settings.halves == "both" else prompted
+        least = counted.topk(min(settings.top, counted.shape[-1]), dim=-1).values[..., -1:]
         member = (counted >= least) & ((counted > 0) | (kind == "channel"))     # a silent feature never is one (ours)
+        shown = member[-B:]
         stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": counted.amax(0),
-                  f"histogram_{kind}": one_hot(bins(prompted.amax(1)), BINS).sum(0, dtype=torch.int32)}
+                  f"histogram_{kind}": one_hot(bins(prompted.amax(1)), BINS).sum(0, dtype=torch.int32),
+                  f"activation_{kind}": torch.where(shown, prompted, -torch.inf).permute(1, 2, 0),
+                  f"image_{kind}": torch.where(shown, order, -1).permute(1, 2, 0)}
         if len(null):
             stats[f"max_null_{kind}"] = null.amax(0)
-        member = member[-B:]
-        image = torch.tensor([*numbers], dtype=torch.int32, device=member.device)[:, None, None].expand_as(member)
-        stats |= {f"activation_{kind}": prompted.masked_fill(~member, -torch.inf).permute(1, 2, 0),
-                  f"image_{kind}": image.masked_fill(~member, -1).permute(1, 2, 0)}
     return stats
 
 
 def combine(*parts):
-    """Put statistics of images in ascending order together: counts and histograms are summed, of the maxima the largest
-    is kept, of the examples the EXAMPLES strongest, and of equal ones the earlier."""
-    out = {name: sum(part[name] for part in parts) for name in parts[0] if name.startswith(("count", "histogram"))}
-    out |= {name: torch.stack([part[name] for part in parts]).amax(0) for name in parts[0] if name.startswith("max")}
+    """Put statistics of images in ascending order together: counts, histograms and sums are added, of the maxima the
+    largest is kept, of the examples the EXAMPLES strongest, and of equal ones the earlier."""
+    tables = {name: [part[name] for part in parts] for name in parts[0]}
+    out = {name: sum(some) for name, some in tables.items() if name.startswith(("count", "histogram", "sum"))}
+    out |= {name: torch.stack(some).amax(0) for name, some in tables.items() if name.startswith("max")}
     for kind in KINDS:
-        activation, image = (torch.cat([part[f"{name}_{kind}"] for part in parts], dim=-1)
-                             for name in ("activation", "image"))
+        activation, image = (torch.cat(tables[f"{name}_{kind}"], dim=-1) for name in ("activation", "image"))
         order = activation.argsort(dim=-1, descending=True, stable=True)[..., :EXAMPLES]
         out[f"activation_{kind}"], out[f"image_{kind}"] = activation.gather(-1, order), image.gather(-1, order)
     return out
@@ -197,39 +196,33 @@ def capture(model, settings, folder, on_batch=lambda done, images: None):
     recipe = {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "hook_point": model.hook_point,
               "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
               "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
-    folder, done, stats, made = Path(folder), 0, {}, {"recipe": recipe}
+    folder, made, stats = Path(folder), {"recipe": recipe, "done": 0}, {}
     state, finished = folder / "state.safetensors", folder / "capture.json"
-    sums = torch.zeros(len(settings.prompts), model.sae.features if model.sae else 0, device=model.device)
     if finished.exists():
         made = read_json(finished)
     elif state.exists():
         with open_tensors(state) as file:
             made = json.loads(file.metadata()["state"])
             stats = {name: file.get_tensor(name).to(model.device) for name in file.keys()}
-        done, sums = made["done"], stats.pop("sum_feature")
     if made.get("recipe") != recipe:
         raise ValueError(f"{folder}: holds a capture with other settings, weights or torch; give another --out, or "
                          "delete it first")
     if finished.exists():
         return state.unlink(missing_ok=True)                    # a kill may have left it
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    on_batch(done, settings.images)
-    while done < settings.images:
-        numbers = range(done, min(done + settings.batch_size, settings.images))
+    on_batch(made["done"], settings.images)
+    for first in range(made["done"], settings.images, settings.batch_size):
+        numbers = range(first, min(first + settings.batch_size, settings.images))
         images, means = observe(model, settings, numbers)
         if not all(values.isfinite().all() for values in means.values()):
-            raise ValueError(f"images {numbers[0]} to {numbers[-1]}: activations are NaN or infinite in {model.dtype}; "
+            raise ValueError(f"images {first} to {numbers[-1]}: activations are NaN or infinite in {model.dtype}; "
                              "use --dtype float32")
         for number, image in zip(numbers, images.cpu()):
-            with replacing(image_path(folder, number)) as file:
-                Image.fromarray(to_uint8(image)).save(file, format="JPEG", quality=90, subsampling=0)
-        found, done = summarize(means, numbers, settings.top, settings.halves), numbers.stop
-        stats = combine(stats, found) if stats else combine(found)
-        for number, row in zip(numbers, means["feature"][-len(numbers):]):
-            sums[number % len(sums)] += row.sum(0)              # over a prompt's images and the steps
-        save_tensors(state, stats | {"sum_feature": sums}, state=json.dumps({"done": done, "recipe": recipe}))
-        on_batch(done, settings.images)
-    write_capture(folder, stats | {"sum_feature": sums}, recipe)
+            Image.fromarray(to_uint8(image)).save(image_path(folder, number), quality=90, subsampling=0)
+        stats = combine(*([stats] if stats else []), summarize(means, numbers, settings))
+        save_tensors(state, stats, state=json.dumps({"done": numbers.stop, "recipe": recipe}))
+        on_batch(numbers.stop, settings.images)
+    write_capture(folder, stats, recipe, settings.images)
     state.unlink()
 
 
@@ -237,27 +230,24 @@ def save_tensors(path, tensors, **metadata):
     write(path, serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
-def write_capture(folder, stats, recipe):
+def write_capture(folder, stats, recipe, images):
     """Write the files of a finished capture, capture.json last."""
-    prompts, each = recipe["settings"]["prompts"], recipe["settings"]["images_per_prompt"]
     tables = {name: table for name, table in stats.items() if name.startswith(("max", "histogram"))}
-    tables |= {f"share_{kind}": stats[f"count_{kind}"].float() / (len(prompts) * each) for kind in KINDS}
+    tables |= {f"share_{kind}": stats[f"count_{kind}"] / images for kind in KINDS}
     tables["timesteps"] = torch.tensor(recipe["timesteps"], dtype=torch.float32)
-    examples = {name: table for name, table in stats.items() if name.startswith(("image", "activation"))}
-    mean = stats["sum_feature"] / (each * len(tables["timesteps"]))
+    mean = stats["sum_feature"] / (recipe["settings"]["images_per_prompt"] * len(recipe["timesteps"]))
     save_tensors(folder / "activity.safetensors", tables)
-    save_tensors(folder / "examples.safetensors", examples)
+    save_tensors(folder / "examples.safetensors",
+                 {name: table for name, table in stats.items() if name.startswith(("image", "activation"))})
     save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
-    record = json.dumps({"images": len(prompts) * each, "recipe": recipe}, indent=1, sort_keys=True)
-    write(folder / "capture.json", record.encode() + b"\n")
+    write(folder / "capture.json", to_json({"images": images, "recipe": recipe}, indent=1, sort_keys=True))
 
 
 # --- the capture of a model -------------------------------------------------------------------------------------------
 
 def full_command(model):
     """The command that makes the whole capture."""
-    where = "" if model.hook_point == HOOK_POINT else f" --hook-point {model.hook_point}"
-    return f"python -m activity capture --weights {model.folder}{where}"
+    return f"python -m activity capture --weights {model.folder} --hook-point {model.hook_point}"
 
 
 def attach(model, out):
@@ -272,10 +262,9 @@ def probe(model, out, batch_size=None):
     folder = Path(out) / model.name / folder_name(model.hook_point, "probe")
     warn(f"{model.folder} has no capture: a probe in {folder} stands in for it; for the full one run "
          f"{full_command(model)}; an ascent with --prior noise --timestep 361 needs none")
-    if not fits(model, folder):
+    if not (found := find_capture(model, out, "probe")):
         settings = configure(model, batch_size=batch_size)
-        order = torch.randperm(len(settings.prompts), generator=torch.Generator().manual_seed(0))[:PROBE]
-        prompts = tuple(settings.prompts[i] for i in sorted(order.tolist()))            # always the same ones
-        few = {"prompts": prompts, "images_per_prompt": 1, "steps": min(PROBE_STEPS, settings.steps)}
+        some = settings.prompts[::-(-len(settings.prompts) // PROBE)]
+        few = {"prompts": some, "images_per_prompt": 1, "steps": min(PROBE_STEPS, settings.steps)}
         capture(model, dataclasses.replace(settings, **few), folder, Count("images"))
-    return read_capture(folder)
+    return found or read_capture(folder)

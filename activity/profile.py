@@ -28,7 +28,6 @@ from results import sha256
 from schedule import T
 from weights.load import open_tensors, read_json
 
-TOP = 20                                        # a feature counts as active in an image when it is among so many
 DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peaks kept
 
 
@@ -62,7 +61,7 @@ def find_peaks(y):
 
 @dataclass(frozen=True)
 class Capture:
-    """The tables of a finished capture. `kind` is "feature" or "channel", n the number of one."""
+    """The tables of a finished capture. `kind` is "feature" or "channel", n the number of one; terms as above."""
     folder: Path
     tables: dict                # timesteps (N,), max_, share_ (N, F or D), ...: float32 on the CPU (capture.py)
     record: dict                # capture.json
@@ -76,28 +75,24 @@ class Capture:
         """List all whose mean activation is above 0 in some image at some time step."""
         return (self.tables[f"max_{kind}"] > 0).any(dim=0).nonzero().flatten().tolist()
 
-    def column(self, name, n):
-        """Take one feature's values from a table, at ascending time steps: (time steps (N,), values (N,))."""
-        return self.tables["timesteps"].flip(0), self.tables[name][:, n].flip(0)
-
     def profile(self, kind, n):
         """Share of images in which it is among the `top`: (1001,)."""
         return interpolate(self.tables["timesteps"], self.tables[f"share_{kind}"][:, n])
 
     def strength(self, kind, n, when="active"):
-        """Largest mean activation in any image, by which a prior is steered: (1001,), a float32 tensor.
+        """Largest mean activation in any image: (1001,), a float32 tensor.
 
         when  "active": where it is active, else 0; "all": in all of the sampled range
         """
-        x, y = self.column(f"max_{kind}", n)
+        x, y = self.tables["timesteps"].flip(0), self.tables[f"max_{kind}"][:, n].flip(0)
         s = np.interp(np.arange(T + 1), x, y.clamp(min=0), left=0, right=0)
         return torch.tensor(s if when == "all" else s * (self.profile(kind, n) > 0), dtype=torch.float32)
 
     def largest(self, kind, n):
-        """Largest mean activation in any image under the empty prompt, which the ascent sees: (1001,). Outside the
-        sampled range the end values count. None for a capture without guidance."""
-        there = f"max_null_{kind}" in self.tables
-        return np.interp(np.arange(T + 1), *self.column(f"max_null_{kind}", n)) if there else None
+        """Largest mean activation under the empty prompt: (1001,), outside the sampled range the end values. None for a
+        capture without guidance."""
+        x, table = self.tables["timesteps"].flip(0), self.tables.get(f"max_null_{kind}")
+        return None if table is None else np.interp(np.arange(T + 1), x, table[:, n].flip(0))
 
     def peaks(self, kind, n):
         """The time steps of the peaks of its profile, ascending."""
@@ -114,18 +109,16 @@ class Capture:
         active = self.tables["timesteps"][self.tables[f"share_{kind}"][:, n] > 0].int().tolist()
         return sorted({0, *(active if when == "active" else self.peaks(kind, n))})
 
-    def row_at(self, t):
-        """Return the index of the sampling step nearest to t."""
-        return int((self.tables["timesteps"] - t).abs().argmin())
-
-    def stored_examples(self, kind, *where):
-        """Read [image numbers, activations], (N, F, EXAMPLES) each, or their part [where]; number -1: no image."""
+    def stored_examples(self, kind, t, *n):
+        """Read [image numbers, activations] of all, (width, EXAMPLES) each, or of n, at the sampling step nearest to t;
+        number -1: no image."""
+        row = int((self.tables["timesteps"] - t).abs().argmin())
         with open_tensors(self.folder / "examples.safetensors") as file:
-            return [file.get_slice(f"{name}_{kind}")[where or slice(None)] for name in ("image", "activation")]
+            return [file.get_slice(f"{name}_{kind}")[row, *n] for name in ("image", "activation")]
 
     def examples(self, kind, n, t):
         """List the dataset examples at the sampling step nearest to t: [(image, activation)], the strongest first."""
-        image, activation = self.stored_examples(kind, self.row_at(t), n)
+        image, activation = self.stored_examples(kind, t, n)
         return [(i, a) for i, a in zip(image.tolist(), activation.tolist()) if i >= 0]
 
     def prompt(self, image):
@@ -144,27 +137,22 @@ def image_path(folder, number):
 
 
 def fingerprints(model):
-    """{name: SHA-256} of the files that a capture depends on: networks, tokenizer, scheduler and SAE."""
-    unused = ("featviz.json", "labels.json", "activity.safetensors")
-    return {name: value for name, value in model.fingerprints.items()
-            if not name.endswith(unused) and (model.sae or not name.startswith("sae/"))}
+    """{name: SHA-256} of the files that a capture depends on: all but the settings."""
+    return {name: value for name, value in model.fingerprints.items() if name != "featviz.json"}
 
 
-def fits(model, folder):
-    """Check whether the folder holds a finished capture of these very weights; one of others is named on stderr."""
-    path = folder / "capture.json"
-    made = read_json(path).get("recipe", {}) if path.exists() else {}
-    same = (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point)
-    if made and not same:
-        warn(f"{folder}: is left out, it was captured with other weights")
-    return same
-
-
-def find_capture(model, out):
-    """Read the capture of these weights, the one in `out` before the one beside them; None where there is neither."""
-    name = folder_name(model.hook_point)
-    places = Path(out) / model.name / name, model.folder / name
-    return next((read_capture(folder) for folder in places if fits(model, folder)), None)
+def find_capture(model, out, name="activity"):
+    """Read the capture of these weights, the one in `out` before the one beside them; None where there is neither. One
+    of other weights is named on stderr."""
+    for home in (Path(out) / model.name, model.folder):
+        folder = home / folder_name(model.hook_point, name)
+        path = folder / "capture.json"
+        made = read_json(path).get("recipe", {}) if path.exists() else {}
+        if (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point):
+            return read_capture(folder)
+        if made:
+            warn(f"{folder}: is left out, it was captured with other weights")
+    return None
 
 
 def read_capture(folder):

@@ -4,6 +4,8 @@ Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.082
 prompts are spelled as there. They are features of SAeUron's autoencoder of Style50: in another one the same numbers
 mean something else. Weights may list five of their own in featviz.json: "thesis": [{"feature", "word", "prompt"}].
 """
+from dataclasses import replace
+
 from activity.capture import configure, observe
 from config import SEEDS
 from weights.load import WeightsError
@@ -30,4 +32,4 @@ def features(model):
 
 def draw(model, prompt):
     """Draw the image of a prompt: (3, 8H, 8W). Its noise has the first seed (ours): the thesis does not say which."""
-    return observe(model, configure(model, prompts=[prompt], batch_size=1), [SEEDS[0]])[0][0].cpu()
+    return observe(model, replace(configure(model), prompts=(prompt,)), SEEDS[:1])[0][0].cpu()

@@ -1,5 +1,4 @@
 """Report a long run while it goes on: results on stdout; on stderr the phase, its step and the time left."""
-import os
 import sys
 import time
 
@@ -8,11 +7,8 @@ COST = {"sampling": 1, "ascent": 2, "finish": 2}        # of a step, about: a gr
 
 
 def say(text):
-    """Print a line on stdout; go on in silence where nobody reads it any more (`| head -1`)."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")    # open as long as the run
+    """Print a line on stdout."""
+    print(text, flush=True)
 
 
 def warn(text):
@@ -58,17 +54,15 @@ class Progress(Count):
 
     def __init__(self, lengths, batches):
         super().__init__("steps")
-        self.lengths, self.batches, self.batch, self.steps = lengths, batches, 0, {}
-        self.whole = sum(COST[phase] * n for phase, n in lengths.items())               # cost of a batch
-        self.last = [phase for phase, n in lengths.items() if n][-1]
+        self.costs = {phase: COST[phase] * n for phase, n in lengths.items() if n}             # of a batch
+        self.lengths, self.batches, self.batch, self.step = lengths, batches, 0, 0
 
     def __call__(self, phase, step):
         """Count a step of this phase."""
-        n, length = self.steps.get(phase, 0) + 1, self.lengths[phase]
-        self.steps[phase] = n
-        done = self.batch * self.whole + sum(COST[name] * count for name, count in self.steps.items())
-        left = (time.monotonic() - self.began) / done * max(self.batches * self.whole - done, 0)
+        n, length, phases, whole = self.step + 1, self.lengths[phase], [*self.costs], sum(self.costs.values())
+        earlier = sum(self.costs[name] for name in phases[:phases.index(phase)])
+        done = self.batch * whole + earlier + COST[phase] * n
+        left = (time.monotonic() - self.began) / done * (self.batches * whole - done)
         value = f", activation {step.activation.mean():.3f}" if hasattr(step, "activation") else ""
         self.show(f"batch {self.batch + 1} of {self.batches}, {phase} step {n} of {length}{value}", left, n == length)
-        if phase == self.last and n == length:                  # a batch whose start was sampled before has no sampling
-            self.batch, self.steps = self.batch + 1, {}
+        self.step, self.batch = n % length, self.batch + (phase == phases[-1] and n == length)

@@ -189,7 +189,7 @@ class Legibility:
     @cache
     def numbers(self, kind, t):
         """Image numbers of the dataset examples of all features at t: (F, m), -1 where there is none."""
-        return self.capture.stored_examples(kind, self.capture.row_at(t))[0].long()
+        return self.capture.stored_examples(kind, t)[0].long()
 
     def examples(self, kind, n, t):
         """Embeddings of the dataset examples of a feature or channel at t: (m, E)."""

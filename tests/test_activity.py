@@ -1,6 +1,6 @@
 """Capture, profile, peaks, examples and the small capture, on the tiny model: from prompts to files and back."""
-import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def model(weights):
 
 @pytest.fixture(scope="module")
 def settings(model):
-    return capture.configure(model, prompts=PROMPTS, images_per_prompt=2, steps=4, batch_size=2)
+    return replace(capture.configure(model, images_per_prompt=2, steps=4, batch_size=2), prompts=PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -94,29 +94,24 @@ def test_the_grids():
 def test_prompt_files(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfa dog\r\n\n  a caf\xc3\xa9 \na dog\n{x}\n")   # a byte-order mark
     assert capture.read_lines(tmp_path / "p.txt") == ("a dog", "a café", "{x}")
-
-
-@pytest.mark.parametrize("data", [b"\n", "a dog".encode("utf-16")])
-def test_files_that_hold_no_prompts(data, tmp_path):
-    (tmp_path / "p.txt").write_bytes(data)
-    with pytest.raises(ValueError, match=r"p.txt: cannot be read \(.*give a text file in UTF-8"):
-        capture.read_lines(tmp_path / "p.txt")
+    for data in (b"\n", "a dog".encode("utf-16")):
+        (tmp_path / "p.txt").write_bytes(data)
+        with pytest.raises(ValueError, match="p.txt: .*give a text file in UTF-8"):
+            capture.read_lines(tmp_path / "p.txt")
 
 
 def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path):
-    folder = write_model(tmp_path / "m")
-    made = load(folder, "cpu")
+    made = load(write_model(tmp_path / "m"), "cpu")
     plain = capture.configure(made)
     assert (plain.steps, plain.sampler, plain.guidance, plain.images) == (50, "pndm", 7.5, 6100)
     assert (plain.top, plain.halves, plain.prompts) == (20, "conditional", capture.GRIDS["thesis"])
-    (folder / "p.txt").write_text("a dog\n")
+    (tmp_path / "m/p.txt").write_text("a dog\n")
     made.settings["capture"] = {"guidance": 3.0, "sampler": "ddim", "prompts": "p.txt"}
     own = capture.configure(made, sampler="pndm", steps=None)
     assert (own.guidance, own.sampler, own.prompts, own.steps) == (3.0, "pndm", ("a dog",), 50)
-    for wrong, says in (({"scale": 3.0}, "must hold some of"),
-                        ({"steps": "5"}, "--steps must be a whole number, got '5'"),
-                        ({"halves": "pndm"}, "--halves must be one of conditional, both, got 'pndm'"),
-                        ({"steps": 1000}, "sampling steps must be between 1 and 999")):
+    assert capture.configure(made, "saemnesia").prompts == capture.GRIDS["saemnesia"]
+    for wrong, says in (({"scale": 3.0}, "must hold some of"), ({"steps": "5"}, "--steps must be a whole number"),
+                        ({"halves": "pndm"}, "--halves must be one of conditional, both, got 'pndm'")):
         made.settings["capture"] = wrong
         with pytest.raises(ValueError, match=says):
             capture.configure(made)
@@ -127,7 +122,7 @@ def test_settings_are_the_method_s_then_the_model_s_then_the_given_ones(tmp_path
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_both_halves_are_seen_at_every_step_and_the_later_call_counts(model, settings, sampler):
     """Against a trajectory whose noise predictions and hook outputs are each computed on their own."""
-    settings = dataclasses.replace(settings, sampler=sampler)
+    settings = replace(settings, sampler=sampler)
     images, means = capture.observe(model, settings, [4, 5])
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in (4, 5)])
     context, null, seen = model.embed([PROMPTS[1], PROMPTS[2]]), model.embed([""]), {}
@@ -188,7 +183,7 @@ def test_the_files_are_what_all_activations_say(model, settings, whole, batches)
 
 
 def test_without_guidance_there_is_one_half_and_no_empty_prompt(model, settings, tmp_path):
-    capture.capture(model, dataclasses.replace(settings, guidance=1.0, steps=2, images_per_prompt=1), tmp_path)
+    capture.capture(model, replace(settings, guidance=1.0, steps=2, images_per_prompt=1), tmp_path)
     made = profile.read_capture(tmp_path)
     assert made.largest("feature", 3) is None and made.strength("feature", 3, "all").any()
 
@@ -201,12 +196,14 @@ def test_statistics_of_batches_combine_to_those_of_all_images():
     def stats(numbers, halves="conditional"):
         some = values[:, numbers]
         means = {"feature": some.flatten(0, 1), "channel": some[..., :30].flatten(0, 1) - 2, "gated": some[1] / 2}
-        return capture.combine(capture.summarize(means, numbers, 40, halves))
+        settings = capture.Settings(PROMPTS, top=40, halves=halves)
+        return capture.combine(capture.summarize(means, numbers, settings))
     whole, both, together = stats(range(60)), stats(range(60), "both"), stats(range(7))
     for part in (range(7, 8), range(8, 30), range(30, 60)):
         together = capture.combine(together, stats(part))
     assert together.keys() == whole.keys() and all(torch.equal(together[name], whole[name]) for name in whole)
     assert (whole["histogram_feature"].sum(-1) == 60).all() and (whole["max_gated"] == 2.5).all()
+    assert torch.equal(whole["sum_feature"], values[1].sum(1).unflatten(0, (20, 3)).sum(0))
     for n, f in ((0, 0), (2, 49)):
         order = sorted(range(60), key=lambda i: (-values[1, i, n, f], i))[:10]
         assert whole["image_feature"][n, f].tolist() == both["image_feature"][n, f].tolist() == order
@@ -239,7 +236,7 @@ def test_an_interrupted_capture_goes_on_at_the_same_image(after, model, settings
     assert calls == [(done, 6) for done in (0, 2, 4)[:after + 1]] and not (tmp_path / "capture.json").exists()
     for changes, folder in ((dict(halves="both"), tmp_path), (dict(top=19), whole)) * bool(after):
         with pytest.raises(ValueError, match="holds a capture with other settings.*; give another --out"):
-            capture.capture(model, dataclasses.replace(settings, **changes), folder)
+            capture.capture(model, replace(settings, **changes), folder)
     seen, observe = [], capture.observe
     monkeypatch.setattr(capture, "observe", lambda m, s, numbers: seen.append(numbers[0]) or observe(m, s, numbers))
     capture.capture(model, settings, tmp_path)
@@ -345,7 +342,7 @@ def test_a_damaged_table_says_so(whole, tmp_path):
     with pytest.raises(WeightsError, match="activity.safetensors: is not a whole"):
         profile.read_capture(tmp_path)
     with pytest.raises(WeightsError, match="examples.safetensors: is not a whole"):
-        dataclasses.replace(profile.read_capture(whole), folder=tmp_path).examples("feature", 3, 1)
+        replace(profile.read_capture(whole), folder=tmp_path).examples("feature", 3, 1)
 
 
 def test_a_probe_stands_in_for_a_missing_capture(model, tmp_path, capsys, monkeypatch):
@@ -418,7 +415,7 @@ def test_sample(weights, whole, tmp_path):
 
 @pytest.mark.parametrize("argv, says", [
     (["capture", "--prompts", "absent.txt"], "absent.txt: cannot be read"),
-    (["capture", "--steps", "0"], "--steps must be at least 1, got 0"),
+    (["capture", "--steps", "1000"], "sampling steps must be between 1 and 999"),
     (["capture", "--halves", "first"], "argument --halves: invalid choice: 'first'"),
     (["show", "64"], "--feature 64 is out of range"),
     (["analyse"], "has no capture; run python -m activity capture --weights"),
@@ -495,15 +492,15 @@ def test_which_five_the_thesis_page_shows(model):
     so many features."""
     with pytest.raises(WeightsError, match="has 64 features, the thesis' are those of Style50"):
         thesis.features(model)
-    rows = thesis.features(dataclasses.replace(model, labels={n: f"thing {n}" for n in (9, 2, 7, 4, 1, 3)}))
+    rows = thesis.features(replace(model, labels={n: f"thing {n}" for n in (9, 2, 7, 4, 1, 3)}))
     assert [row["feature"] for row in rows] == [1, 2, 3, 4, 7]
     assert rows[0] == {"feature": 1, "word": "thing 1", "prompt": "An image of thing 1."}
     listed = [{"feature": 7, "word": "knot", "prompt": None}]
-    assert thesis.features(dataclasses.replace(model, settings={"thesis": listed})) == listed
+    assert thesis.features(replace(model, settings={"thesis": listed})) == listed
 
 
 def test_the_card_is_what_all_activations_say(model, whole, batches):
-    here = dataclasses.replace(model, capture=profile.read_capture(whole), labels={5: "knot"})
+    here = replace(model, capture=profile.read_capture(whole), labels={5: "knot"})
     values, gated = joined(batches, "feature"), joined(batches, "gated")
     made = analysis.card(here, "feature", 5)
     row = values.max(0)[:, 5].argmax()
@@ -523,7 +520,7 @@ def test_the_card_is_what_all_activations_say(model, whole, batches):
 
 
 def test_a_dead_feature_and_a_channel_s_card(model, whole):
-    here = dataclasses.replace(model, capture=profile.read_capture(whole))
+    here = replace(model, capture=profile.read_capture(whole))
     here.capture.tables["max_feature"][:, 7] = 0
     here.capture.tables["histogram_feature"][7] = torch.tensor([6.0] + [0.0] * 23)
     made = analysis.card(here, "feature", 7)

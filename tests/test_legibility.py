@@ -197,7 +197,7 @@ def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys
     assert code == 0 and lines[0].startswith(f"wrote {tmp_path / 'legibility.json'}; python -m pages")
     found = json.loads((tmp_path / "legibility.json").read_text())["groups"]["t0300"]
     opened = attached(model)
-    seen, numbers = Legibility(opened, tmp_path), opened.capture.stored_examples("feature", 5)[0]
+    seen, numbers = Legibility(opened, tmp_path), opened.capture.stored_examples("feature", int(TIMES[5]))[0]
     embedded = [seen.images[[i for i in row if i >= 0]] for row in numbers.tolist()]
     others = [e for n, e in enumerate(embedded) if n != 3 and len(e) > 1]
     expected = agreement(seen.scorer.images(pictures()[:2]), embedded[3], others)

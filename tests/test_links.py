@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from command.parser import parse
+from command.flags import parse
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?:\]\(|src=\")(?!https?:)([^)#\"]*)#?([^)\"]*)")

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from command.parser import parse
+from command.flags import parse
 from pages import __main__, evidence
 from pages.feature import write_page
 from pages.web import TEXTS, chart
