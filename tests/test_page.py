@@ -12,7 +12,7 @@ from pages import __main__, evidence
 from pages.feature import write_page
 from pages.web import TEXTS, chart
 from results import read_result, read_results
-from tests.made import activity, change, feature, picture, result
+from tests.made import activity, feature, picture, result
 
 ALONE = {"img", "input", "meta", "br"}          # elements without an end
 SCRIPT = "<script>alert('x')</script>"
@@ -137,7 +137,8 @@ def test_the_capture_is_shown_by_its_own_numbers(folder):
 
 
 def test_the_warning_comes_first_and_the_way_back_stands_above(folder):
-    change(folder / "t0300/seed_1.json", fit="UNet and SAE do not belong together <b>")
+    record = folder / "t0300/seed_1.json"
+    record.write_text(record.read_text().replace('"fit": ""', '"fit": "UNet and SAE do not belong together <b>"'))
     page = read(folder)
     assert page.text.index("do not belong together <b>") < page.text.index("responds to")
     assert page.source.count('class="warning"') == 1 and "← All of toy" not in page.text
