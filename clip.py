@@ -11,7 +11,6 @@ The vision half of CLIP is in legibility/vision.py, and is built from the same l
 Axes: B prompts, N tokens (77 of a prompt), C = 768 channels in heads of width 64.
 """
 import gzip
-import json
 import re
 import unicodedata
 from functools import cache
@@ -20,6 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from unet import chain
 
 EPS = 1e-5                                                      # of every LayerNorm [2: layer_norm_eps]
 MERGES = 49152 - 2 * 128 - 2                                    # used of the 262,145 pairs in OpenAI's file [1]
@@ -71,27 +72,21 @@ def number(merges):
 class Tokenizer:
     """Byte-pair encoding: lower-cased text -> ids [start, at most 75 tokens, end, end, ...], padded with the end [2].
 
+    merges  pairs of symbols, the first to be joined first; `vocab` {token: id} follows from them
     A word becomes the symbols of its UTF-8 bytes, `</w>` on the last. Then the adjacent pair that comes first in
     `merges` is joined, over and over, until no pair is in the list.
     """
 
-    def __init__(self, vocab, merges):
-        self.vocab, self.ranks = vocab, {pair: rank for rank, pair in enumerate(merges)}
-
-    @classmethod
-    def from_files(cls, vocab_path, merges_path):
-        with open(vocab_path, encoding="utf-8") as file:
-            vocab = json.load(file)
-        with open(merges_path, encoding="utf-8") as file:       # the first line is a version comment
-            merges = [tuple(line.split()) for line in file.read().split("\n")[1:] if line]
-        return cls(vocab, merges)
+    def __init__(self, merges):
+        self.vocab, self.ranks = number(merges), {pair: rank for rank, pair in enumerate(merges)}
 
     @classmethod
     def from_bpe(cls, path):
-        """Read OpenAI's own list of merges, a .txt.gz."""
-        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").split("\n")
-        merges = [tuple(line.split()) for line in lines[1:MERGES + 1]]
-        return cls(number(merges), merges)
+        """Read merges.txt, or OpenAI's own list, a .txt.gz; the first line is a version comment."""
+        opened = gzip.open if Path(path).suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")[1:MERGES + 1]
+        return cls([tuple(line.split()) for line in lines if line])
 
     @cache
     def bpe(self, word):
@@ -129,22 +124,9 @@ class Tokenizer:
         return torch.tensor([row + [end] * (LENGTH - len(row)) for row in rows], dtype=torch.int64)
 
 
-class Embedding(nn.Embedding):
-    def reset_parameters(self):
-        if not self.weight.is_meta:             # torch would import 820 modules (2 s) to draw numbers that nobody keeps
-            super().reset_parameters()
-
-
-class TextEmbeddings(nn.Module):
-    """x_n = token_embedding[ids_n] + position_embedding[n]."""
-
-    def __init__(self, vocab_size, c):
-        super().__init__()
-        self.token_embedding = Embedding(vocab_size, c)
-        self.position_embedding = Embedding(LENGTH, c)
-
-    def forward(self, ids):                                                                     # (B, 77) -> (B, 77, C)
-        return self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]
+def embedding(n, c):
+    """Make a table of n vectors (c,) without numbers: torch would import 820 modules (2 s) to draw some on meta."""
+    return nn.Embedding.from_pretrained(torch.empty(n, c), freeze=False)
 
 
 class SelfAttention(nn.Module):
@@ -187,27 +169,24 @@ class Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class Encoder(nn.Module):
-    """Layers one after another; checkpoints name them `encoder.layers.0` and so on."""
-
-    def __init__(self, c, c_inner, layers, heads, causal):
-        super().__init__()
-        self.layers = nn.Sequential(*(Layer(c, c_inner, heads, causal) for _ in range(layers)))
-
-    def forward(self, x):
-        return self.layers(x)
+def encoder(c, c_inner, layers, heads, causal):
+    """Make layers that run one after another; checkpoints name them `encoder.layers.0` and so on."""
+    return chain(layers=nn.Sequential(*(Layer(c, c_inner, heads, causal) for _ in range(layers))))
 
 
 class TextEncoder(nn.Module):
-    """Ids (B, 77) -> final_layer_norm(encoder(embeddings(ids))) (B, 77, C); arguments as in config.json, SD 1.x's [2].
+    """Ids (B, 77) -> final_layer_norm(encoder(x)) (B, 77, C), x_n = token_embedding[ids_n] + position_embedding[n];
+    arguments are named as in config.json, defaults are SD 1.x's [2].
     """
 
     def __init__(self, vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                  num_attention_heads=12):
         super().__init__()
-        self.embeddings = TextEmbeddings(vocab_size, hidden_size)
-        self.encoder = Encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, causal=True)
+        self.embeddings = nn.ModuleDict({"token_embedding": embedding(vocab_size, hidden_size),
+                                         "position_embedding": embedding(LENGTH, hidden_size)})
+        self.encoder = encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, causal=True)
         self.final_layer_norm = nn.LayerNorm(hidden_size, eps=EPS)
 
     def forward(self, ids):
-        return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+        tokens, positions = self.embeddings.token_embedding, self.embeddings.position_embedding
+        return self.final_layer_norm(self.encoder(tokens(ids) + positions.weight[:ids.shape[1]]))

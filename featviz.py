@@ -23,8 +23,6 @@ from command.progress import Progress, say, warn  # noqa: E402
 from config import PRIORS, SEEDS, check_config, configure  # noqa: E402
 
 
-# --- for notebooks ----------------------------------------------------------------------------------------------------
-
 def load(path=None, device=None, dtype=None, hook_point=None, out="out"):
     """Load a folder of weights, by default the toy, with its capture where there is one; see weights.load.load.
 
@@ -41,17 +39,6 @@ def visualize(model, **what):
     """Visualise features, channels or directions of a model: [Result]; see visualize.visualize."""
     from visualize import visualize
     return visualize(model, **what)
-
-
-# --- flags -> model, jobs ---------------------------------------------------------------------------------------------
-
-def read_directions(model, path, *names):
-    """Read vectors (D,) from a safetensors file, all or those that are named: {name: vector}."""
-    from weights.load import read_vectors
-    found = read_vectors(path, model.unet.width(model.hook_point))
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"--direction {path}: holds no {missing[0]!r}; there are {', '.join(found)}")
-    return {name: found[name].to(model.device) for name in names or found}
 
 
 def choose_targets(model, kind, given):
@@ -85,7 +72,9 @@ def run(args, given):
     from activity.thesis import features
     from results import recipe
     from visualize import batch_rows, course_lengths, list_jobs
+    from weights.check import estimate
     from weights.fetch import choose_weights
+    from weights.load import read_vectors
     path = choose_weights(args.weights, kind, named or ["any"] * bool(args.thesis or args.direction))
     model = load(path, args.device, args.dtype, args.hook_point, args.out)
     config = configure(model.settings, args.preset, kind, **given)
@@ -98,8 +87,12 @@ def run(args, given):
         raise ValueError(f"--trace: the ascent has steps 0..{config.num_steps - 1}; --num-steps sets how many")
 
     if args.direction:
-        model.directions = read_directions(model, *args.direction)
-        targets = list(model.directions)
+        file, *names = args.direction
+        found = read_vectors(file)
+        targets = names or list(found)
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(f"--direction {file}: holds no {missing[0]!r}; there are {', '.join(found)}")
+        model.directions = {name: found[name].to(model.device) for name in targets}
     else:
         targets = choose_targets(model, kind, [row["feature"] for row in features(model)] if args.thesis else named)
     seeds = args.seed or SEEDS[:1 if axes else None]
@@ -121,7 +114,8 @@ def run(args, given):
     jobs = list_jobs(model, kind, targets, seeds, times)
     size = args.batch_size or batch_rows(model, jobs, config)
     if args.check:
-        return check(model, jobs, configs, size)
+        say(estimate(model, jobs, configs, size))
+        return 0
     usual = configure(model.settings, None, kind)
     recipes = {one: {job: recipe(model, job, one, usual) for job in jobs} for one in configs}
     if args.trace:
@@ -136,23 +130,6 @@ def run(args, given):
     return 2 if failed else 0
 
 
-def check(model, jobs, configs, size):
-    """Print what a run would take, measured on one step of one batch; write nothing."""
-    from visualize import course_lengths
-    from weights.check import check_fit, peak_memory, step_seconds
-    model.check_numbers()
-    cost, batches = step_seconds(model, (jobs * size)[:size], configs[0]), -(-len(jobs) // size)
-    seconds = batches * sum(cost[phase] * n for one in configs for phase, n in course_lengths(one).items())
-    say(f"{len(jobs) * len(configs)} results at {model.hook_point} of {model.folder} on {model.device} in "
-        f"{model.dtype}, {size} at a time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; "
-        f"{len(model.fingerprints)} files read, all names, shapes and values are sound")
-    if jobs[0].kind == "feature":
-        say(check_fit(model))
-    return 0
-
-
-# --- jobs -> results --------------------------------------------------------------------------------------------------
-
 def compute(model, recipes, kind, size, frames, again, out, sound):
     """Compute what is missing of {config: {job: recipe}}, print a line for each; return how many met NaN or infinity.
     """
@@ -160,16 +137,15 @@ def compute(model, recipes, kind, size, frames, again, out, sound):
     from audio.beside import sounds
     from visualize import course_lengths, kept_steps, stream
     from weights.check import fit, verdict
-    results.prepare(out)
+    Path(out).mkdir(parents=True, exist_ok=True)                # before any work is done
     why = {(one, job): "again" if again else
            results.why_to_compute(out, recipe, kept_steps(one.num_steps, frames), sound)
            for one, made in recipes.items() for job, recipe in made.items()}
     todo, failed = [reason for reason in why.values() if reason], []
     if len(todo) < len(why):
         warn(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings")
-    for reason in sorted(set(todo) - {"new", "again", "broken"}):
-        other = "weights" if reason == "fingerprints" else reason
-        warn(f"{todo.count(reason)} results were made with other {other} and are computed again")
+    if "other" in todo:
+        warn(f"{todo.count('other')} results were made with other weights or other code and are computed again")
     warning = verdict(model.sae, fit(model)) if todo and kind == "feature" else ""
     if todo:
         warn(f"{len(todo)} results to compute with {model.folder} on {model.device}")
@@ -191,8 +167,6 @@ def compute(model, recipes, kind, size, frames, again, out, sound):
              "latent is the last finite one; try a smaller --learning-rate or --steer-scale")
     return len(failed)
 
-
-# --- results -> pages -------------------------------------------------------------------------------------------------
 
 def show(model, recipes, axes, thesis, out):
     """Write what there is to look at: each target's activity and page, the sheet of a sweep, the atlas of several."""

@@ -29,7 +29,7 @@ import torch
 
 import regularizers as reg
 from ascent import first_scale, gradient_of, objective, readout
-from steering import reach_hook
+from steering import predict
 
 FINISH_SEED = 0x6F3D91A5                        # a job's seed XOR this: the finish draws from a generator of its own
 
@@ -62,21 +62,6 @@ def rms(x):
     return x.square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
-def look(model, x, t, context):
-    """Run the UNet once: predicted noise (B, 4, H, W), what is read at the hook (B, D, h, w), the leaf it depends on.
-
-    Gradients are recorded up to the hook only.
-    """
-    leaf = x.clone().requires_grad_(True)
-    with torch.enable_grad():
-        passes, h, hook = reach_hook(model, leaf, t, context)
-    with torch.no_grad():
-        name = model.hook_point
-        while name != "conv_out":
-            name, h = passes.send(h)
-    return h.float(), hook, leaf
-
-
 def redraw(model, jobs, x, times, config):
     """Redraw x (B, 4, H, W), noised to times[0], down to 0, while the jobs' features pull; yield every step as data."""
     context = model.embed([config.prompt]).expand(len(jobs), -1, -1)                            # (B, 77, Dc)
@@ -85,7 +70,8 @@ def redraw(model, jobs, x, times, config):
 
     for index, (t, t_next) in enumerate(zip(times, [*times[1:], 0])):
         before = x
-        e, hook, leaf = look(model, before, torch.full((len(jobs),), t, device=model.device), context)
+        leaf = before.clone().requires_grad_(True)
+        e, hook = predict(model, leaf, torch.full((len(jobs),), t, device=model.device), context)
 
         values = readout(model, hook, jobs, config.position)                                    # (B, S or 1)
         a, silent, climb = objective(values, jobs[0].kind, config.silent_gradient)              # (B,) each

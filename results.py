@@ -5,7 +5,7 @@
     out/<weights>/feature_00012/t0361/seed_1024.safetensors   their latents (4, H, W) float32: latent, finished
     out/<weights>/feature_00012/t0361/seed_1024.steps.jpg     pictures of the course, side by side; none with --frames 0
     out/<weights>/feature_00012/t0361/seed_1024.wav           with --sound: as a spectrogram; .start.wav, .finished.wav
-    out/<weights>/feature_00012/t0361/seed_1024.curves.json   a number a step, and the activation at each position
+    out/<weights>/feature_00012/t0361/seed_1024.curves.json   a number a step
     out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdicts, scores, sizes; written last
     out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same with other settings
 
@@ -43,8 +43,6 @@ DIGITS = {"feature": 5, "channel": 4}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what reading JSON of another shape may raise
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
 @contextmanager
 def replacing(path):
     """Open a binary file under the name `<name>.partial`, and rename it to `path` when all was written.
@@ -73,12 +71,6 @@ def write(path, data):
         file.write(data)
 
 
-def prepare(out):
-    """Make the results' folder, or raise OSError before any work is done."""
-    write(Path(out) / ".writable", b"")
-    (Path(out) / ".writable").unlink()
-
-
 def sha256(data):
     """Return the SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -89,8 +81,6 @@ def to_json(value, **layout):
     value = json.loads(json.dumps(value), parse_constant=lambda name: None)
     return json.dumps(value, **layout).encode() + b"\n"
 
-
-# --- recipes and places -----------------------------------------------------------------------------------------------
 
 @cache
 def method_code():
@@ -152,8 +142,6 @@ def feature_folders(folder):
     return sorted({path.parent.parent for path in found})
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
 def save(out, result, recipe, fit="", sounds=None):
     """Write the files of a result, the record last; return the picture's path.
 
@@ -168,15 +156,16 @@ def save(out, result, recipe, fit="", sounds=None):
         if one:
             files[suffix] = to_png(one.image, featviz=json.dumps(recipe, sort_keys=True))
             latents["latent" if one is result else name] = one.latent.numpy()
-            curves[name] = {"history": one.history, "heat": one.heat.tolist()}
+            curves[name] = {"history": one.history}
             numbers[name] = {"verdict": one.verdict, "scores": one.scores, "others": one.others}
     files |= {".safetensors": save_tensors(latents), ".curves.json": to_json(curves), **(sounds or {})}
     if result.frames:
         file = io.BytesIO()
-        Image.fromarray(to_uint8(torch.cat(result.frames, dim=2))).save(file, "JPEG", quality=90, subsampling=0)
+        film = torch.cat(list(result.frames.values()), dim=2)
+        Image.fromarray(to_uint8(film)).save(file, "JPEG", quality=90, subsampling=0)
         files[".steps.jpg"] = file.getvalue()
     record = {"recipe": recipe, **numbers["ascent"], "finished": numbers["finished"], "fit": fit,
-              "nearest_channel": result.nearest_channel, "stored_steps": result.stored_steps,
+              "nearest_channel": result.nearest_channel, "stored_steps": list(result.frames),
               "bytes": {suffix: len(data) for suffix, data in files.items()}}
     for suffix, data in files.items():
         write(path.with_suffix(suffix), data)
@@ -184,11 +173,9 @@ def save(out, result, recipe, fit="", sounds=None):
     return path.with_suffix(".png")
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
 def why_to_compute(out, recipe, steps=(), sound=False):
     """Return why a result is still to be computed: "" where this very recipe's result is there, "new" where none is,
-    else the entry that differs ("code", "fingerprints", ...), or "broken".
+    "other" where other weights, code or settings made it, "broken" where a file or one of these steps' pictures lacks.
 
     steps  those of the course whose pictures it must have; sound: it must have one
     """
@@ -197,11 +184,9 @@ def why_to_compute(out, recipe, steps=(), sound=False):
         return "new"
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if different := [name for name in recipe if record["recipe"].get(name) != recipe[name]]:
-            return different[0]
         whole = all(os.stat(path.with_suffix(suffix)).st_size == n for suffix, n in record["bytes"].items())
         has_all = set(steps) <= set(record["stored_steps"]) and (not sound or ".wav" in record["bytes"])
-        return "" if whole and has_all else "broken"
+        return "other" if record["recipe"] != recipe else "" if whole and has_all else "broken"
     except BROKEN:
         return "broken"
 
@@ -216,7 +201,6 @@ class StoredResult:
     others: list                        # [[index, activation]] of what the picture excites most beside the target
     fit: str                            # the fit check's warning
     steps: list = ()                    # after how many steps a picture was kept
-    strip: Path | None = None           # of these pictures, side by side
     nearest_channel: int | None = None
     finished: "StoredResult | None" = None
 
@@ -232,14 +216,14 @@ class StoredResult:
         return self.finished or self
 
     def curves(self):
-        """Read {"history": {name: one number a step}, "heat": h x w activations}; of a finished picture its own."""
+        """Read {"history": {name: one number a step}}; of a finished picture its own."""
         part = "finished" if self.path.name.endswith(".finished.png") else "ascent"
         path = self.path.with_name(f"seed_{self.seed}.curves.json")
         return json.loads(path.read_text(encoding="utf-8"))[part]
 
     def frame(self, k):
         """Return the k-th of the kept pictures."""
-        with Image.open(self.strip) as strip:
+        with Image.open(self.path.with_suffix(".steps.jpg")) as strip:
             width = strip.width // len(self.steps)
             return strip.crop((k * width, 0, (k + 1) * width, strip.height)).convert("RGB")
 
@@ -250,9 +234,8 @@ def read_result(path):
     recipe, fit, finished = record["recipe"], record["fit"], record["finished"]
     if finished:
         finished = StoredResult(path.with_suffix(".finished.png"), recipe, fit=fit, **finished)
-    strip = path.with_suffix(".steps.jpg") if ".steps.jpg" in record["bytes"] else None
     return StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"], fit,
-                        record["stored_steps"], strip, record["nearest_channel"], finished)
+                        record["stored_steps"], record["nearest_channel"], finished)
 
 
 def read_results(folder):

@@ -48,35 +48,39 @@ def read_hook(model, x, t, context):
     return reach_hook(model, x, t, context)[2]
 
 
-def predict(model, x, t, context, push=None, see=None):
-    """Predict the noise (B, 4, H, W) of x (B, 4, H, W) at time steps t (B,), float32.
+def predict(model, x, t, context, push=None):
+    """Predict the noise (B, 4, H, W) of x (B, 4, H, W) at time steps t (B,), float32; with it return what is read at
+    the hook point, (B, D, h, w). Gradients are recorded up to there only.
 
-    push  {hook point: (B or 1, D)}: added to every position of that hook's output before the net goes on
-    see   is handed what is read at the model's hook point, (B, D, h, w), before anything is added
+    push  (B or 1, D): added to every position of the hook's output, after it was read, before the net goes on
     """
-    passes = model.unet.run(x.to(model.dtype), t, context)
-    before, (name, h) = None, next(passes)
-    while name != "conv_out":
-        if see and name == model.hook_point:
-            see(reading(model.sae, before, h))
-        if push and name in push:
-            h = h + push[name].reshape(-1, h.shape[1], 1, 1)
-        before, (name, h) = h, passes.send(h)
-    return h.float()
+    passes, h, hook = reach_hook(model, x, t, context)
+    with torch.no_grad():
+        if push is not None:
+            h = h + push[:, :, None, None]
+        name = model.hook_point
+        while name != "conv_out":
+            name, h = passes.send(h)
+    return h.float(), hook
 
 
 @torch.no_grad()
 def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, see=None, on_step=None):
     """Sample images' latents: noise (B, 4, H, W), context (B or 1, 77, Dc) -> (B, 4, H, W).
 
-    add      add(t) gives {hook point: (B or 1, D)} to add at time step t, with guidance (1, D) to both halves
+    add      add(t) gives what to add at the hook at time step t, (B or 1, D), with guidance (1, D) to both halves
     see      is handed t and what is read at the hook before anything is added, (B, D, h, w); with guidance (2B, D, h,
              w), first the rows that saw the empty prompt, then those that saw `context`
     on_step  is called at each step as on_step("sampling", step), of which it has timestep, before and noise, the
              latents before it and what is predicted there, (B, 4, H, W) each
     """
     def noise_at(x, now):                       # `now` is a number: to read it off a card would wait for the card
-        net = lambda x, t, c: predict(model, x, t, c, add and add(now), see and (lambda h: see(now, h)))
+        def net(x, t, c):
+            e, hook = predict(model, x, t, c, add and add(now))
+            if see:
+                see(now, hook)
+            return e
+
         e = guided(net, context, null, guidance)(x, now)
         if on_step:
             on_step("sampling", SimpleNamespace(timestep=now, before=x, noise=e))
@@ -88,10 +92,15 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
     return x
 
 
-def steered_prior(model, noise, d, s, sampler="pndm", steps=50, on_step=None):
-    """Sample latents (B, 4, H, W) from `noise` with the empty prompt, while s[:, t] d is added at every time step t.
-
-    d (B, D) directions; s (B, 1001) strengths at t = 0..1000.
-    """
-    push = lambda t: {model.hook_point: s[:, t, None].to(model.dtype) * d.to(model.dtype)}                  # (B, D)
-    return sample(model, noise, model.embed([""]), sampler, steps, add=push, on_step=on_step)
+def steered_prior(model, jobs, noise, config, on_step=None):
+    """Sample latents (B, 4, H, W) from `noise` with the empty prompt, while s_t d of each job is added at time step t;
+    ValueError where no capture says how strong."""
+    if model.capture is None or jobs[0].kind == "direction":
+        raise ValueError(f"--prior steer: no capture says how strong {jobs[0].kind} {jobs[0].target} is; give --prior "
+                         "guided or --prior noise, or run python -m activity capture, which measures features and "
+                         f"channels, --weights {model.folder}")
+    curves = [model.capture.strength(job.kind, job.target, config.steer_steps) for job in jobs]
+    s = config.steer_scale * torch.stack(curves).to(noise)                                      # (B, 1001)
+    d = directions(model, jobs)                                                                 # (B, D)
+    push = lambda t: s[:, t, None].to(model.dtype) * d.to(model.dtype)
+    return sample(model, noise, model.embed([""]), config.prior_sampler, config.prior_steps, add=push, on_step=on_step)

@@ -12,6 +12,7 @@ Dc text width (768). Widths of SD's four levels: 320, 640, 1280, 1280.
 """
 import difflib
 import math
+import re
 from collections import OrderedDict
 from functools import cached_property
 
@@ -143,13 +144,6 @@ class Level(nn.Module):
             self.upsamplers = nn.ModuleList([upsample(c)])
 
 
-class Mid(nn.Module):
-    def __init__(self, c, heads, c_time, c_context, groups):
-        super().__init__()
-        self.resnets = nn.ModuleList(Resnet(c, c, groups, c_time) for _ in range(2))
-        self.attentions = nn.ModuleList([Transformer(c, c_context, heads, groups)])
-
-
 def updates(name):
     """Tell whether a hook point's module adds an update to its input: an attention, whose input `run` yields before."""
     return ".attentions." in name
@@ -175,7 +169,9 @@ class UNet(nn.Module):
             Level((b, c),                       c,   heads, "down", *rest),
             Level((c, d),                       d,   0,     None,   *rest),
         ])
-        self.mid_block = Mid(d, heads, *rest)
+        self.mid_block = nn.ModuleDict({
+            "resnets": nn.ModuleList(Resnet(d, d, norm_num_groups, 4 * a) for _ in range(2)),
+            "attentions": nn.ModuleList([Transformer(d, cross_attention_dim, heads, norm_num_groups)])})
         self.up_blocks = nn.ModuleList([
             #     from below + skip             out  heads  then     [2: an UpBlock2D, three CrossAttnUpBlock2D]
             Level((d + d, d + d, d + c),        d,   0,     "up",   *rest),
@@ -188,15 +184,9 @@ class UNet(nn.Module):
 
     @cached_property
     def hook_points(self):
-        """Names of all attentions, resnets and convolutions between them as they run; but conv_out, the prediction."""
-        levels = [f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4)]
-        names = ["conv_in"]
-        for level in (*levels[:4], "mid_block", *levels[4:]):
-            parts = dict(self.get_submodule(level).named_children())
-            for j in range(len(parts["resnets"])):
-                names += [f"{level}.{part}.{j}" for part in ("resnets", "attentions") if j < len(parts.get(part, ()))]
-            names += [f"{level}.{part}.0.conv" for part in ("downsamplers", "upsamplers") if part in parts]
-        return names
+        """Names of all attentions, resnets and convolutions between them; but conv_out, the prediction."""
+        names = r"conv_in|.*\.(resnets|attentions)\.\d|.*samplers\.0\.conv"
+        return [name for name, _ in self.named_modules() if re.fullmatch(names, name)]
 
     def hook_name(self, name):
         """Return a hook point's name, given with or without `unet.`; ValueError names the nearest."""
@@ -210,22 +200,17 @@ class UNet(nn.Module):
         """D, the number of channels at hook point `name`."""
         return self.get_submodule(self.hook_name(name)).out_channels
 
-    def forward(self, z, t, context, until=None, add=None):
+    def forward(self, z, t, context, until=None):
         """Predict the noise of latents (B, 4, H, W) at time steps t (B,) int64 with text (B, 77, Dc): (B, 4, H, W).
 
         until   a hook point: return its output (B, D, h, w) instead; nothing after it is computed
-        add     {hook point: (B, D) or (D,)}: added to every position of that hook's output before the net goes on
         """
         stop = self.hook_name(until) if until else "conv_out"
-        add = {self.hook_name(name): v for name, v in (add or {}).items()}
         passes = self.run(z, t, context)
         name, h = next(passes)
-        while True:
-            if name in add:
-                h = h + add[name].reshape(-1, h.shape[1], 1, 1)
-            if name == stop:
-                return h
+        while name != stop:
             name, h = passes.send(h)
+        return h
 
     def run(self, z, t, context):
         """The network, a hook point at a time: yields (its name, its output) and goes on with what is sent back."""

@@ -10,7 +10,6 @@ Axes: B images, C channels, H W latent height and width. With n levels the image
 4 for the toy. Every GroupNorm here has eps 1e-6 [3]; the UNet's are 1e-5.
 """
 import io
-import warnings
 
 import numpy as np
 import torch
@@ -67,27 +66,6 @@ def levels(widths, layers, groups, resample):
     return nn.Sequential(*(level(a, b, layers, groups, way) for a, b, way in zip(ins, widths, ways)))
 
 
-def encoder(widths, layers, latent, groups):
-    """Make images in [-1, 1] (B, 3, 8H, 8W) -> mean and log variance of the latent, stacked (B, 2*latent, H, W)."""
-    return chain(conv_in=nn.Conv2d(3, widths[0], 3, padding=1),
-                 down_blocks=levels(widths, layers, groups, "down"),
-                 mid_block=Mid(widths[-1], groups),
-                 conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
-                 act=nn.SiLU(),
-                 conv_out=nn.Conv2d(widths[-1], 2 * latent, 3, padding=1))
-
-
-def decoder(widths, layers, latent, groups):
-    """Make latents (B, latent, H, W) -> images in about [-1, 1] (B, 3, 8H, 8W)."""
-    widths = widths[::-1]
-    return chain(conv_in=nn.Conv2d(latent, widths[0], 3, padding=1),
-                 mid_block=Mid(widths[0], groups),
-                 up_blocks=levels(widths, layers + 1, groups, "up"),        # one resnet a level more than the encoder
-                 conv_norm_out=nn.GroupNorm(groups, widths[-1], eps=EPS),
-                 act=nn.SiLU(),
-                 conv_out=nn.Conv2d(widths[-1], 3, 3, padding=1))
-
-
 class VAE(nn.Module):
     """The autoencoder; argument names are those of `vae/config.json`, defaults are SD 1.x [2].
 
@@ -98,13 +76,21 @@ class VAE(nn.Module):
     def __init__(self, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
                  norm_num_groups=32, scaling_factor=0.18215):
         super().__init__()
-        widths = tuple(block_out_channels)
+        widths, layers, latent, groups = tuple(block_out_channels), layers_per_block, latent_channels, norm_num_groups
+        first, last = widths[0], widths[-1]
         self.scaling_factor = scaling_factor
         self.factor = 2 ** (len(widths) - 1)                    # pixels an edge of one latent position
-        self.encoder = encoder(widths, layers_per_block, latent_channels, norm_num_groups)
-        self.decoder = decoder(widths, layers_per_block, latent_channels, norm_num_groups)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.encoder = chain(                                   # -> mean and log variance of the latent, stacked
+            conv_in=nn.Conv2d(3, first, 3, padding=1), down_blocks=levels(widths, layers, groups, "down"),
+            mid_block=Mid(last, groups), conv_norm_out=nn.GroupNorm(groups, last, eps=EPS), act=nn.SiLU(),
+            conv_out=nn.Conv2d(last, 2 * latent, 3, padding=1))
+        self.decoder = chain(                                   # one resnet a level more than the encoder
+            conv_in=nn.Conv2d(latent, last, 3, padding=1), mid_block=Mid(last, groups),
+            up_blocks=levels(widths[::-1], layers + 1, groups, "up"),
+            conv_norm_out=nn.GroupNorm(groups, first, eps=EPS), act=nn.SiLU(),
+            conv_out=nn.Conv2d(first, 3, 3, padding=1))
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1)
 
     def moments(self, images):
         """Images (B, 3, 8H, 8W) in [0, 1] -> mean and log variance of the unscaled latent, each (B, 4, H, W)."""
@@ -141,10 +127,8 @@ def to_png(image, **text):
 def read_picture(path):
     """Read a picture upright, as RGB with 8 bits a colour; ValueError, one line, where it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # large, but not yet refused
-            with Image.open(path) as image:
-                image = ImageOps.exif_transpose(image)
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):                          # grey with 16 bits, 65535 is white
             image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
         return image.convert("RGB")

@@ -10,18 +10,17 @@ Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.082
 Axes: B jobs, 4 x H x W latents, h x w = S positions at the hook point, D its width, F features.
 """
 import dataclasses
-import difflib
 import math
 import sys
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 
 import torch
 
 from ascent import activation, ascend, readout
-from config import SEEDS, SETTINGS, Job, check_config, configure
+from config import SEEDS, Job, check_config, configure
 from finish import grid, noised, redraw
-from steering import directions, read_hook, steered_prior
+from steering import read_hook, steered_prior
 from vae import fitted, read_picture, to_png
 
 SCORE_DRAWS = 4                                 # fresh noises that a score is averaged over
@@ -43,18 +42,14 @@ class Result:
     scores: dict                    # name -> number or None
     history: dict                   # name -> one number a step
     others: list                    # [[index, activation], ...]: the OTHERS that it excites most beside its target
-    heat: torch.Tensor              # (h, w) activation of the target at each hook position, under the same noises
     nearest_channel: int | None     # the raw channel that the feature's decoder row raises most
-    stored_steps: list = field(default_factory=list)    # after how many steps a picture was kept; 0 is the start
-    frames: list = field(default_factory=list)          # these pictures, as `image`
-    finished: "Result | None" = None                    # what the model made of it
+    frames: dict = field(default_factory=dict)  # steps done -> the picture then, as `image`; 0 is the start
+    finished: "Result | None" = None            # what the model made of it
 
     def _repr_png_(self):
         """Return the finished picture, or the ascent's where there is none, as a notebook shows it."""
         return to_png((self.finished or self).image)
 
-
-# --- jobs -------------------------------------------------------------------------------------------------------------
 
 def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
     """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have.
@@ -62,10 +57,12 @@ def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
     timesteps  numbers and, where a capture says them, "auto" (0 and the peaks of a target's activity) or "active" (0
                and all sampling steps at which it is active); None: the weights' own, or auto
     """
-    check_jobs(model, [Job(kind, target) for target in targets])
     if timesteps is None:
         timesteps = [model.settings.get("timestep", "auto")]
     numbers, words = ([t for t in timesteps if isinstance(t, str) == word] for word in (False, True))
+    check_numbers(model, kind, targets)
+    check_numbers(model, "timestep", numbers)
+    check_numbers(model, "seed", seeds)
     if words and model.capture is None:
         raise ValueError(f"--timestep {words[0]}: {model.folder} has no capture, which says when a feature is active; "
                          f"give a number, or run python -m activity capture --weights {model.folder}")
@@ -73,31 +70,29 @@ def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
     for target in targets:
         active = sorted(t for word in words for t in model.capture.timesteps(kind, target, word))
         jobs |= dict.fromkeys(Job(kind, target, t, seed) for t in [*numbers, *active] for seed in seeds)
-    check_jobs(model, list(jobs))
+    if not jobs:
+        raise ValueError(f"there is no {kind} to visualise")
     return list(jobs)
 
 
-def check_jobs(model, jobs):
-    """Raise ValueError for a feature, channel, direction, time step or seed that the model does not have."""
-    if len({job.kind for job in jobs}) != 1:
-        raise ValueError("jobs must be all features, all channels or all directions, and at least one")
-    kind, limits = jobs[0].kind, {"timestep": len(model.schedule), "seed": 2 ** 62}
-    if kind == "feature":
+def check_numbers(model, name, values):
+    """Raise ValueError for a feature, channel, time step or seed that the model does not have, and for a direction that
+    is no vector (D,); `name` is one of them."""
+    width = model.unet.width(model.hook_point)
+    if name == "direction":
+        for value in values:
+            if model.directions[value].shape != (width,):
+                raise ValueError(f"--direction {value} has shape {list(model.directions[value].shape)}, expected "
+                                 f"[{width}], the channels of {model.hook_point}")
+        return
+    if name == "feature":
         model.require("sae")
-        limits["feature"] = model.sae.features
-    elif kind == "channel":
-        limits["channel"] = model.unet.width(model.hook_point)
-    elif unknown := [job.target for job in jobs if job.target not in model.directions]:
-        raise ValueError(f"--direction has no vector {unknown[0]!r}; there are {', '.join(model.directions)}")
-    for job in jobs:
-        for name, limit in limits.items():
-            value = getattr(job, name, job.target)              # a target goes by its kind
-            if type(value) is not int or not 0 <= value < limit:
-                raise ValueError(f"--{name} {value} is out of range: {model.folder} has {limit} {name}s, "
-                                 f"0..{limit - 1}")
+    limit = {"feature": model.sae and model.sae.features, "channel": width, "timestep": len(model.schedule),
+             "seed": 2 ** 62}[name]
+    for value in values:
+        if type(value) is not int or not 0 <= value < limit:
+            raise ValueError(f"--{name} {value} is out of range: {model.folder} has {limit} {name}s, 0..{limit - 1}")
 
-
-# --- start ------------------------------------------------------------------------------------------------------------
 
 def start(model, jobs, config, on_step=None):
     """Return (a generator for each job, their starting latents (B, 4, H, W)), by --prior: noise from the job's seed,
@@ -105,7 +100,7 @@ def start(model, jobs, config, on_step=None):
     generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
     z = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
     if config.prior == "steer":
-        z = steer(model, jobs, z, config, on_step)
+        z = steered_prior(model, jobs, z, config, on_step)
     elif config.prior == "guided":
         times = grid(len(model.schedule) - 1, config.prior_steps)
         z, _ = follow("sampling", redraw(model, jobs, z, times, config), on_step)
@@ -115,62 +110,42 @@ def start(model, jobs, config, on_step=None):
     return generators, z
 
 
-def steer(model, jobs, noise, config, on_step=None):
-    """Sample from noise (B, 4, H, W) while each job's target is pushed up: latents (B, 4, H, W)."""
-    if model.capture is None or jobs[0].kind == "direction":
-        raise ValueError(f"--prior steer: no capture says how strong {jobs[0].kind} {jobs[0].target} is; give --prior "
-                         "guided or --prior noise, or run python -m activity capture, which measures features and "
-                         f"channels, --weights {model.folder}")
-    curves = [model.capture.strength(job.kind, job.target, config.steer_steps) for job in jobs]
-    curves = config.steer_scale * torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in curves]).to(noise)
-    d = directions(model, jobs)                                                                 # (B, D)
-    return steered_prior(model, noise, d, curves, config.prior_sampler, config.prior_steps, on_step)
-
-
-def share_starts(model, jobs, config, size, on_step=None):
-    """Return a function that gives `start` of some of these jobs. A steered or guided sample depends on target and seed
-    alone, so it is made once for all time steps, in groups of `size` that follow from the whole list."""
-    if config.prior not in ("steer", "guided"):
-        return lambda batch: start(model, batch, config)
+def share_starts(model, jobs, config, on_step=None):
+    """Return a function of some of these jobs and a size that gives their `start`. It depends on target and seed alone,
+    so it is made once for all time steps, in groups of `size` that follow from the whole list."""
     members = {(job.target, job.seed): job for job in jobs}     # whichever its time step
-    keys, noise = list(members), dataclasses.replace(config, prior="noise")
+    places, members = {key: i for i, key in enumerate(members)}, list(members.values())
 
-    @cache
-    def sample(group):
-        some = [members[key] for key in keys[group * size:(group + 1) * size]]
-        return start(model, some, config, on_step)[1]                                           # (size, 4, H, W)
+    @lru_cache(64)
+    def sample(first, size):
+        return start(model, members[first:first + size], config, on_step)[1]                    # (size, 4, H, W)
 
-    def begin(batch):
-        places = [divmod(keys.index((job.target, job.seed)), size) for job in batch]
-        return start(model, batch, noise)[0], torch.stack([sample(group)[row] for group, row in places])
+    def begin(batch, size):
+        at = [places[job.target, job.seed] for job in batch]
+        generators, _ = start(model, batch, dataclasses.replace(config, prior="noise"))
+        return generators, torch.stack([sample(i - i % size, size)[i % size] for i in at])
     return begin
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
-
 @torch.no_grad()
 def measure(model, z, jobs, config, noise=True):
-    """Measure activations at latents z (B, 4, H, W): of the jobs' targets the mean (B,), of all features or channels
-    (B, F or D), and the targets' at each position (B, h, w).
+    """Measure mean activations at latents z (B, 4, H, W): of the jobs' targets (B,), of all features or channels
+    (B, F or D).
 
     With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so two latents of a job compare.
     """
     context = model.embed([config.prompt]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
     generators = [torch.Generator().manual_seed(SCORE_SEED ^ job.seed) for job in jobs]
-    kind, draws, own, everything, heat = jobs[0].kind, SCORE_DRAWS if noise else 1, 0, 0, 0
+    kind, draws, own, everything = jobs[0].kind, SCORE_DRAWS if noise else 1, 0, 0
     for _ in range(draws):
         eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
         x = model.schedule.add_noise(z, eps, t) if noise else z
         hook = read_hook(model, x, t, context).float()                                          # (B, D, h, w)
-        values = readout(model, hook, jobs)                                                     # (B, S)
-        at = values if config.position is None else readout(model, hook, jobs, config.position)
-        own = own + activation(at, kind) / draws
-        values = values.relu() if kind == "feature" else values
-        heat = heat + values.unflatten(1, hook.shape[2:]) / draws
+        own = own + activation(readout(model, hook, jobs, config.position), kind) / draws
         h = hook.flatten(2).transpose(1, 2)                                                     # (B, S, D)
         everything = everything + (model.sae.pre_acts(h) if kind == "feature" else h).mean(dim=1) / draws
-    return own, everything, heat
+    return own, everything
 
 
 @torch.no_grad()
@@ -181,7 +156,7 @@ def assess(model, z, jobs, first, config, history):
     history  {name: (steps, B)} of the steps that led here, as `follow` gives them
     """
     images = model.decode(z)
-    own, everything, heat = measure(model, z, jobs, config)
+    own, everything = measure(model, z, jobs, config)
     clean = measure(model, z, jobs, config, noise=False)[0]
     again = measure(model, model.encode(images), jobs, config)[0]
     results = []
@@ -201,7 +176,7 @@ def assess(model, z, jobs, first, config, history):
         nearest = model.sae.W_dec[job.target].argmax().item() if job.kind == "feature" else None
         results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"],
                               judge_result(scores, all(alive), sum(alive)), scores, curves,
-                              list(map(list, strongest)), heat[i].cpu(), nearest))
+                              list(map(list, strongest)), nearest))
     return results
 
 
@@ -229,8 +204,6 @@ def judge_result(scores, alive, stopped):
         return "raised"
     return "excited"
 
-
-# --- one batch --------------------------------------------------------------------------------------------------------
 
 def kept_steps(num_steps, frames):
     """List after how many steps a picture is kept: evenly, `frames` of them at most, with start and end."""
@@ -267,10 +240,10 @@ def run(model, jobs, config, begin=None, frames=0, on_step=None):
     z, history = follow("ascent", ascend(model, jobs, config, begin), on_step, stored)
     results = assess(model, z, jobs, first, config, history)
     with torch.no_grad():
-        course = [model.decode(at).cpu() for at in stored.values()]
+        course = {done: model.decode(at).cpu() for done, at in stored.items()}
     finished = finish(model, jobs, z, first, config, on_step) if config.finish else [None] * len(jobs)
     for i, result in enumerate(results):
-        result.stored_steps, result.frames = list(stored), [pictures[i] for pictures in course]
+        result.frames = {done: pictures[i] for done, pictures in course.items()}
         result.finished = finished[i]
     return results
 
@@ -300,8 +273,6 @@ def course_lengths(config):
             "finish": config.finish * len(config.finish_times) * config.finish_steps}
 
 
-# --- many batches -----------------------------------------------------------------------------------------------------
-
 def batch_rows(model, jobs, config):
     """Return how many jobs go together where nobody says it.
 
@@ -327,16 +298,15 @@ def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=
     wanted      jobs whose results are needed: batches without one are skipped; None: all
     Where memory runs out the batch is halved and computed again, with the same random numbers, and one line says so.
     """
-    check_jobs(model, jobs)
     if config.position:                         # outside the grid: refused before anything is sampled
         measure(model, torch.zeros(1, *model.latent_shape, device=model.device), jobs[:1], config, noise=False)
     size, done = batch_size or batch_rows(model, jobs, config), 0
-    starts = share_starts(model, jobs, config, size, on_step)
+    starts = share_starts(model, jobs, config, on_step)
     while done < len(jobs):
         batch = jobs[done:done + size]
         if wanted is None or not wanted.isdisjoint(batch):
             try:
-                results = run(model, batch, config, starts(batch), frames, on_step)
+                results = run(model, batch, config, starts(batch, size), frames, on_step)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -345,7 +315,6 @@ def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=
                 size = size // 2
                 torch.cuda.empty_cache()
                 print(f"memory ran out: {size} jobs at a time (--batch-size)", file=sys.stderr)
-                starts = share_starts(model, jobs, config, size, on_step)
                 continue
             yield results
         done += len(batch)
@@ -358,26 +327,17 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
     features, channels  lists of numbers; directions  {name: vector (D,)}; one of the three
     timesteps           numbers, "auto", "active"; None: the weights' own, or 0 and the peaks of the target's activity
     preset              sae, raw, none or quick; settings  any field of config.Config by its name
-    Raises ValueError for what the model does not have, and for a setting that does not exist or is out of range.
+    Raises ValueError for what the model does not have and for a setting out of range, TypeError for one that does not
+    exist.
     """
     every = {"feature": features, "channel": channels, "direction": directions}
     given = [(kind, targets) for kind, targets in every.items() if targets is not None]
     if len(given) != 1:
         raise ValueError("give features=, channels= or directions=, one of the three")
-    if unknown := settings.keys() - SETTINGS.keys():
-        name = min(unknown)
-        near = ", ".join(difflib.get_close_matches(name, SETTINGS, n=3, cutoff=0.0))
-        raise ValueError(f"{name} is no setting; nearest: {near}")
-    if batch_size is not None and batch_size < 1 or not 0 <= frames <= 50:
-        raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
-    ((kind, targets),), width = given, model.unet.width(model.hook_point)
+    ((kind, targets),) = given
     if kind == "direction":
         model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
                             for name, w in directions.items()}
-        for name, w in model.directions.items():
-            if w.shape != (width,):
-                raise ValueError(f"directions: {name} has shape {list(w.shape)}, expected [{width}], the channels of "
-                                 f"{model.hook_point}")
     config = configure(model.settings, preset, kind, **settings)
     check_config(config, min(model.latent_shape[1:]), len(model.schedule))
     some = lambda value: [value] if isinstance(value, (int, str)) else value

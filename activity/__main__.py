@@ -16,7 +16,7 @@ from results import file_name, folder_of, read_results, write
 from steering import directions
 from steering import sample as steered_sample
 from vae import to_png
-from visualize import check_jobs
+from visualize import check_numbers
 from weights.fetch import choose_weights
 from weights.load import load
 
@@ -32,7 +32,7 @@ def record(model, args):
 def describe(model, args):
     """Print what is known of features; `analyse` also writes it to activity.json, for their pages."""
     kind, wanted = args.kind, args.targets or [model.settings.get("feature", 0)]
-    check_jobs(model, [Job(kind, n) for n in wanted])
+    check_numbers(model, kind, wanted)
     attach(model, args.out)
     for n in wanted:
         folder = folder_of(args.out, model.name, model.hook_point, kind, n)
@@ -61,11 +61,11 @@ def sample(model, args):
     settings, kind, adds = configure(model, **args.settings), "feature" if model.sae else "channel", [None]
     if args.steer:
         jobs = [Job(kind, n) for n, _ in args.steer]
-        check_jobs(model, jobs)
+        check_numbers(model, kind, [job.target for job in jobs])
         known = find_capture(model, args.out) or probe(model, args.out)
         s = torch.stack([scale * known.strength(kind, n) for n, scale in args.steer], dim=1)                # (1001, J)
         push = (s.to(model.device) @ directions(model, jobs)).to(model.dtype)                   # (1001, D)
-        adds.append(lambda t: {model.hook_point: push[t][None]})
+        adds.append(lambda t: push[t][None])
     name = "_".join(["-".join(args.prompt.lower().split()), *(f"{kind[0]}{n}={scale:g}" for n, scale in args.steer)])
     context, sampling = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
     for seed in args.seed:

@@ -25,9 +25,10 @@ import regularizers as reg
 from ascent import activation, ascend, draw
 from clip import TextEncoder, Tokenizer
 from config import HOOK_POINT, Job, configure
-from finish import look, redraw
+from finish import redraw
 from sae import SAE
 from schedule import Schedule
+from steering import predict as predict_noise
 from steering import read_hook
 from unet import UNet
 from vae import VAE
@@ -233,7 +234,8 @@ def predict(dtype, batch):
     again = dtype == torch.float16              # the gradient may be taken again, see ascent.gradient_of
     work = {"ascent": lambda: read_hook(model, z.clone().requires_grad_(True), t, context).sum().backward(
                 retain_graph=again),
-            "finish": lambda: look(model, z, t, context)[1].sum().backward(retain_graph=again),
+            "finish": lambda: predict_noise(model, z.clone().requires_grad_(True), t, context)[1].sum().backward(
+                retain_graph=again),
             "decode": lambda: model.vae.decode(z[:1])}          # a row at a time, in float32
     for phase, run in work.items():
         with patch.object(F, "scaled_dot_product_attention", Fused.apply), Live(nets) as live:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from clip import EPS, Embedding, Encoder, TextEncoder
+from clip import EPS, TextEncoder, embedding, encoder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)      # of R, G, B in [0, 1] [3]
 LOGIT_SCALE = 2.6592                                            # ln(1 / 0.07), where training began [1, 3]
@@ -44,7 +44,7 @@ class VisionEmbeddings(nn.Module):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(c))
         self.patch_embedding = nn.Conv2d(3, c, patch_size, stride=patch_size, bias=False)
-        self.position_embedding = Embedding(1 + (image_size // patch_size) ** 2, c)
+        self.position_embedding = embedding(1 + (image_size // patch_size) ** 2, c)
 
     def forward(self, pixels):                                                                  # (B, 3, S, S)
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)                       # (B, P, C)
@@ -63,7 +63,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.embeddings = VisionEmbeddings(image_size, patch_size, hidden_size)
         self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=EPS)
-        self.encoder = Encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, causal=False)
+        self.encoder = encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, causal=False)
         self.post_layernorm = nn.LayerNorm(hidden_size, eps=EPS)
 
     def forward(self, pixels):

@@ -44,25 +44,19 @@ def result(folder, t=300, seed=1, verdict="excited", finished=None, differs=None
               "torch": "2.0"}
     record = {"recipe": recipe, "verdict": verdict, "scores": scores, "others": [[7, 0.5], [9, 0.25]], "fit": "",
               "nearest_channel": 5, "stored_steps": [0, 1, 2], "finished": None}
-    curves = {"ascent": {"history": {"activation": [0.1, 0.75], "moment": [0.5, 0.25]},
-                         "heat": [[0.0, 1.0], [2.0, 0.5]]}, "finished": None}
+    curves = {"ascent": {"history": {"activation": [0.1, 0.75], "moment": [0.5, 0.25]}}, "finished": None}
     files = {".png": png or picture(t + seed), ".steps.jpg": jpeg(*(picture(10 * seed + k) for k in range(3)))}
     if finished:
         half = scores | {"activation": scores["activation"] / 2, "activation_reencoded": scores["activation"] / 4,
                          "rank": 2}
         record["finished"] = {"verdict": finished, "scores": half, "others": [[8, 0.125]]}
-        curves["finished"] = {"history": {"activation": [0.25, 0.5]}, "heat": [[1.0, 0.0], [0.0, 0.5]]}
+        curves["finished"] = {"history": {"activation": [0.25, 0.5]}}
         files[".finished.png"] = png or picture(1000 + t + seed)
     record["sha256"] = record["bytes"] = dict.fromkeys(files, "")
     files |= {".curves.json": json.dumps(curves).encode(), ".json": json.dumps(record).encode()}
     for suffix, data in files.items():
         write(path.with_suffix(suffix), data)
     return path.with_suffix(".json")
-
-
-def change(path, **entries):
-    """Replace entries of a record."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def activity(folder, peaks=(300,), concept=("Tree",), prompts=("A Tree image", "A Tree photo"), top=4):

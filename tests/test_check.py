@@ -91,16 +91,14 @@ def test_what_an_sae_of_the_update_reads(tmp_path):
     folder = write_model(tmp_path / "update", sae=dict(k=8, reads="update"), activity=None)
     model = load(folder, "cpu")
     save_file(trained(activations(model, update=True)), folder / PATHS["sae"][1])
-    model, caught, seen = load(folder, "cpu"), [], []
+    model, caught = load(folder, "cpu"), []
     model.unet.get_submodule(HOOK).register_forward_hook(lambda _, args, out: caught.append((args[0], out)))
     x, t, context = randn(2, 4, 8, 8, seed=1), torch.tensor([300, 20]), model.embed(["", "a"])
     h = read_hook(model, x, t, context)
     before, output = caught[0]
     assert torch.equal(h, output - before) and not torch.allclose(h, output)
-    push = {HOOK: torch.ones(2, 32)}
-    plain, pushed = predict(model, x, t, context, see=seen.append), predict(model, x, t, context, push, see=seen.append)
-    assert torch.equal(seen[0], h) and torch.equal(seen[1], h) and not torch.allclose(plain, pushed)
-    assert torch.equal(model.unet(x, t, context, until=HOOK, add=push), output + 1)
+    (plain, seen), (pushed, still) = (predict(model, x, t, context, push) for push in (None, torch.ones(2, 32)))
+    assert torch.equal(seen, h) and torch.equal(still, h) and not torch.allclose(plain, pushed)
     assert check.verdict(model.sae, check.fit(model)) == ""
     edit_json(folder / PATHS["sae"][0], reads="output")
     wrong = load(folder, "cpu")

@@ -155,7 +155,7 @@ def test_a_direction_from_a_file_is_kept_under_its_name(weights, tmp_path, out, 
     assert "1 of 2 results are there already" in capsys.readouterr().err
     save_file(vectors | {"cat": torch.ones(32)}, file)          # another vector under the same name
     assert run(*command, "cat", *QUICK_START) == 0
-    assert "1 results were made with other weights and are computed again" in capsys.readouterr().err
+    assert "1 results were made with other weights or other code and are computed again" in capsys.readouterr().err
     refused(capsys, run(*command, "cow"), "holds no 'cow'; there are cat, dog")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (                                      # from the bottom up: files of the root, then rooms
-    "config", "regularizers schedule", "unet clip sae", "vae", "steering", "ascent", "finish", "visualize results",
+    "config", "regularizers schedule", "unet sae", "clip vae", "steering", "ascent", "finish", "visualize results",
     "command", "weights", "activity", "dictionary", "legibility", "audio", "pages", "featviz", "toyworld", "bench",
     "course")
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names.split()}

@@ -1,9 +1,12 @@
 """UNet, VAE and SAE without the official libraries: their recorded outputs, the published sizes, the doors of each."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from sae import SAE
+from steering import predict
 from tests.seeded import (FIXTURES, HOOK, TOY, TOY_HOOKS, compare, filled, fingerprint, on_meta, randn, relative_error,
                           shapes, stored, toy_outputs, unet_inputs, vae_inputs)
 from unet import EPS, TRANSFORMER_EPS, Transformer, time_embedding
@@ -102,9 +105,9 @@ SOME_HOOKS = ("conv_in", "down_blocks.0.resnets.1", "down_blocks.1.downsamplers.
 
 
 def test_hook_points(unet, full):
-    """Every attention, resnet and convolution between them, in running order, with their widths."""
+    """Every attention, resnet and convolution between them, with their widths."""
     names, *_ = full
-    assert unet.hook_points == [name for name in names if name in set(unet.hook_points)]
+    assert set(unet.hook_points) < set(names)
     assert {place: sum(place in name for name in unet.hook_points) for place in PLACES} == PLACES
     assert len(unet.hook_points) == sum(PLACES.values()) and on_meta("unet").hook_points == unet.hook_points
     assert [unet.width(name) for name in TOY_HOOKS] == [64, 112, 112, 32]
@@ -113,8 +116,8 @@ def test_hook_points(unet, full):
 
 @pytest.mark.parametrize("hook", SOME_HOOKS)
 def test_stops_and_adds_at_the_hook(unet, full, hook):
-    """The last module that runs is the hook point or holds it, and the output is the one that a full run has there. An
-    addition is what a forward hook adds to the output there."""
+    """The last module that runs is the hook point or holds it, and the output is the one that a full run has there.
+    What is pushed there is what a forward hook adds to the output, and is not in what is read."""
     whole, outputs, plain = full
     names, y = ran(unet, until=hook)
     last = hook.removesuffix(".conv")                           # down- and upsamplers end with their convolution
@@ -124,36 +127,25 @@ def test_stops_and_adds_at_the_hook(unet, full, hook):
     handle = unet.get_submodule(hook).register_forward_hook(lambda module, args, y: y + v[:, :, None, None])
     expected = unet(*SMALL)
     handle.remove()
-    steered = unet(*SMALL, add={hook: v})
-    assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3
+    model = SimpleNamespace(unet=unet, hook_point=hook, sae=None, dtype=torch.float32)
+    steered, read = predict(model, *SMALL, v)
+    assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3 and torch.equal(read, y)
 
 
 @pytest.mark.parametrize("wrong, near", (
     ("up_blocks.1.attention.1", HOOK), ("unet.up_blocks.1.attentions.7", "up_blocks.1.attentions."),
     ("mid_block", "mid_block."), ("conv_out", "conv_in")))
 def test_unknown_hook_point(unet, wrong, near):
-    """ValueError that names what was asked for and the nearest that exist, for both ways to name one."""
-    for kwargs in (dict(until=wrong), dict(add={wrong: torch.ones(112)})):
-        with pytest.raises(ValueError, match=f"{wrong}.*nearest: .*{near}"):
-            unet(*SMALL, **kwargs)
-
-
-def test_add_at_several_hooks_and_stop(unet):
-    """An addition is in the output of its own hook point, and in all that follow."""
-    v, first, second = randn(112, seed=8), "mid_block.attentions.0", HOOK
-    z, t, context = unet_inputs()
-    plain = unet(z, t, context, until=second)
-    assert torch.allclose(unet(z, t, context, until="unet." + second, add={"unet." + second: v}),
-                          plain + v[:, None, None])             # as it is called in a pipeline
-    both = unet(z, t, context, until=second, add={first: v, second: v})
-    assert torch.allclose(both, unet(z, t, context, until=second, add={first: v}) + v[:, None, None])
-    assert relative_error(both, plain + v[:, None, None]) > 1e-3
+    """ValueError that names what was asked for and the nearest that exist; `unet.` in front is the same place."""
+    with pytest.raises(ValueError, match=f"{wrong}.*nearest: .*{near}"):
+        unet(*SMALL, until=wrong)
+    assert torch.equal(unet(*SMALL, until=f"unet.{HOOK}"), unet(*SMALL, until=HOOK))
 
 
 def test_inputs_are_left_as_they_were(unet):
-    inputs, v = unet_inputs(size=8), torch.ones(112)
-    unet(*inputs, until=HOOK, add={HOOK: v})
-    assert all(map(torch.equal, (*inputs, v), (*SMALL, torch.ones(112))))
+    inputs = unet_inputs(size=8)
+    unet(*inputs, until=HOOK)
+    assert all(map(torch.equal, inputs, SMALL))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import regularizers as reg
 from ascent import ascend, draw, gradient_of
 from config import Config, Job
 from schedule import ddim, guided
-from steering import directions, sample, steered_prior
+from steering import directions, predict, sample, steered_prior
 from tests.linear import BARE, D, EDGE, JOBS, Linear, begin, change, close, generator, roots
 from tests.seeded import randn
 from visualize import start
@@ -333,7 +333,8 @@ def test_no_step_waits_for_the_device():
         x.isfinite().all().item()
     assert len(list(ascend(model, JOBS, config, (begin(JOBS)[0], x)))) == 2
     assert len(list(finish.redraw(model, JOBS, finish.noised(model, JOBS, x, 600), [600, 300], config))) == 2
-    assert steered_prior(model, x, directions(model, JOBS), torch.empty(2, 1001, device="meta"), "pndm", 3).is_meta
+    model.capture.strength = lambda kind, target, when: torch.empty(1001, device="meta")
+    assert steered_prior(model, JOBS, x, Config(prior_steps=3)).is_meta
 
 
 # --- the finish -------------------------------------------------------------------------------------------------------
@@ -407,15 +408,16 @@ def by_hand(model, x, push, steps=4):
 def test_a_direction_is_added_as_strongly_as_the_curve_says(model):
     """h + s_t d, each row with its own curve and direction."""
     noise, s = randn(2, *model.latent_shape, seed=1), randn(2, 1001, seed=2)
+    model.capture.strength = lambda kind, target, when: s[[2, 5].index(target)]
     d = directions(model, JOBS)
     assert torch.equal(d, model.sae.W_dec[[2, 5]])
     assert directions(model, [Job("channel", 2), Job("channel", 0)]).tolist() == [[0, 0, 1], [1, 0, 0]]
     model.directions = {"a": torch.ones(D), "b": torch.arange(3.0)}
     assert directions(model, [Job("direction", "b"), Job("direction", "a")]).tolist() == [[0, 1, 2], [1, 1, 1]]
-    ours = steered_prior(model, noise, d, s, "ddim", 4)
+    ours, pndm = (steered_prior(model, JOBS, noise, change(steer_scale=1.0, prior_steps=4, prior_sampler=sampler))
+                  for sampler in ("ddim", "pndm"))
     assert close(ours, by_hand(model, noise, lambda t: s[:, t, None] * d), 1e-4)
-    assert (ours - by_hand(model, noise, lambda t: 0 * d)).abs().max() > 0.1
-    assert not torch.equal(ours, steered_prior(model, noise, d, s, "pndm", 4))
+    assert (ours - by_hand(model, noise, lambda t: 0 * d)).abs().max() > 0.1 and not torch.equal(ours, pndm)
 
 
 def test_a_steered_start_takes_scale_curve_sampler_and_steps_from_the_settings(model):
@@ -433,11 +435,11 @@ def test_a_steered_start_takes_scale_curve_sampler_and_steps_from_the_settings(m
 def test_what_is_seen_while_sampling(model):
     """The hook's output before anything is added; with guidance first that of the empty prompt."""
     noise, seen, push = randn(2, *model.latent_shape, seed=1), {}, torch.ones(1, D)
-    context, add = model.embed(["four"]), lambda t: {"hook": push}
-    out = sample(model, noise, context, "ddim", 4, 3.0, add, lambda t, h: seen.setdefault(t, h))
+    context = model.embed(["four"])
+    out = sample(model, noise, context, "ddim", 4, 3.0, lambda t: push, lambda t, h: seen.setdefault(t, h))
     assert list(seen) == [751, 501, 251, 1] and seen[751].shape == (4, D, EDGE, EDGE)
     plain = torch.einsum("dc,bcyx->bdyx", model.unet.hook.weight, noise) + 0.751
     assert close(seen[751], torch.cat([plain, plain + 4]), 1e-4)
-    net = lambda x, t, c: model.unet(x, t, c, add={"hook": push})
+    net = lambda x, t, c: predict(model, x, t, c, push)[0]
     *_, (_, expected) = ddim(model.schedule, guided(net, context, model.embed([""]), 3.0), noise, 4)
     assert close(out, expected, 1e-4)

@@ -14,8 +14,8 @@ from finish import FINISH_SEED, grid, noised, redraw
 from pages import trace
 from tests.linear import BARE, D, FEATURES, JOBS, Linear, begin, change, close, generator, roots
 from tests.seeded import randn
-from visualize import (SCORE_SEED, check_jobs, judge_result, kept_steps, list_jobs, measure, run, share_starts, start,
-                       stream, visualize)
+from visualize import (SCORE_SEED, judge_result, kept_steps, list_jobs, measure, run, share_starts, start, stream,
+                       visualize)
 
 FINISHED = change(finish=True, finish_steps=3, finish_scale=0.4)
 
@@ -30,13 +30,11 @@ def results_of(*given, **more):
 
 
 def score(model, z, job, noise=True):
-    """Score a latent by the definition: of each feature the mean over pixels and four noises, and where it is active.
-    """
+    """Score a latent by the definition: of each feature the mean over pixels and four noises."""
     g, (signal, spread) = generator(0x3C91B7E5 ^ job.seed), roots(model, job.timestep)
     seen = [signal * z + spread * torch.randn(z.shape, generator=g) for _ in range(4)] if noise else [z]
-    where = torch.stack([torch.stack([model.values(x, job.timestep, f).relu() for x in seen]).mean(0)
-                         for f in range(FEATURES)])             # (F, 16, 16)
-    return where.mean((1, 2)), where
+    return torch.stack([torch.stack([model.values(x, job.timestep, f).relu() for x in seen]).mean()
+                        for f in range(FEATURES)])
 
 
 def test_scores_are_those_of_the_definition(model):
@@ -46,8 +44,8 @@ def test_scores_are_those_of_the_definition(model):
     results, steps = run(model, JOBS, config), list(ascend(model, JOBS, config, begin(JOBS)))
     for i, (job, result) in enumerate(zip(JOBS, results)):
         z, scores = steps[-1].after[i], result.scores
-        everything, where = score(model, z, job)
-        by_definition = lambda z, noise=True: pytest.approx(score(model, z, job, noise)[0][job.target].item(), rel=1e-4)
+        everything = score(model, z, job)
+        by_definition = lambda z, noise=True: pytest.approx(score(model, z, job, noise)[job.target].item(), rel=1e-4)
         assert torch.equal(result.latent, z) and torch.equal(result.image, model.decode(z[None])[0])
         assert result.activation == scores["activation"] == by_definition(z)
         assert scores["activation_start"] == by_definition(steps[0].before[i])
@@ -57,7 +55,6 @@ def test_scores_are_those_of_the_definition(model):
         assert scores["rank"] == 1 + order.index(job.target)
         assert [k for k, _ in result.others] == [k for k in order if k != job.target][:10]
         assert dict(result.others) == pytest.approx({k: everything[k].item() for k, _ in result.others}, rel=1e-4)
-        assert close(result.heat, where[job.target], 1e-4)
         assert scores["dataset_largest"] is None
         assert result.nearest_channel == max(range(D), key=lambda d: model.sae.W_dec[job.target, d].item())
         curves = result.history
@@ -85,8 +82,8 @@ def test_scores_have_noise_of_their_own(model):
     model.directions = {"a": torch.tensor([0.0, 1.0, 0.0])}
     h = model.unet(z, torch.tensor([0]), model.embed(["four"]), until="hook")
     for kind, target in (("channel", 1), ("direction", "a")):
-        own, everything, heat = measure(model, z, [Job(kind, target)], change(prompt="four"), noise=False)
-        assert close(everything, h.mean((2, 3))) and close(own, h[:, 1].mean((1, 2))) and close(heat, h[:, 1])
+        own, everything = measure(model, z, [Job(kind, target)], change(prompt="four"), noise=False)
+        assert close(everything, h.mean((2, 3))) and close(own, h[:, 1].mean((1, 2)))
 
 
 GOOD = {"activation": 1.0, "activation_start": 0.5, "activation_reencoded": 0.8, "rank": 1, "dataset_largest": None}
@@ -138,7 +135,7 @@ def test_a_finished_result(model):
     z = torch.stack([r.latent for r in results])
     *_, step = redraw(model, JOBS, noised(model, JOBS, z, 600), grid(600, 3), FINISHED)
     for r, latent in zip(results, step.after):
-        last, own = r.finished, score(model, latent, r.job)[0][r.job.target].item()
+        last, own = r.finished, score(model, latent, r.job)[r.job.target].item()
         assert torch.equal(last.latent, latent) and torch.equal(last.image, model.decode(latent[None])[0])
         assert last.activation == pytest.approx(own, rel=1e-4)
         assert (last.scores["finish_scale"], last.scores["finish_from"]) == (0.4, 600)
@@ -190,8 +187,8 @@ def test_pictures_of_the_course_are_those_of_the_steps(model):
     config = change(num_steps=6)
     result, plain = run(model, JOBS[:1], config, frames=3)[0], run(model, JOBS[:1], config)[0]
     steps = list(ascend(model, JOBS[:1], config, begin(JOBS[:1])))
-    assert result.stored_steps == [0, 3, 6] and plain.stored_steps == [] == plain.frames
-    for frame, z in zip(result.frames, (steps[0].before, steps[2].after, steps[-1].after), strict=True):
+    assert list(result.frames) == [0, 3, 6] and plain.frames == {}
+    for frame, z in zip(result.frames.values(), (steps[0].before, steps[2].after, steps[-1].after), strict=True):
         assert torch.equal(frame, model.decode(z)[0])
     assert torch.equal(result.latent, plain.latent) and result.scores == plain.scores
 
@@ -214,19 +211,19 @@ def test_a_sample_is_made_once_in_groups_that_follow_from_the_list(model, prior,
     monkeypatch.setattr(course, "start", lambda model, jobs, config, *rest: sizes.append(
         (config.prior, [(job.target, job.seed) for job in jobs])) or real(model, jobs, config, *rest))
     config = change(prior=prior, prior_steps=2)
-    starts, resumed = (share_starts(model, MANY, config, 4) for _ in range(2))
-    begun = [starts(MANY[i:i + 4]) for i in range(0, 18, 4)]
+    starts, resumed = (share_starts(model, MANY, config) for _ in range(2))
+    begun = [starts(MANY[i:i + 4], 4) for i in range(0, 18, 4)]
     assert [keys for used, keys in sizes if used == prior] == [[(2, 1), (2, 2), (5, 1), (5, 2)], [(7, 1), (7, 2)]]
     latents = torch.cat([z for _, z in begun])
     for i in left:
-        generators, z = resumed(MANY[i:i + 1])
+        generators, z = resumed(MANY[i:i + 1], 4)
         same_generator = begun[i // 4][0][i % 4]
         assert torch.equal(z[0], latents[i]) and torch.equal(generators[0].get_state(), same_generator.get_state())
     g = generator(MANY[5].seed)
     torch.randn(model.latent_shape, generator=g)
     assert torch.equal(begun[1][0][1].get_state(), g.get_state())
     assert close(latents[3], real(model, MANY[3:4], config)[1][0], 1e-4)
-    assert close(share_starts(model, MANY, BARE, 4)(MANY[:2])[1], begin(MANY[:2])[1])
+    assert close(share_starts(model, MANY, BARE)(MANY[:2], 4)[1], begin(MANY[:2])[1])
 
 
 def test_without_a_capture_a_steered_start_says_what_to_do(model):
@@ -279,19 +276,6 @@ def test_where_memory_runs_out_the_batch_is_halved_and_begins_again(model, capsy
     assert capsys.readouterr().err.count("\n") == 2             # 4, 2, 1
 
 
-def test_which_jobs_go_together(model):
-    """Any of a kind, up to the largest numbers; not none and not two kinds."""
-    model.directions = {"a": torch.ones(D)}
-    for good in ([Job("feature", FEATURES - 1, 999, 2 ** 62 - 1), Job("feature", 0, seed=0)], [Job("channel", D - 1)],
-                 [Job("direction", "a")]):
-        check_jobs(model, good)
-    for wrong in ([], [Job("feature", 0), Job("channel", 0)]):
-        with pytest.raises(ValueError, match="all features, all channels or all directions"):
-            check_jobs(model, wrong)
-    with pytest.raises(ValueError, match="no vector 'b'; there are a"):
-        check_jobs(model, [Job("direction", "b")])
-
-
 def test_the_jobs_of_a_list(model):
     """By target, time step and seed, each once; time steps come from the weights' settings, from the capture, or as
     numbers."""
@@ -303,6 +287,9 @@ def test_the_jobs_of_a_list(model):
     model.capture = None
     with pytest.raises(ValueError, match="--timestep auto: linear has no capture"):
         of()
+    model.directions = {"a": torch.ones(D)}
+    for kind, target in (("feature", FEATURES - 1), ("channel", D - 1), ("direction", "a")):
+        assert list_jobs(model, kind, [target], [2 ** 62 - 1], [999]) == [Job(kind, target, 999, 2 ** 62 - 1)]
 
 
 SHORT = dict(num_steps=2, prior="noise", finish=False, seeds=[1])
@@ -329,7 +316,7 @@ def test_the_door_by_feature_channel_and_direction(model):
 @pytest.mark.parametrize("wrong, says", [
     (dict(features=[FEATURES]), "--feature 16 is out of range: linear has 16 features, 0..15"),
     (dict(features=[1], channels=[1]), "one of the three"), ({}, "one of the three"),
-    (dict(features=[1], learning_rat=0.1), "learning_rat is no setting; nearest: learning_rate"),
+    (dict(features=[]), "there is no feature"),
     (dict(features=[1], learning_rate=-1.0), "--learning-rate must be above 0, got -1"),
     (dict(features=[1], num_steps=0), "--num-steps must be at least 1"),
     (dict(features=[1], num_steps=2.5), "--num-steps must be a whole number"),
@@ -341,14 +328,16 @@ def test_the_door_by_feature_channel_and_direction(model):
     (dict(features=[1], finish_scale=float("inf")), "--finish-scale must be a number"),
     (dict(features=[1], prior="nois"), "--prior must be one"), (dict(features=[1], position=3), "--position must be"),
     (dict(features=[1], gradient_smoothing_kernel_size=33), "odd and below 32"),
-    (dict(features=[1], preset="fast"), "no preset 'fast'"), (dict(features=[1], batch_size=0), "batch_size"),
-    (dict(features=[1], frames=-1), "frames"), (dict(directions={"a": [1.0, 2.0]}), "shape \\[2\\], expected \\[3\\]"),
+    (dict(features=[1], preset="fast"), "no preset 'fast'"),
+    (dict(directions={"a": [1.0, 2.0]}), "--direction a has shape \\[2\\], expected \\[3\\], the channels of hook"),
     (dict(features=[-1]), "--feature -1"), (dict(features=[True]), "--feature True"), (dict(channels=[D]), "--channel"),
     (dict(features=[1], timesteps=[1000]), "--timestep 1000"), (dict(features=[1], timesteps=[0.5]), "--timestep 0.5"),
     (dict(features=[1], seeds=[-1]), "--seed -1"), (dict(features=[1], seeds=[2 ** 62]), "--seed")])
 def test_the_door_refuses_what_flags_refuse(model, wrong, says):
     with pytest.raises(ValueError, match=says):
         visualize(model, **wrong)
+    with pytest.raises(TypeError, match="learning_rat"):
+        visualize(model, features=[1], learning_rat=0.1)
 
 
 def test_a_notebook_shows_the_finished_picture(model):

@@ -51,7 +51,7 @@ def make_tokenizer(chosen):
     symbols = list(byte_symbols().values())
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return Tokenizer(vocab, merges), vocab, merges
+    return Tokenizer(merges), vocab, merges
 
 
 def caption_table(tokenizer, chosen):

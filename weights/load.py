@@ -168,15 +168,10 @@ def finite(tensor):
     return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
 
 
-def read_vectors(path, width):
-    """Read {name: vector (width,)} of a safetensors file, float32; WeightsError for another shape."""
+def read_vectors(path):
+    """Read {name: vector} of a safetensors file, float32."""
     with open_tensors(path) as file:
-        found = {key: file.get_tensor(key).float().squeeze() for key in file.keys()}
-    for key, vector in found.items():
-        if vector.shape != (width,):
-            raise WeightsError(f"{path}: {key} has shape {list(vector.shape)}, expected [{width}], the channels of the "
-                               "hook point; give the model that the vector belongs to (--weights)")
-    return found
+        return {key: file.get_tensor(key).float().squeeze() for key in file.keys()}
 
 
 def file_sha256(path):

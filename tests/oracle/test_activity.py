@@ -8,10 +8,10 @@ from scipy.interpolate import interp1d
 from scipy.signal import find_peaks
 
 from activity import capture, profile
-from config import Job
+from config import Config, Job
 from sae import SAE
 from schedule import Schedule
-from steering import directions, sample, steered_prior
+from steering import sample, steered_prior
 from tests import seeded
 from tests.oracle import record
 from tests.seeded import HOOK, TOY, filled, randn, relative_error
@@ -133,8 +133,8 @@ def test_a_steered_prior_is_the_official_run_with_the_direction_added(model, kin
         return torch.stack([60 * strength(n, t) * d for n, d in zip((5, 17), directions)]).float()
 
     expected, _ = official_run(kind, noise, TEXTS[""].expand(2, -1, -1), 1.0, push)
-    s = torch.stack([60 * model.capture.strength(target, job.target, when) for job in jobs])
-    ours = steered_prior(model, noise, directions(model, jobs), s, kind, STEPS)
+    config = Config(steer_scale=60.0, steer_steps=when, prior_sampler=kind, prior_steps=STEPS)
+    ours = steered_prior(model, jobs, noise, config)
     plain = sample(model, noise, TEXTS[""], kind, STEPS)
     active = [t for t in model.schedule.timesteps(STEPS) if push(t)[0].any()]
     print(kind, target, when, f"{relative_error(ours, expected):.1e}, pushed at {len(active)} of {STEPS}")
@@ -147,6 +147,6 @@ def test_a_steered_image_under_guidance(model, kind):
     """Both halves of the guided batch are steered."""
     noise, vector = randn(1, 4, 16, 16, seed=51), 2 * randn(1, D, seed=52)
     expected, _ = official_run(kind, noise, TEXTS["a"], 3.0, lambda t: vector)
-    ours = sample(model, noise, TEXTS["a"], kind, STEPS, 3.0, add=lambda t: {HOOK: vector})
+    ours = sample(model, noise, TEXTS["a"], kind, STEPS, 3.0, add=lambda t: vector)
     print(kind, f"{relative_error(ours, expected):.1e}")
     assert relative_error(ours, expected) < 1e-4
