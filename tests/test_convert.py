@@ -20,11 +20,9 @@ class Payload:
 BAD_PICKLES = {
     "a page": (b"<!DOCTYPE html><html>" * 100, "is a web page"),
     "cut": (lambda data: data[:-300], "is no whole file of torch.save"),
-    "cut early": (lambda data: data[:100], "is no whole file of torch.save"),
     "another kind": (b"GGUF" + bytes(100), "is not a whole safetensors file"),
     "code": (lambda data: Payload(), "would call posix.mkdir: do not use it"),
     "a list": (lambda data: [1, 2], "holds no tensors by name"),
-    "no tensors": (lambda data: {"state_dict": {"a": 1}}, "holds no tensors by name"),
 }
 
 

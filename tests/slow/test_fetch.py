@@ -145,8 +145,7 @@ def test_it_gives_up_without_progress_and_goes_on_later(style, tmp_path, capsys)
 REFUSED = {
     "another hash": ({"other": True}, UNET, "has another hash than the listed one"),
     "a web page": ({"body": b"<!DOCTYPE html><p>quota"}, UNET, "another file came, of 23 bytes; open the address"),
-    "gone": ({"status": 404}, UNET, "HTTP 404; it is gone, or private"),
-    "terms": ({"status": 403}, UNET, "accept its terms, set HF_TOKEN"),
+    "terms": ({"status": 403}, UNET, "HTTP 403; it is gone, or private (accept its terms, set HF_TOKEN)"),
     "no listing": ({"body": b"[{}]"}, "/tree/", "is no listing of files; check HF_ENDPOINT"),
 }
 
