@@ -14,28 +14,31 @@ from safetensors.torch import save_file
 from clip import END
 from legibility import __main__ as command
 from legibility import image_text
-from legibility.image_text import (BATCH, WORDS, CLIPScorer, Legibility, agreement, auc, best_words, find_clip,
-                                   read_picture, read_words)
+from legibility.image_text import BATCH, CLIPScorer, Legibility, agreement, best_words, read_words
 from results import StoredResult
 from tests import made
 from tests.seeded import compare, fingerprint, on_meta, pictures, shapes, stored, toy_outputs
 from tests.tiny import CLIP_CONFIG, TIMES, edit_json, edit_tensors, write_clip, write_model
+from vae import read_picture
 from weights.load import WeightsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TABLE = "text_model.embeddings.token_embedding.weight"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def whole(tmp_path_factory):
-    return write_clip(tmp_path_factory.mktemp("clip") / "clip")
+    """A tiny CLIP in place of the published one."""
+    folder = write_clip(tmp_path_factory.mktemp("clip") / "clip")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (image_text, command):
+            patch.setattr(module, "PUBLISHED", folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The tiny model with a CLIP of its own, labels, and a capture of twelve images of four prompts."""
+    """The tiny model with labels, and a capture of twelve images of four prompts."""
     folder = write_model(tmp_path_factory.mktemp("weights") / "tiny")
-    write_clip(folder / "clip")
     g = torch.Generator().manual_seed(0)
     images = torch.rand(len(TIMES), 64, 12, generator=g).argsort(dim=-1)[..., :4]
     images[torch.arange(4) >= torch.randint(1, 6, (len(TIMES), 64, 1), generator=g)] = -1      # 1 to 4 a feature
@@ -71,29 +74,24 @@ def test_numbers_of_the_published_network():
 
 
 def test_unit_vectors_whatever_the_batch(whole):
-    scorer, images, texts = CLIPScorer(whole), pictures() * 4, [f"tree {i}" for i in range(20)]
-    assert len(images) > BATCH
-    for embed, items in ((scorer.images, images), (scorer.texts, texts)):
+    scorer, texts = CLIPScorer(whole), [f"tree {i}" for i in range(20)]
+    assert len(texts) > BATCH
+    for embed, items in ((scorer.images, pictures() * 4), (scorer.texts, texts)):
         vectors = embed(items)
         assert vectors.shape == (20, 8) and torch.allclose(vectors.norm(dim=1), torch.ones(20))
         assert torch.allclose(vectors[17:], embed(items[17:]), atol=1e-6)
 
 
-def test_the_models_clip_comes_first_and_the_published_tokenizer_last(folder, tmp_path, monkeypatch):
+def test_without_a_tokenizer_the_vocabulary_is_openais(folder):
     shutil.rmtree(folder / "tokenizer")
     edit_json(folder / "config.json", text_config=CLIP_CONFIG["text_config"] | {"vocab_size": 49408})
-    edit_tensors(folder / "model.safetensors", lambda t: t | {TABLE: torch.randn(49408, 16)})
+    table = {"text_model.embeddings.token_embedding.weight": torch.randn(49408, 16)}
+    edit_tensors(folder / "model.safetensors", lambda tensors: tensors | table)
     assert CLIPScorer(folder).tokenizer.vocab[END] == 49407
-    monkeypatch.setattr(image_text, "PUBLISHED", tmp_path / "published")
-    assert find_clip(tmp_path) == folder and find_clip(tmp_path / "model") is None
-    shutil.copytree(folder, tmp_path / "published")
-    assert find_clip(tmp_path / "model") == tmp_path / "published"
-    with pytest.raises(WeightsError, match="python weights/fetch.py clip"):
-        CLIPScorer(None)
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"vision_config": None}, "lacks 'vision_config'"), ({"projection_dim": None}, "lacks 'projection_dim'"),
+    ({"vision_config": None}, "lacks tensor"), ({"projection_dim": None}, "projection.weight has shape"),
     ({"vision_config": CLIP_CONFIG["vision_config"] | {"hidden_act": "gelu"}}, "hidden_act is gelu")])
 def test_a_config_that_does_not_fit_ends_in_one_line(folder, changes, says):
     edit_json(folder / "config.json", **changes)
@@ -110,7 +108,7 @@ def test_pictures_as_people_have_them(tmp_path):
     for name in ("sixteen.png", "phone.png"):
         assert np.array_equal(read_picture(tmp_path / name), picture.convert("RGB"))
     with pytest.raises(ValueError, match="cannot be read as a picture"):
-        read_picture(WORDS)
+        read_picture(__file__)
 
 
 def turned(*degrees):
@@ -120,16 +118,14 @@ def turned(*degrees):
 
 
 def test_agreement_by_hand():
-    """Of the six pairs of {1, 2} and {0, 1, 3} the first is larger in 3 and equal in 1. Pictures at 0 degrees: an
-    example's score is the cosine of its angle. 10 and 50 against 30, 40 | 80, 90: of the eight pairs 10 wins 4 and 50
-    wins 2. The mean 0.81 of 10 and 50 is below that of 30 and 40, 0.82."""
-    assert auc(torch.tensor([1, 2]), torch.tensor([3, 0, 1])) == pytest.approx(3.5 / 6)
-    found = agreement(turned(0, 0), turned(10, 50), [turned(30, 40), turned(80, 90)])
-    assert found == {"auc": pytest.approx(6 / 8), "rank": 2, "of": 3}
-    assert agreement(turned(0, 90), turned(45), [turned(0), turned(90)]) == {"auc": 1.0, "rank": 1, "of": 3}
+    """Pictures at 0 degrees: an example's score is the cosine of its angle. 10 and 50 against 30, 40, 80 and 90: of the
+    eight pairs 10 wins 4 and 50 wins 2. Against 10, 50 and 90 10 wins 2 and equals 1, and 50 wins 1 and equals 1."""
+    assert agreement(turned(0, 0), turned(10, 50), turned(30, 40, 80, 90)) == pytest.approx(6 / 8)
+    assert agreement(turned(0, 0), turned(10, 50), turned(10, 50, 90)) == pytest.approx(4 / 6)
+    assert agreement(turned(0, 90), turned(45), turned(0, 90)) == 1
 
 
-def test_words_by_hand(tmp_path):
+def test_words_by_hand():
     """Words at 0, 60, -60 and 180 degrees; without the mean picture at (1, 1/2) what is left points to -90 degrees."""
     words, embeddings = ["rose", "tree", "fish", "cat"], turned(0, 60, -60, 180)
     found = best_words(turned(10, -10), torch.zeros(2).double(), words, embeddings)
@@ -137,8 +133,7 @@ def test_words_by_hand(tmp_path):
     found = best_words(turned(0), torch.tensor([1.0, 0.5]).double(), words, embeddings, top=1)
     assert found == [("fish", pytest.approx(math.cos(math.pi / 6)))]
     assert 2000 <= len(read_words()) <= 2600 and read_words()["rose"] == "a picture of rose"
-    (tmp_path / "words.txt").write_text("rose\n\n# styles: drawn in {}\nink \n# others\nfoam\n", encoding="utf-8")
-    assert read_words(tmp_path / "words.txt") == {"rose": "rose", "ink": "drawn in ink", "foam": "foam"}
+    assert read_words()["bricks"] == "a picture in bricks style"
 
 
 def attached(model):
@@ -154,12 +149,12 @@ def run(capsys, work, model, given):
     return code, captured.out.splitlines(), captured.err
 
 
-def test_match_prints_ten_features_by_score(model, capsys):
+def test_match_prints_ten_features_by_score(model, whole, capsys):
     """Each score is recomputed from the examples, which are all from the only peak, 281."""
     code, (_, *rows, last), _ = run(capsys, "match", model, "a photo of a tree")
     assert code == 0 and len(rows) == 10
     opened = attached(model)
-    scorer, capture = CLIPScorer(model / "clip"), opened.capture
+    scorer, capture = CLIPScorer(whole), opened.capture
     query, means = scorer.texts(["a photo of a tree"])[0], {}
     for n in range(64):
         if found := capture.examples("feature", n, int(TIMES[5])):
@@ -168,20 +163,21 @@ def test_match_prints_ten_features_by_score(model, capsys):
     middle = sum(means.values()) / len(means)
     for row, n in zip(rows, sorted(means, key=means.get, reverse=True)):
         assert int(row.split()[0]) == n and float(row.split()[1]) == pytest.approx(means[n] - middle, abs=6e-4)
-    assert last == f"see the first: python featviz.py --weights {model} --feature {rows[0].split()[0]}"
+    assert last.startswith("see the first: ") and last.endswith(f"--feature {rows[0].split()[0]}")
 
 
-def test_match_searches_labels_and_pictures_and_refuses_what_is_neither(model, monkeypatch, capsys):
+def test_match_searches_labels_and_pictures(model, tmp_path, monkeypatch, capsys):
     code, lines, _ = run(capsys, "match", model, model / "activity/images/00007.jpg")
     assert code == 0 and len(lines) == 12
-    monkeypatch.setattr(command, "find_clip", lambda folder: None)
+    code, lines, error = run(capsys, "match", model, "none.gif")
+    assert code == 2 and lines == [] and "none.gif: cannot be read" in error and error.count("\n") == 1
+    for module in (image_text, command):
+        monkeypatch.setattr(module, "PUBLISHED", tmp_path)
     code, lines, _ = run(capsys, "match", model, "ROSE")                # a label needs no CLIP
     assert code == 0 and lines[0] == 'feature 7 has the label "an old rose"' and lines[-1].endswith("--feature 7")
     assert len(lines) == 2
-    monkeypatch.undo()
-    for query, says in (("none.gif", "neither a text"), (" \n", "neither a text"), (__file__, "cannot be read")):
-        code, lines, error = run(capsys, "match", model, query)
-        assert code == 2 and lines == [] and says in error and error.count("\n") == 1
+    code, lines, error = run(capsys, "match", model, "tree")
+    assert code == 2 and lines == [] and "python weights/fetch.py clip" in error
 
 
 def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys):
@@ -200,8 +196,8 @@ def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys
     seen, numbers = Legibility(opened, tmp_path), opened.capture.stored_examples("feature", int(TIMES[5]))[0]
     embedded = [seen.images[[i for i in row if i >= 0]] for row in numbers.tolist()]
     others = [e for n, e in enumerate(embedded) if n != 3 and len(e) > 1]
-    expected = agreement(seen.scorer.images(pictures()[:2]), embedded[3], others)
-    assert found["agreement"] == pytest.approx(expected) and expected["of"] == 1 + len(others) > 20
+    expected = agreement(seen.scorer.images(pictures()[:2]), embedded[3], torch.cat(others))
+    assert found["agreement"] == {"auc": pytest.approx(expected)} and len(others) > 20
     assert len(found["words"]) == 3 and found["words"][0][0] in read_words()
 
 
