@@ -106,27 +106,22 @@ def check_fit(model):
 
 # --- what a run costs -------------------------------------------------------------------------------------------------
 
-def step_seconds(model, jobs, config):
-    """Time one step of each phase for jobs that go together: {phase: seconds}."""
-    noise, took = replace(config, prior="noise"), {}
+def estimate(model, jobs, configs, size):
+    """Return what --check prints: what a run would take, by one step of each phase, and whether UNet and SAE fit."""
+    model.check_numbers()
+    batch, noise, took = (jobs * size)[:size], replace(configs[0], prior="noise"), {}
     for _ in range(2):                          # the first one pays for allocation
         began = time.perf_counter()
-        step = next(ascend(model, jobs, noise, start(model, jobs, noise)))
+        step = next(ascend(model, batch, noise, start(model, batch, noise)))
         took["ascent"] = step.after.isfinite().all().item() * (time.perf_counter() - began)     # waits for a card
         began = time.perf_counter()
-        step = next(redraw(model, jobs, step.noised, [1], config))
+        step = next(redraw(model, batch, step.noised, [1], configs[0]))
         took["finish"] = took["sampling"] = step.after.isfinite().all().item() * (time.perf_counter() - began)
-    return took
-
-
-def estimate(model, jobs, configs, size):
-    """Return what --check prints: what a run would take, by one step of one batch, and whether UNet and SAE fit."""
-    model.check_numbers()
-    cost, batches = step_seconds(model, (jobs * size)[:size], configs[0]), -(-len(jobs) // size)
-    seconds = batches * sum(cost[phase] * n for one in configs for phase, n in course_lengths(one).items())
+    seconds = sum(took[phase] * n for one in configs for phase, n in course_lengths(one).items())
     text = (f"{len(jobs) * len(configs)} results at {model.hook_point} of {model.folder} on {model.device} in "
-            f"{model.dtype}, {size} at a time: about {seconds:.0f} s, {peak_memory(model.device) / 2**30:.1f} GiB; "
-            f"{len(model.fingerprints)} files read, all names, shapes and values are sound")
+            f"{model.dtype}, {size} at a time: about {seconds * -(-len(jobs) // size):.0f} s, "
+            f"{peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files read, all names, shapes and "
+            "values are sound")
     return f"{text}\n{check_fit(model)}" if jobs[0].kind == "feature" else text
 
 
