@@ -1,4 +1,7 @@
-"""Models as people hold them -> the one folder that load reads: identical tensors, or one line that names the cause."""
+"""Models as people hold them -> the one folder that load reads: identical tensors, or one line that names the cause.
+
+tests/test_saes.py converts SAEs.
+"""
 import shutil
 
 import pytest
@@ -261,15 +264,53 @@ BAD_FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("name", [*BAD_SINGLES, *BAD_FOLDERS])
-def test_what_cannot_be_converted_leaves_one_line_and_nothing_else(name, folder, single, tmp_path, capsys):
-    change, says = (BAD_SINGLES | BAD_FOLDERS)[name]
+class Payload:
+    def __reduce__(self):
+        import os
+        return os.mkdir, ("ran",)
+
+
+BAD_PICKLES = {     # name: (what is saved, or bytes in its place, what the line says)
+    "a page": (lambda data: b"<!DOCTYPE html><html>" * 100, "is a web page"),
+    "cut": (lambda data: data[:-300], "is no whole file of torch.save"),
+    "another kind": (lambda data: b"GGUF" + bytes(100), "is not a whole safetensors file"),
+    "code": (lambda data: Payload(), "would call posix.mkdir: do not use it"),
+    "a list": (lambda data: [1, 2], "holds no tensors by name"),
+}
+
+
+def bad_pickle(path, damage):
+    torch.save({"state_dict": {"a": torch.ones(100)}}, path)
+    value = damage(path.read_bytes())
+    path.write_bytes(value) if isinstance(value, bytes) else torch.save(value, path)
+
+
+@pytest.mark.parametrize("name", [*BAD_SINGLES, *BAD_FOLDERS, *BAD_PICKLES])
+def test_what_cannot_be_converted_leaves_one_line_and_nothing_else(name, folder, single, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    change, says = (BAD_SINGLES | BAD_FOLDERS | BAD_PICKLES)[name]
     source = folder
-    if name in BAD_FOLDERS:
-        change(folder)
+    if name in BAD_SINGLES:
+        source = save(folder / "sd.safetensors", change(single))
+    elif name in BAD_PICKLES:
+        bad_pickle(source := folder / "sd.ckpt", change)
     else:
-        source = save(tmp_path / "sd/sd.safetensors", change(single))
+        change(folder)
     assert convert.main([str(source), str(tmp_path / "deep/new")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("convert: ") and error.count("\n") == 1 and says in error, error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sd"]
+
+
+def test_a_conversion_that_fails_can_be_repeated(folder, whole, tmp_path, capsys):
+    """The VAE's pickle is cut; nothing is left of the UNet that was written before it."""
+    path, call = folder / PATHS["vae"][1], lambda: convert.main([str(folder), str(tmp_path / "new")])
+    pickle = save(path.with_suffix(".bin"), load_file(path))
+    path.unlink()
+    good = pickle.read_bytes()
+    pickle.write_bytes(good[:-400])
+    assert call() == 2 and [p.name for p in tmp_path.iterdir()] == ["sd"]
+    pickle.write_bytes(good)
+    assert call() == 0
+    identical(tmp_path / "new", whole)
+    assert call() == 2 and "exists already" in capsys.readouterr().err
