@@ -1,26 +1,34 @@
-"""The bench: both ways compute the same, and the prediction of memory counts what lives."""
-import json
-import sys
+"""The bench: all ways compute the same, and the prediction of memory counts what lives."""
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from bench import speed
 from config import Job, configure
-from weights.load import load
+from visualize import start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-GIB = 2 ** 30
+CPU, GIB = torch.device("cpu"), 2 ** 30
 
 
-def test_both_ways_climb_the_same():
-    """Equal activations, step by step, of features that are not silent (those stay silent in the original)."""
-    model, config = load("weights/toy", "cpu"), configure({}, "sae", prior="noise", num_steps=3)
+def test_all_ways_climb_the_same_in_turns():
+    """Equal activations, step by step, of features that are not silent (those stay silent in the original).
+
+    They share numbers, of which the original's alone collect gradients.
+    """
+    ours, theirs = (speed.model_of(False, torch.float32, CPU, collects) for collects in (False, True))
+    config, ways = configure({}, "sae", prior="noise", num_steps=3), {"ascent": ours, "original": theirs}
+    if find_spec("diffusers"):
+        ways["official"] = theirs
     jobs = [Job("feature", 4, 600, 1024), Job("feature", 48, 600, 1111)]
-    mine = [step.activation for step in speed.WAYS["ascent"](model, jobs, config)]
-    theirs = list(speed.WAYS["original"](load("weights/toy", "cpu"), jobs, config))
-    for a, b in zip(mine, theirs, strict=True):
-        assert torch.allclose(a, b, rtol=1e-4)
+    runs = [speed.WAYS[way](model, jobs, config, start(model, jobs, config)) for way, model in ways.items()]
+    for step, *others in zip(*runs, strict=True):
+        assert all(torch.allclose(step.activation, a, rtol=1e-4) for a in others)
+    for frozen, collecting in zip(ours.unet.parameters(), theirs.unet.parameters(), strict=True):
+        assert frozen.data_ptr() == collecting.data_ptr() and collecting.requires_grad
+        assert not frozen.requires_grad and frozen.grad is None
+    assert theirs.unet.conv_in.weight.grad.any() and theirs.sae.encoder.weight.grad.any()
 
 
 def test_memory_by_hand():
@@ -43,12 +51,10 @@ def test_memory_of_full_size():
     assert two["ascent"] == pytest.approx(one["ascent"], rel=0.02)
 
 
-def test_the_table_of_a_measurement(monkeypatch, capsys):
-    """One way in this process; the table from what processes print."""
-    took, peak, rate = found = speed.measure("finish", False, torch.float32, 2, torch.device("cpu"))
-    assert took > 0 and peak > 0 and rate > 1e8
-    command = [sys.executable, "-c", f"print('''{json.dumps(found)}''')"]
-    run = speed.subprocess.run
-    monkeypatch.setattr(speed.subprocess, "run", lambda given, **how: run(command, **how))
-    speed.compare(False, ["float32"], [2], torch.device("cpu"))
-    assert "| 2 | original | float32 |" in capsys.readouterr().out
+def test_the_table_of_a_measurement(capsys):
+    """Seconds in turns, and the peak of a process for each way."""
+    speed.compare(False, [torch.float32], [2], CPU)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[4:-2]]
+    assert [row[:3] for row in rows if row[1] != "official"] == [
+        ["2", way, "float32"] for way in ("original", "ascent", "finish")]
+    assert rows[0][4] == "1.00" and all(float(row[3]) > 0 and 0.1 < float(row[5]) < 1 for row in rows)
