@@ -55,8 +55,7 @@ def hooked(reads):
 def make_sae(k, encoder, bias, decoder, b_dec):
     """Make an SAE of these weights."""
     sae = SAE(encoder.shape[1], len(encoder), k=k).requires_grad_(False)
-    for p, value in ((sae.encoder.weight, encoder), (sae.encoder.bias, bias), (sae.W_dec, decoder), (sae.b_dec, b_dec)):
-        p.copy_(value)
+    sae.load_state_dict({"encoder.weight": encoder, "encoder.bias": bias, "W_dec": decoder, "b_dec": b_dec})
     return sae
 
 

@@ -14,7 +14,7 @@ import inspect
 import textwrap
 import tomllib
 import traceback
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -25,22 +25,12 @@ from course.cases import CASES, check_answers, check_ascent
 CHECKS = {"ascend": check_ascent, "fool": check_answers}        # on top of the cases: (functions) -> a sentence or ""
 
 
-@dataclass(frozen=True, eq=False)
 class Exercise:
-    """One exercise: functions of one file of the project, or, without a file, open questions."""
-    number: int
-    part: str
-    title: str
-    objective: str
-    difficulty: int                             # 1 to 5
-    minutes: int
-    prerequisite: str
-    names: list                                 # functions that the student writes
-    hints: list
-    file: str = ""                              # of the project, "ascent.py"
-    owner: str = ""                             # the class that the functions are methods of
-    wrong: dict = field(default_factory=dict)   # name -> [[sentence, a piece of the function, its replacement, ...]]
-    task: str = ""                              # the open questions
+    """An entry of exercises.toml: functions of one file of the project, or, without a file, open questions."""
+    file, owner, wrong = "", "", {}             # where the entry has none
+
+    def __init__(self, entry):
+        vars(self).update(entry)
 
     @property
     def module(self):
@@ -52,7 +42,7 @@ class Exercise:
 
 
 TEXT = Path(__file__).with_name("exercises.toml").read_text(encoding="utf-8")
-EXERCISES = [Exercise(**entry) for entry in tomllib.loads(TEXT)["exercise"]]
+EXERCISES = [Exercise(entry) for entry in tomllib.loads(TEXT)["exercise"]]
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
@@ -93,21 +83,25 @@ def edited(exercise, name, pieces):
     return names[name]
 
 
-def run_text(text, path):
-    """Run a work file's text: its names. ValueError with one sentence where it cannot be run."""
-    names = {"__name__": "work", "__file__": str(path)}
+@contextmanager
+def theirs(what, path):
+    """Make one sentence, a ValueError, of whatever a student's code in the file `path` raises."""
     try:
+        yield
+    except NotImplementedError:
+        raise ValueError(f"{what} is not written yet") from None
+    except Exception as e:  # noqa: BLE001  a student's code may raise anything, and no traceback of ours may follow
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+        at = f" in line {lines[-1]}" if lines else ""
+        raise ValueError(f"{what} raised {type(e).__name__}{at}: {' '.join(str(e).split())}") from e
+
+
+def run_text(text, path):
+    """Run a work file's text and return its names; ValueError with one sentence where it cannot be run."""
+    names = {"__name__": "work", "__file__": str(path)}
+    with theirs(path, path):
         exec(compile(text, str(path), "exec"), names)
-    except Exception as e:  # noqa: BLE001  whatever a student's file raises is theirs to read
-        raise ValueError(f"{path} cannot be run: {describe(e, path)}") from e
     return names
-
-
-def describe(error, path=""):
-    """Name a student's error and its line, without the frames of ours."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    at = f" in line {lines[-1]}" if lines else ""
-    return f"{type(error).__name__}{at}: {' '.join(str(error).split())}"
 
 
 # --- marking ----------------------------------------------------------------------------------------------------------
@@ -141,9 +135,9 @@ def call(function, case):
     return result, torch.autograd.grad(total, leaf)[0] if isinstance(total, torch.Tensor) else torch.zeros_like(leaf)
 
 
-def mark_case(exercise, name, theirs, case):
+def mark_case(exercise, name, function, case):
     """Return "" where one case is right, else a sentence."""
-    expected, got = call(exercise.ours(name), case), call(theirs, case)
+    expected, got = call(exercise.ours(name), case), call(function, case)
     if case.expected is not None:
         expected = case.expected, expected[1]
     if same(got, expected):
@@ -161,17 +155,15 @@ def mark_case(exercise, name, theirs, case):
 def mark(exercise, functions):
     """Return "" where all that an exercise asks for is right, else one sentence that helps."""
     for name in exercise.names:
-        if not callable(functions.get(name)):
+        if not callable(function := functions.get(name)):
             return f"{name} is missing: the function must keep its name"
         try:
-            for case in CASES.get(name, ()):
-                if sentence := mark_case(exercise, name, functions[name], case):
-                    return f"{name}: {sentence}"
-            if name in CHECKS and (sentence := CHECKS[name](functions)):
-                return sentence
-        except NotImplementedError:
-            return f"{name} is not written yet"
-        except Exception as e:  # noqa: BLE001  whatever a student's function raises is theirs to read
-            code = getattr(functions[name], "__code__", None)
-            return f"{name} raised {describe(e, getattr(code, 'co_filename', ''))}"
+            with theirs(name, getattr(function, "__code__", None) and function.__code__.co_filename):
+                for case in CASES.get(name, ()):
+                    if sentence := mark_case(exercise, name, function, case):
+                        return f"{name}: {sentence}"
+                if name in CHECKS and (sentence := CHECKS[name](functions)):
+                    return sentence
+        except ValueError as e:
+            return str(e)
     return ""
