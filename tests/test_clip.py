@@ -1,4 +1,5 @@
-"""Tokenizer and text encoder without the official library: its recorded ids and embeddings, the published files."""
+"""Tokenizer and text encoder without the official library: its recorded ids, the published files, the causal mask."""
+import hashlib
 import json
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from clip import END, START, Tokenizer
 from tests import clip_vocab
-from tests.seeded import TOY, compare, filled, fingerprint, stored, text_inputs, toy_outputs
+from tests.seeded import TOY, filled, stored, text_inputs
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,9 @@ def tokenizer():
 def test_rebuilt_files_are_the_published_ones(tmp_path, tokenizer):
     """Byte for byte, by their git object names; read back from disk they give the same tokenizer."""
     clip_vocab.write(tmp_path)
-    for name, blob in clip_vocab.BLOBS.items():
-        assert clip_vocab.git_blob((tmp_path / name).read_bytes()).startswith(blob)
+    for name, first in (("vocab.json", "469be27c5c01"), ("merges.txt", "76e821f1b6f0")):
+        data = (tmp_path / name).read_bytes()
+        assert hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest().startswith(first)
     read = Tokenizer.from_bpe(tmp_path / "merges.txt")
     assert read.vocab == json.loads((tmp_path / "vocab.json").read_text()) and read.ranks == tokenizer.ranks
     assert len(read.vocab) == 49408 and len(read.ranks) == 48894
@@ -33,12 +35,6 @@ def test_stored_ids(tokenizer):
     ids = tokenizer(prompts).int()
     assert len(prompts) > 200 and ids.shape == tensors["ids"].shape
     assert [p for p, a, b in zip(prompts, ids, tensors["ids"]) if not torch.equal(a, b)] == []
-
-
-def test_toy_embedding_is_the_official_one():
-    tensors, _ = stored("clip_text")
-    assert torch.allclose(tensors.pop("fingerprint"), fingerprint("clip_text"), rtol=1e-6), "not the weights recorded"
-    compare(toy_outputs("clip_text"), tensors, "toy clip_text")
 
 
 @torch.no_grad()

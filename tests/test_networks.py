@@ -1,4 +1,5 @@
-"""UNet, VAE and SAE without the official libraries: their recorded outputs, the published sizes, the doors of each."""
+"""The networks without the official libraries: their recorded outputs, the published sizes, hook points, scales."""
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -7,11 +8,14 @@ from torch import nn
 
 from sae import SAE
 from steering import predict
-from tests.seeded import (FIXTURES, HOOK, TOY, TOY_HOOKS, compare, filled, fingerprint, on_meta, randn, relative_error,
-                          shapes, stored, toy_outputs, unet_inputs, vae_inputs)
-from unet import EPS, TRANSFORMER_EPS, Transformer, time_embedding
+from tests.layouts import NAMES
+from tests.seeded import (HOOK, TOY, TOY_HOOKS, compare, filled, fingerprint, on_meta, randn, relative_error, shapes,
+                          stored, toy_outputs, unet_inputs, vae_inputs, weights)
+from unet import time_embedding
 
-COUNTS = {"unet": 859_520_964, "vae": 83_653_863, "clip_text": 123_060_480}
+NORMS = {       # part -> {(norm, its groups, eps): how many}; "entry" is the first of a transformer in the UNet
+    "unet": {("GroupNorm", 32, 1e-5): 45, ("entry", 32, 1e-6): 16, ("LayerNorm", None, 1e-5): 48},
+    "vae": {("GroupNorm", 32, 1e-6): 52}, "text_encoder": {("LayerNorm", None, 1e-5): 25}}
 
 
 @pytest.fixture(scope="module")
@@ -24,42 +28,24 @@ def vae():
     return filled("vae", TOY["vae"])
 
 
-@pytest.mark.parametrize("part", ("unet", "vae"))
+@pytest.mark.parametrize("part", ("unet", "vae", "clip_text"))
 def test_toy_outputs_are_the_official_ones(part):
-    """Noise, four hook outputs, decode, encode, gradients, against what diffusers gave on the same seeded weights."""
+    """Noise, four hook outputs, decode, encode, text, gradients, against what the libraries gave on the same seeded
+    weights."""
     tensors, _ = stored(part)
     assert torch.allclose(tensors.pop("fingerprint"), fingerprint(part), rtol=1e-6), "not the seeded weights recorded"
     compare(toy_outputs(part), tensors, f"toy {part}")
 
 
-@pytest.mark.parametrize("part", COUNTS)
-def test_published_names_and_shapes(part):
-    """All tensors of SD 1.4's files and no other, by name and shape, and their number of parameters."""
-    published = {}
-    for line in (FIXTURES / "keys_sd14.txt").read_text().splitlines():
-        owner, name, shape = line.split()
-        if owner == part:
-            published[name.removeprefix("text_model.")] = tuple(int(n) for n in shape.split("x"))
+@pytest.mark.parametrize("part", NORMS)
+def test_published_names_shapes_and_norms(part):
+    """All tensors of SD 1.4's files and no other; each norm's eps, which is too small to be seen in the outputs."""
+    published = {name.removeprefix("text_model."): shape for owner, name, shape, *_ in NAMES if owner == part}
     net = on_meta(part)
     assert shapes(net) == published
-    assert sum(p.numel() for p in net.parameters()) == COUNTS[part]
-
-
-@pytest.mark.parametrize("part", COUNTS)
-def test_eps_of_every_norm(part):
-    """1e-5 in the UNet but 1e-6 at the entry of its 16 transformers; 1e-6 in the VAE; LayerNorm 1e-5 everywhere."""
-    found, net = [], on_meta(part)
-    for name, m in net.named_modules():
-        if isinstance(m, nn.LayerNorm):
-            found.append(("layer", m.eps))
-        elif isinstance(m, nn.GroupNorm):
-            entry = name.endswith(".norm") and isinstance(net.get_submodule(name.removesuffix(".norm")), Transformer)
-            found.append(("transformer" if entry else "group", m.eps))
-            assert m.num_groups == 32
-    expected = {"unet": {("group", 1e-5): 45, ("transformer", 1e-6): 16, ("layer", 1e-5): 48},
-                "vae": {("group", 1e-6): 52}, "clip_text": {("layer", 1e-5): 25}}
-    assert {kind: found.count(kind) for kind in set(found)} == expected[part]
-    assert (EPS, TRANSFORMER_EPS) == (1e-5, 1e-6)
+    assert NORMS[part] == Counter(
+        ("entry" if name.endswith(".norm") else type(m).__name__, getattr(m, "num_groups", None), m.eps)
+        for name, m in net.named_modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm)))
 
 
 def test_golden_time_embedding():
@@ -86,28 +72,15 @@ def ran(net, **kwargs):
     return names, out
 
 
-@pytest.fixture(scope="module")
-def full(unet):
-    """A run without additions: names of the modules in order of their end, {hook point: its output}, prediction."""
-    outputs = {}
-    keep = lambda hook: lambda module, args, y: outputs.update({hook: y})
-    handles = [unet.get_submodule(hook).register_forward_hook(keep(hook)) for hook in SOME_HOOKS]
-    names, out = ran(unet)
-    for handle in handles:
-        handle.remove()
-    return names, outputs, out
-
-
 # what the checkpoint names: place -> how many; conv_out is none, its output is the prediction
 PLACES = {"attentions": 16, "resnets": 22, "downsamplers": 3, "upsamplers": 3, "conv_in": 1}
 SOME_HOOKS = ("conv_in", "down_blocks.0.resnets.1", "down_blocks.1.downsamplers.0.conv", "mid_block.resnets.1",
               "up_blocks.0.upsamplers.0.conv", *TOY_HOOKS)      # all of them: tests/oracle/test_parity.py
 
 
-def test_hook_points(unet, full):
+def test_hook_points(unet):
     """Every attention, resnet and convolution between them, with their widths."""
-    names, *_ = full
-    assert set(unet.hook_points) < set(names)
+    assert set(unet.hook_points) < {*ran(unet)[0]}
     assert {place: sum(place in name for name in unet.hook_points) for place in PLACES} == PLACES
     assert len(unet.hook_points) == sum(PLACES.values()) and on_meta("unet").hook_points == unet.hook_points
     assert [unet.width(name) for name in TOY_HOOKS] == [64, 112, 112, 32]
@@ -115,21 +88,21 @@ def test_hook_points(unet, full):
 
 
 @pytest.mark.parametrize("hook", SOME_HOOKS)
-def test_stops_and_adds_at_the_hook(unet, full, hook):
+def test_stops_and_adds_at_the_hook(unet, hook):
     """The last module that runs is the hook point or holds it, and the output is the one that a full run has there.
     What is pushed there is what a forward hook adds to the output, and is not in what is read."""
-    whole, outputs, plain = full
     names, y = ran(unet, until=hook)
-    last = hook.removesuffix(".conv")                           # down- and upsamplers end with their convolution
-    assert names[-1] == last and names == whole[:whole.index(last) + 1]
-    assert torch.equal(y, outputs[hook]) and y.shape[1] == unet.width(hook)
-    v = randn(2, unet.width(hook), seed=8)
-    handle = unet.get_submodule(hook).register_forward_hook(lambda module, args, y: y + v[:, :, None, None])
-    expected = unet(*SMALL)
+    v, outputs = randn(2, unet.width(hook), seed=8), []
+    push = lambda module, args, output: outputs.append(output) or output + v[:, :, None, None]
+    handle = unet.get_submodule(hook).register_forward_hook(push)
+    whole, expected = ran(unet)
     handle.remove()
+    last = hook.removesuffix(".conv")                           # down- and upsamplers end with their convolution
+    assert names == whole[:whole.index(last) + 1]
+    assert torch.equal(y, outputs[0]) and y.shape[1] == unet.width(hook)
     model = SimpleNamespace(unet=unet, hook_point=hook, sae=None, dtype=torch.float32)
     steered, read = predict(model, *SMALL, v)
-    assert torch.equal(steered, expected) and relative_error(steered, plain) > 1e-3 and torch.equal(read, y)
+    assert torch.equal(steered, expected) and relative_error(steered, unet(*SMALL)) > 1e-3 and torch.equal(read, y)
 
 
 @pytest.mark.parametrize("wrong, near", (
@@ -165,36 +138,9 @@ def test_vae_scales_and_clamps(vae):
     assert extreme.moments(images)[1].amin(dim=(0, 2, 3)).tolist() == [-30, -30, 20, 20]
 
 
-def toy_sae(k=4, **kwargs):
-    sae = SAE(24, 96, k, **kwargs)
-    with torch.no_grad():
-        for i, p in enumerate(sae.parameters()):
-            p.copy_(0.3 * randn(*p.shape, seed=30 + i))
-    return sae.requires_grad_(False)
-
-
-def test_sae_values():
-    """pre_acts, encode and decode of each position by SAeUron's forward, feature by feature, in float64."""
-    sae, h = toy_sae(), randn(6, 24, seed=40)
-    W, b, W_dec, b_dec = (p.double() for p in (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec))
-    for row, *ours in zip(h.double(), sae.pre_acts(h), sae.encode(h), sae.decode(sae.encode(h))):
-        pre = [max(0.0, (W[f] @ (row - b_dec) + b[f]).item()) for f in range(96)]
-        kept = sorted(range(96), key=lambda f: pre[f], reverse=True)[:4]
-        acts = [pre[f] if f in kept else 0.0 for f in range(96)]
-        expected = torch.tensor(pre), torch.tensor(acts), (b_dec + sum(acts[f] * W_dec[f] for f in kept)).float()
-        assert (ours[1] > 0).sum() == 4 and all(relative_error(*pair) < 1e-5 for pair in zip(ours, expected))
-
-
-def test_sae_one_feature_a_row():
-    """linear(h, feature) picks for each row its own feature out of all of them."""
-    sae, h, feature = toy_sae(), randn(3, 5, 24, seed=43), torch.tensor([7, 0, 95])
+def test_one_row_of_the_sae_for_each_row():
+    """linear(h, feature) picks for each row its own feature out of all of them. What an SAE computes: test_saes.py."""
+    sae, h, feature = SAE(24, 96, k=4), randn(3, 5, 24, seed=43), torch.tensor([7, 0, 95])
+    sae.load_state_dict(weights(shapes(sae)))
     few = sae.linear(h, feature)
     assert few.shape == (3, 5) and torch.allclose(few, sae.linear(h)[torch.arange(3), :, feature], atol=1e-5)
-
-
-def test_sae_unit_norm():
-    """Each position to mean 0 and (unbiased) deviation 1 first."""
-    plain, unit, h = toy_sae(), toy_sae(norm="unit"), 3 + 2 * randn(4, 24, seed=45)
-    normal = torch.stack([(x - x.mean()) / ((x - x.mean()).square().sum().div(23).sqrt() + 1e-5) for x in h])
-    assert torch.equal(plain.preprocess(h), h)
-    assert relative_error(unit.pre_acts(h), plain.pre_acts(normal)) < 1e-5

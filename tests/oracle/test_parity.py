@@ -13,7 +13,7 @@ from activity.capture import GRIDS
 from legibility.image_text import CLIPScorer
 from legibility.vision import preprocess
 from schedule import SAMPLERS, Schedule
-from steering import read_hook
+from steering import predict, read_hook
 from tests import clip_vocab, seeded
 from tests.oracle import record
 from tests.seeded import HOOK, LEAVES, TOY, TOY_HOOKS, compare, filled, gradient, outputs, randn, relative_error
@@ -118,7 +118,8 @@ def test_every_hook_point(hook):
 
     theirs.get_submodule(hook).register_forward_hook(push)
     official = lambda net, *inputs: {"noise": net(*inputs[:2], encoder_hidden_states=inputs[2]).sample, hook: caught[0]}
-    own = lambda net, *inputs: {"noise": net(*inputs, add={hook: v}), hook: net(*inputs, until=hook)}
+    model = SimpleNamespace(unet=ours, hook_point=hook, dtype=torch.float32, sae=None)
+    own = lambda net, *inputs: {"noise": predict(model, *inputs, v)[0], hook: net(*inputs, until=hook)}
     compare(outputs(own, ours, inputs, {hook: 0}), outputs(official, theirs, inputs, {hook: 0}), "toy hook")
 
 
