@@ -12,8 +12,7 @@
 Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
 fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A result counts
 as finished when its record holds this very recipe and every file has the size that the record says. The pictures of the
-course change no result and are no part of the recipe: a run that asks for steps which were not kept computes the result
-again.
+course are no part of the recipe: a run that asks for steps which were not kept computes the result again.
 """
 import ast
 import dataclasses
@@ -165,8 +164,7 @@ def save(out, result, recipe, fit="", sounds=None):
         Image.fromarray(to_uint8(film)).save(file, "JPEG", quality=90, subsampling=0)
         files[".steps.jpg"] = file.getvalue()
     record = {"recipe": recipe, **numbers["ascent"], "finished": numbers["finished"], "fit": fit,
-              "nearest_channel": result.nearest_channel, "stored_steps": list(result.frames),
-              "bytes": {suffix: len(data) for suffix, data in files.items()}}
+              "stored_steps": list(result.frames), "bytes": {suffix: len(data) for suffix, data in files.items()}}
     for suffix, data in files.items():
         write(path.with_suffix(suffix), data)
     write(path.with_suffix(".json"), to_json(record, indent=1, sort_keys=True))
@@ -201,7 +199,6 @@ class StoredResult:
     others: list                        # [[index, activation]] of what the picture excites most beside the target
     fit: str                            # the fit check's warning
     steps: list = ()                    # after how many steps a picture was kept
-    nearest_channel: int | None = None
     finished: "StoredResult | None" = None
 
     def __post_init__(self):
@@ -235,7 +232,7 @@ def read_result(path):
     if finished:
         finished = StoredResult(path.with_suffix(".finished.png"), recipe, fit=fit, **finished)
     return StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"], fit,
-                        record["stored_steps"], record["nearest_channel"], finished)
+                        record["stored_steps"], finished)
 
 
 def read_results(folder):

@@ -56,22 +56,6 @@ class Schedule:
         return after.sqrt() * x0 + (1 - after).sqrt() * eps
 
 
-def guided(model, context, null=None, guidance=1.0):
-    """Return (x, t) -> eps by classifier-free guidance, e_null + g (e_text - e_null); the plain e_text without `null`.
-
-    `model(x, t, context)` predicts noise; context and null are (B, 77, Dc) or (1, 77, Dc).
-    """
-    def predict(x, t):
-        B = len(x)
-        t = torch.full((B,), t, dtype=torch.int64, device=x.device)
-        text = context.expand(B, -1, -1)
-        if null is None or guidance == 1.0:
-            return model(x, t, text)
-        e_null, e_text = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([null.expand(B, -1, -1), text])).chunk(2)
-        return e_null + guidance * (e_text - e_null)
-    return predict
-
-
 def ddim(schedule, predict, x, steps=50):
     """Sample by DDIM [2] from x (B, 4, H, W) ~ N(0, I): yields (t, x after it), N times; predict(x, t) -> noise."""
     stride = len(schedule) // steps

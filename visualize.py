@@ -42,7 +42,6 @@ class Result:
     scores: dict                    # name -> number or None
     history: dict                   # name -> one number a step
     others: list                    # [[index, activation], ...]: the OTHERS that it excites most beside its target
-    nearest_channel: int | None     # the raw channel that the feature's decoder row raises most
     frames: dict = field(default_factory=dict)  # steps done -> the picture then, as `image`; 0 is the start
     finished: "Result | None" = None            # what the model made of it
 
@@ -60,9 +59,8 @@ def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
     if timesteps is None:
         timesteps = [model.settings.get("timestep", "auto")]
     numbers, words = ([t for t in timesteps if isinstance(t, str) == word] for word in (False, True))
-    check_numbers(model, kind, targets)
-    check_numbers(model, "timestep", numbers)
-    check_numbers(model, "seed", seeds)
+    for name, values in ((kind, targets), ("timestep", numbers), ("seed", seeds)):
+        check_numbers(model, name, values)
     if words and model.capture is None:
         raise ValueError(f"--timestep {words[0]}: {model.folder} has no capture, which says when a feature is active; "
                          f"give a number, or run python -m activity capture --weights {model.folder}")
@@ -173,10 +171,9 @@ def assess(model, z, jobs, first, config, history):
         if model.dtype == torch.float16:
             scores["repeated_steps"] = int(sum(repeats))
         strongest = sorted(others.items(), key=lambda item: -item[1])[:OTHERS]
-        nearest = model.sae.W_dec[job.target].argmax().item() if job.kind == "feature" else None
-        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"],
-                              judge_result(scores, all(alive), sum(alive)), scores, curves,
-                              list(map(list, strongest)), nearest))
+        verdict = judge_result(scores, all(alive), sum(alive))
+        results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves,
+                              list(map(list, strongest))))
     return results
 
 

@@ -43,7 +43,7 @@ def result(folder, t=300, seed=1, verdict="excited", finished=None, differs=None
               "fingerprints": {"unet/config.json": "ab" * 32}, "code": "c", "device": "cpu", "dtype": "float32",
               "torch": "2.0"}
     record = {"recipe": recipe, "verdict": verdict, "scores": scores, "others": [[7, 0.5], [9, 0.25]], "fit": "",
-              "nearest_channel": 5, "stored_steps": [0, 1, 2], "finished": None}
+              "stored_steps": [0, 1, 2], "finished": None}
     curves = {"ascent": {"history": {"activation": [0.1, 0.75], "moment": [0.5, 0.25]}}, "finished": None}
     files = {".png": png or picture(t + seed), ".steps.jpg": jpeg(*(picture(10 * seed + k) for k in range(3)))}
     if finished:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from activity import __main__ as command
 from activity import analysis, capture, profile, thesis
-from schedule import SAMPLERS, guided
+from schedule import SAMPLERS
 from tests.tiny import HOOK, write_model
 from weights.load import WeightsError, load
 
@@ -126,13 +126,13 @@ def test_both_halves_are_seen_at_every_step_and_the_later_call_counts(model, set
     images, means = capture.observe(model, settings, [4, 5])
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in (4, 5)])
     context, null, seen = model.embed([PROMPTS[1], PROMPTS[2]]), model.embed([""]), {}
-    plain = guided(model.unet, context, null, settings.guidance)
 
     @torch.no_grad()
     def predict(x, t):
         texts = [null.expand(2, -1, -1), context]
         seen[t] = torch.cat([model.unet(x, torch.full((2,), t), text, until=HOOK) for text in texts])
-        return plain(x, t)
+        e_null, e_text = (model.unet(x, torch.full((2,), t), text) for text in texts)
+        return e_null + settings.guidance * (e_text - e_null)
 
     with torch.no_grad():
         for _, x in SAMPLERS[sampler](model.schedule, predict, noise, settings.steps):

@@ -1,9 +1,12 @@
 """Noise schedule and samplers: published numbers, stored trajectories of the official samplers, definitions."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from schedule import SAMPLERS, Schedule, ddim, guided
-from tests.seeded import TOY, filled, fingerprint, randn, relative_error, stored, toy_eps, unet_inputs
+from schedule import SAMPLERS, Schedule, ddim
+from steering import sample
+from tests.seeded import HOOK, TOY, filled, fingerprint, randn, relative_error, stored, toy_eps, unet_inputs
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +58,10 @@ def test_guided_sampling_with_the_toy_unet(official, kind):
     """Network, guidance 7.5 and sampler together: first, middle and last sample are those of the official three."""
     assert torch.allclose(fingerprint("unet"), official["fingerprint"], rtol=1e-6), "other seeded weights than recorded"
     z, _, contexts = unet_inputs()
-    predict = guided(filled("unet", TOY["unet"]), contexts[:1], contexts[1:], 7.5)
-    xs = [x for _, x in SAMPLERS[kind](Schedule(), predict, z[:1], 3)]
-    assert relative_error(torch.stack([xs[0], xs[1], xs[-1]]), official[f"{kind} unet 3"]) < 1e-5
-
-
-def test_guidance_formula():
-    """e_null + g (e_text - e_null); null rows first, every row with its own sample, and one run only where g is 1."""
-    calls = []
-
-    def model(x, t, context):
-        calls.append((len(x), t.tolist()))
-        return x * context.mean(dim=(1, 2))[:, None, None, None] + t[:, None, None, None] / 1000
-
-    x, text, null = randn(2, 4, 2, 2, seed=1), torch.full((1, 77, 3), 2.0), torch.full((1, 77, 3), 0.5)
-    e_null, e_text = 0.5 * x + 0.361, 2.0 * x + 0.361
-    assert torch.allclose(guided(model, text, null, 7.5)(x, 361), e_null + 7.5 * (e_text - e_null), atol=1e-5)
-    assert torch.allclose(guided(model, text, null, 0.0)(x, 361), e_null)
-    assert calls == [(4, [361] * 4)] * 2
-    assert torch.allclose(guided(model, text, null, 1.0)(x, 361), e_text)
-    assert torch.allclose(guided(model, text)(x, 361), e_text)
-    assert calls[2:] == [(2, [361] * 2)] * 2
+    model, xs = SimpleNamespace(unet=filled("unet", TOY["unet"]), schedule=Schedule(), hook_point=HOOK, sae=None,
+                                dtype=torch.float32, embed=lambda prompts: contexts[1:]), []
+    last = sample(model, z[:1], contexts[:1], kind, 3, 7.5, on_step=lambda phase, step: xs.append(step.before))
+    assert relative_error(torch.stack([xs[1], xs[2], last]), official[f"{kind} unet 3"]) < 1e-5
 
 
 def test_exact_noise_is_undone():

@@ -56,7 +56,6 @@ def test_scores_are_those_of_the_definition(model):
         assert [k for k, _ in result.others] == [k for k in order if k != job.target][:10]
         assert dict(result.others) == pytest.approx({k: everything[k].item() for k, _ in result.others}, rel=1e-4)
         assert scores["dataset_largest"] is None
-        assert result.nearest_channel == max(range(D), key=lambda d: model.sae.W_dec[job.target, d].item())
         curves = result.history
         assert curves["activation"] == pytest.approx([s.activation[i].item() for s in steps])
         assert curves["gradient_norm"] == pytest.approx([s.gradient[i].square().sum().sqrt().item() for s in steps])
@@ -306,7 +305,6 @@ def test_the_door_by_feature_channel_and_direction(model):
                                      learning_rate=0.1)
         assert torch.equal(result.latent, run(model, [result.job], config)[0].latent)
         assert (result.scores["rank"] is None) == (kind == "direction")
-        assert result.nearest_channel is None or kind == "feature"
     assert len(visualize(model, [4, 5], **SHORT | dict(seeds=(1, 2)), timesteps=[0, 9], batch_size=3)) == 8
     # one number for a list, one word for time steps
     assert visualize(model, features=2, timesteps=40, **SHORT | {"seeds": 3})[0].job == Job("feature", 2, 40, 3)
