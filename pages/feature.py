@@ -33,8 +33,8 @@ def write_page(folder, atlas=False):
             section("when", "When it is active", activity and when(activity)),
             section("card", "How often it is active, and its neighbours", activity and card(folder, first, activity)),
             section("more", "Other time steps and settings",
-                   *(f"<h3>Time step {group[0].t} {escape(typed(group[0].recipe))}</h3>{seeds(group)}"
-                     for group in grouped[1:])),
+                    *(f"<h3>Time step {group[0].t} {escape(typed(group[0].recipe))}</h3>{seeds(group)}"
+                      for group in grouped[1:])),
             section("examples", "All dataset images that excite it", activity and examples(activity)),
             section("how", "How each picture came about", *(course(r) for group in grouped for r in group)),
             section("again", "Make it again", f"<pre><code>{escape(again)}</code></pre>"),

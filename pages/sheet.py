@@ -66,7 +66,7 @@ def write_sweep(folder, paths, names):
 
 
 def drawn_at_random(folder, count):
-    """Draw features that have results -> (what is known, its best result, words to show) of each."""
+    """Draw features that have results -> (what is known of it, its best result, words to show) of each."""
     folders = feature_folders(folder)
     for inside in random.Random(0).sample(folders, min(count, len(folders))):
         known = study(inside, read_results(inside))

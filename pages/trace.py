@@ -115,6 +115,7 @@ def record(model, job, config, step, i):
     flat = hook[0].flatten(1).T                                                                 # (S, D)
     everything = (model.sae.pre_acts(flat) if job.kind == "feature" else flat).mean(dim=0)      # (F or D,)
     top = everything.topk(min(STRONGEST, len(everything)))
+    longest = flat.norm(dim=0).nan_to_num(0).topk(4).indices                                    # channels
     climbed = objective(readout(model, hook, [job], config.position), job.kind, config.silent_gradient)[2][0]
     penalties = {name: value[i] for name, value in step.penalties.items()}
     tensors = {name: getattr(step, name)[i] for name in OF_STEP}
@@ -123,7 +124,8 @@ def record(model, job, config, step, i):
     return tensors | {
         "hook": hook[0], "pre_activation": readout(model, hook, [job]).reshape(hook.shape[2:]), "climbed": climbed,
         "loss": sum(penalties.values()) - climbed, "update": step.after[i] - step.before[i], "adam_mean": step.mean[i],
-        "adam_square": step.square[i], "strongest": top.indices, "strongest_activation": top.values}
+        "adam_square": step.square[i], "strongest": top.indices, "strongest_activation": top.values,
+        "longest": longest}
 
 
 def follow_finish(model, config, redrawn, i, result):
@@ -220,17 +222,12 @@ def spectrum(g):
     return size.clamp_min(torch.finfo(torch.float32).tiny).log10()
 
 
-def longest_channels(hook):
-    """Find the four channels of hook (D, h, w) that are longest over its positions."""
-    return hook.flatten(1).norm(dim=1).nan_to_num(0).topk(4).indices
-
-
 def pictures(model, kind, s):
     """{stage: HTML} of one step's tensors; latents share one scale, gradients another, spectra a third."""
     four, captions = "channels 0 to 3 row by row", {name: TEXTS[name]["picture"] for name in LATENTS + FORCES}
     waves = {name: spectrum(s[name])[None] for name in FORCES}                                  # (1, H, W) each
     seen = torch.stack([waves["gradient"], waves["filtered"]]).nan_to_num(0, 0, 0)
-    pre, long = s["pre_activation"], s["hook"][longest_channels(s["hook"])]
+    pre, long = s["pre_activation"], s["hook"][s["longest"]]
     z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
     shown = {name: [decoded(model, s[name], captions[name]), mapped(s[name], f"{captions[name]}, {four}", z_top)]
              for name in LATENTS}
@@ -275,7 +272,7 @@ def facts(model, recipe, k, s):
         "climbs": " The feature is silent everywhere, so its mean before the relu is climbed."
                   if s["silent"] and config["silent_gradient"] else "",
         **dict(zip("CHW", s["before"].shape)), **dict(zip("Dhw", s["hook"].shape)),
-        "signal": abar.sqrt(), "noise": (1 - abar).sqrt(), "longest": str(longest_channels(s["hook"]).tolist())[1:-1],
+        "signal": abar.sqrt(), "noise": (1 - abar).sqrt(), "longest": str(s["longest"].tolist())[1:-1],
         "std_before": s["before"].std(), "std_after": s["transformed"].std(), "sigma": pitch(s["before"]) * sigma,
         "firing": (s["pre_activation"] > 0).sum(), "places": s["pre_activation"].numel(),
         "decay": config["learning_rate"] * config["weight_decay"] * s["before"].norm() / s["update"].norm(),

@@ -68,8 +68,6 @@ def saved(folder, name):
         return load_file(path), json.loads(file.metadata()["featviz"])["recipe"]
 
 
-# --- the audit: every number again from the files -------------------------------------------------------------------
-
 def near(ours, theirs, tolerance=2e-5):
     ours, theirs = (np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64) for v in (ours, theirs))
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
@@ -132,6 +130,7 @@ def test_every_stage_follows_from_the_file(traced, model, k):
         (h - model.sae.b_dec) @ model.sae.encoder.weight.T + model.sae.encoder.bias).clamp(min=0)
     assert s["strongest"].tolist() == acts.mean(dim=0).argsort(descending=True)[:10].tolist()
     near(acts.mean(dim=0)[s["strongest"]], s["strongest_activation"])
+    assert s["longest"].tolist() == h.norm(dim=0).argsort(descending=True)[:4].tolist()
 
 
 def pushed(model, x, t, push):
@@ -204,8 +203,6 @@ def test_scores_follow_from_four_noises_and_the_re_encoded_latent(traced, model)
         near(found, [scores[f"activation{end}"] for end in ("_start", "", "_reencoded")], 1e-4)
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
-
 def read(folder):
     """The text of a page, and {section: [cells of each row]}."""
     text = (folder / "trace.html").read_text(encoding="utf-8")
@@ -259,8 +256,6 @@ def test_the_command_on_the_page_makes_the_same_files(traced, weights, tmp_path)
     (again,) = tmp_path.rglob("seed_5_trace")
     assert {f.name: f.read_bytes() for f in again.iterdir()} == {f.name: f.read_bytes() for f in traced[0].iterdir()}
 
-
-# --- odd cases --------------------------------------------------------------------------------------------------------
 
 def short(weights, out, *flags):
     """Trace a few steps -> the folders."""
