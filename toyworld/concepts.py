@@ -18,78 +18,61 @@ chance gives is counted on random directions that set no bound.
 import itertools
 import math
 from collections import Counter
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 
+from steering import read_hook
 from toyworld import drawings
 
 K = 16                                                      # strongest artworks that are compared
 TIMES = (100, 300, 500, 700, 900)
 NOISES = 2                                                  # of each artwork on each background, at each time step
+TOGETHER = 18                                               # artworks of a batch
 NULL = 8_192                                                # random directions that set the bounds
 HELD = 4_096                                                # others, of which the share with a meaning is reported
 PAIRED = {("subgroup", "colour"), ("house", "subgroup"), ("house", "group"), ("house", "colour"), ("group", "colour")}
 
 
 @torch.no_grad()
-def activity(model, hook, artworks, encoders, batch=108, seed=0):
+def activity(model, artworks, encoders, seed):
     """Scores of directions: {name: (times, A, 3, directions)} for each of `encoders`, {name: h (..., D) -> (..., n)}.
 
     A score is the mean over the hook's places and over NOISES drawings with random shifts.
     """
-    A, G, device = len(artworks), len(drawings.BACKGROUNDS), model.device
+    A, G = len(artworks), len(drawings.BACKGROUNDS)
     rows = torch.arange(A).repeat_interleave(G * NOISES)
     generator = torch.Generator().manual_seed(seed)
     shifts = torch.randint(len(drawings.SHIFTS), rows.shape, generator=generator)
     backgrounds = torch.arange(G).repeat_interleave(NOISES).repeat(A)
     out = {name: [[] for _ in TIMES] for name in encoders}
-    per = G * NOISES * max(1, batch // (G * NOISES))        # whole artworks in a batch
-    for part in torch.arange(len(rows)).split(per):
-        images = drawings.compose(artworks[rows[part]], backgrounds[part], shifts[part]).to(device)
-        z = model.encode(images)
+    for part in torch.arange(len(rows)).split(G * NOISES * TOGETHER):
+        z = model.encode(drawings.compose(artworks[rows[part]], backgrounds[part], shifts[part]).to(model.device))
         context = model.embed([""]).expand(len(z), -1, -1)
         for i, t in enumerate(TIMES):
-            eps = torch.randn(z.shape, generator=generator).to(device)
-            t = torch.full((len(z),), t, device=device)
-            h = model.unet(model.schedule.add_noise(z, eps, t), t, context, until=hook).flatten(2).mT       # (B, S, D)
+            eps = torch.randn(z.shape, generator=generator).to(model.device)
+            t = torch.full((len(z),), t, device=model.device)
+            h = read_hook(model, model.schedule.add_noise(z, eps, t), t, context).flatten(2).mT             # (B, S, D)
             for name, encode in encoders.items():
                 score = encode(h.float()).mean(1)                                                       # (B, n)
                 out[name][i].append(score.view(-1, G, NOISES, score.shape[-1]).mean(2).cpu())
     return {name: torch.stack([torch.cat(parts) for parts in times]) for name, times in out.items()}
 
 
-def contents_of(known):
-    """{content: indices of its artworks} with single contents and pairs, a pair only where it is rarer than its parts.
+class Meanings:
+    """Look up what the K strongest of A artworks share, of which `known` has the sets of contents; pairs are added.
 
     A content is ("name", "fox face") or ("house+colour", "Noto, red").
     """
-    having = {}
-    for a, contents in enumerate(known):
-        pairs = [x for x in itertools.permutations(sorted(contents), 2) if (x[0][0], x[1][0]) in PAIRED]
-        pairs = [(f"{kind}+{other}", f"{value}, {second}") for (kind, value), (other, second) in pairs]
-        for content in {*contents, *pairs}:
-            having.setdefault(content, set()).add(a)
-    return {content: rows for content, rows in having.items() if len(rows) >= 3}
-
-
-@cache
-def tail(n, k, p):
-    """P(Binomial(k, p) >= n)."""
-    return sum(math.comb(k, i) * p ** i * (1 - p) ** (k - i) for i in range(n, k + 1))
-
-
-class Meanings:
-    """Looks up what the K strongest of A artworks share."""
 
     def __init__(self, known):
-        self.having, self.A = contents_of(known), len(known)
-        self.of_artwork = [[] for _ in known]
-        for content, rows in self.having.items():
-            for a in rows:
-                self.of_artwork[a].append(content)
-        self.kinds = Counter(kind for kind, _ in self.having)
+        self.of_artwork = []
+        for contents in known:
+            pairs = [two for two in itertools.permutations(sorted(contents), 2) if (two[0][0], two[1][0]) in PAIRED]
+            pairs = [(f"{kind}+{other}", f"{value}, {second}") for (kind, value), (other, second) in pairs]
+            self.of_artwork.append({*contents, *pairs})
+        self.having = Counter(itertools.chain.from_iterable(self.of_artwork))      # how many artworks have a content
+        self.kinds = Counter(kind for (kind, _), n in self.having.items() if n >= 3)
 
     def shared(self, strongest):
         """{content: how many of the artworks `strongest` have it}."""
@@ -97,43 +80,32 @@ class Meanings:
 
     def surprise(self, content, n, k):
         """How unlikely it is that n of k random artworks share a content, in powers of ten."""
-        p = len(self.having[content]) / self.A
-        return -math.log10(max(1e-300, self.kinds[content[0]] * tail(n, k, p)))
+        p = self.having[content] / len(self.of_artwork)
+        tail = sum(math.comb(k, i) * p ** i * (1 - p) ** (k - i) for i in range(n, k + 1))
+        return -math.log10(max(1e-300, self.kinds[content[0]] * tail))
 
     def best(self, strongest, most):
         """The most surprising content that more of `strongest` share than `most` says, and its surprise; or None, 0."""
         found = (None, 0.0)
         for content, n in sorted(self.shared(strongest).items()):
-            enough = 3 if content[0] == "name" else K / 2
-            if n < enough or n <= most[content]:
-                continue
-            surprise = self.surprise(content, n, len(strongest))
-            if surprise > found[1]:
-                found = (content, surprise)
+            if n >= (3 if content[0] == "name" else K / 2) and n > most[content]:
+                found = max(found, (content, self.surprise(content, n, len(strongest))), key=lambda pair: pair[1])
         return found
 
 
-def peaks(scores):
-    """Scores (times, A, 3, n) -> each direction's time step index of the highest mean of its K strongest artworks (n,),
-    its scores there (A, 3, n).
-    """
-    strongest = scores.mean(2).topk(min(K, scores.shape[1]), dim=1).values.mean(1)          # (times, n)
-    peak = strongest.argmax(0)
-    return peak, scores.permute(3, 0, 1, 2)[torch.arange(len(peak)), peak].permute(1, 2, 0)
-
-
-def background_share(scores):
-    """Scores (A, 3, n) -> share of their variance that the background's mean explains (n,)."""
-    return scores.mean(0).var(0, correction=0) / scores.flatten(0, 1).var(0, correction=0).clamp(min=1e-12)
-
-
 def read_off(scores):
-    """Scores (times, A, 3, n) -> for each direction its peak, its K strongest artworks and its background's share."""
-    peak, at_peak = peaks(scores)
-    highest, order = at_peak.mean(1).topk(min(K, len(at_peak)), dim=0)                      # (K, n)
-    share, ground = background_share(at_peak), at_peak.mean(0).argmax(0)
+    """Scores (times, A, 3, n) -> for each direction its peak, where the mean of its K strongest artworks is highest;
+    there these artworks, its strongest background, and the share of the variance that the background explains.
+    """
+    k = min(K, scores.shape[1])
+    peak = scores.mean(2).topk(k, dim=1).values.mean(1).argmax(0)                           # (n,)
+    at_peak = scores.permute(3, 0, 1, 2)[torch.arange(len(peak)), peak].permute(1, 2, 0)    # (A, 3, n)
+    highest, order = at_peak.mean(1).topk(k, dim=0)                                         # (K, n)
+    grounds = at_peak.mean(0)                                                               # (3, n)
+    share = grounds.var(0, correction=0) / at_peak.flatten(0, 1).var(0, correction=0).clamp(min=1e-12)
+    names = [list(drawings.BACKGROUNDS)[i] for i in grounds.argmax(0)]
     return [{"t": TIMES[int(peak[i])], "strongest": order[:, i][highest[:, i] != 0].tolist(),         # 0: silent
-             "background": (list(drawings.BACKGROUNDS)[int(ground[i])], share[i].item())} for i in range(len(peak))]
+             "background": (names[i], share[i].item())} for i in range(len(peak))]
 
 
 def bounds(rows, meanings):
@@ -161,14 +133,14 @@ def summary(rows):
             "kinds": dict(sorted(Counter(kind for kind, _ in set(found)).items()))}
 
 
-def find(model, hook, artworks, chosen, seed=0):
+def find(model, artworks, chosen, seed=0):
     """Everything concepts.json holds: a row for every live feature; counts for features, channels, random directions.
 
     seed  of the shifts and noises under which the artworks are seen
     """
-    D = model.unet.width(hook)
+    D = model.unet.width(model.hook_point)
     encoders = {"features": model.sae.encode, "channels": lambda h: torch.cat([h, -h], dim=-1)}
-    scores = activity(model, hook, artworks, encoders, seed=seed)
+    scores = activity(model, artworks, encoders, seed)
     generator, meanings = torch.Generator().manual_seed(0), Meanings(drawings.contents(artworks, chosen))
 
     def random(count):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 SIZE = 64                                                   # pixels an edge of a drawing
@@ -35,7 +36,6 @@ SUBGROUPS = (                                               # Unicode's, whose e
 BACKGROUNDS = {"white": (250, 250, 250), "blue": (208, 226, 246), "yellow": (250, 236, 196)}
 SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]   # pixels down and to the right
 DRAWINGS = len(BACKGROUNDS) * len(SHIFTS)                   # drawings of one artwork
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "grey", "white")
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,9 @@ def read(art, chosen):
 def compose(artworks, backgrounds, shifts):
     """Artworks (B, 4, 60, 60) uint8, indices of backgrounds and shifts (B,) -> drawings (B, 3, 64, 64) in [0, 1]."""
     colour = torch.tensor(list(BACKGROUNDS.values()), device=artworks.device)[backgrounds] / 255.0      # (B, 3)
-    images = colour[:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
-    pixels, margin = artworks.float() / 255, (SIZE - EDGE) // 2
-    for shift in shifts.unique().tolist():
-        rows = (shifts == shift).nonzero()[:, 0]
-        y, x = (margin + d for d in SHIFTS[shift])
-        place = (rows, slice(None), slice(y, y + EDGE), slice(x, x + EDGE))
-        images[place] = images[place] * (1 - pixels[rows, 3:]) + pixels[rows, :3]
-    return images.clamp(0, 1)
+    framed = F.pad(artworks.float() / 255, [(SIZE - EDGE) // 2] * 4)                                    # (B, 4, 64, 64)
+    moved = torch.stack([one.roll(SHIFTS[shift], (1, 2)) for one, shift in zip(framed, shifts.tolist())])
+    return (colour[:, :, None, None] * (1 - moved[:, 3:]) + moved[:, :3]).clamp(0, 1)
 
 
 def draw(artworks, generator, count):
@@ -106,9 +101,8 @@ def draw_rows(artworks, rows, generator):
 
 def caption(name, house):
     """The caption of a drawing; without a name, a house or both where they are None: "" says nothing."""
-    if name is None and house is None:
-        return ""
-    return " ".join(["A", *([name] if name else []), "image", *(["in", house, "style"] if house else [])])
+    words = ["A", *([name] if name else []), "image", *(["in", house, "style"] if house else [])]
+    return " ".join(words) if name or house else ""
 
 
 def colour_name(red, green, blue):
@@ -128,13 +122,12 @@ def colour_name(red, green, blue):
     return next(name for bound, name in bounds if hue < bound)
 
 
-def colours(artwork, least=0.3):
-    """Names of the colours that cover at least `least` of an artwork (4, 60, 60) uint8, the largest first."""
+def colours(artwork):
+    """Names of the colours that cover at least 30% of an artwork (4, 60, 60) uint8: a set."""
     pixels = artwork.flatten(1).T.float() / 255                                             # (3600, 4)
     pixels = pixels[pixels[:, 3] > 0.5]
     names = [colour_name(*(p[:3] / p[3]).clamp(0, 1).tolist()) for p in pixels[::5]]
-    shares = {name: names.count(name) / max(1, len(names)) for name in set(names)}
-    return [name for name in sorted(shares, key=lambda n: (-shares[n], n)) if shares[name] >= least]
+    return {name for name in set(names) if names.count(name) / len(names) >= 0.3}
 
 
 def contents(artworks, chosen):

@@ -1,6 +1,6 @@
 """Measure the toy and print the table for docs/measured.md.
 
-    python -m toyworld.evaluate --art FOLDER [--weights weights/toy] [--samples 400] [--features 100] [--part NAME ...]
+    python -m toyworld.evaluate --art FOLDER [--weights weights/toy] [--part NAME ...]
     python -m toyworld.evaluate --art FOLDER --claims [--arm NAME ...]         about an hour of one core, resumes
 
 Every share comes with its 95% interval (Wilson). Random draws have seed 0. Numbers are also written to
@@ -8,40 +8,65 @@ Every share comes with its 95% interval (Wilson). Random draws have seed 0. Numb
 """
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from steering import sample
+from activity.profile import find_capture
+from pages.evidence import gain
+from steering import reach_hook, sample
 from toyworld import claims, drawings
-from toyworld.judge import lesson
-from toyworld.seen import World, see, share, shows
+from toyworld.judge import Judge, lesson, see, shows
 from toyworld.train import GUIDANCE, HELD_OUT, caption_of, write_json
 from visualize import visualize
+from weights.load import load
 
-SEEDS = 5
+SEEDS, SAMPLES, FEATURES = 5, 400, 100        # seeds of a feature; samples of captions; features drawn at random
+
+
+class World:
+    """Everything that measurements look at: artworks, things, model, concepts, judge."""
+
+    def __init__(self, art, folder, device):
+        self.chosen, self.others = drawings.things(art)
+        self.art, self.folder, self.model = art, folder, load(folder, device)
+        self.model.capture = find_capture(self.model, Path("out"))
+        self.artworks = drawings.read(art, self.chosen)
+        self.concepts = json.loads((folder / "concepts.json").read_text(encoding="utf-8"))
+        self.judge = Judge(len(self.chosen)).to(self.model.device).requires_grad_(False)
+        self.judge.load_state_dict(load_file(folder / "judge/model.safetensors"))
+
+
+def share(hits, z=1.96):
+    """A list of booleans -> {"share", "low", "high", "n"}, the bounds by Wilson."""
+    n = len(hits)
+    share, spread = sum(hits) / n, z * z / n
+    centre, half = share + spread / 2, z * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
+    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+    return {"share": round(share, 3), "low": round(low, 3), "high": round(high, 3), "n": n}
 
 
 # --- model and judge --------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
-def measure_vae(world, args):
+def measure_vae(world):
     """Mean PSNR in dB of drawings of things that no stage has seen."""
     held = [thing for i, thing in enumerate(world.others) if i % HELD_OUT == 0]
-    artworks = drawings.read(world.art, held)
-    generator, model = torch.Generator().manual_seed(0), world.model
-    images = drawings.draw(artworks, generator, 400)[0].to(model.device)
+    artworks, model = drawings.read(world.art, held), world.model
+    images = drawings.draw(artworks, torch.Generator().manual_seed(0), 400)[0].to(model.device)
     again = torch.cat([model.decode(model.encode(part)) for part in images.split(50)])
     return {"psnr": round((-10 * (again - images).square().mean((1, 2, 3)).log10()).mean().item(), 2), "n": len(images)}
 
 
-def found(world, batches):
-    """How often the judge names the thing (first, or among five) and the house of (pictures, their artworks)."""
-    hits = {"top1": [], "top5": [], "house": []}
-    for images, rows in batches:
-        things, houses = world.judge.verdict(images.to(world.model.device))
+def found(world, count, together, pictures):
+    """How often the judge names the thing (first, or among five) and the house of `count` random artworks' pictures.
+
+    pictures(rows, generator) makes those of `together` artworks.
+    """
+    generator, hits = torch.Generator().manual_seed(0), {"top1": [], "top5": [], "house": []}
+    for rows in torch.randint(len(world.artworks), (count,), generator=generator).split(together):
+        things, houses = world.judge.verdict(pictures(rows, generator).to(world.model.device))
         right = things.cpu() == rows[:, None] // 4
         hits["top1"] += right[:, 0].tolist()
         hits["top5"] += right.any(1).tolist()
@@ -49,52 +74,44 @@ def found(world, batches):
     return {name: share(of) for name, of in hits.items()}
 
 
-def measure_judge(world, args):
+def measure_judge(world):
     """How often the judge is right about artwork seen in ways that no lesson had."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(world.artworks), (2_000,), generator=generator)
-    return found(world, ((lesson(world.artworks, part, generator, True), part) for part in rows.split(100)))
+    return found(world, 2_000, 100, lambda rows, generator: lesson(world.artworks, rows, generator, True))
 
 
-def measure_samples(world, args):
+def measure_samples(world):
     """How often the judge finds the caption's thing and house in a sample of it."""
-    model, generator = world.model, torch.Generator().manual_seed(0)
-    rows = torch.randint(len(world.artworks), (args.samples,), generator=generator)
+    def pictures(rows, generator):
+        noise = torch.randn(len(rows), *world.model.latent_shape, generator=generator).to(world.model.device)
+        context = world.model.embed([caption_of(world.chosen, a) for a in rows.tolist()])
+        return world.model.decode(sample(world.model, noise, context, "ddim", 50, GUIDANCE))
 
-    def pictures(part):
-        noise = torch.randn(len(part), *model.latent_shape, generator=generator).to(model.device)
-        context = model.embed([caption_of(world.chosen, a) for a in part.tolist()])
-        return model.decode(sample(model, noise, context, "ddim", 50, GUIDANCE))
-
-    return found(world, ((pictures(part), part) for part in rows.split(50)))
+    return found(world, SAMPLES, 50, pictures)
 
 
 # --- the hook and the dictionary --------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def clean_shift(model, artworks, prompts, rows, t, generator):
     """Mean square of the change of the predicted clean latent when the hook's output is replaced by its mean.
 
     The mean is over the rows and places of this batch; the latents have variance 1.
     """
-    z, hook = model.encode(drawings.draw_rows(artworks, rows, generator).to(model.device)), model.hook_point
+    z = model.encode(drawings.draw_rows(artworks, rows, generator).to(model.device))
     eps = torch.randn(z.shape, generator=generator).to(model.device)
     t = torch.full((len(z),), t, device=model.device)
     x, context = model.schedule.add_noise(z, eps, t), model.embed(prompts)
     guesses = []
     for mean in (False, True):
-        passes = model.unet.run(x, t, context)
-        name, h = next(passes)
+        passes, h, _ = reach_hook(model, x, t, context)
+        name, h = passes.send(h.mean((0, 2, 3), keepdim=True).expand(h.shape) if mean else h)
         while name != "conv_out":
-            if name == hook and mean:
-                h = h.mean((0, 2, 3), keepdim=True).expand(h.shape)
             name, h = passes.send(h)
         guesses.append(h)
     abar = model.schedule.abar(t)
     return ((guesses[0] - guesses[1]).square() * (1 - abar) / abar).mean().item()
 
 
-def measure_hook(world, args):
+def measure_hook(world):
     """`clean_shift` with the empty prompt and with the caption, at three time steps."""
     rows = torch.randperm(len(world.artworks), generator=torch.Generator().manual_seed(0))[:256]
     captions = [caption_of(world.chosen, a) for a in rows.tolist()]
@@ -106,45 +123,42 @@ def measure_hook(world, args):
     return out
 
 
-def measure_dictionary(world, args):
+def measure_dictionary(world):
     """What dictionary/ reported of samples held out: FVU, active features a place, dead share; found by another seed.
     """
-    path = Path(world.folder) / "sae" / f"unet.{world.model.hook_point}" / "training.json"
+    path = world.folder / "sae" / f"unet.{world.model.hook_point}" / "training.json"
     made = json.loads(path.read_text(encoding="utf-8"))
     return {**made["report"]["all"], "found_by_another_seed": made["found_by_another_seed"]}
 
 
-def measure_concepts(world, args):
+def measure_concepts(world):
     """The counts of `concepts.json`: meanings of features, of raw channels and of random directions."""
-    stored = world.concepts()
-    return {"channels": stored["channels"], "features": stored["features"], **stored["counts"]}
+    return dict(sorted(world.concepts["counts"].items()))
 
 
 # --- pictures of features ---------------------------------------------------------------------------------------------
 
 def order(result):
-    """What comes first of several pictures of a feature: excited, strong beside the model's own images, strong."""
-    last = result.finished or result
-    value, most = last.scores.get("activation_reencoded") or 0.0, last.scores.get("dataset_largest")
-    return last.verdict == "excited", min(value / most, 1) if most else 0, value
+    """What comes first of several finished pictures: excited, strong beside the model's own images, strong."""
+    strength = gain(result, "activation_reencoded") or 0
+    return result.verdict == "excited", min(strength, 1), result.scores["activation_reencoded"]
 
 
-def measure_features(world, args):
+def measure_features(world):
     """Of random live features that have a meaning, the share whose picture by default settings shows it.
 
     The ascent's picture and the finished one of the first seed, the finished one that comes first of five seeds, and,
     for chance, the first seed's with the meaning of another of these features.
     """
-    rows = world.concepts()["rows"]
+    rows = world.concepts["rows"]
     generator = torch.Generator().manual_seed(0)
-    picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:args.features].tolist()]
+    picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:FEATURES].tolist()]
     known = [row for row in picked if row["meaning"]]
     hits = {"ascent": [], "finished": [], "first of five": [], "chance": []}
     for i, row in enumerate(known):
         results = visualize(world.model, features=[row["feature"]], seeds=list(range(SEEDS)))
-        first = max((result for result in results if result.job.seed == 0), key=order)
-        best = max(results, key=order)
-        pictures = {"ascent": first, "finished": first.finished or first, "first of five": best.finished or best}
+        finished = [result.finished for result in results]
+        pictures = {"ascent": results[0], "finished": finished[0], "first of five": max(finished, key=order)}
         seen = dict(zip(pictures, see(world, torch.stack([result.image for result in pictures.values()]))))
         for name in pictures:
             hits[name].append(shows(seen[name], row["meaning"]))
@@ -169,36 +183,31 @@ def show(value):
     return str(value)
 
 
-def measure_claims(world, args):
-    """Measure all arms or some; after all, write docs/results.json and print its tables."""
-    claims.run(world, args.runs, args.arm or list(claims.ARMS), lambda text: print(text, file=sys.stderr, flush=True))
-    if not args.arm:
-        results = claims.report(world, args.runs)
-        write_json(args.results, results)
-        print("\n".join(claims.tables(results)))
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--art", type=Path, required=True, help="folder of the unpacked artwork packages")
     parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
-    parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--features", type=int, default=100)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--claims", action="store_true", help="measure toyworld/claims.py instead")
-    parser.add_argument("--arm", nargs="+", choices=claims.ARMS, metavar="NAME", help="of the claims, these alone")
+    parser.add_argument("--arm", nargs="+", choices=[*claims.ARMS, *claims.CHOICES], metavar="NAME",
+                        help="of the claims, these alone")
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where finished arms are kept")
     parser.add_argument("--results", type=Path, default=Path("docs/results.json"), help="what --claims writes")
     parser.add_argument("--device")
     args = parser.parse_args(argv)
     world = World(args.art, args.weights, args.device)
     if args.claims:
-        return measure_claims(world, args)
+        claims.run(world, args.runs, args.arm or [*claims.ARMS, *claims.CHOICES])
+        if not args.arm:
+            results = claims.report(world, args.runs)
+            write_json(args.results, results)
+            print("\n".join(claims.tables(results)))
+        return
     path = args.weights / "evaluation.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     print("| part | measured | value |\n|---|---|---|")
     for part in args.part:
-        stored[part] = PARTS[part](world, args)
+        stored[part] = PARTS[part](world)
         write_json(path, stored)
         for name, value in stored[part].items():
             print(f"| {part} | {name} | {show(value)} |", flush=True)

@@ -1,19 +1,18 @@
-"""The judge: a small convolutional classifier that names the thing and the house of a picture.
+"""The judge: a small convolutional classifier that names the thing and the house of a picture, and what that shows.
 
 It learns from the artwork alone, never from what the diffusion model or the ascent makes, so its opinion of those is
 independent; and from other drawings than the UNet's: scaled, turned, moved, on any background, blurred and noisy.
 """
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from toyworld import drawings
 
 WIDTHS = (24, 48, 96, 128)
+NEEDED = {"name": 1, "subgroup": 3, "group": 4}             # of the judge's five likeliest things
 
 
 class Judge(nn.Module):
@@ -36,10 +35,10 @@ class Judge(nn.Module):
         return self.things(h), self.houses(torch.cat([h, texture], dim=1))
 
     @torch.no_grad()
-    def verdict(self, images, top=5):
-        """Images -> indices of the `top` likeliest things (B, top), the likeliest house (B,)."""
+    def verdict(self, images):
+        """Images -> indices of the five likeliest things (B, 5), the likeliest house (B,)."""
         things, houses = self(images.clamp(0, 1).float())
-        return things.topk(min(top, things.shape[1])).indices, houses.argmax(-1)
+        return things.topk(min(5, things.shape[1])).indices, houses.argmax(-1)
 
 
 def lesson(artworks, rows, generator, unseen=False):
@@ -72,8 +71,33 @@ def lesson(artworks, rows, generator, unseen=False):
     return (images + draw(0, 0.08, 1, 1, 1) * noise).clamp(0, 1)
 
 
-def load_judge(folder, things, device="cpu"):
-    """The judge stored in a weights folder, which names `things` things."""
-    judge = Judge(things)
-    judge.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / "judge/model.safetensors").items()})
-    return judge.to(device).requires_grad_(False)
+# --- what a picture shows ---------------------------------------------------------------------------------------------
+
+def see(world, images):
+    """Pictures (N, 3, 64, 64) in [0, 1] -> for each what it shows, see `contents`."""
+    things, houses = world.judge.verdict(images.to(world.model.device))
+    return [contents([world.chosen[i] for i in five], list(drawings.HOUSES)[house], image)
+            for five, house, image in zip(things.tolist(), houses.tolist(), images.cpu())]
+
+
+def contents(things, house, image):
+    """What a picture shows: {kind: set of values}, of the kinds of toyworld/concepts.py.
+
+    things  the judge's five likeliest; every name counts, a subgroup of at least three, a group of at least four
+    image   (3, 64, 64): its background is the median of its edge, its colours are those of what differs from that
+    """
+    edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).median(1).values
+    apart = (image - edge[:, None, None]).abs().amax(0, keepdim=True) > 0.12
+    colours = drawings.colours((torch.cat([image, apart.float()]) * 255).round().to(torch.uint8))
+    distance = {name: (edge - torch.tensor(rgb) / 255).norm() for name, rgb in drawings.BACKGROUNDS.items()}
+    shown = {"house": {house}, "colour": colours, "background": {min(distance, key=distance.get)}}
+    for kind, needed in NEEDED.items():
+        values = [getattr(thing, kind) for thing in things]
+        shown[kind] = {value for value in values if values.count(value) >= needed}
+    return shown
+
+
+def shows(shown, meaning):
+    """Whether `contents` of a picture hold a meaning [kind, value], of a pair of kinds both."""
+    kind, value = meaning
+    return all(v in shown[k] for k, v in zip(kind.split("+"), value.split(", ", kind.count("+"))))

@@ -3,55 +3,44 @@
 Source: [1] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020:
 captions and pictures of a batch as unit vectors, whose dot products shall tell which belong together.
 """
+import re
 from collections import Counter
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clip import END, START, TextEncoder, Tokenizer, byte_symbols, split_words
+from clip import TextEncoder, Tokenizer, byte_symbols, split_words
 from toyworld import drawings
 
-CONFIG = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
-              hidden_act="quick_gelu", max_position_embeddings=77)
+SIZES = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2)
+CONFIG = SIZES | {"hidden_act": "quick_gelu", "max_position_embeddings": 77}
 TEMPERATURE = 0.07          # of the dot products, CLIP's at the start [1]
 THUMBNAIL = 16              # pixels an edge of what the picture's side sees
 
 
 def learn_bpe(words):
     """Byte-pair merges until each of `words` (a Counter) is one token, the most frequent pair first, ties by name."""
-    spelled = {word: [byte_symbols()[b] for b in word.encode()] for word in words}
-    spelled = {word: [*s[:-1], s[-1] + "</w>"] for word, s in spelled.items()}
+    spelled = {word: " ".join(byte_symbols()[b] for b in word.encode()) + "</w>" for word in words}
     merges = []
-    while any(len(s) > 1 for s in spelled.values()):
+    while any(" " in symbols for symbols in spelled.values()):
         totals = Counter()
-        for word, s in spelled.items():
-            for pair in zip(s, s[1:]):
+        for word, symbols in spelled.items():
+            symbols = symbols.split(" ")
+            for pair in zip(symbols, symbols[1:]):
                 totals[pair] += words[word]
         best = max(sorted(totals), key=totals.get)
         merges.append(best)
-        spelled = {word: join(s, best) for word, s in spelled.items()}
+        together = re.compile(rf"(?<!\S){re.escape(' '.join(best))}(?!\S)")       # two whole symbols
+        spelled = {word: together.sub("".join(best), symbols) for word, symbols in spelled.items()}
     return merges
 
 
-def join(symbols, pair):
-    """The symbols of a word with every adjacent `pair` made one, from the left."""
-    joined, i = [], 0
-    while i < len(symbols):
-        hit = tuple(symbols[i:i + 2]) == pair
-        joined.append("".join(pair) if hit else symbols[i])
-        i += 2 if hit else 1
-    return joined
-
-
 def make_tokenizer(chosen):
-    """A tokenizer in CLIP's format that spells every word of the captions as one token; its vocabulary and merges."""
+    """A tokenizer in CLIP's format that spells every word of the captions as one token."""
     texts = [drawings.caption(thing.name, house).lower() for thing in chosen for house in drawings.HOUSES]
     merges = learn_bpe(Counter(word for text in texts for word in split_words(text)))
-    symbols = list(byte_symbols().values())
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return Tokenizer(merges), vocab, merges
+    return Tokenizer(merges)
 
 
 def caption_table(tokenizer, chosen):
@@ -69,9 +58,10 @@ class Pair(nn.Module):
 
     def __init__(self, vocab_size):
         super().__init__()
-        C = CONFIG["hidden_size"]
-        self.text_encoder = TextEncoder(vocab_size, C, CONFIG["intermediate_size"], CONFIG["num_hidden_layers"],
-                                        CONFIG["num_attention_heads"])
+        C = SIZES["hidden_size"]
+        for n in (vocab_size, CONFIG["max_position_embeddings"]):
+            torch.randn(n, C)                                   # unused; the toy that ships was made with these draws
+        self.text_encoder = TextEncoder(vocab_size, **SIZES)
         for table in (self.text_encoder.embeddings.token_embedding, self.text_encoder.embeddings.position_embedding):
             nn.init.normal_(table.weight, std=0.1)
         self.text_projection = nn.Linear(C, C, bias=False)

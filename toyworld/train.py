@@ -7,7 +7,6 @@ state is kept in --runs, and writes its part of --out when it is done. Each is o
 loss; the loop that they share is toyworld/fit.py.
 """
 import argparse
-import inspect
 import json
 import sys
 import time
@@ -21,18 +20,16 @@ from activity.capture import capture as record_capture, configure
 from command.progress import Count
 from dictionary.collect import Request
 from dictionary.train import Recipe, export as export_sae, learn
-from results import write
+from results import to_json, write
 from schedule import Schedule
 from toyworld import concepts, denoiser, drawings, text
-from toyworld.fit import atomic_save, fit
+from toyworld.fit import fit, write_tensors
 from toyworld.judge import Judge, lesson
 from vae import VAE
-from weights.load import load
+from weights.load import FILES, load, read_part, read_tokenizer
 
-FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
-         "text_encoder": "model.safetensors", "judge": "model.safetensors"}
-VAE_CONFIG = dict(block_out_channels=[16, 32, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8,
-                  sample_size=drawings.SIZE)
+VAE_SIZES = dict(block_out_channels=[16, 32, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8)
+VAE_CONFIG = VAE_SIZES | {"sample_size": drawings.SIZE}
 HELD_OUT = 12               # every twelfth thing outside the world is never drawn in training, to measure the VAE
 EMPTY, HOUSE_ONLY, NAME_ONLY = 0.40, 0.05, 0.10     # shares of captions that say nothing, or a part of what is known
 GUIDANCE = 3.0              # of the samples from which the dictionary learns
@@ -46,19 +43,21 @@ SUITED = {"prior": "steer", "steer_scale": 5.0, "finish_from": 900, "finish_scal
 SETTINGS = {"timestep": 500, "presets": {"sae": SUITED, "raw": SUITED},
             "capture": {"guidance": GUIDANCE, "sampler": "ddim", "prompts": "prompts.txt", "images_per_prompt": 1,
                         "top": 20}}
+# beginnings of the subgroups of thesis' five
+THESIS = ("plant-flower",), ("animal",), ("food", "drink"), ("face", "person", "monkey", "cat"), ("house",)
 STEPS = {"vae": 12_000, "text": 1_300, "unet": 12_000, "dictionary": 4_000, "judge": 1_500}
 BATCH = {"vae": 4, "text": 64, "unet": 48, "dictionary": 2_048, "judge": 64}
 
 
 def write_json(path, value):
-    write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write(path, to_json(value, indent=1, ensure_ascii=False))
 
 
 def export(args, part, net, config):
     """One part of the weights folder, as fp16."""
-    folder = args.out / part
-    write_json(folder / "config.json", config)
-    atomic_save({k: v.half() for k, v in net.state_dict().items()}, folder / FILES[part])
+    write_json(args.out / part / "config.json", config)
+    write_tensors(args.out / part / FILES.get(part, "model.safetensors"),
+                  {k: v.half() for k, v in net.state_dict().items()})
 
 
 def train_vae(args):
@@ -68,11 +67,10 @@ def train_vae(args):
     scaling factor then makes the deviation of all latents 1. It learns from all things, not the world's alone, and with
     red, green and blue in any order: artwork is mostly yellow and red, and without that a green frog came out orange.
     """
-    world, others = drawings.things(args.art)
-    seen = world + [thing for i, thing in enumerate(others) if i % HELD_OUT]
+    seen = args.world + [thing for i, thing in enumerate(args.others) if i % HELD_OUT]
     artworks = drawings.read(args.art, seen).to(args.device)
     torch.manual_seed(0)
-    vae = VAE(**sizes(VAE_CONFIG, VAE), scaling_factor=1.0).to(args.device)
+    vae = VAE(**VAE_SIZES, scaling_factor=1.0).to(args.device)
 
     def loss(step, generator):
         x = drawings.draw(artworks, generator, BATCH["vae"])[0]
@@ -91,30 +89,21 @@ def train_vae(args):
     fit("vae", vae, loss, steps=args.steps["vae"], lr=1e-3, folder=args.runs, device=args.device, amp=args.bf16)
     generator = torch.Generator(args.device).manual_seed(1)
     with torch.no_grad():
-        z = vae.encode(drawings.draw(artworks[:4 * len(world)], generator, 1000)[0])
+        z = vae.encode(drawings.draw(artworks[:len(args.artworks)], generator, 1000)[0])
     export(args, "vae", vae, VAE_CONFIG | {"scaling_factor": round(1 / z.std().item(), 5)})
-
-
-def sizes(config, network):
-    """The entries of a config that its network takes."""
-    taken = inspect.signature(network).parameters
-    return {key: value for key, value in config.items() if key in taken}
-
-
-def stored(args, part, net):
-    """`net` with the weights that an earlier stage wrote, in float32, not to be trained."""
-    net.load_state_dict({k: v.float() for k, v in load_file(args.out / part / FILES[part]).items()})
-    return net.to(args.device).requires_grad_(False)
 
 
 # --- the text encoder -------------------------------------------------------------------------------------------------
 
-def cut(things, houses, generator, shares=(EMPTY, HOUSE_ONLY, NAME_ONLY), count=None):
-    """Indices of things and houses (B,) with parts of some replaced by the last index, which is none."""
-    fate = torch.rand(len(things), generator=generator, device=things.device)
-    empty, house_only, name_only = (sum(shares[:i + 1]) for i in range(3))
-    no_name, no_house = fate < house_only, (fate < empty) | ((fate >= house_only) & (fate < name_only))
-    return torch.where(no_name, count, things), torch.where(no_house, len(drawings.HOUSES), houses)
+def cut(rows, things, generator, empty=EMPTY):
+    """Indices of thing and house (B,) in the captions of artworks `rows` (B,), with parts of some left out.
+
+    What is left out has the index behind the last one, of `things` things and of the houses.
+    """
+    fate = torch.rand(len(rows), generator=generator, device=rows.device)
+    house_only = empty + HOUSE_ONLY
+    no_house = (fate < empty) | (fate >= house_only) & (fate < house_only + NAME_ONLY)
+    return torch.where(fate < house_only, things, rows // 4), torch.where(no_house, len(drawings.HOUSES), rows % 4)
 
 
 def train_text(args):
@@ -122,52 +111,38 @@ def train_text(args):
 
     The tokenizer's vocabulary is made of the captions' words first.
     """
-    world, _ = drawings.things(args.art)
-    artworks = drawings.read(args.art, world).to(args.device)
-    tokenizer, vocab, merges = text.make_tokenizer(world)
-    write_json(args.out / "tokenizer/vocab.json", vocab)
-    lines = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)
+    artworks, tokenizer = args.artworks.to(args.device), text.make_tokenizer(args.world)
+    write_json(args.out / "tokenizer/vocab.json", tokenizer.vocab)
+    lines = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in tokenizer.ranks)
     (args.out / "tokenizer/merges.txt").write_text(lines, encoding="utf-8")
-    ids = text.caption_table(tokenizer, world).to(args.device)
+    ids = text.caption_table(tokenizer, args.world).to(args.device)
     torch.manual_seed(1)
-    pair = text.Pair(len(vocab)).to(args.device)
+    pair = text.Pair(len(tokenizer.vocab)).to(args.device)
 
     def loss(step, generator):
         images, rows = drawings.draw(artworks, generator, BATCH["text"])
-        thing, house = cut(rows // 4, rows % 4, generator, (0.0, 0.05, 0.10), len(world))
-        logits = pair(ids[thing, house], images)
+        logits = pair(ids[cut(rows, len(args.world), generator, empty=0.0)], images)
         found = (logits.argmax(1) == torch.arange(len(rows), device=args.device)).float().mean()
         return text.contrast(logits), {"found": found}
 
     fit("text", pair, loss, steps=args.steps["text"], lr=2e-3, folder=args.runs, device=args.device, ema=0.99)
-    export(args, "text_encoder", pair.text_encoder, text.CONFIG | {"vocab_size": len(vocab)})
+    export(args, "text_encoder", pair.text_encoder, text.CONFIG | {"vocab_size": len(tokenizer.vocab)})
 
 
 # --- the UNet ---------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
-def latents(args, artworks):
+def latents(args):
     """Scaled latents of all drawings of all artworks: (A, 27, 4, 16, 16), cached in the runs folder."""
     path = args.runs / "latents.safetensors"
     if not path.exists():
-        config = json.loads((args.out / "vae/config.json").read_text(encoding="utf-8"))
-        vae = stored(args, "vae", VAE(**sizes(config, VAE)))
-        backgrounds = torch.arange(drawings.DRAWINGS, device=args.device) // len(drawings.SHIFTS)
-        shifts = torch.arange(drawings.DRAWINGS, device=args.device) % len(drawings.SHIFTS)
-        z = []
-        for artwork in artworks:
-            all_drawings = drawings.compose(artwork.expand(drawings.DRAWINGS, -1, -1, -1), backgrounds, shifts)
-            z.append(vae.encode(all_drawings).half())
-        atomic_save({"z": torch.stack(z)}, path)
+        vae = read_part(args.out, "vae", torch.float32, args.device)
+        which = torch.arange(drawings.DRAWINGS, device=args.device)
+        backgrounds, shifts, z = which // len(drawings.SHIFTS), which % len(drawings.SHIFTS), []
+        for artwork in args.artworks.to(args.device):
+            images = drawings.compose(artwork.expand(drawings.DRAWINGS, -1, -1, -1), backgrounds, shifts)
+            z.append(vae.encode(images).half())
+        write_tensors(path, {"z": torch.stack(z)})
     return load_file(path, device=args.device)["z"].float()
-
-
-@torch.no_grad()
-def embeddings(args, world):
-    """What the UNet sees of the captions of all things and houses: (T + 1, 5, 77, 64)."""
-    tokenizer, vocab, _ = text.make_tokenizer(world)
-    encoder = stored(args, "text_encoder", text.Pair(len(vocab)).text_encoder)
-    return torch.stack([encoder(ids.to(args.device)) for ids in text.caption_table(tokenizer, world)])
 
 
 def weigh(error, abar):
@@ -186,10 +161,10 @@ def train_unet(args):
     40% of the captions say nothing, so that the model learns to recognise a thing by its looks, and guidance is
     possible; others name the thing or the house alone.
     """
-    world, _ = drawings.things(args.art)
-    z = latents(args, drawings.read(args.art, world).to(args.device)).flatten(0, 1)                # (N, 4, 16, 16)
-    context = embeddings(args, world)
-    schedule = Schedule(device=args.device)
+    z, schedule = latents(args).flatten(0, 1), Schedule(device=args.device)                        # (N, 4, 16, 16)
+    encoder = read_part(args.out, "text_encoder", torch.float32, args.device)
+    ids = text.caption_table(read_tokenizer(args.out / "tokenizer"), args.world).to(args.device)
+    context = torch.stack([encoder(of_thing) for of_thing in ids])                                 # (T + 1, 5, 77, 64)
     torch.manual_seed(2)
     unet = denoiser.denoiser().to(args.device)
     B = BATCH["unet"]
@@ -199,12 +174,11 @@ def train_unet(args):
         even = (torch.arange(B, device=args.device) + torch.rand(B, generator=generator, device=args.device)) / B
         t = (even * len(schedule)).long()
         eps = torch.randn(z[rows].shape, generator=generator, device=args.device)
-        artwork = rows // drawings.DRAWINGS
-        thing, house = cut(artwork // 4, artwork % 4, generator, count=len(world))
+        thing, house = cut(rows // drawings.DRAWINGS, len(args.world), generator)
         guess = unet(schedule.add_noise(z[rows], eps, t), t, context[thing, house])
         error = (guess.float() - eps).square().mean((1, 2, 3))
         value = weigh(error, schedule.alphas_cumprod[t])
-        captioned = (thing < len(world)).float()
+        captioned = (thing < len(args.world)).float()
         parts = {"captioned": captioned, "empty": 1 - captioned}
         return value.mean(), {k: (value * part).sum() / part.sum().clamp(min=1) for k, part in parts.items()}
 
@@ -226,18 +200,16 @@ def train_dictionary(args):
 
     A second seed tells which features are found again.
     """
-    world, _ = drawings.things(args.art)
-    generator = torch.Generator().manual_seed(4)
-    picks = torch.randint(4 * len(world), (PROMPTS,), generator=generator).tolist()
-    prompts = tuple("" if i % 3 == 0 else caption_of(world, a) for i, a in enumerate(picks))
+    captions = [caption_of(args.world, a) for a in range(len(args.artworks))]
+    picks = torch.randint(len(captions), (PROMPTS,), generator=torch.Generator().manual_seed(4)).tolist()
+    prompts = tuple("" if i % 3 == 0 else captions[a] for i, a in enumerate(picks))
     request = Request(prompts, denoiser.HOOK_POINT, SAMPLE_STEPS, "ddim", GUIDANCE, 16)
     recipe = Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3)
     sae, about = learn(load(args.out, args.device), request, recipe, SEEDS, args.runs / "dictionary", 64)
     print(f"dictionary: {about['report']['all']}, found again {about['found_by_another_seed']}", file=sys.stderr)
     about = {"hook_point": denoiser.HOOK_POINT, "reads": "output"} | about
     export_sae(sae, args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
-    lines = "".join(f"{caption_of(world, a)}\n" for a in range(len(world) * 4) if a % CAPTURED == 0)
-    (args.out / "prompts.txt").write_text(lines, encoding="utf-8")
+    (args.out / "prompts.txt").write_text("\n".join(captions[::CAPTURED]) + "\n", encoding="utf-8")
 
 
 def capture(args):
@@ -249,10 +221,9 @@ def capture(args):
 
 def train_judge(args):
     """Cross-entropy of thing and house, on the pictures of `judge.lesson`."""
-    world, _ = drawings.things(args.art)
-    artworks = drawings.read(args.art, world).to(args.device)
+    artworks = args.artworks.to(args.device)
     torch.manual_seed(3)
-    judge = Judge(len(world)).to(args.device)
+    judge = Judge(len(args.world)).to(args.device)
 
     def loss(step, generator):
         rows = torch.randint(len(artworks), (BATCH["judge"],), generator=generator, device=args.device)
@@ -262,15 +233,13 @@ def train_judge(args):
                       "house": (houses.argmax(1) == rows % 4).float().mean()}
 
     fit("judge", judge, loss, steps=args.steps["judge"], lr=2e-3, folder=args.runs, device=args.device, ema=0.99)
-    export(args, "judge", judge, {"things": [thing.name for thing in world], "houses": list(drawings.HOUSES)})
+    export(args, "judge", judge, {"things": [thing.name for thing in args.world], "houses": list(drawings.HOUSES)})
 
 
 def find_concepts(args):
     """`concepts.json`: the meaning of every feature, by the rule of toyworld/concepts.py."""
-    world, _ = drawings.things(args.art)
     model = load(args.out, args.device)
-    artworks = drawings.read(args.art, world)
-    write_json(args.out / "concepts.json", concepts.find(model, denoiser.HOOK_POINT, artworks, world))
+    write_json(args.out / "concepts.json", concepts.find(model, args.artworks, args.world))
 
 
 def write_settings(args):
@@ -280,19 +249,17 @@ def write_settings(args):
     The default is the feature of the largest surprise. The five are those of the largest surprise of a flower, an
     animal, a food, a face or person, and a house; what no feature means is left out.
     """
-    world, _ = drawings.things(args.art)
     rows = json.loads((args.out / "concepts.json").read_text(encoding="utf-8"))["rows"]
     rows = sorted((row for row in rows if row["meaning"]), key=lambda row: -row["surprise"])
-    subgroups = {thing.name: thing.subgroup for thing in world}
-
-    def first(fits):
-        return next((row for row in rows if fits(row, subgroups[row["strongest"][0].rpartition(", ")[0]])), None)
-
-    of = lambda *starts: lambda row, subgroup: row["meaning"][0] in ("name", "subgroup") and subgroup.startswith(starts)
-    five = [first(of("plant-flower")), first(of("animal")), first(of("food", "drink")),
-            first(of("face", "person", "monkey", "cat")), first(lambda row, _: "house" in row["meaning"][0])]
-    thesis = [{"feature": row["feature"], "word": row["meaning"][1],
-               "prompt": drawings.caption(*row["strongest"][0].rpartition(", ")[::2])} for row in five if row]
+    subgroups, thesis = {thing.name: thing.subgroup for thing in args.world}, {}
+    for row in rows:
+        (kind, word), (thing, house) = row["meaning"], row["strongest"][0].rsplit(", ", 1)
+        about = "house" if "house" in kind else subgroups[thing] if kind in ("name", "subgroup") else ""
+        for beginnings in THESIS:
+            if about.startswith(beginnings):
+                thesis.setdefault(beginnings, {"feature": row["feature"], "word": word,
+                                               "prompt": drawings.caption(thing, house)})
+    thesis = [thesis[beginnings] for beginnings in THESIS if beginnings in thesis]
     write_json(args.out / "featviz.json", SETTINGS | {"feature": rows[0]["feature"], "thesis": thesis})
     labels = {str(row["feature"]): row["meaning"][1] for row in sorted(rows, key=lambda row: row["feature"])}
     write_json(args.out / "sae" / f"unet.{denoiser.HOOK_POINT}" / "labels.json", labels)
@@ -310,11 +277,10 @@ def record(args, stage, seconds):
     log = args.runs / f"{stage}.jsonl"
     last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log.exists() else {}
     runs = stored.get("stages", {}) | {stage: {"seconds_of_last_call": round(seconds), **last}}
-    world, others = drawings.things(args.art)
     write_json(path, {
-        "artwork": drawings.PACKAGES, "things": len(world), "houses": list(drawings.HOUSES),
-        "other_things_for_the_vae": len(others), "captions_cut": {"empty": EMPTY, "house_only": HOUSE_ONLY,
-                                                                  "name_only": NAME_ONLY},
+        "artwork": drawings.PACKAGES, "things": len(args.world), "houses": list(drawings.HOUSES),
+        "other_things_for_the_vae": len(args.others),
+        "captions_cut": {"empty": EMPTY, "house_only": HOUSE_ONLY, "name_only": NAME_ONLY},
         "batch": BATCH, "steps": args.steps, "vae": VAE_CONFIG, "text_encoder": text.CONFIG, "unet": denoiser.CONFIG,
         "dictionary": {"expansion": EXPANSION, "k": ACTIVE, "guidance": GUIDANCE, "prompts": PROMPTS},
         "stages": {name: runs[name] for name in STAGES if name in runs}})
@@ -332,6 +298,8 @@ def main(argv=None):
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
     args = parser.parse_args(argv)
     args.steps = {stage: getattr(args, f"{stage}_steps") for stage in STEPS}
+    args.world, args.others = drawings.things(args.art)
+    args.artworks = drawings.read(args.art, args.world)
     for stage in args.stage:
         began = time.time()
         STAGES[stage](args)

@@ -1,83 +1,70 @@
-"""All stages after the UNet, and the evaluation, on a world of three things and untrained networks."""
+"""From artwork to claims on a world of three things, with hardly trained networks; and what the UNet's loss reaches."""
 import json
 
-import pytest
 import torch
 
-from tests.test_toyworld import art, arguments      # noqa: F401, a fixture
+from tests.test_toyworld import art                 # noqa: F401, a fixture
 from toyworld import claims, concepts, denoiser, evaluate, train
 
 
-@pytest.fixture
-def made(art, tmp_path, monkeypatch):               # noqa: F811
-    """A weights folder with every part but the capture."""
-    monkeypatch.setattr(train, "PROMPTS", 12)
-    monkeypatch.setattr(concepts, "NULL", 64)
-    args = arguments(art, tmp_path, dictionary=4)
-    for stage in ("vae", "text", "unet", "dictionary", "judge", "concepts"):
-        train.STAGES[stage](args)
-        train.record(args, stage, 1.0)
-    return args
+def run(art, tmp_path, *stages):                    # noqa: F811
+    train.main(["--art", str(art), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "toy"), "--device", "cpu",
+                "--fp32", *(f"--{stage}-steps=2" for stage in train.STEPS), "--stage", *stages])
 
 
-def test_every_stage_and_every_measure(made, monkeypatch, capsys):
-    stored = json.loads((made.out / "concepts.json").read_text())
+def test_from_artwork_to_claims(art, tmp_path, monkeypatch, capsys):                # noqa: F811
+    for module, name, value in ((train, "PROMPTS", 12), (concepts, "NULL", 64), (evaluate, "SEEDS", 2),
+                                (evaluate, "SAMPLES", 4), (evaluate, "FEATURES", 3), (claims, "FEATURES", 3),
+                                (claims, "CHOICES", {})):
+        monkeypatch.setattr(module, name, value)
+    out = tmp_path / "toy"
+    read = lambda name: json.loads((out / name).read_text())
+    run(art, tmp_path, *list(train.STAGES)[:-1])
+    model, recorded, stored = train.load(out, "cpu"), read("training.json"), read("concepts.json")
+    z, t = torch.randn(2, *model.latent_shape), torch.tensor([10, 500])
+    assert model.unet(z, t, model.embed(["", "A fox face image"]), until=denoiser.HOOK_POINT).shape == (2, 128, 4, 4)
+    assert recorded["stages"]["unet"]["step"] == 2 and recorded["things"] == 3
     assert stored["channels"] == 128 and stored["features"] == 1024
     assert {"features", "channels", "random"} == set(stored["counts"])
-    assert len((made.out / "prompts.txt").read_text().splitlines()) == 4
-    (made.out / "featviz.json").write_text(json.dumps({"timestep": 500, "presets": {
-        "sae": {"prior": "noise", "num_steps": 2, "finish_steps": 2}}}))
-    stored["rows"] = [row | {"meaning": meaning} for row, meaning in zip(
-        stored["rows"], (["name", "fox face"], ["house+colour", "Noto, red"], ["background", "blue"]))]
-    (made.out / "concepts.json").write_text(json.dumps(stored))
-    monkeypatch.setattr(evaluate, "SEEDS", 2)
-    evaluate.main(["--art", str(made.art), "--weights", str(made.out), "--samples", "4", "--features", "3"])
-    printed, measured = capsys.readouterr().out, json.loads((made.out / "evaluation.json").read_text())
-    assert set(measured) == set(evaluate.PARTS)
-    assert "| samples | top5 |" in printed and measured["features"]["picked"] <= 3
+    assert len((out / "prompts.txt").read_text().splitlines()) == 4
 
+    meanings = ["name", "fox face"], ["house+colour", "Noto, red"], ["background", "blue"]
+    stored["rows"] = [row | {"meaning": meaning, "surprise": surprise, "strongest": ["fox face, Noto"]}
+                      for surprise, (row, meaning) in enumerate(zip(stored["rows"], meanings))]
+    (out / "concepts.json").write_text(json.dumps(stored))
+    run(art, tmp_path, "settings")
+    fox, house, ground = (row["feature"] for row in stored["rows"])
+    assert read("featviz.json")["feature"] == ground
+    assert [(row["feature"], row["word"]) for row in read("featviz.json")["thesis"]] == [
+        (fox, "fox face"), (house, "Noto, red")]
+    assert read(f"sae/unet.{denoiser.HOOK_POINT}/labels.json")[str(fox)] == "fox face"
 
-def test_claims_are_measured_once_and_reported(made, tmp_path, monkeypatch, capsys):
-    train.STAGES["capture"](made)
-    (made.out / "featviz.json").write_text(json.dumps({"timestep": 500, "presets": {
+    (out / "featviz.json").write_text(json.dumps({"timestep": 500, "presets": {
         kind: {"prior_steps": 2, "num_steps": 2, "finish_steps": 2} for kind in ("sae", "raw")}}))
-    monkeypatch.setattr(claims, "FEATURES", 3)
-    monkeypatch.setattr(claims, "CHOICE", 2)
-    command = ["--art", str(made.art), "--weights", str(made.out), "--runs", str(tmp_path / "claims"),
-               "--results", str(tmp_path / "results.json"), "--claims"]
+    command = ["--art", str(art), "--weights", str(out)]
+    evaluate.main(command)
+    measured = read("evaluation.json")
+    assert "| samples | top5 |" in capsys.readouterr().out
+    assert set(measured) == set(evaluate.PARTS) and measured["features"]["picked"] == 3
+
+    command += ["--claims", "--runs", str(tmp_path / "claims"), "--results", str(tmp_path / "results.json")]
     evaluate.main([*command, "--arm", "default"])
-    monkeypatch.setattr(claims, "ARMS", {name: arm for name, arm in claims.ARMS.items() if not arm.choice})
     evaluate.main(command)
     printed, progress = capsys.readouterr()
     results = json.loads((tmp_path / "results.json").read_text())
-    assert progress.count("default") == 1 and len(results["claims"]) == len(claims.CLAIMS) + 1
+    assert "1 of 1 arms to measure" in progress and f"{len(claims.ARMS) - 1} of {len(claims.ARMS)} arms" in progress
+    assert len(results["claims"]) == len(claims.CLAIMS) + 1
     assert results["arms"]["channels"]["finished"]["legible"]["n"] == 3
     assert all(row["verdict"] in ("holds", "the reverse", "not decided") for row in results["claims"])
     assert "| the finish adds |" in printed
 
 
-def test_stages_make_a_folder_that_loads(art, tmp_path):                            # noqa: F811
-    args = arguments(art, tmp_path)
-    for stage in ("vae", "text", "unet", "judge"):
-        train.STAGES[stage](args)
-        train.record(args, stage, 1.0)
-    model = train.load(args.out, "cpu")
-    assert model.latent_shape == (4, 16, 16)
-    z = torch.randn(2, *model.latent_shape)
-    t = torch.tensor([10, 500])
-    assert model.unet(z, t, model.embed(["", "A fox face image"]), until=denoiser.HOOK_POINT).shape == (2, 128, 4, 4)
-    recorded = json.loads((args.out / "training.json").read_text())
-    assert recorded["stages"]["unet"]["step"] == 2 and recorded["things"] == 3
-
-
 def test_only_the_noise_loss_reaches_the_hook(art, tmp_path, monkeypatch):          # noqa: F811
     """The training loss's gradient at the hook is what flows back from the predicted noise, and nothing else."""
-    args = arguments(art, tmp_path)
-    for stage in ("vae", "text"):
-        train.STAGES[stage](args)
+    run(art, tmp_path, "vae", "text")
     caught = {}
     monkeypatch.setattr(train, "fit", lambda name, net, loss, **_: caught.update(net=net, loss=loss))
-    train.train_unet(args)
+    run(art, tmp_path, "unet")
     unet, seen = caught["net"], {}
 
     def keep(name):
