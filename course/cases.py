@@ -3,9 +3,9 @@ project's function says what is right. Then checks of what is more than a functi
 import json
 import math
 import re
-from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 
@@ -20,8 +20,7 @@ from weights.load import load
 NOISE = 1.8                 # total variation per deviation; white noise has 2.26, pictures of the model about 1
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """Arguments of a call, the result where it was worked out by hand, and which argument has a gradient."""
     args: tuple
     expected: object = None

@@ -1,10 +1,6 @@
 """The fourteen exercises as exercises.toml describes them: cut a function out of the project's code, and say what is
 wrong with what a student wrote in its place.
 
-    stub(exercise)              the file that a student fills in: the function's docstring, and no body
-    solution(exercise)          the function as the project has it
-    mark(exercise, functions)   "" where they are right, else one sentence that helps
-
 A check runs the cases of an exercise on ours, on theirs and on known wrong answers, result and gradient. A wrong answer
 that theirs equals is named.
 """
@@ -31,10 +27,7 @@ class Exercise:
 
     def __init__(self, entry):
         vars(self).update(entry)
-
-    @property
-    def module(self):
-        return importlib.import_module(self.file.removesuffix(".py").replace("/", "."))
+        self.module = self.file and importlib.import_module(self.file.removesuffix(".py").replace("/", "."))
 
     def ours(self, name):
         """Return the project's function."""
@@ -131,8 +124,8 @@ def call(function, case):
     leaf = args[case.gradient] = args[case.gradient].clone().requires_grad_(True)
     result = function(*args)
     parts = result if isinstance(result, (tuple, list)) else [result]
-    total = sum(part.sum() for part in parts if isinstance(part, torch.Tensor) and part.requires_grad)
-    return result, torch.autograd.grad(total, leaf)[0] if isinstance(total, torch.Tensor) else torch.zeros_like(leaf)
+    sums = [part.sum() for part in parts if isinstance(part, torch.Tensor) and part.requires_grad]
+    return result, torch.autograd.grad([0 * leaf.sum(), *sums], leaf)[0]                        # 0 where there is none
 
 
 def mark_case(exercise, name, function, case):

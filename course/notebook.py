@@ -56,10 +56,9 @@ def cells(solved):
 
 def write_notebook(path, solved=False):
     """Write the notebook and return its path; with `solved` the project's functions are filled in."""
-    made = []
-    for i, (kind, text) in enumerate(cells(solved)):
-        cell = {"cell_type": kind, "id": f"cell-{i}", "metadata": {}, "source": text.splitlines(keepends=True)}
-        made.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
+    more = {"code": {"execution_count": None, "outputs": []}, "markdown": {}}
+    made = [{"cell_type": kind, "id": f"cell-{i}", "metadata": {}, "source": text.splitlines(True)} | more[kind]
+            for i, (kind, text) in enumerate(cells(solved))]
     about = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     book = {"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
     write(path, json.dumps(book, indent=1, ensure_ascii=False).encode() + b"\n")
