@@ -69,7 +69,7 @@ def run(args, given):
 
     from activity.analysis import dead_line
     from activity.capture import full_command, probe
-    from activity.thesis import features
+    from pages.thesis import features
     from results import recipe
     from visualize import batch_rows, course_lengths, list_jobs
     from weights.check import estimate
