@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import normalize
 
 from clip import EPS, TextEncoder, embedding, encoder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)      # of R, G, B in [0, 1] [3]
-LOGIT_SCALE = 2.6592                                            # ln(1 / 0.07), where training began [1, 3]
 
 
 def preprocess(picture, size=224):
@@ -34,40 +34,32 @@ def preprocess(picture, size=224):
     return (pixels - mean) / std
 
 
-class VisionEmbeddings(nn.Module):
-    """x_0 = class_embedding + position_embedding[0], x_p = patch_embedding(patch p) + position_embedding[p].
+class VisionEncoder(nn.Module):
+    """Pixels (B, 3, S, S) -> post_layernorm(encoder(pre_layrnorm(x))_0) (B, C).
+
+        x_0 = class_embedding + position_embedding[0]
+        x_p = patch_embedding(patch p) + position_embedding[p]
 
     Patches do not overlap and are counted row by row from 1. Position 0 shows no pixels: it gathers the whole picture.
-    """
-
-    def __init__(self, image_size, patch_size, c):
-        super().__init__()
-        self.class_embedding = nn.Parameter(torch.zeros(c))
-        self.patch_embedding = nn.Conv2d(3, c, patch_size, stride=patch_size, bias=False)
-        self.position_embedding = embedding(1 + (image_size // patch_size) ** 2, c)
-
-    def forward(self, pixels):                                                                  # (B, 3, S, S)
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)                       # (B, P, C)
-        first = self.class_embedding.expand(len(pixels), 1, -1)                                 # (B, 1, C)
-        return torch.cat([first, patches], dim=1) + self.position_embedding.weight              # (B, 1 + P, C)
-
-
-class VisionEncoder(nn.Module):
-    """Pixels (B, 3, S, S) -> post_layernorm(encoder(pre_layrnorm(embeddings))_0) (B, C); position 0 is the picture.
-
     Arguments are named as in config.json, defaults are ViT-L/14's; "layrnorm" is the published file's spelling [3].
     """
 
     def __init__(self, image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
                  num_attention_heads=16):
         super().__init__()
-        self.embeddings = VisionEmbeddings(image_size, patch_size, hidden_size)
+        self.embeddings = nn.ModuleDict({
+            "patch_embedding": nn.Conv2d(3, hidden_size, patch_size, stride=patch_size, bias=False),
+            "position_embedding": embedding(1 + (image_size // patch_size) ** 2, hidden_size)})
+        self.embeddings.class_embedding = nn.Parameter(torch.zeros(hidden_size))
         self.pre_layrnorm = nn.LayerNorm(hidden_size, eps=EPS)
         self.encoder = encoder(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, causal=False)
         self.post_layernorm = nn.LayerNorm(hidden_size, eps=EPS)
 
-    def forward(self, pixels):
-        return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[:, 0])
+    def forward(self, pixels):                                                                  # (B, 3, S, S)
+        patches = self.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)            # (B, P, C)
+        first = self.embeddings.class_embedding.expand(len(pixels), 1, -1)                      # (B, 1, C)
+        x = torch.cat([first, patches], dim=1) + self.embeddings.position_embedding.weight      # (B, 1 + P, C)
+        return self.post_layernorm(self.encoder(self.pre_layrnorm(x))[:, 0])
 
 
 class CLIP(nn.Module):
@@ -83,20 +75,16 @@ class CLIP(nn.Module):
     def __init__(self, text_config=None, vision_config=None, projection_dim=768):
         super().__init__()
         self.text_model, self.vision_model = TextEncoder(**text_config or {}), VisionEncoder(**vision_config or {})
-        (text_width,) = self.text_model.final_layer_norm.normalized_shape
-        (vision_width,) = self.vision_model.post_layernorm.normalized_shape
-        self.visual_projection = nn.Linear(vision_width, projection_dim, bias=False)
-        self.text_projection = nn.Linear(text_width, projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
+        self.visual_projection = nn.Linear(len(self.vision_model.post_layernorm.weight), projection_dim, bias=False)
+        self.text_projection = nn.Linear(len(self.text_model.final_layer_norm.weight), projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.zeros(()))
 
     def embed_images(self, pixels):                                                             # (B, 3, S, S)
-        u = self.visual_projection(self.vision_model(pixels))                                   # (B, E)
-        return u / u.norm(dim=-1, keepdim=True)
+        return normalize(self.visual_projection(self.vision_model(pixels)), dim=-1)             # (B, E)
 
     def embed_texts(self, ids):                                                                 # (B, 77)
         x, end = self.text_model(ids), ids.argmax(dim=-1)                                       # (B, 77, C), (B,)
-        u = self.text_projection(x[torch.arange(len(ids), device=ids.device), end])             # (B, E)
-        return u / u.norm(dim=-1, keepdim=True)
+        return normalize(self.text_projection(x[torch.arange(len(ids), device=ids.device), end]), dim=-1)   # (B, E)
 
     def forward(self, pixels, ids):                                                             # (pictures, texts)
         return self.logit_scale.exp() * self.embed_images(pixels) @ self.embed_texts(ids).T
