@@ -17,11 +17,10 @@ course are no part of the recipe: a run that asks for steps which were not kept 
 import ast
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import re
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +30,7 @@ from PIL import Image
 from safetensors.numpy import save as save_tensors
 
 from config import HOOK_POINT, PRIORS
-from vae import to_png, to_uint8
+from vae import to_file, to_png, to_uint8
 
 PROJECT = Path(__file__).resolve().parent
 METHOD = (      # files whose change can change a latent
@@ -42,17 +41,17 @@ DIGITS = {"feature": 5, "channel": 4}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what reading JSON of another shape may raise
 
 
-@contextmanager
-def replacing(path):
-    """Open a binary file under the name `<name>.partial`, and rename it to `path` when all was written.
+def write(path, data):
+    """Write bytes under the name `<name>.partial`, and rename it to `path` when all was written; make the folder.
 
     A full disk raises OSError with the file's name, which the system leaves out, and the half that was written goes.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(partial, "wb") as file:
-            yield file
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -61,13 +60,6 @@ def replacing(path):
         if e.errno and e.filename is None:
             e.filename = str(path)
         raise
-
-
-def write(path, data):
-    """Write bytes by way of a temporary file; make the folder where it is missing."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(data)
 
 
 def sha256(data):
@@ -159,10 +151,8 @@ def save(out, result, recipe, fit="", sounds=None):
             numbers[name] = {"verdict": one.verdict, "scores": one.scores, "others": one.others}
     files |= {".safetensors": save_tensors(latents), ".curves.json": to_json(curves), **(sounds or {})}
     if result.frames:
-        file = io.BytesIO()
-        film = torch.cat(list(result.frames.values()), dim=2)
-        Image.fromarray(to_uint8(film)).save(file, "JPEG", quality=90, subsampling=0)
-        files[".steps.jpg"] = file.getvalue()
+        film = Image.fromarray(to_uint8(torch.cat(list(result.frames.values()), dim=2)))
+        files[".steps.jpg"] = to_file(film, format="JPEG", quality=90, subsampling=0)
     record = {"recipe": recipe, **numbers["ascent"], "finished": numbers["finished"], "fit": fit,
               "stored_steps": list(result.frames), "bytes": {suffix: len(data) for suffix, data in files.items()}}
     for suffix, data in files.items():
@@ -228,9 +218,8 @@ class StoredResult:
 def read_result(path):
     """Read a record, seed_1024.json; raises one of BROKEN for what is none."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    recipe, fit, finished = record["recipe"], record["fit"], record["finished"]
-    if finished:
-        finished = StoredResult(path.with_suffix(".finished.png"), recipe, fit=fit, **finished)
+    recipe, fit, last = record["recipe"], record["fit"], record["finished"]
+    finished = StoredResult(path.with_suffix(".finished.png"), recipe, fit=fit, **last) if last else None
     return StoredResult(path.with_suffix(".png"), recipe, record["verdict"], record["scores"], record["others"], fit,
                         record["stored_steps"], finished)
 

@@ -49,21 +49,18 @@ class Mid(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](h)))
 
 
-def level(c_in, c_out, layers, groups, resample=None):
-    """Make resnets at one resolution, then the change to the next one."""
-    parts = {"resnets": nn.Sequential(*(Resnet(c_out if i else c_in, c_out, groups, eps=EPS) for i in range(layers)))}
-    if resample == "down":
-        pad = nn.ZeroPad2d((0, 1, 0, 1))                        # on the right and below only [3]
-        parts["downsamplers"] = nn.Sequential(chain(pad=pad, conv=nn.Conv2d(c_out, c_out, 3, stride=2)))
-    if resample == "up":
-        parts["upsamplers"] = nn.Sequential(upsample(c_out))
-    return chain(**parts)
-
-
 def levels(widths, layers, groups, resample):
-    """Make a level for each width, from the first to the last one's resolution."""
-    ins, ways = (widths[0], *widths), [resample] * (len(widths) - 1) + [None]
-    return nn.Sequential(*(level(a, b, layers, groups, way) for a, b, way in zip(ins, widths, ways)))
+    """Make a level for each width: resnets at one resolution, then the change to the next one, "down" or "up"."""
+    made = []
+    for i, (c_in, c) in enumerate(zip((widths[0], *widths), widths)):
+        parts = {"resnets": nn.Sequential(*(Resnet(c if j else c_in, c, groups, eps=EPS) for j in range(layers)))}
+        if resample == "down" and i < len(widths) - 1:
+            pad = nn.ZeroPad2d((0, 1, 0, 1))                    # on the right and below only [3]
+            parts["downsamplers"] = nn.Sequential(chain(pad=pad, conv=nn.Conv2d(c, c, 3, stride=2)))
+        if resample == "up" and i < len(widths) - 1:
+            parts["upsamplers"] = nn.Sequential(upsample(c))
+        made.append(chain(**parts))
+    return nn.Sequential(*made)
 
 
 class VAE(nn.Module):
@@ -115,13 +112,19 @@ def to_uint8(image):
     return (image.permute(1, 2, 0).nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
+def to_file(picture, **settings):
+    """Encode a PIL picture as the bytes of a file; `settings`: its format and what PIL's `save` takes with it."""
+    file = io.BytesIO()
+    picture.save(file, **settings)
+    return file.getvalue()
+
+
 def to_png(image, **text):
     """Encode an image, (3, H, W) in [0, 1], as PNG bytes. `text` becomes the file's text chunks."""
-    file, chunks = io.BytesIO(), PngInfo()
+    chunks = PngInfo()
     for name, value in text.items():
         chunks.add_text(name, value)
-    Image.fromarray(to_uint8(image)).save(file, format="PNG", pnginfo=chunks)
-    return file.getvalue()
+    return to_file(Image.fromarray(to_uint8(image)), format="PNG", pnginfo=chunks)
 
 
 def read_picture(path):

@@ -15,7 +15,8 @@ import numpy as np
 from config import HOOK_POINT
 from pages.evidence import gain, study
 from pages.web import EDGE, asset, chart, count, document, escape, figure, shrunk
-from results import BROKEN, PROJECT, feature_folders, read_results, replacing, write
+from results import BROKEN, PROJECT, feature_folders, read_results, write
+from vae import to_file
 
 
 def write_atlas(folder):
@@ -49,8 +50,7 @@ def tile(folder, found, thumbnails):
 def face(picture, thumbnail):
     """A picture's numbers, and its thumbnail; one that is not older than the picture stays."""
     if not thumbnail.exists() or thumbnail.stat().st_mtime < picture.path.stat().st_mtime:
-        with replacing(thumbnail) as file:
-            shrunk(picture.path, EDGE).save(file, format="JPEG", quality=90, subsampling=0)
+        write(thumbnail, to_file(shrunk(picture.path, EDGE), format="JPEG", quality=90, subsampling=0))
     return {"picture": f"atlas/{thumbnail.name}", "verdict": picture.verdict.partition(" ")[0],
             "activation": picture.scores.get("activation"), "strength": gain(picture)}
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pages.evidence import examples_at, study
 from pages.web import short, shrunk
-from results import feature_folders, read_result, read_results, replacing
+from results import feature_folders, read_result, read_results, write
+from vae import to_file
 
 TILE, SMALL, GAP, LINE, LETTER = 192, 128, 12, 17, 8    # pixels: edges of pictures, space between, a line, a letter
 ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, and in a row of it
@@ -46,8 +47,7 @@ def save_sheet(rows, path):
     for n, row in enumerate(rows):
         for column, drawn in enumerate(row):
             sheet.paste(drawn, (GAP + column * (drawn.width + GAP), GAP + sum(heights[:n])))
-    with replacing(path) as file:
-        sheet.save(file, format="PNG")
+    write(path, to_file(sheet, format="PNG"))
     return path
 
 
