@@ -26,9 +26,12 @@ class Parser(argparse.ArgumentParser):
 def numbers(text):
     """Read "12" as [12], "0-199" as [0, ..., 199]."""
     first, dash, last = text.partition("-")
-    found = range(int(first), int(last if dash else first) + 1)
+    try:
+        found = range(int(first), int(last if dash else first) + 1)
+    except ValueError:
+        found = ()
     if not found:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number and no range such as 0-199")
     return list(found)
 
 

@@ -141,6 +141,13 @@ def changed(name, change):
     return lambda found: found | {name: change(found[name])}
 
 
+def transplant(folder, part, **sizes):
+    """Config and tensors of one part come from another tiny model."""
+    other = write_model(folder.parent / "other", **{part: sizes})
+    for file in PATHS[part]:
+        shutil.copy(other / file, folder / file)
+
+
 HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head>\n<body>Not found</body></html>\n" * 20
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3438167536\n"
 BAD = {     # name: (damage, fragments of the message)
@@ -153,6 +160,8 @@ BAD = {     # name: (damage, fragments of the message)
     "linear betas": (config(SCHEDULER, beta_schedule="linear"), ("only 'scaled_linear' is implemented",)),
     "SD 2.x": (config(UNET_CONFIG, attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024), ("Diffusion 2.x",)),
     "SDXL": (config(UNET_CONFIG, addition_embed_type="text_time"), ("this is Stable Diffusion XL",)),
+    "heads that do not divide": (config(UNET_CONFIG, attention_head_dim=3), ("has 3 heads for 16 channels",)),
+    "betas below 0": (config(SCHEDULER, beta_start=-1), (f"{SCHEDULER}: beta_start is '-1', expected",)),
     "a latent that cannot be halved": (config(UNET_CONFIG, sample_size=[8, 12]), ("sample_size is [8, 12]",)),
     "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("cross_attention_dim is '16', expected",)),
 
@@ -167,6 +176,11 @@ BAD = {     # name: (damage, fragments of the message)
     "transposed tensor": (tensors(UNET, changed(NAME, lambda x: x.transpose(0, 1))),
                           (f"{NAME} has shape [4, 16, 3, 3], expected [16, 4, 3, 3]",)),
     "integers": (tensors(UNET, changed(NAME, lambda x: x.long())), (f"{NAME} holds torch.int64",)),
+    "parts swapped": (lambda f: ((f / UNET).rename(f / "x"), (f / VAE).rename(f / UNET), (f / "x").rename(f / VAE)),
+                      (f"{UNET}: lacks tensor 'conv_in.bias', one of",)),
+    "text of another width": (lambda f: transplant(f, "text_encoder", hidden_size=24),
+                              ("text_encoder: has 24 wide text, expected 16", "give parts of one model")),
+    "VAE of another latent": (lambda f: transplant(f, "vae", latent_channels=8), ("has 8 latent channels",)),
 
     "SAE of another width": (config(CFG, d_in=16), ("d_in is 16, but", "has 32 channels")),
     "SAE with another number of features": (config(CFG, num_latents=128), ("shape [64, 32], expected [128, 32]",)),
@@ -249,6 +263,8 @@ def test_the_hook_point_chooses_the_sae(folder):
     refused(lambda: model.require("sae"), "sae: is missing for conv_in")
     shutil.rmtree(folder / SAE_FOLDER)
     assert load(folder, "cpu").hook_point == OTHER
+    shutil.copytree(folder / f"sae/unet.{OTHER}", folder / "sae/mid_block.attentions.0")
+    refused(lambda: load(folder, "cpu"), "has SAEs for mid_block.attentions.0, ", "give one of these as hook point")
     refused(lambda: load(folder, "cpu", hook_point="mid_block.attentions.7"), "mid_block.attentions.7", "nearest:")
 
 

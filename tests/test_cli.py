@@ -235,7 +235,7 @@ def test_the_notebooks_door(weights, tmp_path, capsys):
 
 BAD_FLAGS = {       # settings out of range: test_visualize.py
     "--feature 3 64": "has 64 features, 0..63", "--feature 1 --channel 1": "not allowed with argument",
-    "--feature 9-3": "argument --feature: invalid numbers_or_word value: '9-3'",
+    "--feature 9-3": "'9-3' is no whole number and no range such as 0-199",
     "--timestep all": "argument --timestep: invalid step value: 'all'",
     "--seed -1": "--seed -1 is out of range: ", "--shard 4/4": "argument --shard: invalid shard value: '4/4'",
     "--frames 1": "--frames 0 or 2 to 50, got 2 and 1", "--batch-size 0": "--batch-size must be at least 1",

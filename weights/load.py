@@ -186,7 +186,12 @@ def on_meta(network, sizes, path):
     """Build `network(**sizes)` without memory; WeightsError blames `path` for impossible sizes."""
     try:
         with torch.device("meta"):
-            return network(**sizes)
+            net = network(**sizes)
+        for name, module in net.named_modules():
+            heads, width = getattr(module, "heads", 1), next((len(p) for p in module.parameters() if p.dim()), 1)
+            if heads < 1 or width % heads:
+                raise ValueError(f"{name} has {heads} heads for {width} channels")
+        return net
     except (TypeError, ValueError, RuntimeError, LookupError) as e:
         why = str(e).splitlines()[0]
         raise WeightsError(f"{path}: gives sizes from which no network can be built ({why})") from e
@@ -276,6 +281,18 @@ def read_labels(path):
     if not all(key.isdecimal() and isinstance(word, str) for key, word in labels.items()):
         raise WeightsError(f'{path}: expected features and words, {{"12": "cat"}}')
     return {int(key): word for key, word in labels.items()}
+
+
+def check_widths(folder, unet, vae=None, text_encoder=None, tokenizer=None):
+    """WeightsError where a part and the one that reads it differ in a width."""
+    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    for part, what, found, expected in (
+            ("vae", "latent channels", vae and vae.post_quant_conv.in_channels, unet.conv_in.in_channels),
+            ("text_encoder", "wide text", text_encoder and text_encoder.final_layer_norm.normalized_shape[0], context),
+            ("tokenizer", "tokens", tokenizer and len(tokenizer.vocab),
+             text_encoder and text_encoder.embeddings.token_embedding.num_embeddings)):
+        if None not in (found, expected) and found != expected:
+            raise WeightsError(f"{folder / part}: has {found} {what}, expected {expected}; give parts of one model")
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -394,12 +411,14 @@ def load(path=None, device=None, dtype=None, hook_point=None):
                                                              "featviz.json"))
     if "text_encoder" in parts:
         parts["tokenizer"] = read_tokenizer(tokens)
+    check_widths(folder, **parts)
     numbers = check_config("scheduler", read_json(scheduler), scheduler) if scheduler.exists() else {}
     settings = read_settings(featviz) if featviz.exists() else {}
     unet = parts["unet"]
     saes = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
-    usual = next(iter(saes)) if len(saes) == 1 else HOOK_POINT
-    hook_point = unet.hook_name(hook_point or usual)
+    if not hook_point and len(saes) > 1 and HOOK_POINT not in saes:
+        raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(saes)}; give one of these as hook point")
+    hook_point = unet.hook_name(hook_point or (next(iter(saes)) if len(saes) == 1 else HOOK_POINT))
     files = [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
     files += [*tokenizer_files(tokens), scheduler, featviz]
     if cfg := saes.get(hook_point):
