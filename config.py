@@ -5,6 +5,7 @@ Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.082
 marked (ours) is not in it. Nothing here needs torch, so that help and wrong flags are answered at once.
 """
 import dataclasses
+import difflib
 import operator
 import os
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def configure(own, preset=None, kind="feature", **changes):
     """Return a Config: a preset, then what the weights' settings `own` (featviz.json) say of it, then `changes`.
 
     preset  sae, raw, none, or quick, which changes the usual one; None is the usual one: sae for features, raw for
-            channels and directions. Unknown names of settings raise TypeError.
+            channels and directions. ValueError for a preset or setting that does not exist.
     """
     if kind == "direction":                     # no capture knows how strong it is
         changes = {"prior": "guided"} | changes
@@ -105,6 +106,9 @@ def configure(own, preset=None, kind="feature", **changes):
     name = preset if preset and not quick else "sae" if kind == "feature" else "raw"
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}, quick")
+    if unknown := changes.keys() - SETTINGS.keys():
+        near = difflib.get_close_matches(min(unknown), SETTINGS, cutoff=0.0)
+        raise ValueError(f"{min(unknown)} is no setting; nearest: {', '.join(near)}")
     return dataclasses.replace(PRESETS[name], **(own.get("presets", {}).get(name, {}) | quick | changes))
 
 

@@ -137,7 +137,8 @@ def compute(model, recipes, kind, size, frames, again, out, sound):
     from audio.beside import sounds
     from visualize import course_lengths, kept_steps, stream
     from weights.check import fit, verdict
-    Path(out).mkdir(parents=True, exist_ok=True)                # before any work is done
+    results.write(Path(out) / ".writable", b"")                 # or OSError, before any work is done
+    (Path(out) / ".writable").unlink()
     why = {(one, job): "again" if again else
            results.why_to_compute(out, recipe, kept_steps(one.num_steps, frames), sound)
            for one, made in recipes.items() for job, recipe in made.items()}

@@ -324,13 +324,14 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
     features, channels  lists of numbers; directions  {name: vector (D,)}; one of the three
     timesteps           numbers, "auto", "active"; None: the weights' own, or 0 and the peaks of the target's activity
     preset              sae, raw, none or quick; settings  any field of config.Config by its name
-    Raises ValueError for what the model does not have and for a setting out of range, TypeError for one that does not
-    exist.
+    Raises ValueError for what the model does not have, and for a setting that does not exist or is out of range.
     """
     every = {"feature": features, "channel": channels, "direction": directions}
     given = [(kind, targets) for kind, targets in every.items() if targets is not None]
     if len(given) != 1:
         raise ValueError("give features=, channels= or directions=, one of the three")
+    if batch_size is not None and batch_size < 1 or not 0 <= frames <= 50:
+        raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
     ((kind, targets),) = given
     if kind == "direction":
         model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
