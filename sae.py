@@ -96,12 +96,6 @@ class SAE(nn.Module):
         return h_hat
 
 
-def reading(sae, before, h):
-    """Return what is read of a hook point's input `before` and output h, both (B, D, h, w): h or, by an SAE that reads
-    the update, h - before."""
-    return h.float() - before.float() if sae is not None and sae.reads == "update" else h
-
-
 def fvu(h, h_hat):
     """Fraction of variance unexplained: sum (h - h^)^2 / sum (h - mean h)^2, over all of (n, D)."""
     return (h - h_hat).square().sum() / (h - h.mean(dim=0)).square().sum()

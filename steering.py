@@ -19,7 +19,6 @@ from types import SimpleNamespace
 
 import torch
 
-from sae import reading
 from schedule import SAMPLERS
 
 
@@ -34,13 +33,14 @@ def directions(model, jobs):
 
 
 def reach_hook(model, x, t, context):
-    """Run the UNet up to the model's hook point: (the run, which can go on; output there; what is read there), the last
-    two (B, D, h, w), see sae.reading."""
+    """Run the UNet up to the model's hook point: (the run, which can go on; its output h there; what is read there),
+    both (B, D, h, w). An SAE that reads the update reads h minus the output before it."""
     passes = model.unet.run(x.to(model.dtype), t, context)
     before, (name, h) = None, next(passes)
     while name != model.hook_point:
         before, (name, h) = h, passes.send(h)
-    return passes, h, reading(model.sae, before, h)
+    update = model.sae is not None and model.sae.reads == "update"
+    return passes, h, h.float() - before.float() if update else h
 
 
 def read_hook(model, x, t, context):
