@@ -62,23 +62,20 @@ def split_words(text):
     return words
 
 
-def number(merges):
-    """Return {token: id} as in SD's vocab.json [2]: bytes, bytes at the end of a word, merged pairs, start, end."""
-    symbols = list(byte_symbols().values())
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
-    return {token: i for i, token in enumerate(tokens)}
-
-
 class Tokenizer:
     """Byte-pair encoding: lower-cased text -> ids [start, at most 75 tokens, end, end, ...], padded with the end [2].
 
-    merges  pairs of symbols, the first to be joined first; `vocab` {token: id} follows from them
+    merges  pairs of symbols, the first to be joined first
+    vocab   {token: id} as in SD's vocab.json: bytes, bytes at the end of a word, merged pairs, start, end
     A word becomes the symbols of its UTF-8 bytes, `</w>` on the last. Then the adjacent pair that comes first in
     `merges` is joined, over and over, until no pair is in the list.
     """
 
     def __init__(self, merges):
-        self.vocab, self.ranks = number(merges), {pair: rank for rank, pair in enumerate(merges)}
+        symbols = list(byte_symbols().values())
+        tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
+        self.vocab = {token: i for i, token in enumerate(tokens)}
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
 
     @classmethod
     def from_bpe(cls, path):
@@ -97,12 +94,9 @@ class Tokenizer:
             pair = min(zip(symbols, symbols[1:]), key=lambda p: self.ranks.get(p, float("inf")))
             if pair not in self.ranks:
                 break
-            merged, i = [], 0
-            while i < len(symbols):
-                hit = tuple(symbols[i:i + 2]) == pair
-                merged.append("".join(pair) if hit else symbols[i])
-                i += 2 if hit else 1
-            symbols = merged
+            for i in range(len(symbols)):                       # the list gets shorter on the way
+                if tuple(symbols[i:i + 2]) == pair:
+                    symbols[i:i + 2] = ["".join(pair)]
         return symbols
 
     def ids(self, text):
@@ -176,8 +170,7 @@ def encoder(c, c_inner, layers, heads, causal):
 
 class TextEncoder(nn.Module):
     """Ids (B, 77) -> final_layer_norm(encoder(x)) (B, 77, C), x_n = token_embedding[ids_n] + position_embedding[n];
-    arguments are named as in config.json, defaults are SD 1.x's [2].
-    """
+    arguments are named as in config.json, defaults are SD 1.x's [2]."""
 
     def __init__(self, vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                  num_attention_heads=12):

@@ -45,8 +45,7 @@ def upsample(c):
 
 class Resnet(nn.Module):
     """x + conv2(silu(norm2(conv1(silu(norm1 x)) + time))), a 1x1 shortcut where the width changes; the autoencoder's
-    have no time.
-    """
+    have no time."""
 
     def __init__(self, c_in, c_out, groups, c_time=None, eps=EPS):
         super().__init__()

@@ -33,10 +33,9 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(c, c)])
 
     def forward(self, x):
-        B, C, h, w = x.shape
         n = self.group_norm(x).flatten(2).transpose(1, 2)                                       # (B, h*w, C)
         a = F.scaled_dot_product_attention(self.to_q(n), self.to_k(n), self.to_v(n))            # (B, h*w, C)
-        return x + self.to_out[0](a).transpose(1, 2).reshape(B, C, h, w)
+        return x + self.to_out[0](a).transpose(1, 2).reshape(x.shape)
 
 
 class Mid(nn.Module):

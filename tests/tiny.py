@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clip import number
+from clip import Tokenizer
 from tests.seeded import HOOK, on_meta, shapes, weights
 
-VOCAB = number([])
+VOCAB = Tokenizer([]).vocab
 TIMES = torch.arange(981.0, 0.0, -140.0)                        # measured time steps of the activity table
 
 QUICK = dict(num_steps=2, prior_steps=2, steer_scale=2.0, finish_steps=2, finish_scale=0.4)     # its usual settings
