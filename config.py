@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 HOOK_POINT = "up_blocks.1.attentions.1"         # of the method; an SAE's folder says otherwise
 SEEDS = (1024, 1111, 4359, 3248, 1026)
+T = 1000                                        # time steps of the schedule, 0..999
 REFERENCE_WIDTH = 64                            # latent pixels across the picture for which the strengths were chosen
 LARGEST = 1e6                                   # of a setting (ours); AdamW's own arithmetic overflows far above it
 FINISH_FROM = (600, 800, 900)                   # time steps that finish_from "auto" tries (ours)
@@ -30,10 +31,9 @@ class Job:
     seed: int = SEEDS[0]
 
 
-def setting(default, help, choices=None, low=None, high=None, above=None, below=None):
+def setting(default, help, choices=None, **limits):
     """A field of Config: its value is in `choices`, at least `low`, at most `high`, strictly `above` and `below`."""
-    ranges = {"choices": choices, "low": low, "high": high, "above": above, "below": below}
-    return dataclasses.field(default=default, metadata={"help": help} | ranges)
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices} | limits)
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Config:
     diverse: float = setting(0.0, "weight of a term that pushes the seeds of a target apart in a batch (ours)", low=0)
     prior: str = setting("steer", "start: steer, a sample steered towards the feature; noise; guided, a sample guided "
                          "by it; or the path of a picture of your own (ours)")
-    prior_steps: int = setting(50, "sampling steps of the prior", low=1)
+    prior_steps: int = setting(50, "sampling steps of the prior", low=1, high=T - 1)
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
     steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature "
                                "is active, or at all sampled steps (ours)", ("active", "all"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation", low=0)
     finish: bool = setting(True, "let the model redraw the result while the feature pulls (ours)")
     finish_from: StepOrAuto = setting(600, "time step to which the result is noised and redrawn from; auto: tries "
-                                      "three", low=1)
+                                      "three", low=1, high=T - 1)
     finish_scale: float = setting(0.5, "how hard the feature pulls, in units of the noise", low=0)
     finish_steps: int = setting(30, "steps of the redrawing", low=1)
 
@@ -112,22 +112,15 @@ def configure(own, preset=None, kind="feature", **changes):
     return dataclasses.replace(PRESETS[name], **(own.get("presets", {}).get(name, {}) | quick | changes))
 
 
-def check_config(config, edge=REFERENCE_WIDTH, T=1000):
-    """Raise ValueError for a setting of the wrong kind or outside its range.
-
-    edge  width of the latents; T  time steps of the schedule
-    """
+def check_config(config, edge=REFERENCE_WIDTH):
+    """Raise ValueError for a setting of the wrong kind or outside its range; `edge` is the width of the latents."""
     for name, field in SETTINGS.items():
         check_setting(name, field, getattr(config, name))
     size, lowest = config.gradient_smoothing_kernel_size, min(config.finish_times)
-    for name, value, holds, range_of in (
-            ("gradient_smoothing_kernel_size", size, size % 2 == 1 and size < 2 * edge, f"odd and below {2 * edge}"),
-            ("prior_steps", config.prior_steps, config.prior_steps < T, f"between 1 and {T - 1}"),
-            ("finish_from", lowest, lowest < T, f"between 1 and {T - 1}, or auto"),
-            ("finish_steps", config.finish_steps, config.finish_steps <= lowest,
-             f"between 1 and --finish-from, {lowest}")):
-        if not holds:
-            raise ValueError(f"{flag(name)} must be {range_of}, got {value}")
+    if size % 2 == 0 or size >= 2 * edge:
+        raise ValueError(f"--gradient-smoothing-kernel-size must be odd and below {2 * edge}, got {size}")
+    if config.finish_steps > lowest:
+        raise ValueError(f"--finish-steps must be between 1 and --finish-from, {lowest}, got {config.finish_steps}")
 
 
 def check_setting(name, field, value):
@@ -149,7 +142,7 @@ def check_setting(name, field, value):
         must = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false",
                 str: "a text"}[kind] + " or auto" * auto
     for word, (text, holds) in LIMITS.items():
-        if right and value != "auto" and said[word] is not None and not holds(value, said[word]):
+        if right and value != "auto" and word in said and not holds(value, said[word]):
             right, must = False, f"{text} {said[word]}"
     if not right:
         raise ValueError(f"{flag(name)} must be {must}, got {value!r}")

@@ -82,7 +82,7 @@ def run(args, given):
     if config.prior not in PRIORS:
         warn(f"starts from {config.prior}, cropped about its centre and scaled to the model's size")
     for one in configs:
-        check_config(one, min(model.latent_shape[1:]), len(model.schedule))
+        check_config(one, min(model.latent_shape[1:]))
     if any(not 0 <= k < config.num_steps for k in args.trace or ()):
         raise ValueError(f"--trace: the ascent has steps 0..{config.num_steps - 1}; --num-steps sets how many")
 
@@ -131,8 +131,7 @@ def run(args, given):
 
 
 def compute(model, recipes, kind, size, frames, again, out, sound):
-    """Compute what is missing of {config: {job: recipe}}, print a line for each; return how many met NaN or infinity.
-    """
+    """Compute what is missing of {config: {job: recipe}}; return how many met NaN or infinity."""
     import results
     from audio.beside import sounds
     from visualize import course_lengths, kept_steps, stream

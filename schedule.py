@@ -12,8 +12,10 @@ Axes: B rows, 4 x H x W latents. Time steps are integers 0..T-1, T = 1000; N is 
 """
 import torch
 
-T = 1000
+from config import T
+
 STEPS_OFFSET = 1            # [4]; time steps are i * (T // N) + 1, "leading" spacing
+PLMS = ((1,), (3, -1), (23, -16, 5), (55, -59, 37, -9))     # weights of the last predictions, over their sum [3]
 
 
 class Schedule:
@@ -22,13 +24,10 @@ class Schedule:
     Sampling ends at abar_0, or, with set_alpha_to_one, at abar = 1 [5].
     """
 
-    def __init__(self, beta_start=0.00085, beta_end=0.012, num_train_timesteps=T, set_alpha_to_one=False, device="cpu"):
-        betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, num_train_timesteps, dtype=torch.float32) ** 2
+    def __init__(self, beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, device="cpu"):
+        betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, T, dtype=torch.float32) ** 2
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0).to(device)                        # (T,)
         self.last = torch.ones_like(self.alphas_cumprod[0]) if set_alpha_to_one else self.alphas_cumprod[0]
-
-    def __len__(self):
-        return len(self.alphas_cumprod)
 
     def abar(self, t):
         """abar at time steps t (B,) as (B, 1, 1, 1)."""
@@ -40,11 +39,8 @@ class Schedule:
         return abar.sqrt() * z + (1 - abar).sqrt() * eps
 
     def timesteps(self, steps):
-        """The N sampling time steps, descending: 981, 961, ..., 21, 1 for N = 50 [5]."""
-        if not 1 <= steps < len(self):                          # N = T would begin at t = T, which does not exist
-            raise ValueError(f"sampling steps must be between 1 and {len(self) - 1}, got {steps}")
-        stride = len(self) // steps
-        return [i * stride + STEPS_OFFSET for i in reversed(range(steps))]
+        """The N < T sampling time steps, descending: 981, 961, ..., 21, 1 for N = 50 [5]."""
+        return [i * (T // steps) + STEPS_OFFSET for i in reversed(range(steps))]
 
     def step(self, x, eps, t, t_next):
         """One DDIM step without noise (eta 0) [2], from t to t_next; below 0 it ends at `last` [4: set_alpha_to_one].
@@ -58,9 +54,8 @@ class Schedule:
 
 def ddim(schedule, predict, x, steps=50):
     """Sample by DDIM [2] from x (B, 4, H, W) ~ N(0, I): yields (t, x after it), N times; predict(x, t) -> noise."""
-    stride = len(schedule) // steps
     for t in schedule.timesteps(steps):
-        x = schedule.step(x, predict(x, t), t, t - stride)
+        x = schedule.step(x, predict(x, t), t, t - T // steps)
         yield t, x
 
 
@@ -70,20 +65,16 @@ def pndm(schedule, predict, x, steps=50):
     The rule extrapolates the noise from the last four predictions; the step is DDIM's, to which [3]'s transfer function
     is algebraically equal. The first step is done again with the mean of both its ends, for lack of a history.
     """
-    stride, times = len(schedule) // steps, schedule.timesteps(steps)
-    past, start = [], x                                         # predictions of the last steps, newest last
+    stride, times = T // steps, schedule.timesteps(steps)
+    past, start = [], x                                         # predictions of the last steps, newest first
     for i, t in enumerate(times[:2] + times[1:]):
         e = predict(x, t)
         if i == 1:
-            t_from, x, e = times[0], start, (e + past[-1]) / 2
+            t_from, x, e = times[0], start, (e + past[0]) / 2
         else:
-            t_from, past = t, [*past[-3:], e]
-            if len(past) == 2:
-                e = (3 * past[-1] - past[-2]) / 2
-            elif len(past) == 3:
-                e = (23 * past[-1] - 16 * past[-2] + 5 * past[-3]) / 12
-            elif len(past) == 4:
-                e = (55 * past[-1] - 59 * past[-2] + 37 * past[-3] - 9 * past[-4]) / 24
+            t_from, past = t, [e, *past[:3]]
+            weights = PLMS[len(past) - 1]
+            e = sum(weight * earlier for weight, earlier in zip(weights, past)) / sum(weights)
         x = schedule.step(x, e, t_from, t_from - stride)
         yield t, x
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 
 from ascent import activation, ascend, readout
-from config import SEEDS, Job, check_config, configure
+from config import SEEDS, Job, T, check_config, configure
 from finish import grid, noised, redraw
 from steering import read_hook, steered_prior
 from vae import fitted, read_picture, to_png
@@ -85,7 +85,7 @@ def check_numbers(model, name, values):
         return
     if name == "feature":
         model.require("sae")
-    limit = {"feature": model.sae and model.sae.features, "channel": width, "timestep": len(model.schedule),
+    limit = {"feature": model.sae and model.sae.features, "channel": width, "timestep": T,
              "seed": 2 ** 62}[name]
     for value in values:
         if type(value) is not int or not 0 <= value < limit:
@@ -100,7 +100,7 @@ def start(model, jobs, config, on_step=None):
     if config.prior == "steer":
         z = steered_prior(model, jobs, z, config, on_step)
     elif config.prior == "guided":
-        times = grid(len(model.schedule) - 1, config.prior_steps)
+        times = grid(T - 1, config.prior_steps)
         z, _ = follow("sampling", redraw(model, jobs, z, times, config), on_step)
     elif config.prior != "noise":
         size = [edge * model.vae.factor for edge in model.latent_shape[1:]]
@@ -337,7 +337,7 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
         model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
                             for name, w in directions.items()}
     config = configure(model.settings, preset, kind, **settings)
-    check_config(config, min(model.latent_shape[1:]), len(model.schedule))
+    check_config(config, min(model.latent_shape[1:]))
     some = lambda value: [value] if isinstance(value, (int, str)) else value
     jobs = list_jobs(model, kind, some(targets), some(seeds), some(timesteps))
     return [result for batch in stream(model, jobs, config, batch_size, None, frames, on_step) for result in batch]

@@ -31,7 +31,7 @@ from torch.nn.functional import one_hot
 
 from activity.profile import find_capture, fingerprints, folder_name, image_path, read_capture
 from command.progress import Count, warn
-from config import check_setting, setting
+from config import T, check_setting, setting
 from results import to_json, write
 from schedule import SAMPLERS
 from steering import sample
@@ -62,7 +62,7 @@ class Settings:
     """Settings of a capture; the defaults are the method's."""
     prompts: tuple
     images_per_prompt: int = setting(5, "images of each prompt", low=1)
-    steps: int = setting(50, "sampling steps", low=1)
+    steps: int = setting(50, "sampling steps", low=1, high=T - 1)
     sampler: str = setting("pndm", "", tuple(SAMPLERS))
     guidance: float = setting(7.5, "classifier-free guidance; 1 is none", low=0)
     batch_size: int = setting(8, "images that are computed together", low=1)

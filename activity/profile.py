@@ -23,9 +23,8 @@ import numpy as np
 import torch
 
 from command.progress import warn
-from config import HOOK_POINT
+from config import HOOK_POINT, T
 from results import sha256
-from schedule import T
 from weights.load import open_tensors, read_json
 
 DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peaks kept

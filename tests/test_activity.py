@@ -391,7 +391,7 @@ def test_sample(weights, whole, tmp_path):
 
 @pytest.mark.parametrize("argv, says", [
     (["capture", "--prompts", "absent.txt"], "absent.txt: cannot be read"),
-    (["capture", "--steps", "1000"], "sampling steps must be between 1 and 999"),
+    (["capture", "--steps", "1000"], "--steps must be at most 999, got 1000"),
     (["capture", "--halves", "first"], "argument --halves: invalid choice: 'first'"),
     (["show", "64"], "--feature 64 is out of range"),
     (["analyse", "--feature", "4", "--hook-point", ELSEWHERE], "/sae: is missing for"),

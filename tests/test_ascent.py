@@ -52,7 +52,7 @@ def test_quick_is_the_usual_preset_of_its_kind_in_fewer_steps(kind, name):
     assert quick == change(PRESETS[name], num_steps=40, learning_rate=0.15, steer_scale=7.0, beta1=0.5, prior=prior)
     usual = change(PRESETS[name], steer_scale=7.0, prior=prior)
     assert configure(own, None, kind) == usual != configure(own, "none", kind)
-    with pytest.raises(TypeError, match="strength"):
+    with pytest.raises(ValueError, match="strength is no setting"):
         configure(own, strength=3)
 
 

@@ -53,7 +53,7 @@ def test_all_parts_hold_the_files_numbers_frozen(whole):
         assert equal(net.state_dict(), load_file(whole / PATHS[part][1]))
         assert not any(p.requires_grad for p in net.parameters()) and not any(m.training for m in net.modules())
     assert model.tokenizer.vocab == VOCAB and model.hook_point == HOOK and model.settings == CONFIGS["featviz"]
-    assert len(model.schedule) == 1000 and model.latent_shape == (4, 8, 8) and model.name == "tiny"
+    assert len(model.schedule.alphas_cumprod) == 1000 and model.latent_shape == (4, 8, 8) and model.name == "tiny"
     assert model.unet.conv_norm_out.num_groups == 8 and model.vae.factor == 4 and model.vae.scaling_factor == 0.5
     assert model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 2
     assert model.text_encoder.encoder.layers[0].self_attn.heads == 2
@@ -161,6 +161,7 @@ BAD = {     # name: (damage, fragments of the message)
     "SD 2.x": (config(UNET_CONFIG, attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024), ("Diffusion 2.x",)),
     "SDXL": (config(UNET_CONFIG, addition_embed_type="text_time"), ("this is Stable Diffusion XL",)),
     "heads that do not divide": (config(UNET_CONFIG, attention_head_dim=3), ("has 3 heads for 16 channels",)),
+    "500 time steps": (config(SCHEDULER, num_train_timesteps=500), ("num_train_timesteps is 500, only 1000 is",)),
     "betas below 0": (config(SCHEDULER, beta_start=-1), (f"{SCHEDULER}: beta_start is '-1', expected",)),
     "a latent that cannot be halved": (config(UNET_CONFIG, sample_size=[8, 12]), ("sample_size is [8, 12]",)),
     "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("cross_attention_dim is '16', expected",)),

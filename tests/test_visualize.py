@@ -319,7 +319,7 @@ def test_the_door_by_feature_channel_and_direction(model):
     (dict(features=[1], num_steps=0), "--num-steps must be at least 1"),
     (dict(features=[1], num_steps=2.5), "--num-steps must be a whole number"),
     (dict(features=[1], finish_from=0), "--finish-from must be at least 1"),
-    (dict(features=[1], finish_from=1000), "--finish-from must be between 1 and 999, or auto"),
+    (dict(features=[1], finish_from=1000), "--finish-from must be at most 999, got 1000"),
     (dict(features=[1], finish_from="end"), "--finish-from must be a whole number or auto"),
     (dict(features=[1], finish_from="auto", finish_steps=601), "between 1 and --finish-from, 600"),
     (dict(features=[1], finish_scale=-0.1), "--finish-scale must be at least 0"),

@@ -172,7 +172,7 @@ def train_unet(args):
     def loss(step, generator):
         rows = torch.randint(len(z), (B,), generator=generator, device=args.device)
         even = (torch.arange(B, device=args.device) + torch.rand(B, generator=generator, device=args.device)) / B
-        t = (even * len(schedule)).long()
+        t = (even * len(schedule.alphas_cumprod)).long()
         eps = torch.randn(z[rows].shape, generator=generator, device=args.device)
         thing, house = cut(rows // drawings.DRAWINGS, len(args.world), generator)
         guess = unet(schedule.add_noise(z[rows], eps, t), t, context[thing, house])

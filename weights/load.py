@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from clip import TextEncoder, Tokenizer
-from config import HOOK_POINT, SETTINGS
+from config import HOOK_POINT, SETTINGS, T
 from sae import SAE
 from schedule import Schedule
 from unet import UNet, updates
@@ -54,7 +54,7 @@ FIXED = {
     "vae": {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None},
     "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
     "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
-                  "rescale_betas_zero_snr": False},
+                  "num_train_timesteps": T, "rescale_betas_zero_snr": False},
 }
 FOREIGN = (     # keys of a UNet's config that show another model
     ("cross_attention_dim", 2048, "Stable Diffusion XL"), ("addition_embed_type", "text_time", "Stable Diffusion XL"),
