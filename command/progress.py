@@ -1,4 +1,5 @@
 """Report a long run while it goes on: results on stdout; on stderr the phase, its step and the time left."""
+import os
 import sys
 import time
 
@@ -7,8 +8,11 @@ COST = {"sampling": 1, "ascent": 2, "finish": 2}        # of a step, about: a gr
 
 
 def say(text):
-    """Print a line on stdout."""
-    print(text, flush=True)
+    """Print a line on stdout; go on in silence where nobody reads it any more (`| head -1`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")    # open as long as the run
 
 
 def warn(text):
