@@ -43,7 +43,7 @@ class Count:
 
     def show(self, text, left, last):
         text, now = f"{text}, {left:.0f} s left", time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr and sys.stderr.isatty():
             print(f"\r{text:<78}", end="\n" if last else "", file=sys.stderr, flush=True)
         elif last or now - self.shown >= EVERY:
             self.shown = now

@@ -263,9 +263,9 @@ def test_wrong_settings_of_weights_end_in_one_line(wrong, says, own, out, capsys
     assert not out.exists()
 
 
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("asked", [False, True, None])
 def test_the_toys_range_comes_first_then_the_fetch_where_the_number_fits(asked, weights, own, out, capsys, monkeypatch):
-    """Only without --weights, and at a terminal as a question."""
+    """Only without --weights, and at a terminal as a question; None: the process has no stdin."""
     fetched = []
 
     def declined(bundle):
@@ -274,15 +274,15 @@ def test_the_toys_range_comes_first_then_the_fetch_where_the_number_fits(asked, 
 
     monkeypatch.setattr(fetch, "ROOT", own.rename(own.with_name("toy")).parent)
     monkeypatch.setattr(fetch, "fetch", declined)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: asked))
+    monkeypatch.setattr(sys, "stdin", None if asked is None else SimpleNamespace(isatty=lambda: asked))
     call = lambda *more: featviz.main(["--out", str(out), "--device", "cpu", *more])
     assert call("--feature", "200") == 2
     first = capsys.readouterr().err.splitlines()[0]
     assert "--feature 200: the toy has 64 features, 0..63; Stable Diffusion's SAE has 20480, 0..20479" in first
-    assert ("python weights/fetch.py style50" in first) != asked and fetched == ["style50"] * asked
+    assert ("python weights/fetch.py style50" in first) != bool(asked) and fetched == ["style50"] * bool(asked)
     refused(capsys, call("--feature", "20480"), "--feature 20480 is out of range: ", "toy has 64 features, 0..63")
     refused(capsys, call("--weights", str(weights), "--feature", "200"), "tiny has 64 features, 0..63")
-    assert len(fetched) == asked and not out.exists()
+    assert len(fetched) == bool(asked) and not out.exists()
 
 
 def test_help_and_wrong_flags_need_no_torch(tmp_path):
@@ -326,3 +326,5 @@ def test_progress_is_a_line_a_phase_with_the_time_that_is_left(capsys, monkeypat
     assert lines[0] == "batch 1 of 2, sampling step 10 of 10, 410 s left" and len(lines) == 21
     assert lines[1] == "batch 1 of 2, ascent step 5 of 100, activation 1.000, 400 s left"
     assert lines[-1] == "batch 1 of 2, ascent step 100 of 100, activation 1.000, 210 s left"
+    monkeypatch.setattr(sys, "stderr", None)                    # as where a program has no console
+    show("sampling", None)

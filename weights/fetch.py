@@ -207,9 +207,10 @@ def fetch(bundle, folder=None, check=False, agreed=False):
     if check:
         return
     if not agreed:
-        answer = input("Download, and accept the licences? [y/N] ") if sys.stdin.isatty() else ""
+        answer = input("Download, and accept the licences? [y/N] ") if sys.stdin and sys.stdin.isatty() else ""
         if answer.strip().lower() not in ("y", "yes"):
-            raise ValueError("nothing was downloaded; --yes accepts plan and licences without a question")
+            raise ValueError(f"nothing was downloaded; python weights/fetch.py {bundle} --yes accepts plan and "
+                             "licences without a question")
     for name, item in items.items():
         say(f"{item.target}: {bring(name, item)}")
     if foreign := [item for item in items.values() if not item.final.exists()]:
@@ -243,7 +244,7 @@ def choose_weights(path, kind, targets):
         return ROOT / "toy"
     why = (f"--{kind} {beyond[0]}: the toy has {has} {kind}s, 0..{has - 1}; Stable Diffusion's SAE has {most}, "
            f"0..{most - 1}")
-    if not sys.stdin.isatty():
+    if not (sys.stdin and sys.stdin.isatty()):
         raise ValueError(f"{why}; python weights/fetch.py style50 fetches {describe('style50')}")
     warn(why)
     fetch("style50")
