@@ -163,10 +163,13 @@ def describe(bundle):
 
 
 def plan(bundle, items, folder):
-    """Return the lines that name every file, the licences and the space."""
+    """Return the lines that name every file, the licences and the space; ValueError where the disk is too small."""
     files = [f"  {name}: {item.size / 1e6:.2f} MB from {item.repo}" for name, item in items.items()]
     rest = sum(item.size for item in items.values() if not item.final.exists() and not item.target.exists()) / 1e6
+    rest -= sum(path.stat().st_size for path in folder.rglob("*.partial")) / 1e6
     free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free / 1e6
+    if rest > free:
+        raise ValueError(f"{folder}: {rest:.0f} MB are needed, {free:.0f} are free; make room or give a --folder")
     return "\n".join([f"{describe(bundle)} -> {folder}", *files, f"{rest:.0f} MB to download, {free:.0f} MB free"])
 
 

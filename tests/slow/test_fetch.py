@@ -185,6 +185,11 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(style, hubs, tmp_path,
     assert "check HF_ENDPOINT" in said.err and "secret" not in "".join(said)
 
 
+def test_a_full_disk(style, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    assert run(tmp_path / "got") == 2 and "make room or give a --folder" in capsys.readouterr().err
+
+
 def test_parts_of_the_base(style, tmp_path):
     """VAE, tokenizer and a config from Stable Diffusion 1.5."""
     base = tiny.write_model(tmp_path / "base", seed=2, sae=None, featviz=None, activity=None)
