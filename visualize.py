@@ -177,8 +177,9 @@ def assess(model, z, jobs, first, config, history):
     return results
 
 
-def judge_result(scores, alive, stopped):
-    """Return one word for a result, with the step where it stopped.
+def list_checks(scores):
+    """List the checks of a verdict, in order: [(the verdict where it fails, a sentence with its numbers, whether it
+    holds)].
 
     non-finite  the loss, the gradient, the latent or its score was NaN or infinite; the latent is the last finite one
     silent      at the end the feature is 0 under every fresh noise
@@ -186,20 +187,29 @@ def judge_result(scores, alive, stopped):
     fragile     it loses more than half of its activation when the picture is decoded and encoded again
     raised      it rose, but it is not among the TOP_RANKS most active at the end, or has less than half of the
                 activation of the strongest dataset image at this time step, where that is known
-    excited     none of these
     """
-    a, largest, rank = scores["activation"], scores["dataset_largest"], scores["rank"]
-    if not alive or not math.isfinite(a):
-        return f"non-finite at step {stopped}"
-    if a == 0:
-        return "silent"
-    if a <= scores["activation_start"]:
-        return "weak"
-    if scores["activation_reencoded"] < a - 0.5 * abs(a):       # a channel's may be below 0
-        return "fragile"
-    if rank is not None and rank > TOP_RANKS or largest is not None and a < 0.5 * max(largest, 0):
-        return "raised"
-    return "excited"
+    a, start, again, rank, largest = (scores[name] for name in (
+        "activation", "activation_start", "activation_reencoded", "rank", "dataset_largest"))
+    found = [("non-finite", f"{a:.4g} is a number", math.isfinite(a)),
+             ("silent", f"{a:.4g} is not 0", a != 0),
+             ("weak", f"{a:.4g} is above {start:.4g} at the start", not a <= start),
+             ("fragile", f"re-encoded {again:.4g}: at most half of {a:.4g} is lost",
+              not again < a - 0.5 * abs(a))]                    # a channel's may be below 0
+    if rank is not None:
+        found.append(("raised", f"rank {rank} is at most {TOP_RANKS}", rank <= TOP_RANKS))
+    if largest is not None:
+        found.append(("raised", f"{a:.4g} is at least half of {largest:.4g}, the strongest dataset image's",
+                      not a < 0.5 * max(largest, 0)))
+    return found
+
+
+def judge_result(scores, alive, stopped):
+    """Return one word for a result, with the step where it stopped: the first of `list_checks` that fails, or excited.
+
+    alive  whether the loss, the gradient and the latent were finite at every step
+    """
+    failed = next((verdict for verdict, _, holds in list_checks(scores) if not holds), "excited")
+    return f"non-finite at step {stopped}" if not alive or failed == "non-finite" else failed
 
 
 def kept_steps(num_steps, frames):

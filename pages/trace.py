@@ -14,7 +14,6 @@ number cannot go stale. Every number comes from the tensors, and tests/slow/test
 Axes: B jobs, 4 x H x W latents, D x h x w at the hook point, n sampling or finish steps.
 """
 import json
-import math
 import tomllib
 from pathlib import Path
 
@@ -279,22 +278,6 @@ def facts(model, recipe, k, s):
         "change": s["update"].norm() / s["before"].norm()}
 
 
-def rules(scores):
-    """The rule of the verdict with its numbers put in: [(verdict where it fails, text, whether it holds)]."""
-    a, start, again, rank, most = (scores[name] for name in (
-        "activation", "activation_start", "activation_reencoded", "rank", "dataset_largest"))
-    found = [("non-finite", f"{short(a)} is a number", math.isfinite(a)),
-             ("silent", f"{short(a)} is not 0", a != 0),
-             ("weak", f"{short(a)} is above {short(start)} at the start", a > start),
-             ("fragile", f"re-encoded {short(again)}: at most half of {short(a)} is lost", again >= a - 0.5 * abs(a))]
-    if rank is not None:
-        found.append(("raised", f"rank {rank} is at most {visualize.TOP_RANKS}", rank <= visualize.TOP_RANKS))
-    if most is not None:
-        found.append(("raised", f"{short(a)} is at least half of {short(most)}, the strongest dataset image's",
-                      a >= 0.5 * max(most, 0)))
-    return found
-
-
 def cite(cited):
     """Find the one line that "file: text" names: ("file:number", the line)."""
     file, text = cited.split(": ", 1)
@@ -383,7 +366,7 @@ def of_verdict(model, s, result):
     for name, end in ends(result).items():
         title = name.capitalize()
         lines = checks([(escape(line if holds else f"{line}, so {fails}"), holds)
-                        for fails, line, holds in rules(end.scores)])
+                        for fails, line, holds in visualize.list_checks(end.scores)])
         said += f"<h3>{title}: {escape(end.verdict)}</h3><ol>{lines}</ol>"
         figures += [decoded(model, s[f"{name}_latent"], title),
                     decoded(model, s[f"{name}_reencoded_latent"], f"{title}, encoded and decoded again")]

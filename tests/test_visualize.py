@@ -11,11 +11,10 @@ import visualize as course
 from ascent import ascend
 from config import Job
 from finish import FINISH_SEED, grid, noised, redraw
-from pages import trace
 from tests.linear import BARE, D, FEATURES, JOBS, Linear, begin, change, close, generator, roots
 from tests.seeded import randn
-from visualize import (SCORE_SEED, judge_result, kept_steps, list_jobs, measure, run, share_starts, start, stream,
-                       visualize)
+from visualize import (SCORE_SEED, judge_result, kept_steps, list_checks, list_jobs, measure, run, share_starts,
+                       start, stream, visualize)
 
 FINISHED = change(finish=True, finish_steps=3, finish_scale=0.4)
 
@@ -105,7 +104,7 @@ def test_verdicts(changes, dataset, verdict):
     """Also by the rules with their numbers that end a trace: the first that fails."""
     scores = GOOD | {"dataset_largest": dataset} | changes
     assert judge_result(scores, True, 3) == verdict and judge_result(scores, False, 3) == "non-finite at step 3"
-    failed = [fails for fails, _, holds in trace.rules(scores) if not holds]
+    failed = [fails for fails, _, holds in list_checks(scores) if not holds]
     assert [*failed, "excited"][0] == verdict.partition(" ")[0]
 
 
