@@ -11,19 +11,20 @@ Sources
 
 Axes: n vectors of a batch, D hook width, F features, k active features a vector, N sampling steps.
 """
+import io
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
 from command.progress import Count, warn
-from dictionary.collect import HELD_OUT, collect
+from config import setting
+from dictionary.collect import HELD_OUT, collect, describe
 from results import write
-from sae import SAE, fvu
+from sae import READS, SAE, fvu
 
 AUX_K_SHARE = 0.5           # dead features that explain the residual, as a share of D [2]
 AUX_WEIGHT = 1 / 32         # [2]
@@ -37,13 +38,18 @@ BLOCK = 8192                # vectors measured at a time
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an SAE is trained; the defaults suit one GPU and 0.8 million vectors."""
-    expansion: int = 4
-    k: int = 20
-    steps: int = 2000
+    """How an SAE is trained, and on which activations; the defaults suit one GPU and 0.8 million vectors."""
+    expansion: int = setting(4, "features per channel", low=1)
+    k: int = setting(20, "active features a position, in the mean", low=1)
+    train_steps: int = setting(2000, "training steps, of 4,096 vectors", low=1)
     batch: int = 4096
     rate: float = 4e-4                          # falls to 0 in a straight line
     seed: int = 0
+    positions: int = setting(16, "positions that are kept of each image and step, at random", low=1)
+    reads: str = setting("output", "what is encoded: the module's output, or its output minus its input", READS)
+
+
+RECIPE = {field.name: field for field in fields(Recipe) if field.metadata}      # those that are flags
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -101,31 +107,26 @@ def train(data, recipe, path, device="cpu"):
     path  of the checkpoint, from which a run that was stopped goes on to the same result; one of another recipe is
           replaced
     """
-    path, saved, progress = Path(path), time.monotonic(), Count("training steps")
+    saved, progress, wanted = time.monotonic(), Count("training steps"), asdict(recipe)
     some = data[torch.randint(len(data), (min(len(data), MEAN_OF),), generator=torch.Generator().manual_seed(0))]
     D, generator = data.shape[1], torch.Generator().manual_seed(recipe.seed)
-    sae = SAE(D, recipe.expansion * D, k=recipe.k).to(device)
+    sae = SAE(D, recipe.expansion * D, k=recipe.k, reads=recipe.reads).to(device)
     init(sae, generator, some.to(device, torch.float32).mean(dim=0))
     optimizer = torch.optim.Adam(sae.parameters(), eps=EPSILON)
     silent = torch.zeros(sae.features, dtype=torch.int64, device=device)                        # batches since it fired
-    step, threshold, wanted = 0, torch.zeros((), device=device), json.dumps(asdict(recipe))
-    about = {}
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            stored, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-    if about.get("recipe") == wanted:
-        sae.load_state_dict({name: stored[f"sae.{name}"] for name in sae.state_dict()})
-        moments = {i: {name: stored[f"adam.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-                   for i, _ in enumerate(sae.parameters())}
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    step, threshold = 0, torch.zeros((), device=device)
+    stored = torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else {}
+    if stored.get("recipe") == wanted:
+        sae.load_state_dict(stored["sae"])
+        optimizer.load_state_dict(stored["adam"])
         generator.set_state(stored["generator"])
-        silent, threshold, step = stored["silent"].to(device), stored["threshold"].to(device), int(about["step"])
+        step, silent, threshold = stored["step"], stored["silent"].to(device), stored["threshold"].to(device)
 
-    progress(step, recipe.steps)
-    while step < recipe.steps:
+    progress(step, recipe.train_steps)
+    while step < recipe.train_steps:
         rows = torch.randint(len(data), (recipe.batch,), generator=generator)
         h = data[rows].to(device, torch.float32)                                                # (n, D)
-        optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.steps)
+        optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.train_steps)
         normalize_decoder(sae)
         loss, fired, least = training_loss(sae, h, silent >= DEAD_AFTER)
         optimizer.zero_grad()
@@ -136,15 +137,12 @@ def train(data, recipe, path, device="cpu"):
         silent = torch.where(fired, 0, silent + 1)
         threshold = threshold.lerp(least, max(AVERAGE, 1 / (step + 1)))                         # a plain mean at first
         step += 1
-        progress(step, recipe.steps)
-        if time.monotonic() - saved > SAVE_EVERY or step == recipe.steps:
-            saved = time.monotonic()
-            state = {f"sae.{name}": p for name, p in sae.state_dict().items()}
-            for i, moments in optimizer.state_dict()["state"].items():
-                state |= {f"adam.{i}.{name}": value for name, value in moments.items()}
-            state |= {"generator": generator.get_state(), "silent": silent, "threshold": threshold}
-            state = {name: value.contiguous().cpu() for name, value in state.items()}
-            write(path, save(state, {"recipe": wanted, "step": str(step)}))
+        progress(step, recipe.train_steps)
+        if time.monotonic() - saved > SAVE_EVERY or step == recipe.train_steps:
+            saved, state = time.monotonic(), io.BytesIO()
+            torch.save({"recipe": wanted, "step": step, "sae": sae.state_dict(), "adam": optimizer.state_dict(),
+                        "generator": generator.get_state(), "silent": silent, "threshold": threshold}, state)
+            write(path, state.getvalue())
     normalize_decoder(sae)
     sae.gate, sae.threshold = "threshold", threshold.item()     # stands for batch top-k at inference
     return sae.requires_grad_(False)
@@ -165,29 +163,27 @@ def measure(sae, h):
             "dead": 1 - fired.float().mean().item()}
 
 
-def report(sae, held, timesteps):
-    """Measure vectors held out (images, N, P, D) together, and at ten of their time steps."""
-    rows = sorted({round(i * (len(timesteps) - 1) / 9) for i in range(10)})
-    return {"all": measure(sae, held.flatten(0, -2)),
-            "by_timestep": {str(timesteps[row]): measure(sae, held[:, row].flatten(0, -2)) for row in rows}}
-
-
 @torch.no_grad()
 def found_again(sae, other):
     """Return the share of an SAE's features that another seed found: largest cosine of decoder rows above 0.8."""
     return ((sae.W_dec @ other.W_dec.T).amax(dim=1) > 0.8).float().mean().item()
 
 
-def learn(model, request, recipe, seeds, work, batch_size):
+def learn(model, settings, recipe, seeds, work):
     """Collect activations, train an SAE from each seed and measure the first: (it, what its training.json says)."""
-    data, held = collect(model, request, work, batch_size)
-    saes = [train(data.flatten(0, 2), replace(recipe, seed=seed), work / f"training_{seed}.safetensors", model.device)
+    data, held = collect(model, settings, recipe, work)
+    saes = [train(data.flatten(0, 2), replace(recipe, seed=seed), work / f"training_{seed}.pt", model.device)
             for seed in seeds]
     if not len(held):
         warn(f"fewer than {HELD_OUT} prompts: none is held out, and the report is of those that it was trained on")
-    measured = report(saes[0], held if len(held) else data, model.schedule.timesteps(request.steps))
-    return saes[0], {"recipe": asdict(recipe), "prompts": len(request.prompts), "report": measured,
-                     "found_by_another_seed": found_again(*saes) if len(saes) > 1 else None}
+        held = data
+    times = model.schedule.timesteps(settings.steps)
+    ten = sorted({round(i * (len(times) - 1) / 9) for i in range(10)})
+    report = {"all": measure(saes[0], held.flatten(0, 2)),
+              "by_timestep": {str(times[row]): measure(saes[0], held[:, row].flatten(0, 1)) for row in ten}}
+    return saes[0], describe(model, settings, recipe) | {
+        "prompts": len(settings.prompts), "weights": model.name, "recipe": asdict(recipe), "report": report,
+        "found_by_another_seed": found_again(*saes) if len(saes) > 1 else None}
 
 
 def export(sae, folder, about):
@@ -198,7 +194,7 @@ def export(sae, folder, about):
     D, F = sae.W_dec.shape[1], sae.features
     config = {"d_in": D, "num_latents": F, "expansion_factor": F // D, "k": sae.k, "normalize_decoder": True,
               "batch_topk": True, "input_unit_norm": False, "gate": "threshold", "threshold": sae.threshold,
-              "reads": about["reads"], "timesteps": "all"}
-    write(Path(folder) / "sae.safetensors", save({name: p.contiguous().cpu() for name, p in sae.state_dict().items()}))
+              "reads": sae.reads, "timesteps": "all"}
+    write(folder / "sae.safetensors", save({name: p.contiguous().cpu() for name, p in sae.state_dict().items()}))
     for name, value in (("training.json", about), ("cfg.json", config)):
-        write(Path(folder) / name, json.dumps(value, indent=1).encode() + b"\n")
+        write(folder / name, json.dumps(value, indent=1).encode() + b"\n")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from activity.capture import Settings
 from dictionary import __main__ as command
-from dictionary.collect import Request, collect, observe
+from dictionary.collect import collect, observe
 from dictionary.train import Recipe, batch_topk, export, found_again, init, measure, train, training_loss
 from sae import SAE, fvu
 from steering import sample
@@ -78,7 +79,7 @@ def test_planted_directions_are_found_in_fewer_channels(tmp_path):
     """64 directions in 32 channels; then, at inference, the threshold does on unseen data what batch top-k did."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
-    recipe = Recipe(expansion=2, k=2, steps=700, batch=256, rate=4e-3)
+    recipe = Recipe(expansion=2, k=2, train_steps=700, batch=256, rate=4e-3)
     sae = train(planted(20_000, generator, directions), recipe, tmp_path / "training.safetensors")
     assert (directions @ sae.W_dec.T).amax(dim=1).mean() >= 0.95
     unseen = planted(2000, generator, directions)
@@ -122,41 +123,43 @@ def model(tmp_path_factory):
     return load(write_model(tmp_path_factory.mktemp("weights") / "tiny"))
 
 
-def request(model, n=11, **changes):
+RECIPE = Recipe(positions=4)
+
+
+def settings(n=11, batch_size=1, **changes):
     prompts = tuple(f"A cat number {i}" for i in range(n))
-    return dataclasses.replace(Request(prompts, model.hook_point, 2, "ddim", 2.0, 4), **changes)
+    return dataclasses.replace(Settings(prompts, 1, 2, "ddim", 2.0, batch_size), **changes)
 
 
 def test_the_vectors_are_the_same_whatever_the_batch_and_resume(model, tmp_path, monkeypatch):
-    one, three = (torch.cat(collect(model, request(model), tmp_path / str(b), b)) for b in (1, 3))
+    one, three = (torch.cat(collect(model, settings(batch_size=b), RECIPE, tmp_path / str(b))) for b in (1, 3))
     assert one.shape == (11, 2, 4, 32) and torch.allclose(one.float(), three.float(), atol=2e-2)
     seen = []
     with open(tmp_path / "1/vectors.float16", "ab") as file:    # a kill in the seventh image
         file.truncate(one[:7].nbytes - 1)
     monkeypatch.setattr("dictionary.collect.Count", lambda unit: lambda done, total: seen.append(done))
-    data, held = collect(model, request(model), tmp_path / "1", 1)
+    data, held = collect(model, settings(), RECIPE, tmp_path / "1")
     assert seen == [6, 7, 8, 9, 10, 11] and torch.equal(torch.cat([data, held]), one)
-    assert len(held) == 1 and torch.equal(held, observe(model, request(model), [9]))            # the tenth
+    assert len(held) == 1 and torch.equal(held, observe(model, settings(), RECIPE, [9]))        # the tenth
     with pytest.raises(WeightsError, match="other prompts, settings or weights"):
-        collect(model, request(model, steps=3), tmp_path / "1", 1)
+        collect(model, settings(steps=3), RECIPE, tmp_path / "1")
 
 
 def test_positions_are_the_hooks_and_the_update_is_output_minus_input(model):
     """All positions of an image, in some order, are the hook's output at that step; output minus update is what the
     resnet before the attention put out."""
-    maps, every = {}, dict(guidance=1.0, positions=4)
+    maps, every = {}, settings(guidance=1.0)
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(2))[None]
-    prompt = request(model).prompts[2]
-    sample(model, noise, model.embed([prompt]), "ddim", 2, see=lambda t, h: maps.setdefault(t, h))
-    output, update = (observe(model, request(model, reads=reads, **every), [2])[0] for reads in ("output", "update"))
+    sample(model, noise, model.embed([every.prompts[2]]), "ddim", 2, see=lambda t, h: maps.setdefault(t, h))
+    output, update = (observe(model, every, Recipe(positions=4, reads=reads), [2])[0] for reads in ("output", "update"))
     for rows, t in zip(output, model.schedule.timesteps(2)):                        # (S, D)
         expected = maps[t][0].flatten(1).T.half()
         assert torch.equal(rows[rows[:, 0].argsort()], expected[expected[:, 0].argsort()])
     resnet = dataclasses.replace(model, hook_point="up_blocks.1.resnets.1", sae=None)
-    before = observe(resnet, request(model, **every), [2])[0]
+    before = observe(resnet, every, RECIPE, [2])[0]
     assert torch.allclose(output.float() - update.float(), before.float(), atol=2e-2) and update.abs().max() > 0.1
     with pytest.raises(ValueError, match=f"--positions 5: {model.hook_point} has 4"):
-        observe(model, request(model, positions=5), [2])
+        observe(model, settings(), Recipe(positions=5), [2])
 
 
 def test_the_command_from_one_prompt_to_an_sae_that_loads(tmp_path, capsys):

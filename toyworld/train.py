@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from activity.capture import capture as record_capture, configure
+from activity.capture import Settings, capture as record_capture, configure
 from command.progress import Count
-from dictionary.collect import Request
 from dictionary.train import Recipe, export as export_sae, learn
 from results import to_json, write
 from schedule import Schedule
@@ -203,11 +202,10 @@ def train_dictionary(args):
     captions = [caption_of(args.world, a) for a in range(len(args.artworks))]
     picks = torch.randint(len(captions), (PROMPTS,), generator=torch.Generator().manual_seed(4)).tolist()
     prompts = tuple("" if i % 3 == 0 else captions[a] for i, a in enumerate(picks))
-    request = Request(prompts, denoiser.HOOK_POINT, SAMPLE_STEPS, "ddim", GUIDANCE, 16)
+    settings = Settings(prompts, 1, SAMPLE_STEPS, "ddim", GUIDANCE, batch_size=64)
     recipe = Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3)
-    sae, about = learn(load(args.out, args.device), request, recipe, SEEDS, args.runs / "dictionary", 64)
+    sae, about = learn(load(args.out, args.device), settings, recipe, SEEDS, args.runs / "dictionary")
     print(f"dictionary: {about['report']['all']}, found again {about['found_by_another_seed']}", file=sys.stderr)
-    about = {"hook_point": denoiser.HOOK_POINT, "reads": "output"} | about
     export_sae(sae, args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
     (args.out / "prompts.txt").write_text("\n".join(captions[::CAPTURED]) + "\n", encoding="utf-8")
 
