@@ -133,7 +133,7 @@ def run(args, given):
 def compute(model, recipes, kind, size, frames, again, out, sound):
     """Compute what is missing of {config: {job: recipe}}; return how many met NaN or infinity."""
     import results
-    from audio.beside import sounds
+    from audio import sounds
     from visualize import course_lengths, kept_steps, stream
     from weights.check import fit, verdict
     results.write(Path(out) / ".writable", b"")                 # or OSError, before any work is done

@@ -1,1 +1,19 @@
-"""What a picture of a spectrogram model sounds like."""
+"""What a picture of a spectrogram model sounds like: `sounds` makes the files that are kept beside its pictures."""
+import torch
+
+from audio.sound import to_sound, to_wav
+from command.progress import warn
+from vae import to_uint8
+
+
+def sounds(result):
+    """Make the sounds of a result's pictures: {suffix: bytes of a WAV file} of the ascent, its start and the finish."""
+    pictures, found = {".wav": result.image, ".start.wav": result.frames.get(0)}, {}
+    if result.finished:
+        pictures[".finished.wav"] = result.finished.image
+    for suffix, image in pictures.items():
+        if image is not None:
+            samples, left = to_sound(torch.from_numpy(to_uint8(image)), result.job.seed)
+            found[suffix] = to_wav(samples)
+            warn(f"sound{suffix}: the linear magnitudes leave {left:.2%} of the mel ones unexplained")
+    return found

@@ -35,8 +35,7 @@ PEAK = 10 ** (-0.1 / 20)    # headroom of 0.1 dB [1]
 def mel_filters(bands=512):
     """Build the filter bank B (M, K): triangles of height 1, even in mel = 2595 log10(1 + f / 700) [1: HTK]."""
     frequency = torch.linspace(0, RATE // 2, FFT // 2 + 1)                                      # (K,)
-    edges = torch.linspace(0, 2595 * np.log10(1 + TOP / 700), bands + 2)
-    edges = 700 * (10 ** (edges / 2595) - 1)                                                    # (M + 2,) Hz
+    edges = 700 * (torch.logspace(0, np.log10(1 + TOP / 700), bands + 2) - 1)                   # (M + 2,) Hz
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     return torch.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre)).clamp(min=0)
 
@@ -67,27 +66,27 @@ def to_mel(picture, stereo=False):
     return ((255 - planes.permute(2, 0, 1).float()) / 255).flip(1) ** (1 / POWER)
 
 
-def to_linear(mel, updates=UPDATES):
+def to_linear(mel):
     """Solve mel (C, M, W) for linear magnitudes: (x (C, K, W), |B x - mel| / |mel|)."""
     bank = mel_filters(mel.shape[1])
     B, Bt = bank.to_sparse(), bank.T.contiguous().to_sparse()   # two bands a frequency at most
     flat = mel.transpose(0, 1).flatten(1)                                                       # (M, C W)
     pull = Bt @ flat                                                                            # (K, C W)
-    x = pull.clone()
-    for _ in range(updates):
+    x = pull
+    for _ in range(UPDATES):
         x = x * pull / (Bt @ (B @ x)).clamp(min=1e-12)
     left = (B @ x - flat).norm() / flat.norm().clamp(min=1e-12)
     return x.unflatten(1, (len(mel), -1)).transpose(0, 1), left.item()
 
 
-def griffin_lim(magnitudes, seed=0, iterations=ITERATIONS, momentum=MOMENTUM):
+def griffin_lim(magnitudes, seed):
     """Find samples (C, L), L = (W - 1) HOP, with these magnitudes (C, K, W); the first phases are random."""
     length = (magnitudes.shape[-1] - 1) * HOP
     phase = 2 * torch.pi * torch.rand(magnitudes.shape, generator=torch.Generator().manual_seed(seed))
     t, before = torch.polar(torch.ones_like(magnitudes), phase), 0
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         c = spectrum(samples_of(magnitudes * t / t.abs().clamp(min=1e-16), length))
-        t, before = c + momentum * (c - before), c
+        t, before = c + MOMENTUM * (c - before), c
     return samples_of(magnitudes * t / t.abs().clamp(min=1e-16), length)
 
 
@@ -111,10 +110,11 @@ def read_wav(path):
     """Read a WAV file of 16 bits and 44,100 Hz: samples (C, L) in [-1, 1]; ValueError for another."""
     try:
         with wave.open(str(path), "rb") as wav:
-            (channels, width, rate), data = wav.getparams()[:3], wav.readframes(wav.getnframes())
-    except (wave.Error, EOFError) as e:
-        raise ValueError(f"{path}: is no WAV file ({e}); expected 16 bits at {RATE} Hz") from e
-    if width != 2 or rate != RATE or channels not in (1, 2):
-        raise ValueError(f"{path}: has {channels} channels, {8 * width} bits at {rate} Hz; expected 1 or 2 channels of "
-                         f"16 bits at {RATE} Hz; ffmpeg -i IN -ar {RATE} -sample_fmt s16 OUT.wav makes it")
-    return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.float32) / 32768).reshape(-1, channels).T
+            channels, width, rate, length = wav.getparams()[:4]
+            if channels > 2 or (width, rate) != (2, RATE):
+                raise wave.Error(f"{channels} channels, {8 * width} bits, {rate} Hz")
+            data = np.frombuffer(wav.readframes(length), "<i2")
+    except (wave.Error, EOFError, ValueError) as e:
+        raise ValueError(f"{path}: is no WAV file of 1 or 2 channels, 16 bits, {RATE} Hz ({e}); ffmpeg -i IN -ar "
+                         f"{RATE} -sample_fmt s16 OUT.wav makes one") from e
+    return torch.from_numpy(data.astype(np.float32) / 32768).reshape(-1, channels).T
