@@ -15,7 +15,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from clip import EPS, TextEncoder, embedding, encoder
+from weights.load import WeightsError, build, check_config, read_json, read_tokenizer
 
+BATCH = 16                  # pictures or texts at a time
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)      # of R, G, B in [0, 1] [3]
 
 
@@ -67,9 +69,8 @@ class CLIP(nn.Module):
 
         picture  u = visual_projection(vision_model(pixels)),       e = u / |u|             (B, E)
         text     u = text_projection(text_model(ids)_end),          e = u / |u|             (B, E)
-        logits = exp(logit_scale) e_picture . e_text                                        (pictures, texts)
 
-    end is the place of the first end token, which has the highest id [1].
+    end is the place of the first end token, which has the highest id [1]. Training reads exp(logit_scale) as sharpness.
     """
 
     def __init__(self, text_config=None, vision_config=None, projection_dim=768):
@@ -86,5 +87,33 @@ class CLIP(nn.Module):
         x, end = self.text_model(ids), ids.argmax(dim=-1)                                       # (B, 77, C), (B,)
         return normalize(self.text_projection(x[torch.arange(len(ids), device=ids.device), end]), dim=-1)   # (B, E)
 
-    def forward(self, pixels, ids):                                                             # (pictures, texts)
-        return self.logit_scale.exp() * self.embed_images(pixels) @ self.embed_texts(ids).T
+
+class CLIPScorer:
+    """CLIP, frozen, in float32. `images` and `texts` return unit vectors (n, E) on the CPU."""
+
+    def __init__(self, folder, device="cpu"):
+        """Load it from `folder`; WeightsError, one line, for what is missing or does not fit."""
+        path, self.device, self.weights = folder / "config.json", device, folder / "model.safetensors"
+        if not self.weights.exists():
+            raise WeightsError(f"{self.weights}: is missing; python weights/fetch.py clip fetches CLIP (1.7 GB)")
+        config = read_json(path)
+        sizes = {part: check_config("text_encoder", config.get(part, {}), f"{path}: {part}")   # both have these layers
+                 for part in ("text_config", "vision_config")}
+        edges = {"image_size": 224, "patch_size": 14} | config.get("vision_config", {})        # pixels
+        self.size = edges["image_size"]
+        sizes["vision_config"] |= {"image_size": self.size, "patch_size": edges["patch_size"]}
+        sizes["projection_dim"] = config.get("projection_dim", 768)
+        self.net = build(CLIP, sizes, path, self.weights, device=device)
+        self.tokenizer = read_tokenizer(folder / "tokenizer")
+
+    @torch.no_grad()
+    def images(self, pictures):
+        """Embed n PIL pictures of any size: (n, E)."""
+        pixels = torch.stack([preprocess(picture, self.size) for picture in pictures])
+        return self.net.embed_images(pixels.to(self.device)).cpu()
+
+    @torch.no_grad()
+    def texts(self, strings):
+        """Embed n strings: (n, E)."""
+        ids = self.tokenizer(strings).split(BATCH)
+        return torch.cat([self.net.embed_texts(some.to(self.device)).cpu() for some in ids])

@@ -120,12 +120,16 @@ def unet_run(net, z, t, context, hooks=TOY_HOOKS):
     return {"noise": net(z.detach(), t, context)} | {hook: net(z, t, context, until=hook) for hook in hooks}
 
 
+def clip_run(net, pixels, ids):
+    image, text = net.embed_images(pixels), net.embed_texts(ids)
+    return {"pixels": pixels, "image": image, "text": text, "logits": net.logit_scale.exp() * image @ text.T}
+
+
 RUNS = {        # part -> what is compared of it: of the VAE decoded images before the clamp, then what encode gives
     "unet": unet_run,
     "vae": lambda net, z, images: dict(zip(("decode", "mean", "logvar"), (net.decode_raw(z), *net.moments(images)))),
     "clip_text": lambda net, ids: {"embedding": net(ids)},
-    "clip": lambda net, pixels, ids: {"pixels": pixels, "image": net.embed_images(pixels), "text": net.embed_texts(ids),
-                                      "logits": net(pixels, ids)},
+    "clip": clip_run,
 }
 LEAVES = {"unet": dict.fromkeys(TOY_HOOKS, 0), "vae": {"decode": 0, "mean": 1}, "clip": {"image": 0, "logits": 0}}
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from clip import END
 from legibility import __main__ as command
-from legibility import image_text
-from legibility.image_text import BATCH, CLIPScorer, Legibility, agreement, best_words, read_words
+from legibility.__main__ import Legibility, agreement, best_words, read_words
+from legibility.vision import BATCH, CLIPScorer
 from results import StoredResult
 from tests import made
 from tests.seeded import compare, fingerprint, on_meta, pictures, shapes, stored, toy_outputs
@@ -30,8 +30,7 @@ def whole(tmp_path_factory):
     """A tiny CLIP in place of the published one."""
     folder = write_clip(tmp_path_factory.mktemp("clip") / "clip")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (image_text, command):
-            patch.setattr(module, "PUBLISHED", folder)
+        patch.setattr(command, "PUBLISHED", folder)
         yield folder
 
 
@@ -171,8 +170,7 @@ def test_match_searches_labels_and_pictures(model, tmp_path, monkeypatch, capsys
     assert code == 0 and len(lines) == 12
     code, lines, error = run(capsys, "match", model, "none.gif")
     assert code == 2 and lines == [] and "none.gif: cannot be read" in error and error.count("\n") == 1
-    for module in (image_text, command):
-        monkeypatch.setattr(module, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(command, "PUBLISHED", tmp_path)
     code, lines, _ = run(capsys, "match", model, "ROSE")                # a label needs no CLIP
     assert code == 0 and lines[0] == 'feature 7 has the label "an old rose"' and lines[-1].endswith("--feature 7")
     assert len(lines) == 2
@@ -187,7 +185,7 @@ def test_measure_writes_words_and_agreement(model, tmp_path, monkeypatch, capsys
     paths[0].parent.mkdir()
     for path, picture in zip(paths, pictures()):
         picture.save(path)
-    monkeypatch.setattr(image_text, "read_results", lambda folder: [
+    monkeypatch.setattr(command, "read_results", lambda folder: [
         StoredResult(path, {"job": job}, "excited", {}, [], "") for path in paths])
     code, lines, _ = run(capsys, "measure", model, tmp_path)
     assert code == 0 and lines[0].startswith(f"wrote {tmp_path / 'legibility.json'}; python -m pages")

@@ -108,7 +108,7 @@ def write_tokenizer(folder):
 
 
 def write_clip(folder, seed=0):
-    """A CLIP with random weights and its tokenizer, as legibility/image_text.py reads it; returns the folder."""
+    """A CLIP with random weights and its tokenizer, as legibility/vision.py reads it; returns the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CLIP_CONFIG))

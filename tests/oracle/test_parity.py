@@ -10,8 +10,7 @@ from PIL import Image
 from torch import nn
 
 from activity.capture import GRIDS
-from legibility.image_text import CLIPScorer
-from legibility.vision import preprocess
+from legibility.vision import CLIPScorer, preprocess
 from schedule import SAMPLERS, Schedule
 from steering import predict, read_hook
 from tests import clip_vocab, seeded
