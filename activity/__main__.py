@@ -1,7 +1,6 @@
 """Capture what the features of a model do, look one up, find those of words, sample steered images."""
 import json
 import sys
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from activity.analysis import analysis, find_labels, lines, save_activity, save_
 from activity.capture import FIELDS, GRIDS, WORDS, attach, capture, configure, probe, read_lines
 from activity.profile import find_capture, folder_name
 from command.flags import Parser, add_model, add_out, add_settings, guarded, numbers
-from command.progress import Count, say
+from command.progress import say
 from config import SEEDS, Job
 from results import file_name, folder_of, read_results, write
 from steering import directions
@@ -25,7 +24,7 @@ def record(model, args):
     """Record a capture."""
     model.require("vae", "text_encoder", "tokenizer")
     folder = args.out / model.name / folder_name(model.hook_point)
-    capture(model, configure(model, **args.settings), folder, Count("images"))
+    capture(model, configure(model, **args.settings), folder)
     say(f"look at {folder}")
 
 
@@ -39,7 +38,7 @@ def describe(model, args):
         found = analysis(model, kind, n, {r.t for r in read_results(folder)})
         for line in lines(kind, n, found):
             say(line)
-        if args.name == "analyse":
+        if args.command == "analyse":
             say(f"look at {save_activity(folder, found)}")
 
 
@@ -87,11 +86,11 @@ def steering(text):
 
 def parse(argv):
     parser = Parser(prog="activity", description="When, and on which images, the features of a model fire.")
-    commands = parser.add_subparsers(required=True, parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     def command(name, work, says, settings=()):
         sub = commands.add_parser(name, help=says)
-        sub.set_defaults(work=work, name=name, feature=(), channel=())
+        sub.set_defaults(work=work, feature=[], channel=[])
         add_settings(sub, [FIELDS[name] for name in settings])  # their defaults are the model's
         add_model(sub)
         add_out(sub)
@@ -101,8 +100,9 @@ def parse(argv):
     sub.add_argument("--prompts", type=Path, metavar="FILE", help="one a line; or a grid of objects and styles, "
                      f"{' or '.join(GRIDS)} [thesis]")
     sub = command("analyse", describe, "card, profile, peaks and dataset examples of features, for their pages")
-    sub.add_argument("--feature", type=numbers, nargs="+", default=(), metavar="F")
-    sub.add_argument("--channel", type=numbers, nargs="+", default=(), metavar="C")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--feature", type=numbers, nargs="+", metavar="F")
+    which.add_argument("--channel", type=numbers, nargs="+", metavar="C")
     sub = command("show", describe, "the same in the terminal alone")
     sub.add_argument("feature", type=numbers, nargs="+", metavar="F")
     sub = command("label", label, "find the feature of each of some words, and write the SAE's labels.json")
@@ -118,7 +118,7 @@ def parse(argv):
 
 
 def run(args):
-    args.kind, args.targets = "channel" if args.channel else "feature", [*chain(*args.channel, *args.feature)]
+    args.kind, args.targets = "channel" if args.channel else "feature", sum(args.channel or args.feature, [])
     args.settings = {name: value for name, value in vars(args).items() if name in ("prompts", *FIELDS)}
     path = choose_weights(args.weights, args.kind, args.targets or ["any"])
     args.work(load(path, args.device, args.dtype, args.hook_point), args)

@@ -19,14 +19,13 @@ those of the half with the prompt.
 Axes: B images of a batch, R = B rows or, with guidance, 2B (empty prompt first), N sampling steps in descending order
 of t, F features, D channels, width = F or D, P prompts, S positions.
 """
-import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save as serialize
+from safetensors.torch import save
 from torch.nn.functional import one_hot
 
 from activity.profile import find_capture, fingerprints, folder_name, image_path, read_capture
@@ -75,17 +74,17 @@ class Settings:
         return len(self.prompts) * self.images_per_prompt
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.name != "prompts"}
+FIELDS = {field.name: field for field in fields(Settings) if field.metadata}
 
 
 def read_lines(path):
     """Read the lines of a text file that are not blank, each once; ValueError for another file or none."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("it is empty")
     except (OSError, ValueError) as e:
         raise ValueError(f"{path}: cannot be read ({e}); give a text file in UTF-8 with one entry a line") from e
-    if not lines:
-        raise ValueError(f"{path}: is empty; give a text file in UTF-8 with one entry a line")
     return tuple(dict.fromkeys(lines))
 
 
@@ -97,11 +96,11 @@ def configure(model, prompts=None, **given):
     theirs = model.settings.get("capture", {})
     if theirs.keys() - {"prompts", *FIELDS}:
         raise WeightsError(f"{model.folder}/featviz.json: \"capture\" must hold some of prompts, {', '.join(FIELDS)}")
-    name, home = (prompts, ".") if prompts else (theirs.get("prompts", "thesis"), model.folder)
+    name = prompts or theirs.get("prompts", "thesis")
     together = 8 if model.device.type == "cuda" or model.latent_shape[-1] <= 16 else 1  # small ones leave cores idle
-    values = {"batch_size": together} | theirs
-    values |= {name: value for name, value in given.items() if value is not None}
-    settings = Settings(**values | {"prompts": GRIDS.get(str(name)) or read_lines(Path(home, name))})
+    values = {"batch_size": together} | theirs | {k: value for k, value in given.items() if value is not None}
+    values["prompts"] = GRIDS.get(str(name)) or read_lines(prompts or model.folder / name)
+    settings = Settings(**values)
     for name, field in FIELDS.items():
         check_setting(name, field, getattr(settings, name))
     return settings
@@ -139,7 +138,7 @@ def observe(model, settings, numbers):
                 "gated": model.sae.encode(halves[-1]).mean(1) if model.sae else none}
 
     z, seen = sample_prompts(model, settings, numbers, look)
-    return model.decode(z), {name: torch.stack([means[name] for means in seen], dim=1) for name in (*KINDS, "gated")}
+    return model.decode(z), {name: torch.stack([means[name] for means in seen], dim=1) for name in seen[0]}
 
 
 def bins(values):
@@ -153,10 +152,9 @@ def summarize(means, numbers, settings):
     A feature or channel is counted in a row and step when it is among the `top` there, all equals included (ours).
     """
     B, P, total = len(numbers), len(settings.prompts), means["feature"].sum(1)                  # (R, F)
-    stats = {"max_gated": means["gated"].amax(0), "sum_feature": total.new_zeros(P, total.shape[1])}
-    for number, row in zip(numbers, total[-B:]):
-        stats["sum_feature"][number % P] += row
-    order = torch.tensor([*numbers], dtype=torch.int32, device=total.device)[:, None, None]     # (B, 1, 1)
+    images = torch.tensor([*numbers], device=total.device)                                      # (B,)
+    stats = {"max_gated": means["gated"].amax(0),
+             "sum_feature": total.new_zeros(P, total.shape[1]).index_add(0, images % P, total[-B:])}
     for kind in KINDS:
         null, prompted = means[kind][:-B], means[kind][-B:]                                     # (0 or B, N, width)
         counted = means[kind] if settings.halves == "both" else prompted
@@ -166,7 +164,7 @@ def summarize(means, numbers, settings):
         stats |= {f"count_{kind}": member.sum(0, dtype=torch.int32), f"max_{kind}": counted.amax(0),
                   f"histogram_{kind}": one_hot(bins(prompted.amax(1)), BINS).sum(0, dtype=torch.int32),
                   f"activation_{kind}": torch.where(shown, prompted, -torch.inf).permute(1, 2, 0),
-                  f"image_{kind}": torch.where(shown, order, -1).permute(1, 2, 0)}
+                  f"image_{kind}": torch.where(shown, images.int()[:, None, None], -1).permute(1, 2, 0)}
         if len(null):
             stats[f"max_null_{kind}"] = null.amax(0)
     return stats
@@ -175,7 +173,7 @@ def summarize(means, numbers, settings):
 def combine(*parts):
     """Put statistics of images in ascending order together: counts, histograms and sums are added, of the maxima the
     largest is kept, of the examples the EXAMPLES strongest, and of equal ones the earlier."""
-    tables = {name: [part[name] for part in parts] for name in parts[0]}
+    tables = {name: [part[name] for part in parts if part] for name in parts[-1]}
     out = {name: sum(some) for name, some in tables.items() if name.startswith(("count", "histogram", "sum"))}
     out |= {name: torch.stack(some).amax(0) for name, some in tables.items() if name.startswith("max")}
     for kind in KINDS:
@@ -187,16 +185,16 @@ def combine(*parts):
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
-def capture(model, settings, folder, on_batch=lambda done, images: None):
+def capture(model, settings, folder):
     """Sample all images of `settings` and write the capture into `folder`; ValueError where that holds another one.
 
     A killed run goes on where it stopped, with the same result: after every batch the pictures are written, then the
-    state, and the batches always hold the same images. on_batch(images done, images) is called first and after each.
+    state, and the batches always hold the same images.
     """
-    recipe = {"settings": json.loads(json.dumps(dataclasses.asdict(settings))), "hook_point": model.hook_point,
+    recipe = {"settings": json.loads(json.dumps(asdict(settings))), "hook_point": model.hook_point,
               "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
               "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}
-    folder, made, stats = Path(folder), {"recipe": recipe, "done": 0}, {}
+    made, stats, progress = {"recipe": recipe, "done": 0}, {}, Count("images")
     state, finished = folder / "state.safetensors", folder / "capture.json"
     if finished.exists():
         made = read_json(finished)
@@ -210,7 +208,7 @@ def capture(model, settings, folder, on_batch=lambda done, images: None):
     if finished.exists():
         return state.unlink(missing_ok=True)                    # a kill may have left it
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    on_batch(made["done"], settings.images)
+    progress(made["done"], settings.images)
     for first in range(made["done"], settings.images, settings.batch_size):
         numbers = range(first, min(first + settings.batch_size, settings.images))
         images, means = observe(model, settings, numbers)
@@ -219,28 +217,28 @@ def capture(model, settings, folder, on_batch=lambda done, images: None):
                              "use --dtype float32")
         for number, image in zip(numbers, images.cpu()):
             Image.fromarray(to_uint8(image)).save(image_path(folder, number), quality=90, subsampling=0)
-        stats = combine(*([stats] if stats else []), summarize(means, numbers, settings))
+        stats = combine(stats, summarize(means, numbers, settings))
         save_tensors(state, stats, state=json.dumps({"done": numbers.stop, "recipe": recipe}))
-        on_batch(numbers.stop, settings.images)
-    write_capture(folder, stats, recipe, settings.images)
+        progress(numbers.stop, settings.images)
+    write_capture(folder, stats, recipe, settings)
     state.unlink()
 
 
 def save_tensors(path, tensors, **metadata):
-    write(path, serialize({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
+    write(path, save({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
-def write_capture(folder, stats, recipe, images):
+def write_capture(folder, stats, recipe, settings):
     """Write the files of a finished capture, capture.json last."""
-    tables = {name: table for name, table in stats.items() if name.startswith(("max", "histogram"))}
-    tables |= {f"share_{kind}": stats[f"count_{kind}"] / images for kind in KINDS}
-    tables["timesteps"] = torch.tensor(recipe["timesteps"], dtype=torch.float32)
-    mean = stats["sum_feature"] / (recipe["settings"]["images_per_prompt"] * len(recipe["timesteps"]))
+    some = lambda *beginnings: {name: table for name, table in stats.items() if name.startswith(beginnings)}
+    tables = some("max", "histogram") | {"timesteps": torch.tensor(recipe["timesteps"], dtype=torch.float32)}
+    tables |= {f"share_{kind}": stats[f"count_{kind}"] / settings.images for kind in KINDS}
     save_tensors(folder / "activity.safetensors", tables)
-    save_tensors(folder / "examples.safetensors",
-                 {name: table for name, table in stats.items() if name.startswith(("image", "activation"))})
+    save_tensors(folder / "examples.safetensors", some("image", "activation"))
+    mean = stats["sum_feature"] / (settings.images_per_prompt * settings.steps)
     save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
-    write(folder / "capture.json", to_json({"images": images, "recipe": recipe}, indent=1, sort_keys=True))
+    made = {"images": settings.images, "recipe": recipe}
+    write(folder / "capture.json", to_json(made, indent=1, sort_keys=True))
 
 
 # --- the capture of a model -------------------------------------------------------------------------------------------
@@ -263,8 +261,7 @@ def probe(model, out, batch_size=None):
     warn(f"{model.folder} has no capture: a probe in {folder} stands in for it; for the full one run "
          f"{full_command(model)}; an ascent with --prior noise --timestep 361 needs none")
     if not (found := find_capture(model, out, "probe")):
-        settings = configure(model, batch_size=batch_size)
+        settings = configure(model, batch_size=batch_size, images_per_prompt=1)
         some = settings.prompts[::-(-len(settings.prompts) // PROBE)]
-        few = {"prompts": some, "images_per_prompt": 1, "steps": min(PROBE_STEPS, settings.steps)}
-        capture(model, dataclasses.replace(settings, **few), folder, Count("images"))
+        capture(model, replace(settings, prompts=some, steps=min(PROBE_STEPS, settings.steps)), folder)
     return found or read_capture(folder)

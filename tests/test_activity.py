@@ -224,8 +224,9 @@ def test_an_interrupted_capture_goes_on_at_the_same_image(after, model, settings
         if len(calls) == after + 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        capture.capture(model, settings, tmp_path, stop)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(capture, "Count", lambda unit: stop)
+        capture.capture(model, settings, tmp_path)
     assert calls == [(done, 6) for done in (0, 2, 4)[:after + 1]] and not (tmp_path / "capture.json").exists()
     for changes, folder in ((dict(halves="both"), tmp_path), (dict(top=19), whole)) * bool(after):
         with pytest.raises(ValueError, match="holds a capture with other settings.*; give another --out"):

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from activity.capture import Settings, capture as record_capture, configure
-from command.progress import Count
 from dictionary.train import Recipe, export as export_sae, learn
 from results import to_json, write
 from schedule import Schedule
@@ -214,7 +213,7 @@ def capture(args):
     """Record when and on what every feature fires, on the captions of `prompts.txt`: the capture that ships."""
     write_json(args.out / "featviz.json", SETTINGS)
     model = load(args.out, args.device)
-    record_capture(model, configure(model), args.out / "activity", Count("images"))
+    record_capture(model, configure(model), args.out / "activity")
 
 
 def train_judge(args):
