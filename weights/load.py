@@ -8,9 +8,8 @@
     folder/sae/<hook point>/{cfg.json, sae.safetensors, labels.json}        any number of them
     folder/featviz.json                                                     settings that suit these weights
 
-This is diffusers' layout as it was published for SD 1.4 and SD 1.5, so tensors may also have two older spellings: the
-VAE attention's `query, key, value, proj_attn`, and `text_model.` in front of the text encoder's names. Single files,
-pickles, shards and other kinds of SAE are converted once: `python weights/convert.py IN OUT`.
+This is diffusers' layout as it was published for SD 1.4 and SD 1.5; tensors may have their names of before 2023, too.
+Single files, pickles, shards and other kinds of SAE are converted once: `python weights/convert.py IN OUT`.
 """
 import hashlib
 import inspect
@@ -18,10 +17,8 @@ import json
 import os
 import re
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
 
 import torch
@@ -41,6 +38,7 @@ ROOT = Path(__file__).resolve().parent
 NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
 FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
          "text_encoder": "model.safetensors"}
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json")
 AGAIN = "fetch or copy this file again"
 CONVERT = "python weights/convert.py IN OUT"
 LARGE = 2 ** 20             # numbers of a tensor that is converted from a mapping of its own
@@ -60,11 +58,7 @@ FOREIGN = (     # keys of a UNet's config that show another model
     ("cross_attention_dim", 2048, "Stable Diffusion XL"), ("addition_embed_type", "text_time", "Stable Diffusion XL"),
     ("cross_attention_dim", 1024, "Stable Diffusion 2.x"), ("in_channels", 9, "an inpainting UNet with 9 channels"),
     ("in_channels", 8, "an image-editing UNet with 8 channels"), ("in_channels", 5, "a depth-guided UNet"))
-LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of the VAE, before 2023
-INSTEAD = {     # what people find where weights should be, by its first bytes
-    b"version https://git-lfs": "a git-lfs pointer; git lfs pull fetches the file itself",
-    b"<": "a web page saved under this name; fetch the file again, signed in where the site asks for it",
-}
+LEGACY = {"text_model.": "", ".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
@@ -116,16 +110,6 @@ def read_latent_size(path):
     return (max(height, 64), max(width, 64)) if early else (height, width)
 
 
-def read_settings(path):
-    """Read featviz.json: {"timestep": 361, "feature": 12, "presets": {name: {setting: value}}, ...}, all optional."""
-    settings = read_json(path)
-    for preset, changes in settings.get("presets", {}).items():
-        if unknown := changes.keys() - SETTINGS.keys():
-            raise WeightsError(f"{path}: preset {preset!r} sets {min(unknown)!r}, which is no setting; python "
-                               "featviz.py --help lists them all")
-    return settings
-
-
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 def open_tensors(path):
@@ -138,17 +122,17 @@ def open_tensors(path):
         with open(path, "rb") as file:
             first = file.read(32)
         why = f"not a whole safetensors file ({' '.join(str(e).split())}); {AGAIN}, or where it is a pickle: {CONVERT}"
-        found = [what for begin, what in INSTEAD.items() if first.startswith(begin) and first[8:9] != b"{"]
-        raise WeightsError(f"{path}: is {found[0] if found else why}") from e
+        if first.startswith(b"version https://git-lfs"):
+            why = "a git-lfs pointer; git lfs pull fetches the file itself"
+        elif first[:1] == b"<" and first[8:9] != b"{":
+            why = "a web page saved under this name; fetch the file again, signed in where the site asks for it"
+        raise WeightsError(f"{path}: is {why}") from e
 
 
-def modern_name(part, name):
+def modern_name(name):
     """Today's name of a tensor that was published under an older one."""
-    if part == "text_encoder":
-        return name.removeprefix("text_model.")
-    if part == "vae" and ".mid_block.attentions." in name:
-        head, last, kind = name.rsplit(".", 2)
-        return f"{head}.{LEGACY_ATTENTION.get(last, last)}.{kind}"
+    for old, new in LEGACY.items():
+        name = name.replace(old, new)
     return name
 
 
@@ -188,37 +172,36 @@ def on_meta(network, sizes, path):
         with torch.device("meta"):
             net = network(**sizes)
         for name, module in net.named_modules():
-            heads, width = getattr(module, "heads", 1), next((len(p) for p in module.parameters() if p.dim()), 1)
-            if heads < 1 or width % heads:
-                raise ValueError(f"{name} has {heads} heads for {width} channels")
+            if hasattr(module, "heads") and (width := len(next(module.parameters()))) % module.heads:
+                raise ValueError(f"{name} has {module.heads} heads for {width} channels")
         return net
     except (TypeError, ValueError, RuntimeError, LookupError) as e:
         why = str(e).splitlines()[0]
         raise WeightsError(f"{path}: gives sizes from which no network can be built ({why})") from e
 
 
-def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu", part=None):
+def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu"):
     """Build `network(**sizes)` and fill it from a file, which must have exactly its names and shapes; frozen.
 
     On a CPU, in the file's precision, tensors stay in the mapped file: what is never used takes no memory. A large
-    tensor is converted from a mapping that ends with it, so that file and new numbers are never in memory together.
+    tensor has a mapping that ends with it where it is converted, so that file and new numbers are never there together.
     """
     net, tensors = on_meta(network, sizes, config_path), {}
     shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
-    with open_tensors(weights_path) as whole:
-        keys = {modern_name(part, key): key for key in whole.keys() if not key.endswith("position_ids")}    # 0, 1, ...
-        found = {name: tuple(whole.get_slice(key).get_shape()) for name, key in keys.items()}
+    with open_tensors(weights_path) as file:
+        keys = {key if key in shapes else modern_name(key): key for key in file.keys()
+                if not key.endswith("position_ids")}            # 0, 1, ...
+        found = {name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()}
         check_shapes(weights_path, found, shapes,
                      f"the file does not belong to its config, or is of another layout, which {CONVERT} may know")
-        for name, key in keys.items():
-            with open_tensors(weights_path) if prod(shapes[name]) >= LARGE else nullcontext(whole) as file:
-                tensor = file.get_tensor(key)
+        for name, p in net.state_dict().items():
+            tensor = (open_tensors(weights_path) if p.numel() >= LARGE else file).get_tensor(keys[name])
             if not tensor.is_floating_point():
-                raise WeightsError(f"{weights_path}: {key} holds {tensor.dtype}, expected real numbers; {AGAIN}")
+                raise WeightsError(f"{weights_path}: {name} holds {tensor.dtype}, expected real numbers; {AGAIN}")
             if dtype != tensor.dtype or torch.device(device).type != "cpu":
                 tensor = tensor.to(device, dtype)
                 if not finite(tensor):
-                    raise WeightsError(f"{weights_path}: {key} holds NaN or infinite values as {dtype}; {AGAIN}")
+                    raise WeightsError(f"{weights_path}: {name} holds NaN or infinite values as {dtype}; {AGAIN}")
             tensors[name] = tensor
     net.load_state_dict(tensors, strict=True, assign=True)
     return net.requires_grad_(False).eval()
@@ -231,14 +214,8 @@ def read_part(folder, part, dtype, device):
         raise WeightsError(f"{path}: is missing; {AGAIN}, or if it is there as a pickle, in shards or by another name: "
                            f"python weights/convert.py {folder} {folder}_converted")
     sizes = check_config(part, read_json(config), config)
-    net = build(NETWORKS[part], sizes, config, path, dtype, device, part)
-    return quicken(net) if part == "unet" and torch.device(device).type == "cpu" else net
-
-
-def tokenizer_files(folder):
-    """The files in which a tokenizer is: vocab.json and merges.txt, else tokenizer.json."""
-    alone = (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
-    return [folder / "tokenizer.json"] if alone else [folder / "vocab.json", folder / "merges.txt"]
+    net = build(NETWORKS[part], sizes, config, path, dtype, device)
+    return quicken(net) if part == "unet" else net
 
 
 def read_tokenizer(folder):
@@ -247,52 +224,52 @@ def read_tokenizer(folder):
     """
     if not folder.exists():
         return Tokenizer.from_bpe(ROOT / "clip/bpe_simple_vocab_16e6.txt.gz")
-    path, *merges = tokenizer_files(folder)
+    vocab, merges, both = (folder / name for name in TOKENIZER)
     try:
-        if merges:
-            vocab, tokenizer = read_json(path), Tokenizer.from_bpe(*merges)
+        if vocab.exists():
+            expected, tokenizer = read_json(vocab), Tokenizer.from_bpe(merges)
         else:                                                   # of transformers 5
-            value = read_json(path)
-            vocab = value["model"]["vocab"] | {token["content"]: token["id"] for token in value.get("added_tokens", ())}
-            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in value["model"]["merges"]]
-            tokenizer = Tokenizer([*map(tuple, pairs)])
+            value = read_json(both)
+            model, added = value["model"], {token["content"]: token["id"] for token in value.get("added_tokens", ())}
+            pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+            expected, tokenizer = model["vocab"] | added, Tokenizer([*map(tuple, pairs)])
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise WeightsError(f"{folder}: the tokenizer cannot be used ({e!r}); fetch or copy it again") from e
-    if tokenizer.vocab != vocab:
+    if tokenizer.vocab != expected:
         raise WeightsError(f"{folder}: vocabulary and merges disagree; fetch or copy the tokenizer again")
     return tokenizer
 
 
-def read_sae(cfg, unet, hook_point, device):
-    """Build the SAE of a cfg.json for a hook point of the UNet."""
-    sizes = read_sae_config(read_json(cfg), cfg)
-    if sizes["d_in"] != unet.width(hook_point):
-        raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of the UNet has {unet.width(hook_point)} "
-                           "channels; give the SAE of this UNet")
-    if sizes["reads"] == "update" and not updates(hook_point):
-        raise WeightsError(f"{cfg}: reads is 'update', output minus input; {hook_point} has none, an attention has")
-    return build(SAE, sizes, cfg, cfg.with_name("sae.safetensors"), torch.float32, device)
-
-
-def read_labels(path):
-    """{feature: word} of a labels.json, {"12": "cat"} or {"12": {"word": "cat", ...}}; empty where there is none."""
-    entries = read_json(path) if path.exists() else {}
-    labels = {key: entry.get("word") if isinstance(entry, dict) else entry for key, entry in entries.items()}
-    if not all(key.isdecimal() and isinstance(word, str) for key, word in labels.items()):
-        raise WeightsError(f'{path}: expected features and words, {{"12": "cat"}}')
-    return {int(key): word for key, word in labels.items()}
-
-
 def check_widths(folder, unet, vae=None, text_encoder=None, tokenizer=None):
     """WeightsError where a part and the one that reads it differ in a width."""
-    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
-    for part, what, found, expected in (
-            ("vae", "latent channels", vae and vae.post_quant_conv.in_channels, unet.conv_in.in_channels),
-            ("text_encoder", "wide text", text_encoder and text_encoder.final_layer_norm.normalized_shape[0], context),
-            ("tokenizer", "tokens", tokenizer and len(tokenizer.vocab),
-             text_encoder and text_encoder.embeddings.token_embedding.num_embeddings)):
-        if None not in (found, expected) and found != expected:
+    pairs = []
+    if vae:
+        pairs.append(("vae", "latent channels", vae.post_quant_conv.in_channels, unet.conv_in.in_channels))
+    if text_encoder:
+        context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+        tokens, width = text_encoder.embeddings.token_embedding.weight.shape
+        pairs += [("text_encoder", "wide text", width, context), ("tokenizer", "tokens", len(tokenizer.vocab), tokens)]
+    for part, what, found, expected in pairs:
+        if found != expected:
             raise WeightsError(f"{folder / part}: has {found} {what}, expected {expected}; give parts of one model")
+
+
+def read_sae(cfg, unet, hook_point, device):
+    """(SAE, {feature: word} of its labels.json) for a hook point of the UNet. Words are {"12": "cat"}, or {"12":
+    {"word": "cat", ...}}.
+    """
+    sizes, labels, width = read_sae_config(read_json(cfg), cfg), cfg.with_name("labels.json"), unet.width(hook_point)
+    if sizes["d_in"] != width:
+        raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of the UNet has {width} channels; give "
+                           "the SAE of this UNet")
+    if sizes["reads"] == "update" and not updates(hook_point):
+        raise WeightsError(f"{cfg}: reads is 'update', output minus input; {hook_point} has none, an attention has")
+    words = {key: entry.get("word") if isinstance(entry, dict) else entry
+             for key, entry in (read_json(labels) if labels.exists() else {}).items()}
+    if not all(key.isdecimal() and isinstance(word, str) for key, word in words.items()):
+        raise WeightsError(f'{labels}: expected features and words, {{"12": "cat"}}')
+    sae = build(SAE, sizes, cfg, cfg.with_name("sae.safetensors"), device=device)
+    return sae, {int(key): word for key, word in words.items()}
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -370,10 +347,9 @@ def choose_device(name=None):
     """The device of that name; None takes the GPU where there is one."""
     name = str(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        torch.zeros(1, device=name)
+        return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"--device {name}: {str(e).splitlines()[0]}; use --device cpu") from e
-    return torch.device(name)
 
 
 def choose_dtype(device):
@@ -407,23 +383,25 @@ def load(path=None, device=None, dtype=None, hook_point=None):
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or choose_dtype(device)
     parts = {part: read_part(folder, part, torch.float32 if part == "vae" else dtype, device)
              for part in NETWORKS if (folder / part).exists()}
-    tokens, scheduler, featviz = (folder / name for name in ("tokenizer", "scheduler/scheduler_config.json",
-                                                             "featviz.json"))
     if "text_encoder" in parts:
-        parts["tokenizer"] = read_tokenizer(tokens)
+        parts["tokenizer"] = read_tokenizer(folder / "tokenizer")
     check_widths(folder, **parts)
+    scheduler, featviz = folder / "scheduler/scheduler_config.json", folder / "featviz.json"
     numbers = check_config("scheduler", read_json(scheduler), scheduler) if scheduler.exists() else {}
-    settings = read_settings(featviz) if featviz.exists() else {}
+    settings = read_json(featviz) if featviz.exists() else {}
+    for preset, changes in settings.get("presets", {}).items():
+        if unknown := changes.keys() - SETTINGS.keys():
+            raise WeightsError(f"{featviz}: preset {preset!r} sets {min(unknown)!r}, which is no setting; python "
+                               "featviz.py --help lists them all")
     unet = parts["unet"]
     saes = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
     if not hook_point and len(saes) > 1 and HOOK_POINT not in saes:
         raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(saes)}; give one of these as hook point")
     hook_point = unet.hook_name(hook_point or (next(iter(saes)) if len(saes) == 1 else HOOK_POINT))
     files = [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
-    files += [*tokenizer_files(tokens), scheduler, featviz]
+    files += [*(folder / "tokenizer" / name for name in TOKENIZER), scheduler, featviz]
     if cfg := saes.get(hook_point):
-        parts["sae"] = read_sae(cfg, unet, hook_point, device)
-        parts["labels"] = read_labels(cfg.with_name("labels.json"))
+        parts["sae"], parts["labels"] = read_sae(cfg, unet, hook_point, device)
         files += [cfg, cfg.with_name("sae.safetensors")]
     shape = (unet.conv_in.in_channels, *read_latent_size(folder / "unet/config.json"))
     return Model(folder, folder.resolve().name, device, dtype, schedule=Schedule(**numbers, device=device),

@@ -34,8 +34,8 @@ FAMILIES = (    # source; W_enc, b_enc, W_dec, b_dec; one of these is in its con
     ("Revelio, trained on means over all positions", MATRICES, ("timestep", "num_sampling_steps"),
      {"gate": "signed topk"}),
     ("SAELens", MATRICES, LENS, {}),
-    ("overcomplete", ("encoder.final_block.0.weight", "encoder.final_block.0.bias", "dictionary._weights", None),
-     ("dictionary.multiplier",), {"centre": False}),
+    ("overcomplete", ("encoder.final_block.0.weight", "encoder.final_block.0.bias", "dictionary._weights",
+                      "dictionary.multiplier"), (), {"centre": False}),
 )
 TRANSPOSED = ("W_enc", "decoder.weight")                        # stored as (D, F)
 ARCHITECTURES = {None: "relu", "standard": "relu", "topk": "topk", "batchtopk": "topk", "matryoshka_batchtopk": "topk",
@@ -49,9 +49,9 @@ KNOWN = {       # fields that change the mathematics, and the values for which t
     "architecture": ARCHITECTURES, "normalize_activations": RESCALED, "activation_fn": ("relu", "topk"),
     "activation_fn_str": ("relu", "topk"), "reshape_activations": ("none",), "finetuning_scaling_factor": (False,),
     "use_error_term": (False,)}
-OURS = ("norm", "centre", "gate", "threshold", "reads", "timesteps")    # fields that our own cfg.json may have, too
-USED = {*KNOWN, *OURS, "d_in", "num_latents", "k", "expansion_factor", "input_unit_norm", "d_model", "n_dirs_local",
-        "d_sae", "source", "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm"}
+OURS = ("norm", "centre", "gate", "threshold", "reads", "timesteps", "k")      # fields of our own cfg.json
+USED = {*KNOWN, *OURS, "d_in", "num_latents", "expansion_factor", "input_unit_norm", "d_model", "n_dirs_local", "d_sae",
+        "source", "activation_fn_kwargs", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm"}
 HARMLESS = set(     # fields, and words of fields, that say how an SAE was trained, on what, where it is
     "normalize_decoder batch_topk sample_topk multi_topk num_timesteps time_embedding_type hookpoint hook_point "
     "lr l1 l0 adam beta beta1 beta2 optimizer scheduler warmup warm up decay epochs steps batch batches size seed "
@@ -62,67 +62,67 @@ COUNTERS = {"k", "group_sizes", "stats_last_nonzero", "num_batches_not_active"}
 MARKS = {name for _, names, *_ in FAMILIES for name in names[2:]}                   # one of them is in any SAE
 
 
-def refuse(config, path):
-    """WeightsError for a field's value that no code here computes."""
-    for key, known in KNOWN.items():
-        if config.get(key) not in (None, *known):
-            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, for which there is no code here")
+def read_fields(config, path, special, trained=False):
+    """({field: value} of our cfg.json, names of fields that change nothing) of a config of any family.
 
-
-def harmless(config, path):
-    """Names of the fields that only say how an SAE was trained; WeightsError for one that may mean something else."""
-    off = (None, False, 0, "", "none", [], {})
-    left = [key for key, value in config.items() if key not in USED and value not in off]
-    for key in left:
+    special: fields that the family decides; trained: whether what is unknown in such a config is about training alone.
+    WeightsError for a value that no code here computes, and for an unknown field that may change the mathematics.
+    """
+    left = []
+    for key, value in config.items():
+        if key in KNOWN and value not in (None, *KNOWN[key]):
+            raise WeightsError(f"{path}: {key} is {str(value)[:80]}, for which there is no code here")
+        if trained or key in USED or value in (None, False, 0, "", "none", [], {}):
+            continue
         if key not in HARMLESS and not {*key.lower().split("_")} <= HARMLESS:
-            raise WeightsError(f"{path}: nobody here knows the field {key} = {str(config[key])[:60]}, which may change "
-                               "the mathematics; take it out of the config if it does not")
-    return left
+            raise WeightsError(f"{path}: nobody here knows the field {key} = {str(value)[:60]}, which may change the "
+                               "mathematics; take it out of the config if it does not")
+        left.append(key)
+    topk = "topk" in (config.get("activation_fn"), config.get("activation_fn_str"))
+    fields = {"norm": "unit" if config.get("input_unit_norm") else RESCALED[config.get("normalize_activations")],
+              "centre": config.get("apply_b_dec_to_input", True),
+              "gate": "topk" if topk else ARCHITECTURES[config.get("architecture")], "reads": "output",
+              "timesteps": [config["timestep"]] if type(config.get("timestep")) is int else "all",          # [6]
+              "k": config.get("top_k") or (config.get("activation_fn_kwargs") or {}).get("k", 0)}
+    return fields | special | {key: config[key] for key in OURS if config.get(key) is not None}, left
 
 
 def read_sae_config(config, path):
     """What sae.SAE is built with, from our cfg.json or SAeUron's; its values stand where a field is missing."""
-    refuse(config, path)
-    harmless(config, path)
-    usual = {"d_in": 0, "num_latents": 0, "k": 0, "centre": True, "gate": "topk", "reads": "output", "threshold": None,
-             "norm": "unit" if config.get("input_unit_norm") else "none", "timesteps": "all"}
-    fields = usual | {key: config[key] for key in usual if config.get(key) is not None}
-    fields["num_latents"] = fields["num_latents"] or int(config.get("expansion_factor", 0) * fields["d_in"])
-    if "topk" in fields["gate"] and fields["k"] not in range(1, fields["num_latents"] + 1):
-        raise WeightsError(f"{path}: k is {fields['k']}, expected 1 to {fields['num_latents']}, the number of features")
+    fields, _ = read_fields(config, path, {"gate": "topk"})
+    D, F = (config.get(key) or 0 for key in ("d_in", "num_latents"))
+    F = F or int(config.get("expansion_factor", 0) * D)
+    if "topk" in fields["gate"] and fields["k"] not in range(1, F + 1):
+        raise WeightsError(f"{path}: k is {fields['k']}, expected 1 to {F}, the number of features")
     times = [] if fields["timesteps"] == "all" else fields["timesteps"]
     if not isinstance(times, list) or not all(type(t) is int for t in times):
         raise WeightsError(f'{path}: timesteps is {str(times)[:80]}, expected "all" or a list of time steps')
-    return fields | {"timesteps": (*times,)}
+    return fields | {"d_in": D, "num_latents": F, "timesteps": (*times,)}
 
 
 def read_tensors(tensors, names, config, source, path):
-    """({our name: tensor}, the tensors that are left) of an SAE's file whose family has these names."""
-    left = dict(tensors)
-
-    def take(name):
-        return left.pop(name).float() if name in left else None
-
-    weight, bias, rows, shift = (take(name).T if name in TRANSPOSED else take(name) for name in names)
-    parts = {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": shift}
-    shapes = [list(part.shape) for part in parts.values() if part is not None]
-    F, D = (*shapes[0], 0, 0)[:2]
-    if shapes != [[F, D], [F], [F, D], [D]][:len(shapes)]:
+    """{our name: tensor, float32} of an SAE's file whose family has these names; `threshold` is there where it has one.
+    """
+    left = {name: (tensor.T if name in TRANSPOSED else tensor).float() for name, tensor in tensors.items()}
+    weight, bias, rows, shift = map(left.pop, names)
+    if source == "overcomplete":                                # normalises the rows; its decoder has no bias
+        rows = rows / (rows.norm(dim=-1, keepdim=True) + 1e-8) * shift.exp()
+        shift = torch.zeros(rows.shape[-1])
+    shapes, F, D = [list(part.shape) for part in (weight, bias, rows, shift)], bias.numel(), shift.numel()
+    if shapes != [[F, D], [F], [F, D], [D]]:
         raise WeightsError(f"{path}: has shapes that do not fit together: {shapes}")
     if "r_mag" in left:     # relu(e^r u + b_mag) where u + b_gate > 0: the same as e^r u + b_mag > b_mag - e^r b_gate
-        scale = take("r_mag").exp()
-        parts |= {"encoder.weight": weight * scale[:, None], "threshold": bias - scale * take("gate_bias")}
-    if source == "overcomplete":                                # normalises the rows; its decoder has no bias
-        rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-8) * take("dictionary.multiplier").exp()
-        parts |= {"W_dec": rows, "b_dec": torch.zeros(D)}
+        scale = left.pop("r_mag").exp()
+        weight, left["threshold"] = weight * scale[:, None], bias - scale * left.pop("gate_bias")
+    if "thresholds" in left:                                    # logarithms [5]
+        left["threshold"] = left.pop("thresholds").exp()
     if config.get("rescale_acts_by_decoder_norm") or source == "dictionary_learning, AutoEncoder":
         norm = rows.norm(dim=1)                                 # codes grow by what the rows lose
-        parts |= {"encoder.weight": weight * norm[:, None], "encoder.bias": bias * norm, "W_dec": rows / norm[:, None]}
-    if "thresholds" in left:                                    # logarithms [5]
-        parts["threshold"] = take("thresholds").exp()
-    elif "threshold" in left:
-        parts["threshold"] = take("threshold")
-    return parts, left
+        weight, bias, rows = weight * norm[:, None], bias * norm, rows / norm[:, None]
+    parts = {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": shift}
+    if extra := sorted(left.keys() - COUNTERS - {"threshold"}):
+        raise WeightsError(f"{path}: has a tensor {extra[0]!r} for which there is no code here")
+    return parts | {name: left[name] for name in left.keys() & {"threshold"}}
 
 
 def read_sae(tensors, config, path, config_name=""):
@@ -139,38 +139,27 @@ def read_sae(tensors, config, path, config_name=""):
     if "k" in tensors and tensors["k"].eq(len(bias)).all() and not bias.any():
         raise WeightsError(f"{path}: lost the latent_bias that it had at sdxl-unbox, to a tool that made another SAE "
                            "of it, for which there is no code here")
-    refuse(config, path)
     present = {*tensors, *config, config_name, config.get("dict_class")}
-    family = next((family for family in FAMILIES if {*family[1]} <= {*tensors, None}
+    family = next((family for family in FAMILIES if {*family[1]} <= tensors.keys()
                    and (not family[2] or present & {*family[2]})), None)
+    trained = not family or family[0].startswith(("dictionary_learning", "Revelio", "overcomplete"))
+    fields, left = read_fields(config, path, family[3] if family else {}, trained)
     if not family:
         raise WeightsError(f"{path}: is an SAE of no family that is known here, or needs its config; put its config "
                            f"(cfg.json or config.json) beside it; its tensors are {', '.join(sorted(tensors)[:12])}")
-    source, names, _, special = family
-    parts, left = read_tensors(tensors, names, config, source, path)
+    source, names, *_ = family
+    parts = read_tensors(tensors, names, config, source, path)
     F, D = parts["W_dec"].shape
-    fields = {"norm": "unit" if config.get("input_unit_norm") else RESCALED[config.get("normalize_activations")],
-              "centre": config.get("apply_b_dec_to_input", True), "gate": ARCHITECTURES[config.get("architecture")],
-              "reads": "output", "timesteps": "all", "source": source}
-    fields |= special | {key: config[key] for key in OURS if key in config}
-    if type(config.get("timestep")) is int:                     # [6]
-        fields["timesteps"] = [config["timestep"]]
-    kwargs = config.get("activation_fn_kwargs") or {}
-    numbers = (config.get("k"), config.get("top_k"), kwargs.get("k"), int(tensors.get("k", 0)))
-    k = next((n for n in numbers if type(n) is int and n > 0), None)
-    if fields["gate"] == "relu" and ("topk" in (config.get("activation_fn"), config.get("activation_fn_str"))
-                                     or source == "overcomplete" and k):
+    k = fields.pop("k") or int(tensors.get("k", 0))
+    if source == "overcomplete" and k and fields["gate"] == "relu":
         fields["gate"] = "topk"
     threshold = parts.pop("threshold", None)
     if threshold is not None and (fields["gate"] == "threshold" or (        # top-k over a batch has one after training
             (threshold >= 0).any() and config.get("dict_class") != "AutoEncoderTopK")):
-        fields["gate"], parts["threshold"] = "threshold", threshold.expand(len(parts["W_dec"]))
+        fields["gate"], parts["threshold"] = "threshold", threshold.expand(F)
     if k and fields["gate"] != "relu":
         fields["k"] = k
     need = {"relu": "gate", "threshold": "threshold"}.get(fields["gate"], "k")
     if need not in {*parts, *fields}:
         raise WeightsError(f"{path}: says nowhere what {need} is; put its config beside it")
-    if extra := sorted(left.keys() - COUNTERS):
-        raise WeightsError(f"{path}: has a tensor {extra[0]!r} for which there is no code here")
-    trained = source.startswith(("dictionary_learning", "Revelio", "overcomplete"))     # a config about training alone
-    return parts, {"d_in": D, "num_latents": F} | fields, [] if trained else harmless(config, path)
+    return parts, {"d_in": D, "num_latents": F, "source": source} | fields, left
