@@ -1,8 +1,6 @@
 """Train a sparse autoencoder on one's own model: `python -m dictionary --weights weights/sd15 --prompts prompts.txt`.
 
-    collect.py   images from the prompts; activations at the hook point, at random positions
-    train.py     the SAE, twice with different seeds; what it explains of prompts that it never saw
-
+The SAE is trained twice with different seeds; the report is of prompts that it never saw.
 The SAE goes into the model's folder, sae/<hook point>/, where featviz.py finds it. Activations and checkpoints stay in
 --work, so that a run that was stopped goes on.
 """
@@ -15,8 +13,7 @@ from activity.capture import FIELDS, configure
 from command.flags import Parser, add_model, add_settings, guarded
 from command.progress import say
 from config import check_setting
-from dictionary.collect import observe
-from dictionary.train import RECIPE, Recipe, export, learn
+from dictionary.train import RECIPE, Recipe, export, learn, observe
 from unet import updates
 from weights.load import WeightsError, load
 

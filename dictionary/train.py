@@ -1,4 +1,13 @@
-"""Train a sparse autoencoder on collected activations, and measure what it explains.
+"""Train a sparse autoencoder on a model's own activations: collect them, train, measure what it explains.
+
+Images are sampled from prompts as a capture samples them. Of every image and every sampling step a few positions are
+kept, drawn at random, of the half with the prompt: neighbours say nearly the same, and whole maps of SD fill 33 GB for
+1,000 prompts where 16 of 256 positions fill 2. An image's noise and positions follow from its number, so the batch
+changes the vectors by rounding alone.
+
+    work/collect.json           what was asked for; another request is refused
+    work/vectors.float16        (images, N, P, D), image after image, those held out at the end
+    work/training_0.pt          the state of the training with seed 0
 
 Batch top-k while training; at inference a threshold, the mean of the least activation that each batch kept, so that an
 SAE does the same in both [1]. The decoder's rows have norm 1, and of their gradient the part along them is taken out.
@@ -9,23 +18,28 @@ Sources
  [2] Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093: auxiliary loss, start, Adam's epsilon
  [3] arXiv 2605.31518: features die where the mean of the activations is large against their deviation
 
-Axes: n vectors of a batch, D hook width, F features, k active features a vector, N sampling steps.
+Axes: B images of a batch, N sampling steps in descending order of t, P positions kept of S, D hook width, n vectors of
+a batch, F features, k active features a vector.
 """
 import io
 import json
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from safetensors.torch import save
 
+from activity.capture import sample_prompts, save_tensors
 from command.progress import Count, warn
 from config import setting
-from dictionary.collect import HELD_OUT, collect, describe
 from results import write
 from sae import READS, SAE, fvu
+from weights.load import WeightsError
 
+HELD_OUT = 10               # every tenth prompt is for the report alone
+POSITION_SEED = 0x51AE0D1C  # an image's number XOR this: positions have a generator of their own
 AUX_K_SHARE = 0.5           # dead features that explain the residual, as a share of D [2]
 AUX_WEIGHT = 1 / 32         # [2]
 EPSILON = 6.25e-10          # of Adam [2]
@@ -50,6 +64,58 @@ class Recipe:
 
 
 RECIPE = {field.name: field for field in fields(Recipe) if field.metadata}      # those that are flags
+
+
+# --- activations ------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def observe(model, settings, recipe, numbers):
+    """Sample the images of these numbers and return the activations at their positions: (B, N, P, D) float16."""
+    P, choice = recipe.positions, [torch.Generator().manual_seed(POSITION_SEED ^ number) for number in numbers]
+
+    def look(h):
+        if P > h.shape[1]:
+            raise ValueError(f"--positions {P}: {model.hook_point} has {h.shape[1]}")
+        rows = torch.stack([torch.randperm(h.shape[1], generator=g)[:P] for g in choice]).to(h.device)      # (B, P)
+        return h[-len(rows):].take_along_dim(rows[..., None], dim=1).half().cpu()               # (B, P, D)
+
+    reader = replace(model, sae=SimpleNamespace(reads=recipe.reads))                # the SAE to come: what it reads
+    return torch.stack(sample_prompts(reader, settings, numbers, look)[1], dim=1)
+
+
+def describe(model, settings, recipe):
+    """Describe what is collected, as JSON values. The batch is no part of it."""
+    sampling = {name: getattr(settings, name) for name in ("prompts", "steps", "sampler", "guidance")}
+    return sampling | {"hook_point": model.hook_point, "positions": recipe.positions, "reads": recipe.reads}
+
+
+def collect(model, settings, recipe, folder):
+    """Collect the images that are not there yet; return the vectors for training and those held out for the report,
+    (images, N, P, D) float16 each. They stay in the mapped file: the system keeps as many in memory as there is room
+    for."""
+    total, progress = settings.images, Count("images")
+    stored, path = folder / "collect.json", folder / "vectors.float16"
+    weights = {name: sha for name, sha in model.fingerprints.items() if not name.startswith(("sae/", "featviz"))}
+    wanted = json.dumps({"request": describe(model, settings, recipe), "weights": weights}, indent=1, sort_keys=True)
+    if stored.exists() and stored.read_text(encoding="utf-8") != wanted:
+        raise WeightsError(f"{folder}: holds activations of other prompts, settings or weights; give another --work, "
+                           "or delete this folder")
+    write(stored, wanted.encode())
+    shape = (settings.steps, recipe.positions, model.unet.width(model.hook_point))
+    order = sorted(range(total), key=lambda number: number % HELD_OUT == HELD_OUT - 1)          # stable
+    with open(path, "ab") as file:
+        done = file.tell() // (2 * prod(shape))
+        file.truncate(done * 2 * prod(shape))                   # a kill may have left a part of an image
+        progress(done, total)
+        while done < total:
+            h = observe(model, settings, recipe, order[done:done + settings.batch_size])
+            if not h.isfinite().all():
+                raise ValueError("activations are NaN, or beyond the 65504 of float16; try --dtype float32")
+            file.write(h.numpy())
+            done += len(h)
+            progress(done, total)
+    vectors = torch.from_file(str(path), size=total * prod(shape), dtype=torch.float16).view(total, *shape)
+    return vectors.split([total - total // HELD_OUT, total // HELD_OUT])
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -195,6 +261,6 @@ def export(sae, folder, about):
     config = {"d_in": D, "num_latents": F, "expansion_factor": F // D, "k": sae.k, "normalize_decoder": True,
               "batch_topk": True, "input_unit_norm": False, "gate": "threshold", "threshold": sae.threshold,
               "reads": sae.reads, "timesteps": "all"}
-    write(folder / "sae.safetensors", save({name: p.contiguous().cpu() for name, p in sae.state_dict().items()}))
+    save_tensors(folder / "sae.safetensors", sae.state_dict())
     for name, value in (("training.json", about), ("cfg.json", config)):
         write(folder / name, json.dumps(value, indent=1).encode() + b"\n")

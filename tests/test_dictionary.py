@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from activity.capture import Settings
 from dictionary import __main__ as command
-from dictionary.collect import collect, observe
-from dictionary.train import Recipe, batch_topk, export, found_again, init, measure, train, training_loss
+from dictionary.train import (
+    Recipe, batch_topk, collect, export, found_again, init, measure, observe, train, training_loss)
 from sae import SAE, fvu
 from steering import sample
 from tests.tiny import write_model
@@ -137,7 +137,7 @@ def test_the_vectors_are_the_same_whatever_the_batch_and_resume(model, tmp_path,
     seen = []
     with open(tmp_path / "1/vectors.float16", "ab") as file:    # a kill in the seventh image
         file.truncate(one[:7].nbytes - 1)
-    monkeypatch.setattr("dictionary.collect.Count", lambda unit: lambda done, total: seen.append(done))
+    monkeypatch.setattr("dictionary.train.Count", lambda unit: lambda done, total: seen.append(done))
     data, held = collect(model, settings(), RECIPE, tmp_path / "1")
     assert seen == [6, 7, 8, 9, 10, 11] and torch.equal(torch.cat([data, held]), one)
     assert len(held) == 1 and torch.equal(held, observe(model, settings(), RECIPE, [9]))        # the tenth
