@@ -153,12 +153,12 @@ def parse(argv=None):
 
 
 def guarded(name, work, *args):
-    """Return the exit code of work(*args): what cannot be ends in one line on stderr and exit code 2."""
+    """Return what work(*args) does, or 0, as exit code: what cannot be ends in one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):                      # a console that lacks a letter does not end the work
             stream.reconfigure(errors="replace")
     try:
-        return work(*args)
+        return work(*args) or 0
     except KeyboardInterrupt:
         warn(f"\n{name}: interrupted; finished results stay, the same command goes on from there")
         return 130

@@ -4,29 +4,30 @@
     python weights/convert.py style50 weights/style50           folder with .bin, .fp16., shards, tokenizer.json, ...
     python weights/convert.py ae.pt weights/sd15/sae/unet.mid_block.attentions.0            an SAE, see saes.py
 
-OUT is written under another name and renamed at the end, so that a conversion that fails leaves nothing. Tensors keep
-their precision and stay in the mapped file: it takes no more memory than IN. No code in a pickle runs
-(`torch.load(weights_only=True)`); objects of a training framework become empty stand-ins.
+OUT gets its name when it is complete: a conversion that fails leaves nothing. Tensors keep their precision and stay in
+the mapped file, so that it takes no more memory than IN. No code in a pickle runs (`torch.load(weights_only=True)`).
 
 Sources
  [1] the published folders of SD 1.4 and SD 1.5: file names, variants, the VAE attention's names before 2023
  [2] CompVis/latent-diffusion and stable-diffusion: the single file, its EMA copies, its schedule buffers
  [3] diffusers' converters and what tools for pictures write into single files: more spellings of the same names
 """
+import argparse
 import inspect
 import json
+import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
-    sys.path[:] = [str(ROOT), *(p for p in sys.path if p != str(ROOT / "weights"))]
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from command.flags import Parser, guarded  # noqa: E402
 from command.progress import say  # noqa: E402
 from schedule import Schedule  # noqa: E402
@@ -37,13 +38,14 @@ from weights.saes import MARKS, read_sae, read_sae_config  # noqa: E402
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")   # of a network's file in a folder [1]
-SAE_FILES = ("sae.safetensors", "sae_weights.safetensors", "state_dict.pth", "ae.pt")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model",   # of a network's file in a folder [1], and of an SAE's
+         "sae", "sae_weights", "state_dict", "ae")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params", "unet")    # where a pickle keeps tensors
-WRAPPERS = ("_orig_mod.", "module.", "sae.", "ae.", "model.")   # that training puts in front of all names
+WRAPPERS = re.compile(r"((_orig_mod|module|sae|ae|model)\.)*")  # that training puts in front of all names
 SIZES = {       # {part: config} of SD 1.x, which the networks' defaults are; a single file has no configs
     part: {p.name: list(p.default) if isinstance(p.default, tuple) else p.default
            for p in inspect.signature(network).parameters.values()} for part, network in NETWORKS.items()}
+PIECE = re.compile(r"-(\d+)-of-(\d+)")       # of a network in several files
 V_PREDICTION = "predicts v (v-prediction); only models that predict the noise can be used"
 EMA = "model_ema."                              # model_ema.diffusion_modelinput_blocks00weight, without more dots [2]
 UNREAD = re.compile(r"(^|\.)(position_ids|logit_scale|text_projection(\.weight)?|logvar|loss\..*|model_ema\..*|"
@@ -53,78 +55,64 @@ OTHERS = {      # names of tensors -> what such a file is
     r"string_to_param|^emb_params$|^<.*>$": "a textual inversion", r"motion_modules?\.": "a part of AnimateDiff",
     r"^conditioner\.embedders\.": "Stable Diffusion XL", r"^cond_stage_model\.model\.": "Stable Diffusion 2.x",
     r"double_blocks\.|joint_blocks\.|single_transformer_blocks\.": "a transformer such as FLUX or SD 3"}
+WIDTHS = {      # an end of a tensor's name -> the field of the UNet's config that its second axis shows
+    "input_blocks.0.0.weight": "in_channels", "conv_in.weight": "in_channels",
+    "attn2.to_k.weight": "cross_attention_dim"}
 PREFIXES = {    # what stands in front of a network's names in one file of several; nothing in a file of its own [2, 3]
-    "unet": ("model.diffusion_model.", "diffusion_model.", "unet.", ""),
-    "vae": ("first_stage_model.", "vae.", ""),
-    "text_encoder": [start + middle for middle in ("transformer.text_model.", "text_model.", "")
-                     for start in ("cond_stage_model.transformer.", "cond_stage_model.", "text_encoder.", "")],
-}
-BLOCKS = {      # the beginning of a name here -> in the single file; the VAE decoder's levels count from its end [2]
-    r"conv_in": lambda: "input_blocks.0.0",
-    r"conv_norm_out": lambda: "out.0",
-    r"conv_out": lambda: "out.2",
-    r"time_embedding\.linear_(\d)": lambda n: f"time_embed.{2 * n - 2}",
-    r"down_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"input_blocks.{3 * i + j + 1}.0",
-    r"down_blocks\.(\d)\.attentions\.(\d)": lambda i, j: f"input_blocks.{3 * i + j + 1}.1",
-    r"down_blocks\.(\d)\.downsamplers\.0\.conv": lambda i: f"input_blocks.{3 * i + 3}.0.op",
-    r"mid_block\.resnets\.(\d)": lambda j: f"middle_block.{2 * j}",
-    r"mid_block\.attentions\.0": lambda: "middle_block.1",
-    r"up_blocks\.(\d)\.resnets\.(\d)": lambda i, j: f"output_blocks.{3 * i + j}.0",
-    r"up_blocks\.(\d)\.attentions\.(\d)": lambda i, j: f"output_blocks.{3 * i + j}.1",
-    r"up_blocks\.(\d)\.upsamplers\.0\.conv": lambda i: f"output_blocks.{3 * i + 2}.{1 if i == 0 else 2}.conv",
-    r"encoder\.down_blocks\.(\d)": lambda i: f"encoder.down.{i}",
-    r"decoder\.up_blocks\.(\d)": lambda i: f"decoder.up.{3 - i}",
-}
-LAYERS = {      # inside a block, here -> in the single file, one after another [2]
-    "unet": {".norm1.": ".in_layers.0.", ".conv1.": ".in_layers.2.", ".time_emb_proj.": ".emb_layers.1.",
-             ".norm2.": ".out_layers.0.", ".conv2.": ".out_layers.3.", ".conv_shortcut.": ".skip_connection."},
-    "vae": {".mid_block.resnets.0.": ".mid.block_1.", ".mid_block.resnets.1.": ".mid.block_2.",
-            ".resnets.": ".block.", ".downsamplers.0.": ".downsample.", ".upsamplers.0.": ".upsample.",
-            ".conv_shortcut.": ".nin_shortcut.", ".conv_norm_out.": ".norm_out."},
+    "unet": r"(model\.)?diffusion_model\.|unet\.|", "vae": r"first_stage_model\.|vae\.|",
+    "text_encoder": r"((cond_stage_model|text_encoder)\.)?(transformer\.)*(text_model\.)?"}
+RENAMES = {     # what else a name has in the single file and in older folders -> here, one after another [1, 2, 3]
+    "unet": {
+        r"^time_embed\.0": "time_embedding.linear_1", r"^time_embed\.2": "time_embedding.linear_2",
+        r"^input_blocks\.0\.0": "conv_in", r"^out\.0": "conv_norm_out", r"^out\.2": "conv_out",
+        r"^middle_block\.0": "mid_block.resnets.0", r"^middle_block\.2": "mid_block.resnets.1",
+        r"^middle_block\.1": "mid_block.attentions.0",
+        r"^input_blocks\.(\d+)\.0\.op": lambda m: f"down_blocks.{int(m[1]) // 3 - 1}.downsamplers.0.conv",
+        r"^input_blocks\.(\d+)\.(0|1)": lambda m: block("down_blocks", int(m[1]) - 1, m[2]),
+        r"^output_blocks\.(\d+)\.(1|2)\.conv": lambda m: f"up_blocks.{int(m[1]) // 3}.upsamplers.0.conv",
+        r"^output_blocks\.(\d+)\.(0|1)": lambda m: block("up_blocks", int(m[1]), m[2]),
+        r"in_layers\.0": "norm1", r"in_layers\.2": "conv1", r"out_layers\.0": "norm2", r"out_layers\.3": "conv2",
+        r"emb_layers\.1": "time_emb_proj", r"skip_connection": "conv_shortcut"},
+    "vae": {
+        r"\.down\.(\d)": r".down_blocks.\1", r"\.up\.(\d)": lambda m: f".up_blocks.{3 - int(m[1])}",
+        r"\.block\.": ".resnets.", r"\.downsample\.": ".downsamplers.0.", r"\.upsample\.": ".upsamplers.0.",
+        r"mid\.block_1": "mid_block.resnets.0", r"mid\.block_2": "mid_block.resnets.1",
+        r"mid\.attn_1": "mid_block.attentions.0", r"nin_shortcut": "conv_shortcut", r"\.norm_out": ".conv_norm_out",
+        r"attentions\.0\.norm": "attentions.0.group_norm", r"\.(to_)?q(uery)?\.": ".to_q.",
+        r"\.(to_)?k(ey)?\.": ".to_k.", r"\.(to_)?v(alue)?\.": ".to_v.",
+        r"\.(to_out|proj_attn|proj_out)\.(?!0)": ".to_out.0."},
     "text_encoder": {},
 }
-ATTENTION = {   # layers of the VAE's attention by all their names [1, 2, 3]
-    "group_norm": ("group_norm", "norm"), "to_q": ("to_q", "query", "q"), "to_k": ("to_k", "key", "k"),
-    "to_v": ("to_v", "value", "v"), "to_out.0": ("to_out.0", "to_out", "proj_attn", "proj_out")}
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
-def spellings(part, name):
-    """Every name under which a tensor was published, without prefixes: the folder's, the single file's, older ones."""
-    single = name
-    for pattern, there in BLOCKS.items():
-        if found := re.match(pattern + r"(?=\.)", name):
-            single = there(*map(int, found.groups())) + name[found.end():]
-            break
-    if "transformer_blocks" not in name:                        # a transformer's norms keep their names
-        for ours, theirs in LAYERS[part].items():
-            single = single.replace(ours, theirs)
-    head, _, kind = name.rpartition(".")
-    side, _, layer = head.partition(".mid_block.attentions.0.")
-    return [name, single, *(f"{side}.{place}.{old}.{kind}" for old in ATTENTION.get(layer, ())
-                            for place in ("mid.attn_1", "mid_block.attentions.0"))]
+def block(side, n, kind):
+    """The name here of the n-th block of one side of the UNet: 0 is a resnet, 1 an attention."""
+    return f"{side}.{n // 3}.{'attentions' if kind == '1' else 'resnets'}.{n % 3}"
 
 
 def find_part(part, tensors, names):
     """({our name: its key in `tensors`}, the prefixes that were met) of the tensors that are this part's."""
-    table = {prefix + spelling: (name, prefix)
-             for name in names for spelling in spellings(part, name) for prefix in PREFIXES[part]}
-    keys = sorted(tensors.keys() & table.keys())
-    return {table[key][0]: key for key in keys}, {table[key][1] for key in keys}
+    found, prefixes = {}, set()
+    for key in sorted(tensors):
+        prefix = re.match(PREFIXES[part], key)[0]
+        name = key.removeprefix(prefix)
+        for old, new in RENAMES[part].items():
+            name = re.sub(old, new, name)
+        if name in names and name not in found:
+            found[name] = key
+            prefixes.add(prefix)
+    return found, prefixes
 
 
 def cause(tensors):
     """What a file is that is no SD 1.x, judged by its names and shapes, "this is ..."; else that it is damaged."""
-    widths = {}
-    for name, tensor in tensors.items():
-        for pattern, what in OTHERS.items():
-            if re.search(pattern, name):
-                return f"this is {what}"
-        if name.endswith(("input_blocks.0.0.weight", "conv_in.weight")) and "coder" not in name and tensor.ndim == 4:
-            widths["in_channels"] = tensor.shape[1]
-        if name.endswith("attn2.to_k.weight"):
-            widths["cross_attention_dim"] = tensor.shape[1]
+    for pattern, what in OTHERS.items():
+        if any(re.search(pattern, name) for name in tensors):
+            return f"this is {what}"
+    widths = {key: tensor.shape[1] for end, key in WIDTHS.items() for name, tensor in tensors.items()
+              if name.endswith(end) and "coder" not in name and tensor.ndim > 1}
     return foreign(widths) or AGAIN
 
 
@@ -159,62 +147,54 @@ def entries(value, *kinds):
 
 
 def tensors_in(value):
-    """{name: tensor} in a pickle's value, which may keep them in an entry; {} where there are none."""
+    """{name: tensor} in a pickle's value, or in the first of CONTAINERS in it that holds any."""
     inside = entries(value, dict)
-    return next(filter(None, (tensors_in(inside[key]) for key in CONTAINERS if key in inside)),
-                entries(value, torch.Tensor))
-
-
-def unwrapped(tensors):
-    """The tensors without the beginnings that all their names share."""
-    for start in WRAPPERS:
-        if tensors and all(name.startswith(start) for name in tensors):
-            return unwrapped({name.removeprefix(start): tensor for name, tensor in tensors.items()})
-    return tensors
+    found = [tensors_in(inside[key]) for key in CONTAINERS if key in inside]
+    return next(filter(None, found), entries(value, torch.Tensor))
 
 
 def read_file(path):
-    """({name: tensor}, the plain values that a pickle holds beside them) of a file, whatever its name ends in."""
-    try:
-        with open(path, "rb") as file:
-            first = file.read(9)
-    except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror or e})") from e
+    """({name: tensor} without beginnings that all names share, plain values that a pickle holds beside them)."""
+    first = b""
+    with suppress(OSError), open(path, "rb") as file:           # open_tensors names the error
+        first = file.read(9)
     if first.startswith((b"PK", b"\x80")) and first[8:] != b"{":            # safetensors has a length, then {
         value = unpickle(path)
-        if not (tensors := tensors_in(value)):
-            raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
-        inside = entries(value, dict, StandIn)
-        return unwrapped(tensors), entries(inside.get("cfg", inside.get("config", value)), bool, int, float, str)
-    with open_tensors(path) as file:
-        if (file.metadata() or {}).get("modelspec.prediction_type") in ("v", "v_prediction"):
-            raise WeightsError(f"{path}: {V_PREDICTION}")
-        return unwrapped({name: file.get_tensor(name) for name in file.keys()}), {}
+        tensors, inside = tensors_in(value), entries(value, dict, StandIn)
+        config = entries(inside.get("cfg", inside.get("config", value)), bool, int, float, str)
+    else:
+        with open_tensors(path) as file:
+            tensors, config = {name: file.get_tensor(name) for name in file.keys()}, {}
+            if (file.metadata() or {}).get("modelspec.prediction_type") in ("v", "v_prediction"):
+                raise WeightsError(f"{path}: {V_PREDICTION}")
+    if not tensors:
+        raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
+    start = WRAPPERS.match(os.path.commonprefix([*tensors]))[0]
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items()}, config
 
 
 def find_files(folder):
-    """The files of one network in a folder: of several the plain name, before a variant (.fp16., .non_ema.), and
+    """The files of one network or SAE in a folder: of several the plain name, before a variant (.fp16., .non_ema.), and
     safetensors before pickles.
     """
     def rank(name):
         stem, *variant, suffix = name.split(".")
-        return name not in SAE_FILES and stem not in STEMS, len(variant), suffix != "safetensors", name
+        return stem not in STEMS, len(variant), suffix != "safetensors", name
 
-    files = {re.sub(r"-\d+-of-\d+", "", path.name): path for path in folder.glob("*") if path.suffix in SUFFIXES}
+    files = {PIECE.sub("", path.name): path for path in folder.glob("*") if path.suffix in SUFFIXES}
     if not files:
         raise WeightsError(f"{folder}: holds no weights (.safetensors or .bin)")
     name = min(files, key=rank)
     if rank(name)[0] and len(files) > 1:
         raise WeightsError(f"{folder}: which of {', '.join(sorted(files))} is meant? Leave one")
-    if not (piece := re.search(r"-(\d+)-of-(\d+)", files[name].name)):
-        return [files[name]]
-    return [folder / files[name].name.replace(piece[0], f"-{n:0{len(piece[1])}}-of-{piece[2]}")
-            for n in range(1, int(piece[2]) + 1)]
+    pieces = PIECE.search(files[name].name)
+    return [folder / PIECE.sub(f"-{n:05}-of-{pieces[2]}", files[name].name)
+            for n in range(1, int(pieces[2]) + 1)] if pieces else [files[name]]
 
 
 def read_set(source):
-    """({name: tensor}, values in a pickle, path to name in messages) of a file, or of the files of a folder."""
-    paths, tensors = find_files(source) if source.is_dir() else [source], {}
+    """({name: tensor}, plain values in a pickle, path to name in messages) of a file, or of the files of a folder."""
+    tensors, config, paths = {}, {}, find_files(source) if source.is_dir() else [source]
     for path in paths:
         found, config = read_file(path)
         tensors |= found
@@ -223,18 +203,15 @@ def read_set(source):
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-def write_tensors(path, tensors, source):
-    """Write a safetensors file of floats; WeightsError for NaN and infinity, which load.py would meet late."""
+def write(path, tensors, config_name, config, source):
+    """Write a safetensors file and its config; WeightsError for NaN and infinity, which load.py would meet late."""
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS or not finite(tensor):
             what = "NaN or infinite values" if tensor.dtype in FLOATS else tensor.dtype
             raise WeightsError(f"{source}: {name} holds {what}, expected finite floats of 16 bits or more; {AGAIN}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path.with_name(config_name).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def write_networks(folder, tensors, configs, path):
@@ -242,41 +219,43 @@ def write_networks(folder, tensors, configs, path):
 
     Returns what was written and what was left out, as a text.
     """
-    chosen, shapes, prefixes, left = {}, {}, set(), {*tensors}
+    chosen, prefixes, left = {}, set(), {*tensors}
     for part, config in configs.items():
         net = on_meta(NETWORKS[part], check_config(part, config, path), path)
-        shapes[part] = {name: tuple(p.shape) for name, p in net.state_dict().items()}
-        found, met = find_part(part, tensors, shapes[part])
-        if found:
-            chosen[part] = {name: tensors[key] for name, key in found.items()}
+        shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
+        keys, met = find_part(part, tensors, shapes)
+        if keys:
+            check_shapes(path, {name: without_ones(tensors[key].shape) for name, key in keys.items()},
+                         {name: without_ones(shape) for name, shape in shapes.items()}, cause(tensors))
+            chosen[part] = {name: tensors[key].reshape(shapes[name]) for name, key in keys.items()}
         prefixes |= met
-        left -= {*found.values()}
-    extra = [key for key in left if key.startswith((*prefixes,)) and not UNREAD.search(key)] if prefixes else tensors
-    if extra or not chosen:
-        first = min(extra, default="no tensor")
-        raise WeightsError(f"{path}: has {first!r}, which Stable Diffusion 1.x has not; {cause(tensors)}")
-    squeeze = lambda shape: tuple(n for n in shape if n > 1)                    # a matrix may be a 1x1 convolution
+        left -= {*keys.values()}
+    extra = [key for key in left if key.startswith((*prefixes,)) and not UNREAD.search(key)] if prefixes else left
+    if extra:
+        raise WeightsError(f"{path}: has {min(extra)!r}, which Stable Diffusion 1.x has not; {cause(tensors)}")
     for part, found in chosen.items():
-        check_shapes(path, {name: squeeze(tensor.shape) for name, tensor in found.items()},
-                     {name: squeeze(shape) for name, shape in shapes[part].items()}, cause(tensors))
-        write_tensors(folder / part / FILES[part], {k: v.reshape(shapes[part][k]) for k, v in found.items()}, path)
-        write_json(folder / part / "config.json", configs[part])
+        write(folder / part / FILES[part], found, "config.json", configs[part], path)
     kinds = sorted({key.split(".")[0] for key in left})
     note = f"; {len(left)} tensors that no network reads are left out ({', '.join(kinds[:6])})" if left else ""
     return ", ".join(f"{part} {len(found)}" for part, found in chosen.items()) + f" tensors{note}"
+
+
+def without_ones(shape):
+    """A shape without axes of length 1: a matrix may be stored as a 1x1 convolution."""
+    return tuple(n for n in shape if n > 1)
 
 
 # --- models, SAEs, the command ----------------------------------------------------------------------------------------
 
 def check_schedule(path, tensors):
     """WeightsError where a single file says that its noise schedule or its prediction is not SD 1.x's."""
-    yaml = path.with_suffix(".yaml")
+    yaml, usual = path.with_suffix(".yaml"), Schedule().alphas_cumprod
     if "v_pred" in tensors or yaml.is_file() and re.search(r"parameterization:\s*[\"']?v", yaml.read_text("utf-8")):
         raise WeightsError(f"{path}: {V_PREDICTION}")
-    abar, usual = tensors.get("alphas_cumprod", torch.zeros(())), Schedule().alphas_cumprod
+    abar = tensors.get("alphas_cumprod", usual).float()
     if "ztsnr" in tensors or abar.any() and abar[-1] < 1e-4:
         raise WeightsError(f"{path}: was trained with zero terminal SNR; only SD 1.x's own noise schedule can be used")
-    if abar.any() and (len(abar) != len(usual) or (abar.float() - usual).abs().max() > 1e-2):
+    if abar.any() and (len(abar) != len(usual) or (abar - usual).abs().max() > 1e-2):
         raise WeightsError(f"{path}: has another noise schedule than Stable Diffusion 1.x (alphas_cumprod)")
 
 
@@ -290,12 +269,12 @@ def convert_folder(source, folder, ema):
             config = read_json(home / "config.json") if (home / "config.json").exists() else SIZES[part]
             config.pop("use_linear_projection", None)           # the same numbers as those of a 1x1 convolution
             said.append(write_networks(folder, tensors, {part: config}, path))
+    if (scheduler := source / "scheduler/scheduler_config.json").exists():
+        check_config("scheduler", read_json(scheduler), scheduler)
     for path in (source / name for name in ("tokenizer", "scheduler", "sae", "featviz.json", "prompts.txt")):
         if path.exists():
             copy = shutil.copytree if path.is_dir() else shutil.copyfile
             copy(path, folder / path.name)
-    if (scheduler := source / "scheduler/scheduler_config.json").exists():
-        check_config("scheduler", read_json(scheduler), scheduler)
     return "; ".join(said)
 
 
@@ -308,18 +287,17 @@ def convert_single(tensors, path, folder, ema):
         raise WeightsError(f"{path}: has no second set of weights ({EMA}*) for --ema; leave --ema out")
     said = write_networks(folder, tensors | averaged if ema else tensors, SIZES, path)
     taken = "the moving average" if ema else "the plain one, --ema takes the moving average"
-    return said + f"; the UNet is {taken}" * bool(averaged)
+    return f"{said}; the UNet is {taken}" if averaged else said
 
 
 def convert_sae(tensors, config, path, folder, changes):
-    """Write sae.safetensors and cfg.json in our form, and labels.json where there is one; `changes` to its cfg.json."""
+    """Write an SAE in our form, with the `changes` to its cfg.json, and the labels beside it; returns a text on it."""
     beside = next((path.with_name(name) for name in ("cfg.json", "config.json") if path.with_name(name).exists()), None)
     config = read_json(beside) if beside else config
     parts, fields, left = read_sae(tensors, config, path, beside.name if beside else "")
-    fields |= changes or {}
+    fields |= changes
     read_sae_config(fields, path)
-    write_tensors(folder / "sae.safetensors", parts, path)
-    write_json(folder / "cfg.json", fields)
+    write(folder / "sae.safetensors", parts, "cfg.json", fields, path)
     if (labels := path.with_name("labels.json")).exists():
         shutil.copyfile(labels, folder / "labels.json")
     times = "all time steps" if fields["timesteps"] == "all" else f"time steps {fields['timesteps']}"
@@ -328,15 +306,14 @@ def convert_sae(tensors, config, path, folder, changes):
             f"{fields['gate']}, reads the {fields['reads']} at {times} (--reads, --timesteps say otherwise){note}")
 
 
-def convert(source, target, ema=False, changes=None):
+def convert(source, target, ema=False, **changes):
     """Convert IN to OUT; returns the text that says what was written. `changes` are to an SAE's cfg.json."""
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise WeightsError(f"{target}: exists already; remove it or give another OUT")
     home = next(path for path in target.absolute().parents if path.exists())
     with TemporaryDirectory(prefix=f".{target.name}.", dir=home) as temporary:
-        folder = Path(temporary, "new")
-        folder.mkdir()
+        (folder := Path(temporary, "new")).mkdir()
         if (source / "unet").exists():
             said = convert_folder(source, folder, ema)
         else:
@@ -344,7 +321,7 @@ def convert(source, target, ema=False, changes=None):
             said = (convert_sae(tensors, config, path, folder, changes) if MARKS & tensors.keys()
                     else convert_single(tensors, path, folder, ema))
         target.mkdir(parents=True, exist_ok=True)
-        target.rmdir()
+        target.rmdir()                                          # or Windows would not rename
         folder.rename(target)
     return f"{target}: {said}"
 
@@ -355,16 +332,16 @@ def time_steps(text):
 
 
 def main(argv=None):
-    parser = Parser(prog="weights/convert.py", description="Convert weights and SAEs of Stable Diffusion 1.x.")
+    parser = Parser(prog="weights/convert.py", description="Convert weights and SAEs of Stable Diffusion 1.x.",
+                    argument_default=argparse.SUPPRESS)
     parser.add_argument("source", metavar="IN", help="a single file or a folder, of a model or of an SAE")
     parser.add_argument("target", metavar="OUT", help="the folder to make; of an SAE weights/<model>/sae/<hook point>")
     parser.add_argument("--ema", action="store_true", help="of two sets of weights for the UNet, the moving average")
     parser.add_argument("--reads", choices=("output", "update"), help="what an SAE was trained on: the output of the "
                         "hook point's module, or its update, output - input")
     parser.add_argument("--timesteps", type=time_steps, metavar="T,T", help="those an SAE was trained on, or all")
-    args = parser.parse_args(argv)
-    changes = {key: value for key in ("reads", "timesteps") if (value := getattr(args, key))}
-    return guarded("convert", lambda: say(convert(args.source, args.target, args.ema, changes))) or 0
+    flags = vars(parser.parse_args(argv))
+    return guarded("convert", lambda: say(convert(**flags)))
 
 
 if __name__ == "__main__":
