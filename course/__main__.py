@@ -5,6 +5,7 @@ Work files are in course/work/ and are never overwritten. `--hint` gives one mor
 """
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,21 +40,18 @@ def check(exercise, work):
     if exercise.number == 13:
         for other in EXERCISES[8:12]:
             state, made = check(other, work)
-            if state == "passed":
-                written |= {name: made[name] for name in other.names}
+            written |= {name: made[name] for name in other.names if state == "passed"}
         functions |= written | {"reg": SimpleNamespace(**vars(regularizers) | written)}
     return mark(exercise, functions) or "passed", functions
 
 
 def list_exercises(work):
-    part = ""
-    for e in EXERCISES:
-        if e.part != part:
-            part = e.part
-            say(f"\n{part}")
-        state, _ = check(e, work)
-        word = state if state in ("new", "passed") else "begun"
-        say(f"{e.number:3d}  {e.title:22} {'*' * e.difficulty:5} {e.minutes:3d} min  {word:6}  {e.objective}")
+    for part, exercises in groupby(EXERCISES, lambda e: e.part):
+        say(f"\n{part}")
+        for e in exercises:
+            state, _ = check(e, work)
+            word = state if state in ("new", "passed") else "begun"
+            say(f"{e.number:3d}  {e.title:22} {'*' * e.difficulty:5} {e.minutes:3d} min  {word:6}  {e.objective}")
     say("\nopen one: python -m course 1")
 
 
@@ -64,16 +62,16 @@ def show(exercise, work):
         left = sum(check(e, work)[0] != "passed" for e in EXERCISES)
         say(f"exercise {exercise.number} passed, {left} of {len(EXERCISES)} to go")
         return 0
-    begins = state == "new"
-    if begins:
+    if state == "new":
         write(path, stub(exercise).encode())
-        state = (f"{exercise.title}. {exercise.objective}\nAbout {exercise.minutes} minutes, difficulty "
-                 f"{exercise.difficulty} of 5; before it: {exercise.prerequisite}.\nWrite into {path}, then run the "
-                 "same command again; --hint helps.")
-    say(f"exercise {exercise.number}: {state}")
-    if not exercise.file:
+        say(f"exercise {exercise.number}: {exercise.title}. {exercise.objective}\nAbout {exercise.minutes} minutes, "
+            f"difficulty {exercise.difficulty} of 5; before it: {exercise.prerequisite}.\nWrite into {path}, then run "
+            "the same command again; --hint helps.")
+    else:
+        say(f"exercise {exercise.number}: {state}")
+    if exercise.number == 14:
         say("Find a feature that responds to {!r}; say what feature {} responds to.".format(*asked()))
-    return int(not begins)
+    return int(state != "new")
 
 
 def hint(exercise, work):

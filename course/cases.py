@@ -37,18 +37,17 @@ def full(value, *shape):
     return torch.full(shape or (1, 1, 1, 1), value)
 
 
-class Net:
-    """A UNet of two modules for the exercise with the hook; it refuses to run to its end."""
-
-    def run(self, x, t, context):
-        h = yield "before", x[:, :3]
-        yield "hook", 2 * h + t.reshape(-1, 1, 1, 1)
-        raise ValueError("stop at model.hook_point: what comes after it is not needed")
+def run(x, t, context):
+    """Stand in for the run of a UNet of two modules, for the exercise with the hook; it refuses to go to its end."""
+    h = yield "before", x[:, :3]
+    yield "hook", 2 * h + t.reshape(-1, 1, 1, 1)
+    raise ValueError("stop at model.hook_point: what comes after it is not needed")
 
 
 def hooked(reads):
-    return SimpleNamespace(unet=Net(), hook_point="hook", dtype=torch.float32,
-                           sae=SimpleNamespace(reads=reads) if reads else None)
+    """Make a model of that UNet and an SAE that reads "output" or "update", or of none."""
+    sae = SimpleNamespace(reads=reads) if reads else None
+    return SimpleNamespace(unet=SimpleNamespace(run=run), hook_point="hook", dtype=torch.float32, sae=sae)
 
 
 def make_sae(k, encoder, bias, decoder, b_dec):
@@ -58,12 +57,8 @@ def make_sae(k, encoder, bias, decoder, b_dec):
     return sae
 
 
-def small_sae(k):
-    """Four features along x, y, -x, -y about b_dec = (1, 0)."""
-    rows = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
-    return make_sae(k, rows, torch.tensor([0.0, 0, 5, 0]), rows, torch.tensor([1.0, 0]))
-
-
+AXES = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+FOUR = AXES, torch.tensor([0.0, 0, 5, 0]), AXES, torch.tensor([1.0, 0])         # features along x, y, -x, -y
 RANDOM_SAE = make_sae(3, randn(24, 8), randn(24, seed=1), randn(24, 8, seed=2), randn(8, seed=3))
 SMALL = SimpleNamespace(alphas_cumprod=torch.tensor([0.25, 0.64]), last=torch.tensor(1.0))
 SMALL.abar = lambda t: SMALL.alphas_cumprod[t].reshape(-1, 1, 1, 1)
@@ -92,8 +87,8 @@ CASES = {
             ("output", "the output of the module at model.hook_point"), ("", "without an SAE the output is read"),
             ("update", "an SAE that reads the update wants the output minus the output before it"))),
     "encode": (
-        Case((small_sae(2), H), torch.tensor([[3.0, 2.5, 0, 0], [1.0, 0, 4, 0]]), says="k 2, b_dec (1, 0)"),
-        Case((small_sae(4), H), torch.tensor([[3.0, 2.5, 2, 0], [1, 0.5, 4, 0]]),
+        Case((make_sae(2, *FOUR), H), torch.tensor([[3.0, 2.5, 0, 0], [1.0, 0, 4, 0]]), says="k 2, b_dec (1, 0)"),
+        Case((make_sae(4, *FOUR), H), torch.tensor([[3.0, 2.5, 2, 0], [1, 0.5, 4, 0]]),
              says="the relu comes first: no feature is negative"),
         Case((RANDOM_SAE, randn(2, 5, 8)), gradient=1)),
     "batch_topk": (
@@ -104,8 +99,8 @@ CASES = {
              says="a 0 is no activation: the least that is kept is 0.5"),
         Case((randn(6, 9).relu(), 2), gradient=0)),
     "training_loss": (
-        Case((small_sae(1), H, THIRD & False), says="no dead feature: the loss is the FVU"),
-        Case((small_sae(1), H, THIRD), says="one dead feature explains the residual"),
+        Case((make_sae(1, *FOUR), H, THIRD & False), says="no dead feature: the loss is the FVU"),
+        Case((make_sae(1, *FOUR), H, THIRD), says="one dead feature explains the residual"),
         Case((RANDOM_SAE, randn(16, 8), torch.arange(24) % 3 == 0), gradient=1)),
     "live": (
         Case((SimpleNamespace(tables={"max_feature": torch.tensor([[0.0, 0, 2, 0.1], [0, 3, 1, 0]])}),), [1, 2, 3],
@@ -135,27 +130,26 @@ CASES = {
 }
 
 
-# --- more than a function ---------------------------------------------------------------------------------------------
+# --- more than a function: of what is yielded only the first is asked for, so what comes later may rely on it ---------
 
 def check_ascent(functions):
-    """Compare five steps of the toy's ascent with ours: "" or a sentence."""
+    """Yield a sentence for each thing in which five steps of the toy's ascent differ from ours."""
     model, config = load(), Config(num_steps=5, prior="noise", finish=False)
     jobs = [Job("feature", model.settings.get("feature", 0), 500, seed) for seed in (1, 2)]
     theirs, ours = (list(ascend(model, jobs, config, start(model, jobs, config)))
                     for ascend in (functions["ascend"], ascent.ascend))
     if len(theirs) != 5:
-        return f"ascend yields {len(theirs)} steps, expected config.num_steps = 5"
+        yield f"ascend yields {len(theirs)} steps, expected config.num_steps = 5"
     for a, b in zip(theirs, ours):
         if not torch.allclose(a.noised, b.noised, atol=1e-4):
-            return f"step {a.index}: what the UNet saw differs: draw, transform, add_noise, in this order" + (
+            yield f"step {a.index}: what the UNet saw differs: draw, transform, add_noise, in this order" + (
                 "; is one noise used for all steps?" if torch.equal(a.noised, theirs[0].noised) else "")
         if (a.gradient * b.gradient).sum() < 0:
-            return "the sign of the loss: it is -climb + the penalties, and AdamW goes down"
+            yield "the sign of the loss: it is -climb + the penalties, and AdamW goes down"
         if not torch.allclose(a.gradient, b.gradient, atol=1e-4):
-            return f"step {a.index}: the gradient differs: penalties act on z itself, the activation on its moved copy"
+            yield f"step {a.index}: the gradient differs: penalties act on z itself, the activation on its moved copy"
         if not torch.allclose(a.after, b.after, atol=1e-4):
-            return f"step {a.index}: the new latent differs: filter, blur, then AdamW from `before`"
-    return ""
+            yield f"step {a.index}: the new latent differs: filter, blur, then AdamW from `before`"
 
 
 @cache
@@ -183,28 +177,28 @@ def fits(row, text):
 
 
 def check_answers(functions):
-    """Return "" where all three answers are right, else one sentence."""
+    """Yield a sentence for each of the three answers that is not right."""
     model, rows = known()
     thing, number = asked()
     found = functions["find_feature"]()
     if found not in rows:
-        return f"find_feature: {found!r} is no feature that is active on an artwork"
+        yield f"find_feature: {found!r} is no feature that is active on an artwork"
     if not fits(rows[found], thing):
-        return f"find_feature: not {thing!r} excites {found} most but {'; '.join(rows[found]['strongest'][:3])}"
+        yield f"find_feature: not {thing!r} excites {found} most but {'; '.join(rows[found]['strongest'][:3])}"
     word = str(functions["say"](number)).strip()
     if not fits(rows[number], word):
-        return f"say: {word!r} is not what feature {number} responds to; look at what its pictures have in common"
+        yield f"say: {word!r} is not what feature {number} responds to; look at what its pictures have in common"
     job, config = Job("feature", model.settings.get("feature", 0), 500, 7), Config(prior="noise")
     z = functions["fool"](model, job)
     if not isinstance(z, torch.Tensor) or z.shape != model.latent_shape:
-        return f"fool returned {tuple(getattr(z, 'shape', ()))}, expected a latent {model.latent_shape}"
+        yield f"fool returned {tuple(getattr(z, 'shape', ()))}, expected a latent {model.latent_shape}"
     z = z[None].float()
     first = measure(model, start(model, [job], config)[1], [job], config)[0]
     history = {"alive": torch.ones(1, 1, dtype=torch.bool), "repeats": torch.zeros(1, 1)}
-    verdict = assess(model, z, [job], first, config, history)[0].verdict
-    if verdict != "excited":
-        return f"fool: the verdict is {verdict}, not excited"
+    (result,) = assess(model, z, [job], first, config, history)
+    if result.verdict != "excited":
+        yield f"fool: the verdict is {result.verdict}, not excited"
     if (total_variation(z) / z.std()).item() < NOISE:
-        return "fool: that may show something: neighbours in the latent are alike, as in pictures"
-    why = str(functions.get("why", "")).split()
-    return "" if len(why) > 4 else "fool: it is excited and shows nothing; now say why"
+        yield "fool: that may show something: neighbours in the latent are alike, as in pictures"
+    if len(str(functions.get("why", "")).split()) < 5:
+        yield "fool: it is excited and shows nothing; now say why"

@@ -5,45 +5,34 @@ A check runs the cases of an exercise on ours, on theirs and on known wrong answ
 that theirs equals is named.
 """
 import ast
-import importlib
 import inspect
+import pkgutil
 import textwrap
 import tomllib
 import traceback
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from course.cases import CASES, check_answers, check_ascent
 
-CHECKS = {"ascend": check_ascent, "fool": check_answers}        # on top of the cases: (functions) -> a sentence or ""
-
-
-class Exercise:
-    """An entry of exercises.toml: functions of one file of the project, or, without a file, open questions."""
-    file, owner, wrong = "", "", {}             # where the entry has none
-
-    def __init__(self, entry):
-        vars(self).update(entry)
-        self.module = self.file and importlib.import_module(self.file.removesuffix(".py").replace("/", "."))
-
-    def ours(self, name):
-        """Return the project's function."""
-        return getattr(getattr(self.module, self.owner) if self.owner else self.module, name)
-
-
-TEXT = Path(__file__).with_name("exercises.toml").read_text(encoding="utf-8")
-EXERCISES = [Exercise(entry) for entry in tomllib.loads(TEXT)["exercise"]]
+CHECKS = {"ascend": check_ascent, "fool": check_answers}        # on top of the cases: (functions) -> sentences
+ENTRIES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text(encoding="utf-8"))["exercise"]
+EXERCISES = [SimpleNamespace(**{"home": "", "wrong": {}} | entry) for entry in ENTRIES]
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
 
-@cache
+def ours(exercise, name):
+    """Return the project's function or method."""
+    return pkgutil.resolve_name(f"{exercise.home}.{name}")
+
+
 def source(exercise, name):
-    """Return (the function up to the end of its docstring, its body), as text."""
-    lines = textwrap.dedent(inspect.getsource(exercise.ours(name))).splitlines()
+    """Return (the project's function up to the end of its docstring, its body), as text."""
+    lines = textwrap.dedent(inspect.getsource(ours(exercise, name))).splitlines()
     end = ast.parse("\n".join(lines)).body[0].body[0].end_lineno
     return "\n".join(lines[:end]), "\n".join(lines[end:])
 
@@ -51,25 +40,26 @@ def source(exercise, name):
 def stub(exercise, solved=False):
     """Return the text of the file that a student fills in, or, solved, with the project's functions in it."""
     title = f'"""Exercise {exercise.number}: {exercise.title}. {exercise.objective}"""'
-    if not exercise.file:
+    if not exercise.home:
         return f"{title}\n\n\n{exercise.task}"
-    method = f", there a method of {exercise.owner}" if exercise.owner else ""
-    names = (f"from {exercise.module.__name__} import *  # noqa: F403   every name of {exercise.file}{method}; yours "
+    module = ours(exercise, exercise.names[0]).__module__
+    method = exercise.home.replace(module, "").replace(".", ", there a method of ")
+    names = (f"from {module} import *  # noqa: F403   every name of {module.replace('.', '/')}.py{method}; yours "
              "replace these")
-    parts = [f"{source(exercise, name)[0]}\n    raise NotImplementedError" for name in exercise.names]
-    return f"{title}\n{names}\n\n\n" + (solution(exercise) if solved else "\n\n\n".join(parts) + "\n")
+    empty = "\n\n\n".join(f"{source(exercise, name)[0]}\n    raise NotImplementedError" for name in exercise.names)
+    return f"{title}\n{names}\n\n\n" + (solution(exercise) if solved else f"{empty}\n")
 
 
 def solution(exercise):
     """Return the functions as the project has them; of open questions the hints."""
-    if not exercise.file:
+    if not exercise.home:
         return "\n".join(exercise.hints)
     return "\n\n\n".join("\n".join(source(exercise, name)) for name in exercise.names) + "\n"
 
 
 def edited(exercise, name, pieces):
     """Return the project's function with pieces [old, new, ...] of its text replaced."""
-    text, names = "\n".join(source(exercise, name)), dict(vars(exercise.module))
+    text, names = "\n".join(source(exercise, name)), dict(ours(exercise, name).__globals__)
     for old, new in zip(pieces[::2], pieces[1::2]):
         text = text.replace(old, new)
     exec(text, names)
@@ -129,34 +119,39 @@ def call(function, case):
 
 
 def mark_case(exercise, name, function, case):
-    """Return "" where one case is right, else a sentence."""
-    expected, got = call(exercise.ours(name), case), call(function, case)
+    """Yield a sentence where one case is wrong."""
+    expected, got = call(ours(exercise, name), case), call(function, case)
     if case.expected is not None:
         expected = case.expected, expected[1]
     if same(got, expected):
-        return ""
+        return
     for sentence, *pieces in exercise.wrong.get(name, ()):
         known = call(edited(exercise, name, pieces), case)
         if same(got, known) and not same(known, expected):
-            return sentence
+            yield sentence
     if same(got[0], expected[0]):
-        return "the value is right and its gradient is not: is something detached, or changed in place?"
+        yield "the value is right and its gradient is not: is something detached, or changed in place?"
     says = case.says or "on random input it differs from ours; read the formula once more"
-    return f"{says}: got {show(got[0])}, expected {show(expected[0])}"
+    yield f"{says}: got {show(got[0])}, expected {show(expected[0])}"
+
+
+def faults(exercise, functions):
+    """Yield a sentence for each thing that is wrong."""
+    for name in exercise.names:
+        function = functions.get(name)
+        if not callable(function):
+            yield f"{name} is missing: the function must keep its name"
+        with theirs(name, getattr(function, "__code__", None) and function.__code__.co_filename):
+            for case in CASES.get(name, ()):
+                for sentence in mark_case(exercise, name, function, case):
+                    yield f"{name}: {sentence}"
+            if name in CHECKS:
+                yield from CHECKS[name](functions)
 
 
 def mark(exercise, functions):
-    """Return "" where all that an exercise asks for is right, else one sentence that helps."""
-    for name in exercise.names:
-        if not callable(function := functions.get(name)):
-            return f"{name} is missing: the function must keep its name"
-        try:
-            with theirs(name, getattr(function, "__code__", None) and function.__code__.co_filename):
-                for case in CASES.get(name, ()):
-                    if sentence := mark_case(exercise, name, function, case):
-                        return f"{name}: {sentence}"
-                if name in CHECKS and (sentence := CHECKS[name](functions)):
-                    return sentence
-        except ValueError as e:
-            return str(e)
-    return ""
+    """Return the first thing that is wrong in one sentence that helps; "" where all is right."""
+    try:
+        return next(faults(exercise, functions), "")
+    except ValueError as e:
+        return str(e)
