@@ -56,7 +56,7 @@ def list_exercises(work):
 
 
 def show(exercise, work):
-    """Make the work file where there is none, else check it; return the exit code."""
+    """Make the work file where there is none, else check it; return the exit code, 1 for what is not right yet."""
     path, (state, _) = path_of(exercise, work), check(exercise, work)
     if state == "passed":
         left = sum(check(e, work)[0] != "passed" for e in EXERCISES)
@@ -87,7 +87,7 @@ def hint(exercise, work):
 
 
 def run(args):
-    """Do what the flags ask for; return the exit code."""
+    """Do what the flags ask for; return the exit code of a check."""
     exercise = EXERCISES[(args.number or 1) - 1]
     if args.notebook:
         say(f"look at {write_notebook(args.notebook, args.solved)}")
@@ -102,7 +102,6 @@ def run(args):
         hint(exercise, args.work)
     else:
         return show(exercise, args.work)
-    return 0
 
 
 def main(argv=None):

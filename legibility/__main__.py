@@ -177,15 +177,13 @@ def run(args):
     model = load(choose_weights(args.weights, "feature", ["any"]), args.device, args.dtype, args.hook_point)
     attach(model, args.out)
     if args.work == "match":
-        match(model, args.out, " ".join(args.given))
-        return 0
+        return match(model, args.out, " ".join(args.given))
     measures = Legibility(model, args.out)
     for folder in map(Path, args.given):        # {"groups": {"t0600": {"words": ..., "agreement": ...}}}
         groups = groupby(read_results(folder), key=lambda result: result.folder)
         found = {"groups": {name: measures.measure([*results]) for name, results in groups}}
         write(folder / "legibility.json", json.dumps(found, indent=1).encode() + b"\n")
         say(f"wrote {folder / 'legibility.json'}; python -m pages {folder} shows it on the page")
-    return 0
 
 
 def main(argv=None):

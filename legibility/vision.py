@@ -70,7 +70,8 @@ class CLIP(nn.Module):
         picture  u = visual_projection(vision_model(pixels)),       e = u / |u|             (B, E)
         text     u = text_projection(text_model(ids)_end),          e = u / |u|             (B, E)
 
-    end is the place of the first end token, which has the highest id [1]. Training reads exp(logit_scale) as sharpness.
+    end is the place of the first end token, which has the highest id [1]. In training alone the logits of all pairs are
+    read, exp(logit_scale) e_picture . e_text.
     """
 
     def __init__(self, text_config=None, vision_config=None, projection_dim=768):
