@@ -90,8 +90,8 @@ SETTINGS = {field.name: field for field in dataclasses.fields(Config)}
 
 
 def flag(name):
-    """Spell a setting's name as people type it: --num-steps."""
-    return "--" + name.replace("_", "-")
+    """Spell a setting's name as people type it: --num-steps, -k."""
+    return ("-" if len(name) == 1 else "--") + name.replace("_", "-")
 
 
 def configure(own, preset=None, kind="feature", **changes):

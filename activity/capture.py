@@ -69,9 +69,7 @@ class Settings:
     halves: str = setting("conditional", "the half with the prompts counts, or both as in the original",
                           ("conditional", "both"))
 
-    @property
-    def images(self):
-        return len(self.prompts) * self.images_per_prompt
+    images = property(lambda self: len(self.prompts) * self.images_per_prompt)
 
 
 FIELDS = {field.name: field for field in fields(Settings) if field.metadata}

@@ -68,8 +68,7 @@ def main(argv=None):
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one a line (default: those of the weights, or "
                         "the thesis' grid); every tenth is held out for the report")
     add_settings(parser, [FIELDS[name] for name in ("steps", "sampler", "guidance", "batch_size")])
-    parser.add_argument("-k", type=int, default=Recipe.k, help="active features a position, in the mean [20]")
-    add_settings(parser, [field for name, field in RECIPE.items() if name != "k"])
+    add_settings(parser, RECIPE.values())
     parser.add_argument("--seeds", type=int, default=2, choices=(1, 2), help="2: a second SAE says which features are "
                         "found again [2]")
     parser.add_argument("--work", type=Path, default=Path("out/dictionary"), metavar="FOLDER", help="of activations "
