@@ -23,7 +23,7 @@ try:
 except ImportError:
     resource = None
 
-PROMPTS = ("A Cat image in Sketch style", "A Flower image in Cartoon style")            # as SAeUron trains
+PROMPTS = ["A Cat image in Sketch style", "A Flower image in Cartoon style"]            # as SAeUron trains
 STEPS = (981, 501, 21)                          # where an SAE for all time steps is looked at
 FVU_FITS, FVU_WRONG = 0.5, 0.8                  # fits below the one, does not from the other on; the mean alone has 1
 ACTIVE_WRONG = 0.25                             # share of k; fewer active features at a position do not describe it
@@ -36,7 +36,7 @@ class Row:
     unexplained: float                          # fraction of variance
     active: float                               # features at a position
     mean: float = math.nan                      # |mean of h|, beside |b_dec|
-    other: float = math.nan                     # `unexplained` of the other reading, output or update
+    other: float = math.nan                     # `unexplained` of the other reading, output or update, if there is one
 
 
 def describe(sae, h):
@@ -48,27 +48,28 @@ def describe(sae, h):
 @torch.no_grad()
 def measure(model):
     """Look at the first, middle and last time step that the SAE was trained on: [Row]."""
-    flat = lambda h: h.float().flatten(2).transpose(1, 2).flatten(0, 1)                         # to (B * S, D)
+    flat = lambda h: h.flatten(2).transpose(1, 2).flatten(0, 1)                                 # to (B * S, D)
     noises = [torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     path = model.folder / model.settings.get("capture", {}).get("prompts", "")      # prompts that suit the weights
-    prompts = (path.read_text(encoding="utf-8").splitlines() * 2)[:2] if path.is_file() else list(PROMPTS)
-    x, context, rows = torch.stack(noises).to(model.device), model.embed(prompts), []           # (B, 4, H, W)
+    prompts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else PROMPTS
+    x, context, rows, seen = torch.stack(noises).to(model.device), model.embed((prompts * 2)[:2]), [], {}
     trained = sorted(model.sae.timesteps or STEPS, reverse=True)
     looked = {trained[0], trained[len(trained) // 2], trained[-1]}
     way = sorted(looked.union(t for t in STEPS if t > min(looked)), reverse=True)
-    for t, t_next in zip(way, [*way[1:], None]):
-        passes = model.unet.run(x.to(model.dtype), torch.full((len(x),), t, device=model.device), context)
-        before, (name, h) = None, next(passes)
-        while name != "conv_out":
-            if name == model.hook_point and t in looked:
-                readings = [h, h.float() - before.float()] if updates(name) else [h]
-                h_read, *other = map(flat, reversed(readings) if model.sae.reads == "update" else readings)
-                rows.append(Row(t, *describe(model.sae, h_read), h_read.mean(dim=0).norm().item(),
-                                describe(model.sae, other[0])[0] if other else math.nan))
-                if t_next is None:
-                    return rows
-            before, (name, h) = h, passes.send(h)
-        x = model.schedule.step(x, h.float(), t, t_next)
+    hook = model.unet.get_submodule(model.hook_point)
+    with hook.register_forward_hook(lambda _, inputs, output: seen.update(before=inputs[0], h=output)):
+        for t, t_next in zip(way, [*way[1:], None]):
+            until = model.hook_point if t_next is None else None
+            noise = model.unet(x.to(model.dtype), torch.full((len(x),), t, device=x.device), context, until)
+            if t in looked:
+                h = seen["h"].float()
+                readings = [h, h - seen["before"].float()] if updates(model.hook_point) else [h]
+                readings = [flat(h) for h in (reversed(readings) if model.sae.reads == "update" else readings)]
+                found = [describe(model.sae, h) for h in readings]
+                rows.append(Row(t, *found[0], readings[0].mean(dim=0).norm().item(), found[-1][0]))
+            if t_next is not None:
+                x = model.schedule.step(x, noise.float(), t, t_next)
+    return rows
 
 
 def fit(model):

@@ -61,8 +61,6 @@ FOREIGN = (     # keys of a UNet's config that show another model
 LEGACY = {"text_model.": "", ".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-# --- configs ----------------------------------------------------------------------------------------------------------
-
 def read_json(path):
     """Read a JSON object; WeightsError names what is wrong with the file."""
     try:
@@ -109,8 +107,6 @@ def read_latent_size(path):
     early = re.match(r"0\.[0-8]\.", str(config.get("_diffusers_version")))
     return (max(height, 64), max(width, 64)) if early else (height, width)
 
-
-# --- tensors ----------------------------------------------------------------------------------------------------------
 
 def open_tensors(path):
     """Open a safetensors file, for a `with`; WeightsError says what the file is instead."""
@@ -176,8 +172,7 @@ def on_meta(network, sizes, path):
                 raise ValueError(f"{name} has {module.heads} heads for {width} channels")
         return net
     except (TypeError, ValueError, RuntimeError, LookupError) as e:
-        why = str(e).splitlines()[0]
-        raise WeightsError(f"{path}: gives sizes from which no network can be built ({why})") from e
+        raise WeightsError(f"{path}: gives sizes from which no network can be built ({str(e).splitlines()[0]})") from e
 
 
 def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu"):
@@ -213,8 +208,7 @@ def read_part(folder, part, dtype, device):
     if not path.exists():
         raise WeightsError(f"{path}: is missing; {AGAIN}, or if it is there as a pickle, in shards or by another name: "
                            f"python weights/convert.py {folder} {folder}_converted")
-    sizes = check_config(part, read_json(config), config)
-    net = build(NETWORKS[part], sizes, config, path, dtype, device)
+    net = build(NETWORKS[part], check_config(part, read_json(config), config), config, path, dtype, device)
     return quicken(net) if part == "unet" else net
 
 
@@ -242,34 +236,34 @@ def read_tokenizer(folder):
 
 def check_widths(folder, unet, vae=None, text_encoder=None, tokenizer=None):
     """WeightsError where a part and the one that reads it differ in a width."""
-    pairs = []
-    if vae:
-        pairs.append(("vae", "latent channels", vae.post_quant_conv.in_channels, unet.conv_in.in_channels))
-    if text_encoder:
-        context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
-        tokens, width = text_encoder.embeddings.token_embedding.weight.shape
-        pairs += [("text_encoder", "wide text", width, context), ("tokenizer", "tokens", len(tokenizer.vocab), tokens)]
-    for part, what, found, expected in pairs:
-        if found != expected:
+    context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    tokens, width = text_encoder.embeddings.token_embedding.weight.shape if text_encoder else (None, context)
+    for part, what, found, expected in (
+            ("vae", "latent channels", vae and vae.post_quant_conv.in_channels, unet.conv_in.in_channels),
+            ("text_encoder", "wide text", width, context),
+            ("tokenizer", "tokens", tokenizer and len(tokenizer.vocab), tokens)):
+        if found not in (None, expected):
             raise WeightsError(f"{folder / part}: has {found} {what}, expected {expected}; give parts of one model")
 
 
 def read_sae(cfg, unet, hook_point, device):
-    """(SAE, {feature: word} of its labels.json) for a hook point of the UNet. Words are {"12": "cat"}, or {"12":
-    {"word": "cat", ...}}.
-    """
-    sizes, labels, width = read_sae_config(read_json(cfg), cfg), cfg.with_name("labels.json"), unet.width(hook_point)
+    """Build the SAE of a cfg.json for a hook point of the UNet."""
+    sizes, width = read_sae_config(read_json(cfg), cfg), unet.width(hook_point)
     if sizes["d_in"] != width:
         raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of the UNet has {width} channels; give "
                            "the SAE of this UNet")
     if sizes["reads"] == "update" and not updates(hook_point):
         raise WeightsError(f"{cfg}: reads is 'update', output minus input; {hook_point} has none, an attention has")
-    words = {key: entry.get("word") if isinstance(entry, dict) else entry
-             for key, entry in (read_json(labels) if labels.exists() else {}).items()}
+    return build(SAE, sizes, cfg, cfg.with_name("sae.safetensors"), device=device)
+
+
+def read_labels(path):
+    """{feature: word} of a labels.json, {"12": "cat"} or {"12": {"word": "cat", ...}}; empty where there is none."""
+    labels = read_json(path) if path.exists() else {}
+    words = {key: entry.get("word") if isinstance(entry, dict) else entry for key, entry in labels.items()}
     if not all(key.isdecimal() and isinstance(word, str) for key, word in words.items()):
-        raise WeightsError(f'{labels}: expected features and words, {{"12": "cat"}}')
-    sae = build(SAE, sizes, cfg, cfg.with_name("sae.safetensors"), device=device)
-    return sae, {int(key): word for key, word in words.items()}
+        raise WeightsError(f'{path}: expected features and words, {{"12": "cat"}}')
+    return {int(key): word for key, word in words.items()}
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -393,15 +387,14 @@ def load(path=None, device=None, dtype=None, hook_point=None):
         if unknown := changes.keys() - SETTINGS.keys():
             raise WeightsError(f"{featviz}: preset {preset!r} sets {min(unknown)!r}, which is no setting; python "
                                "featviz.py --help lists them all")
-    unet = parts["unet"]
+    unet, files = parts["unet"], [scheduler, featviz, *(folder / "tokenizer" / name for name in TOKENIZER)]
+    files += [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
     saes = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
     if not hook_point and len(saes) > 1 and HOOK_POINT not in saes:
         raise WeightsError(f"{folder / 'sae'}: has SAEs for {', '.join(saes)}; give one of these as hook point")
     hook_point = unet.hook_name(hook_point or (next(iter(saes)) if len(saes) == 1 else HOOK_POINT))
-    files = [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
-    files += [*(folder / "tokenizer" / name for name in TOKENIZER), scheduler, featviz]
     if cfg := saes.get(hook_point):
-        parts["sae"], parts["labels"] = read_sae(cfg, unet, hook_point, device)
+        parts |= {"sae": read_sae(cfg, unet, hook_point, device), "labels": read_labels(cfg.with_name("labels.json"))}
         files += [cfg, cfg.with_name("sae.safetensors")]
     shape = (unet.conv_in.in_channels, *read_latent_size(folder / "unet/config.json"))
     return Model(folder, folder.resolve().name, device, dtype, schedule=Schedule(**numbers, device=device),

@@ -2,9 +2,8 @@
 
 The ascent wants one gradient, that of the latent. On a CPU torch's float32 matrix product is MKL's, which is slow on
 other makers' processors, and a convolution of many channels over few positions spends three quarters of its time on
-reordering its weights. Here both become products x W^T by oneDNN, forward and backward, with the weights as they lie;
-docs/measured.md has the measurements. Weights that collect gradients, another device and a precision that oneDNN lacks
-take torch's way; the two differ by rounding.
+reordering its weights. Here both are products x W^T by oneDNN, forward and backward, with the weights as they lie; the
+results differ by rounding (docs/measured.md). Elsewhere, and where weights collect gradients, torch's way is taken.
 """
 import torch
 import torch.nn.functional as F

@@ -101,8 +101,7 @@ def read_sae_config(config, path):
 
 
 def read_tensors(tensors, names, config, source, path):
-    """{our name: tensor, float32} of an SAE's file whose family has these names; `threshold` is there where it has one.
-    """
+    """({our name: tensor}, the threshold or None) of an SAE's file whose family has these names; all are float32."""
     left = {name: (tensor.T if name in TRANSPOSED else tensor).float() for name, tensor in tensors.items()}
     weight, bias, rows, shift = map(left.pop, names)
     if source == "overcomplete":                                # normalises the rows; its decoder has no bias
@@ -119,10 +118,10 @@ def read_tensors(tensors, names, config, source, path):
     if config.get("rescale_acts_by_decoder_norm") or source == "dictionary_learning, AutoEncoder":
         norm = rows.norm(dim=1)                                 # codes grow by what the rows lose
         weight, bias, rows = weight * norm[:, None], bias * norm, rows / norm[:, None]
-    parts = {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": shift}
-    if extra := sorted(left.keys() - COUNTERS - {"threshold"}):
+    threshold = left.pop("threshold", None)
+    if extra := sorted(left.keys() - COUNTERS):
         raise WeightsError(f"{path}: has a tensor {extra[0]!r} for which there is no code here")
-    return parts | {name: left[name] for name in left.keys() & {"threshold"}}
+    return {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": shift}, threshold
 
 
 def read_sae(tensors, config, path, config_name=""):
@@ -148,12 +147,11 @@ def read_sae(tensors, config, path, config_name=""):
         raise WeightsError(f"{path}: is an SAE of no family that is known here, or needs its config; put its config "
                            f"(cfg.json or config.json) beside it; its tensors are {', '.join(sorted(tensors)[:12])}")
     source, names, *_ = family
-    parts = read_tensors(tensors, names, config, source, path)
+    parts, threshold = read_tensors(tensors, names, config, source, path)
     F, D = parts["W_dec"].shape
     k = fields.pop("k") or int(tensors.get("k", 0))
     if source == "overcomplete" and k and fields["gate"] == "relu":
         fields["gate"] = "topk"
-    threshold = parts.pop("threshold", None)
     if threshold is not None and (fields["gate"] == "threshold" or (        # top-k over a batch has one after training
             (threshold >= 0).any() and config.get("dict_class") != "AutoEncoderTopK")):
         fields["gate"], parts["threshold"] = "threshold", threshold.expand(F)
