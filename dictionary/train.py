@@ -208,7 +208,7 @@ def train(data, recipe, path, device="cpu"):
             saved, state = time.monotonic(), io.BytesIO()
             torch.save({"recipe": wanted, "step": step, "sae": sae.state_dict(), "adam": optimizer.state_dict(),
                         "generator": generator.get_state(), "silent": silent, "threshold": threshold}, state)
-            write(path, state.getvalue())
+            write(path, state.getbuffer())
     normalize_decoder(sae)
     sae.gate, sae.threshold = "threshold", threshold.item()     # stands for batch top-k at inference
     return sae.requires_grad_(False)
