@@ -15,7 +15,7 @@ import numpy as np
 from config import HOOK_POINT
 from pages.evidence import gain, study
 from pages.web import EDGE, asset, chart, count, document, escape, figure, shrunk
-from results import BROKEN, PROJECT, feature_folders, read_results, write
+from results import BROKEN, PROJECT, feature_folders, write
 from vae import to_file
 
 
@@ -23,8 +23,7 @@ def write_atlas(folder):
     """Write folder/index.html and return its path. ValueError where there are no results."""
     folder = Path(folder)
     (folder / "atlas").mkdir(parents=True, exist_ok=True)
-    tiles = [tile(inside, found, folder / "atlas") for inside in feature_folders(folder)
-             if (found := read_results(inside))]
+    tiles = [tile(known, folder / "atlas") for inside in feature_folders(folder) if (known := study(inside))]
     name, kinds = folder.resolve().name, Counter(shown["kind"] for shown in tiles)
     title = " and ".join(count(n, kind) for kind, n in sorted(kinds.items(), reverse=True)) + f" of {name}"
     data = json.dumps(tiles, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")     # no tag can end in it
@@ -35,15 +34,14 @@ def write_atlas(folder):
     return folder / "index.html"
 
 
-def tile(folder, found, thumbnails):
+def tile(known, thumbnails):
     """What the page knows of one feature, as JSON values."""
-    known = study(folder, found)
     first, peaks, hook = known.first, known.activity.highest if known.activity else [], known.first.recipe["hook_point"]
-    name = f"{folder.name}_{first.folder}_seed_{first.seed}"
+    name = f"{known.folder.name}_{first.folder}_seed_{first.seed}"
     faces = [face(first.last, thumbnails / f"{name}.jpg")]
     faces.append(face(first, thumbnails / f"{name}_ascent.jpg") if first.finished else faces[0])
     return {"kind": first.kind, "number": first.target, "hook": "" if hook == HOOK_POINT else hook,
-            "link": f"{folder.name}/index.html", "peak": peaks[0] if peaks else None,
+            "link": f"{known.folder.name}/index.html", "peak": peaks[0] if peaks else None,
             "t": first.t, "words": known.words, "evidence": known.strength, "faces": faces}
 
 
@@ -64,5 +62,5 @@ def dictionary(name):
             times, unexplained = zip(*sorted((int(t), found["fvu"]) for t, found in report.items()))
             said = f"The autoencoder leaves {min(unexplained):.0%} to {max(unexplained):.0%} of the variance"
             curve = np.interp(range(1001), times, unexplained).tolist()
-            shown += figure(chart(curve, f"{said}, by time step", 360, 120), f"{said}. Across: the time step.")
+            shown += figure(chart(curve, f"{said}, by time step", 360), f"{said}. Across: the time step.")
     return f"<details><summary>How good the autoencoder is</summary>{shown}</details>" if shown else ""

@@ -16,14 +16,11 @@ WORDS = 2                   # words read by CLIP that a page shows
 def read_activity(folder):
     """Read what a capture knows of a feature, activity.json, by its names (activity/analysis.py, `analysis`), without
     images that are gone; with `highest`, the peaks, the highest first. None where there is no file, or a broken one."""
-    try:
+    with suppress(*BROKEN):
         record = json.loads((folder / "activity.json").read_text(encoding="utf-8"))
         record["examples"] = {int(t): [e for e in found if Path(e["file"]).is_file()]
                               for t, found in record["examples"].items()}
-        record["highest"] = sorted(record["peaks"], key=lambda t: -record["profile"][t])
-        return SimpleNamespace(**record)
-    except BROKEN:
-        return None
+        return SimpleNamespace(**record, highest=sorted(record["peaks"], key=lambda t: -record["profile"][t]))
 
 
 def examples_at(activity, t):
@@ -57,17 +54,20 @@ def groups(found):
     return list(grouped.values())
 
 
-def study(folder, found):
-    """Weigh a feature's results and files.
+def study(folder):
+    """Weigh a feature's results and files; None where there is no finished result.
 
+    folder          as given
     groups, first   of results, see `groups`; the best result, of the first group, which the rest is about
     activity        see `read_activity`
     words, source   what the feature responds to, "" where nothing says so; where the words come from
     checks          [(sentence, whether it holds)]; `count` says how many do, `strength` how strong the evidence is
     """
-    grouped, activity = groups(found), read_activity(folder)
+    found = read_results(folder)
+    if not found:
+        return None
+    grouped, activity, seen = groups(found), read_activity(folder), {}
     concept, named = (" ".join(activity.concept), activity.label) if activity else ("", "")
-    seen = {}
     with suppress(*BROKEN):
         seen = json.loads((folder / "legibility.json").read_text(encoding="utf-8"))["groups"][grouped[0][0].folder]
     read = [word for word, _ in seen.get("words", [])[:WORDS]]
@@ -82,14 +82,14 @@ def study(folder, found):
     if read and concept:
         same = bool({word.lower() for word in read} & set(concept.lower().split()))
         checks.append((f"CLIP reads in the pictures: {', '.join(read)}.", same))
-    known = ((named, "its label"), (concept, "the prompts of its dataset images"),
-             (", ".join(read), "words that CLIP finds in its pictures"))
-    words, source = next((pair for pair in known if pair[0]), ("", ""))
+    sources = {"its label": named, "the prompts of its dataset images": concept,
+               "words that CLIP finds in its pictures": ", ".join(read)}
+    words, source = next(((words, source) for source, words in sources.items() if words), ("", ""))
     held, most = sum(holds for _, holds in checks), len(checks)
     strength = "missing" if not words or held == 0 else "strong" if held == most else \
         "fair" if 2 * held > most else "weak"
-    return SimpleNamespace(groups=grouped, first=grouped[0][0], activity=activity, words=words, source=source,
-                           checks=checks, count=f"{held} of {most} checks hold", strength=strength)
+    return SimpleNamespace(folder=folder, groups=grouped, first=grouped[0][0], activity=activity, words=words,
+                           source=source, checks=checks, count=f"{held} of {most} checks hold", strength=strength)
 
 
 def sentence(known, name, words):
@@ -102,5 +102,5 @@ def sentence(known, name, words):
 
 def conclusion(folder):
     """Say in one line what a feature's results and capture suggest, and how surely."""
-    known = study(folder, read_results(folder))
+    known = study(folder)
     return f"{sentence(known, f'{known.first.kind.capitalize()} {known.first.target}', known.words)}: {known.count}"

@@ -11,14 +11,13 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pages.evidence import study
+from pages.evidence import examples_at, study
 from pages.web import short, shrunk
-from results import feature_folders, read_result, read_results, write
+from results import feature_folders, read_result, write
 from vae import to_file
 
 TILE, SMALL, GAP, LINE, LETTER = 192, 128, 12, 17, 8    # pixels: edges of pictures, space between, a line, a letter
 ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, and in a row of it
-TITLES = (*["a dataset image"] * 3, "the ascent's picture", "the finished picture", "")
 
 
 def scaled(path, edge=TILE):
@@ -66,20 +65,19 @@ def write_sweep(folder, paths, names):
 
 
 def drawn_at_random(folder, count):
-    """Draw features that have results -> (what is known of it, its best result, words to show) of each."""
+    """Draw features that have results: (what is known of it, its best result, words to show) of each."""
     folders = feature_folders(folder)
-    for inside in random.Random(0).sample(folders, min(count, len(folders))):
-        known = study(inside, read_results(inside))
-        yield known, known.first, known.words or "no word known"
+    studies = map(study, random.Random(0).sample(folders, min(count, len(folders))))
+    return [(known, known.first, known.words or "no word known") for known in studies if known]
 
 
 def write_rows(folder, path):
     """Write a row for each of ROWS features, and return the path."""
-    rows = [[tile(None, title, SMALL) for title in TITLES]]
+    titles = (*["a dataset image"] * 3, "the ascent's picture", "the finished picture", "")
+    rows = [[tile(None, title, SMALL) for title in titles]]
     for known, first, words in drawn_at_random(folder, ROWS):
         said = f"{words}\nevidence: {known.strength}\n{first.kind} {first.target}"
-        times = [first.t, *known.activity.highest] if known.activity else []
-        images = dict.fromkeys(e["file"] for t in times for e in known.activity.examples.get(t, []))
+        images = [example["file"] for example in examples_at(known.activity, first.t)]
         pictures = [*images, None, None, None][:3] + [first.path, first.last.path]
         rows.append([*(tile(picture, "", SMALL) for picture in pictures), tile(None, said, SMALL)])
     return save_sheet(rows, path)

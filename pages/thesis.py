@@ -13,7 +13,7 @@ from config import SEEDS
 from pages.evidence import examples_at, study
 from pages.feature import SMALL, seeds, tiles
 from pages.web import document, escape, figure, section, sharp
-from results import folder_of, read_results, write
+from results import folder_of, write
 from vae import to_png
 from weights.load import WeightsError
 
@@ -53,7 +53,7 @@ def write_thesis(model, out):
     for row in rows:
         n, prompt, picture = row["feature"], row["prompt"], folder / f"{row['feature']}.png"
         home = folder_of(out, model.name, model.hook_point, "feature", n)
-        known = study(home, read_results(home))
+        known = study(home)
         left = tiles(examples_at(known.activity, known.first.t)[:1], "feature")
         if prompt:
             if not picture.exists():

@@ -11,7 +11,7 @@ random draws and the noises of a score, is computed again beside them. No result
 of each section, trace.html what stands before and after. A line of code is searched for when the page is made, so its
 number cannot go stale. Every number comes from the tensors, and tests/slow/test_trace.py computes them again.
 
-Axes: B jobs, 4 x H x W latents, D x h x w at the hook point, n sampling or finish steps.
+Axes: B jobs, 4 x H x W latents, D x h x w at the hook point, S = h w, n sampling or finish steps.
 """
 import json
 import tomllib
@@ -24,6 +24,7 @@ from safetensors.torch import save as save_tensors
 
 import visualize
 from ascent import activation, draw, objective, readout
+from config import FINISH_FROM
 from finish import rms
 from pages.web import asset, bars, chart, checks, command, document, embedded, escape, figure, short, table
 from regularizers import pitch, smoothing_sigma
@@ -40,7 +41,6 @@ SHOWN = 10                  # steps of the start and of the finish that are show
 DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))          # negative, 0, positive; also for the colour-blind
 EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from nothing to the largest
 STRONGEST = 10              # features or channels that are listed beside the target
-OF_STEP = ("before", "transformed", "noised", "gradient", "filtered", "smoothed", "after", "activation", "silent")
 OF_FINISH = ("before", "noise", "gradient", "filtered", "pulled", "after", "activation", "silent")
 
 
@@ -51,7 +51,7 @@ def trace(model, recipes, config, steps, out, on_step, size):
     on_step  is called after each step as on_step(phase, step), see visualize.run
     """
     model.require("vae")
-    jobs, steps = list(recipes), sorted(set(steps))
+    jobs = list(recipes)
     for at in range(0, len(jobs), size):
         batch, seen = jobs[at:at + size], {"sampling": [], "ascent": [], "finish": []}
 
@@ -64,11 +64,11 @@ def trace(model, recipes, config, steps, out, on_step, size):
         for i, result in enumerate(visualize.run(model, batch, config, begin, on_step=see)):
             job, start = batch[i], begin[1][i]
             files = {"start": follow_start(model, job, config, start, seen["sampling"], i)}
-            files |= {f"step_{step.index:03d}": record(model, job, config, step, i) for step in seen["ascent"]}
+            files |= {f"step_{step.index:03d}": follow_step(model, job, config, step, i) for step in seen["ascent"]}
             if config.finish:
                 files["finish"] = follow_finish(model, config, seen["finish"], i, result)
             files["verdict"] = follow_scores(model, job, config, start, result)
-            yield save_trace(model, recipes[job], files, result, out, steps)
+            yield save_trace(model, recipes[job], files, result, out)
 
 
 def ends(result):
@@ -76,9 +76,10 @@ def ends(result):
     return {"ascent": result} | ({"finished": result.finished} if result.finished else {})
 
 
-def stacked(model, steps, names, i):
-    """Stack row i of the steps of a sample or a finish, (n, ...) each: `names`, timestep, and clean, the latent z of
-    x = sqrt(abar_t) z + sqrt(1 - abar_t) e, where x is `before` and e the noise that the step took."""
+def stacked(model, steps, i):
+    """Stack row i of the steps of a sample or a finish, (n, ...) each: those of OF_FINISH that they have, timestep, and
+    clean, the latent z of x = sqrt(abar_t) z + sqrt(1 - abar_t) e; x is `before`, e the noise that the step took."""
+    names = [name for name in OF_FINISH if hasattr(steps[0], name)]
     s = {name: torch.stack([getattr(step, name)[i] for step in steps]) for name in names}
     s["timestep"], e = torch.tensor([step.timestep for step in steps]), s.get("pulled", s["noise"])
     abar = model.schedule.abar(s["timestep"].to(model.device)).to(e)                            # (n, 1, 1, 1)
@@ -93,9 +94,7 @@ def follow_start(model, job, config, start, sampled, i):
                                                     of a guided start all that a finish has
     strength (1001,), direction (D,), push (n,)     of a steered start: s_t, d, s_t |d|
     """
-    s = {"start": start}
-    if sampled:
-        s |= stacked(model, sampled, OF_FINISH if config.prior == "guided" else ("before", "noise"), i)
+    s = {"start": start} | (stacked(model, sampled, i) if sampled else {})
     if config.prior == "steer":
         curve = torch.as_tensor(model.capture.strength(job.kind, job.target, config.steer_steps))
         s["strength"], s["direction"] = config.steer_scale * curve.to(start), directions(model, [job])[0]
@@ -104,8 +103,8 @@ def follow_start(model, job, config, start, sampled, i):
 
 
 @torch.no_grad()
-def record(model, job, config, step, i):
-    """Collect all of one step of job i, {name: tensor}; its random numbers are drawn once more."""
+def follow_step(model, job, config, step, i):
+    """Record one step of the ascent of job i, {name: tensor}; its random numbers are drawn once more."""
     g = torch.Generator().manual_seed(job.seed)
     torch.randn(model.latent_shape, generator=g)                # the noise of the start comes before those of all steps
     for _ in range(step.index + 1):
@@ -114,17 +113,15 @@ def record(model, job, config, step, i):
     flat = hook[0].flatten(1).T                                                                 # (S, D)
     everything = (model.sae.pre_acts(flat) if job.kind == "feature" else flat).mean(dim=0)      # (F or D,)
     top = everything.topk(min(STRONGEST, len(everything)))
-    longest = flat.norm(dim=0).nan_to_num(0).topk(4).indices                                    # channels
     climbed = objective(readout(model, hook, [job], config.position), job.kind, config.silent_gradient)[2][0]
-    penalties = {name: value[i] for name, value in step.penalties.items()}
-    tensors = {name: getattr(step, name)[i] for name in OF_STEP}
-    tensors |= dict(zip(("shift", "angle", "zoom", "eps"), drawn))
-    tensors |= {f"penalty_{name}": value for name, value in penalties.items()}
-    return tensors | {
+    s = {name: getattr(step, name)[i] for name in (*LATENTS, *FORCES, "activation", "silent")}
+    s |= {f"penalty_{name}": value[i] for name, value in step.penalties.items()}
+    return s | dict(zip(("shift", "angle", "zoom", "eps"), drawn)) | {
         "hook": hook[0], "pre_activation": readout(model, hook, [job]).reshape(hook.shape[2:]), "climbed": climbed,
-        "loss": sum(penalties.values()) - climbed, "update": step.after[i] - step.before[i], "adam_mean": step.mean[i],
-        "adam_square": step.square[i], "strongest": top.indices, "strongest_activation": top.values,
-        "longest": longest}
+        "loss": sum(value[i] for value in step.penalties.values()) - climbed, "update": s["after"] - s["before"],
+        "adam_mean": step.mean[i], "adam_square": step.square[i],
+        "strongest": top.indices, "strongest_activation": top.values,
+        "longest": flat.norm(dim=0).nan_to_num(0).topk(4).indices}                              # channels
 
 
 def follow_finish(model, config, redrawn, i, result):
@@ -135,7 +132,7 @@ def follow_finish(model, config, redrawn, i, result):
         pull (n,)                       s rms e / rms g, what g is multiplied by; 0 where there is no gradient
     """
     first = config.finish_steps * config.finish_times.index(result.finished.scores["finish_from"])
-    s = stacked(model, redrawn[first:first + config.finish_steps], OF_FINISH, i)
+    s = stacked(model, redrawn[first:first + config.finish_steps], i)
     e, g = rms(s["noise"]).flatten(), rms(s["filtered"]).flatten()                              # (n,) each
     return s | {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0)}
 
@@ -150,20 +147,19 @@ def follow_scores(model, job, config, start, result):
     """
     g = torch.Generator().manual_seed(visualize.SCORE_SEED ^ job.seed)
     eps = torch.stack([torch.randn(start.shape, generator=g) for _ in range(visualize.SCORE_DRAWS)]).to(start)
-    latents = {"start": start}
+    t, s = torch.full((len(eps),), job.timestep, device=model.device), {"eps": eps}
+    context, latents = model.embed([config.prompt]).expand(len(eps), -1, -1), {"start": start}
     for name, end in ends(result).items():
         z = end.latent.to(start)
         latents |= {name: z, f"{name}_reencoded": model.encode(model.decode(z[None]))[0]}
-    t = torch.full((len(eps),), job.timestep, device=model.device)
-    context, found = model.embed([config.prompt]).expand(len(eps), -1, -1), {"eps": eps}
     for name, z in latents.items():
         hook = read_hook(model, model.schedule.add_noise(z, eps, t), t, context)                # (4, D, h, w)
         values = readout(model, hook, [job] * len(eps), config.position)
-        found |= {f"{name}_latent": z, f"{name}_activation": activation(values, job.kind)}
-    return found
+        s |= {f"{name}_latent": z, f"{name}_activation": activation(values, job.kind)}
+    return s
 
 
-def save_trace(model, recipe, files, result, out, steps):
+def save_trace(model, recipe, files, result, out):
     """Write the files {name: {name: tensor}} of one job, fractions in float32, trace.html last; what an earlier trace
     left in the folder goes first."""
     folder = Path(f"{path_of(out, recipe)}_trace")
@@ -175,20 +171,16 @@ def save_trace(model, recipe, files, result, out, steps):
         files[name] = {key: (t.float() if t.is_floating_point() else t).detach().cpu().clone().contiguous()
                        for key, t in tensors.items()}
         write(folder / f"{name}.safetensors", save_tensors(files[name], metadata=meta))
-    write(folder / "trace.html", page(model, recipe, steps, files, result).encode("utf-8"))
+    write(folder / "trace.html", page(model, recipe, files, result).encode("utf-8"))
     return folder / "trace.html"
 
 
 # --- pictures: tensors -> HTML ----------------------------------------------------------------------------------------
 
-def picture(rgb, what, look, scale=""):
-    """Show (H, W, 3) uint8 over its caption; look: picture, map or small, see trace.css."""
-    return figure(embedded(Image.fromarray(rgb), what), f"{what}. {scale}", look=f'class="{look}"')
-
-
 def decoded(model, z, what, look="picture"):
-    """Decode and show a latent (4, H, W)."""
-    return picture(to_uint8(model.decode(z[None].to(model.device))[0].cpu()), f"{what}, decoded", look)
+    """Decode and show a latent (4, H, W); look: picture or small, see trace.css."""
+    image = Image.fromarray(to_uint8(model.decode(z[None].to(model.device))[0].cpu()))
+    return figure(embedded(image, f"{what}, decoded"), f"{what}, decoded.", look=f'class="{look}"')
 
 
 def mapped(x, what, top=None, low=None):
@@ -207,7 +199,8 @@ def mapped(x, what, top=None, low=None):
         rgb = np.vstack([np.hstack(rgb[:2]), np.hstack(rgb[2:])])[None]
     line = ", ".join(f"rgb{stop}" for stop in stops)
     scale = f'{low:.3g} <span class="scale" style="background:linear-gradient(90deg, {line})"></span> {top:.3g}'
-    return picture(rgb[0], what + said, "map", "<br>" + (scale if x.any() else "0 everywhere"))
+    return figure(embedded(Image.fromarray(rgb[0]), what + said), f"{what + said}.",
+                  scale if x.any() else "0 everywhere", look='class="map"')
 
 
 def largest(*tensors):
@@ -216,62 +209,56 @@ def largest(*tensors):
 
 
 def spectrum(g):
-    """Take log10 of the size of each wave, rms over channels, slow ones in the middle: (C, H, W) -> (H, W)."""
-    size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=0).sqrt()
-    return size.clamp_min(torch.finfo(torch.float32).tiny).log10()
-
-
-def pictures(model, kind, s):
-    """{stage: HTML} of one step's tensors; latents share one scale, gradients another, spectra a third."""
-    four, captions = "channels 0 to 3 row by row", {name: TEXTS[name]["picture"] for name in LATENTS + FORCES}
-    waves = {name: spectrum(s[name])[None] for name in FORCES}                                  # (1, H, W) each
-    seen = torch.stack([waves["gradient"], waves["filtered"]]).nan_to_num(0, 0, 0)
-    pre, long = s["pre_activation"], s["hook"][s["longest"]]
-    z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
-    shown = {name: [decoded(model, s[name], captions[name]), mapped(s[name], f"{captions[name]}, {four}", z_top)]
-             for name in LATENTS}
-    shown |= {name: [mapped(s[name], f"{captions[name]}, {four}", g_top),
-                     mapped(waves[name], f"{captions[name]}, spectrum, log10", seen.max().item(), seen[0].min().item())]
-              for name in FORCES}
-    shown |= {"hook": [mapped(s["hook"].norm(dim=0)[None], "Length of the vector at each place", low=0.0),
-                       mapped(long, "Its four longest channels")],
-              "activation": [mapped(pre.relu()[None], "Activation at each place", low=0.0) if kind == "feature" else
-                             mapped(pre[None], f"The {kind} at each place")],
-              "update": [mapped(s["update"], f"The update, {four}"),
-                         mapped(s["adam_mean"], "The gradient's running mean before this step")]}
-    return {name: row(*figures) for name, figures in shown.items()}
-
-
-def row(*figures):
-    """Set figures side by side."""
-    return f'<div class="pictures">{"".join(figures)}</div>'
+    """Take log10 of the size of each wave, rms over channels, slow ones in the middle: (C, H, W) -> (1, H, W)."""
+    size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=0, keepdim=True).sqrt()
+    return size.clamp_min(torch.finfo(torch.float32).tiny).log10().nan_to_num(0, 0, 0)
 
 
 def course(model, s):
     """Decode the clean latent at SHOWN of the steps of a start or a finish, evenly, first and last included."""
-    times = s["timestep"].tolist()
-    at = sorted({round(i * (len(times) - 1) / (SHOWN - 1)) for i in range(SHOWN)})
-    return row(*(decoded(model, s["clean"][i], f"The clean latent at t = {times[i]}", "small") for i in at))
+    at = visualize.kept_steps(len(s["timestep"]) - 1, SHOWN)
+    return [decoded(model, s["clean"][i], f"The clean latent at t = {s['timestep'][i]}", "small") for i in at]
 
+
+def pictures(model, kind, s):
+    """{stage: figures} of one step's tensors; latents share one scale, gradients another, spectra a third."""
+    four, waves = ", channels 0 to 3 row by row", {name: spectrum(s[name]) for name in FORCES}
+    z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
+    low, high = waves["gradient"].min().item(), max(wave.max().item() for wave in waves.values())
+    pre, shown = s["pre_activation"][None], {"loss": []}
+    for name in LATENTS:
+        said = TEXTS[name]["picture"]
+        shown[name] = [decoded(model, s[name], said), mapped(s[name], said + four, z_top)]
+    for name, wave in waves.items():
+        said = TEXTS[name]["picture"]
+        shown[name] = [mapped(s[name], said + four, g_top), mapped(wave, f"{said}, spectrum, log10", high, low)]
+    shown["hook"] = [mapped(s["hook"].norm(dim=0)[None], "Length of the vector at each place", low=0.0),
+                     mapped(s["hook"][s["longest"]], "Its four longest channels")]
+    shown["activation"] = [mapped(pre.relu(), "Activation at each place", low=0.0) if kind == "feature" else
+                           mapped(pre, f"The {kind} at each place")]
+    shown["update"] = [mapped(s["update"], "The update" + four),
+                       mapped(s["adam_mean"], "The gradient's running mean before this step")]
+    return shown
+
+
+# --- sections: tensors -> (id, title in links, HTML) ------------------------------------------------------------------
 
 def facts(model, recipe, k, s):
     """Values for the sentences about step k: those of the recipe, of the step's tensors, and some of both."""
     job, config, order = recipe["job"], recipe["config"], s["strongest"].tolist()
-    abar, sae = model.schedule.alphas_cumprod[job["timestep"]].double(), model.sae
+    abar, read = model.schedule.alphas_cumprod[job["timestep"]].double(), "<i>h<sub>s</sub></i>"
+    if job["kind"] == "feature":
+        read = read if model.sae.norm == "none" else f"n({read})"
+        read = f"({read} − <i>b</i><sub>dec</sub>)" if model.sae.centre else read
     sigma = smoothing_sigma(k, config["num_steps"], config["gradient_smoothing_sigma_start"],
                             config["gradient_smoothing_sigma_end"])
-    read = "<i>h<sub>s</sub></i>"
-    if job["kind"] == "feature":
-        read = read if sae.norm == "none" else f"n({read})"
-        read = f"({read} − <i>b</i><sub>dec</sub>)" if sae.centre else read
     return config | job | s | {
         "prompt": escape(config["prompt"]), "n": escape(job["target"]), "hook_point": recipe["hook_point"],
         "over": f"at place {tuple(config['position'])}:" if config["position"] else "mean<sub><i>s</i></sub>",
         "read": read, "more": order.index(job["target"]) or "no" if job["target"] in order else f"{len(order)} or more",
         "climbs": " The feature is silent everywhere, so its mean before the relu is climbed."
                   if s["silent"] and config["silent_gradient"] else "",
-        **dict(zip("CHW", s["before"].shape)), **dict(zip("Dhw", s["hook"].shape)),
-        "signal": abar.sqrt(), "noise": (1 - abar).sqrt(), "longest": str(s["longest"].tolist())[1:-1],
+        "signal": abar.sqrt(), "noise": (1 - abar).sqrt(), "channels": str(s["longest"].tolist())[1:-1],
         "std_before": s["before"].std(), "std_after": s["transformed"].std(), "sigma": pitch(s["before"]) * sigma,
         "firing": (s["pre_activation"] > 0).sum(), "places": s["pre_activation"].numel(),
         "decay": config["learning_rate"] * config["weight_decay"] * s["before"].norm() / s["update"].norm(),
@@ -281,15 +268,15 @@ def facts(model, recipe, k, s):
 def cite(cited):
     """Find the one line that "file: text" names: ("file:number", the line)."""
     file, text = cited.split(": ", 1)
-    lines = (PROJECT / file).read_text(encoding="utf-8").splitlines()
-    (at,) = [i for i, line in enumerate(lines) if text in line]
-    return f"{file}:{at + 1}", " ".join(lines[at].split())
+    lines = enumerate((PROJECT / file).read_text(encoding="utf-8").splitlines(), start=1)
+    ((number, line),) = [(number, line) for number, line in lines if text in line]
+    return f"{file}:{number}", " ".join(line.split())
 
 
-def section(place, text, where, values, s, shown, said="", of=""):
+def section(place, text, where, values, s, figures, below="", said="", of=""):
     """Build a section: (its id, its title in links, HTML). `text`: of trace.toml, filled from `values`; s: its tensors.
 
-    shown, said  HTML beside and below the words; of  what its title in links begins with
+    figures, below, said  HTML beside the words, under it, and below the words; of  what its title in links begins with
     """
     lines = ("<p><b>{}</b></p><pre>{}</pre>".format(*map(escape, cite(cited))) for cited in text["code"])
     rows = [(name, *(f"{v:.4g}" for v in (x.mean(), x.std(correction=0), x.min(), x.max(), x.norm())))
@@ -303,7 +290,7 @@ def section(place, text, where, values, s, shown, said="", of=""):
 <p class="idea">{idea}</p>
 <div class="line">{"".join(lines)}</div>
 {numbers}{said}
-</div><div>{shown}</div></div>
+</div><div><div class="pictures">{"".join(figures)}</div>{below}</div></div>
 """
 
 
@@ -314,79 +301,78 @@ def columns(named, label):
 
 def of_start(model, recipe, s):
     """The section of the start: the sample that became it, with the curve of strengths."""
-    prior, shown = recipe["config"]["prior"], row(decoded(model, s["start"], "The start"))
-    shown += course(model, s) if "clean" in s else ""
+    prior, below = recipe["config"]["prior"], ""
     if prior == "steer":
         named = {"t": s["timestep"], "length of the push": s["push"], "length of e": s["noise"].flatten(1).norm(dim=1)}
-        shown += ("<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
-                  + chart(s["strength"].tolist(), "Strength of the push by time step")
-                  + columns(named, "Steps of the start"))
+        below = ("<p>Strength <i>s<sub>t</sub></i> over the time steps:</p>"
+                 + chart(s["strength"].tolist(), "Strength of the push by time step")
+                 + columns(named, "Steps of the start"))
+    figures = [*(course(model, s) if "clean" in s else ()), decoded(model, s["start"], "The start")]
     text = TEXTS.get(f"start_{prior}", TEXTS["start_picture"])
-    return section("start", text, "before the ascent", recipe["config"] | recipe["job"], s, shown)
+    return section("start", text, "before the ascent", recipe["config"] | recipe["job"], s, figures, below)
 
 
 def of_step(model, recipe, k, s):
     """The sections of all stages of step k."""
-    kind, target = recipe["job"]["kind"], recipe["job"]["target"]
+    kind, target, num_steps = recipe["job"]["kind"], recipe["job"]["target"], recipe["config"]["num_steps"]
     values, shown, thing = facts(model, recipe, k, s), pictures(model, kind, s), kind.replace("direction", "channel")
-    terms = {"-activation": -s["climbed"], **{name.removeprefix("penalty_").replace("_", " "): value
-                                              for name, value in s.items() if "penalty_" in name}, "loss": s["loss"]}
-    rows = [(name, f"{v:.5g}", v.nan_to_num(0, 0, 0).item(), name == "loss") for name, v in terms.items()]
-    shown["loss"] = bars(rows) + "<p>The terms and their sum. Grey lowers the loss.</p>"
-    rows = [(f"{thing} {n}", f"{a:.4f}", a, n == target)
-            for n, a in zip(s["strongest"].tolist(), s["strongest_activation"].nan_to_num(0).tolist())]
-    shown["activation"] += f"<p>The most active at this step, mean over places:</p>{bars(rows)}"
+    penalties = {name.replace("penalty_", "").replace("_", " "): s[name] for name in s if "penalty_" in name}
+    terms = {"-activation": -s["climbed"], **penalties, "loss": s["loss"]}
+    parts = bars([(name, f"{v:.5g}", v.nan_to_num(0, 0, 0).item(), name == "loss") for name, v in terms.items()])
+    strongest = bars([(f"{thing} {n}", f"{a:.4f}", a, n == target)
+                      for n, a in zip(s["strongest"].tolist(), s["strongest_activation"].nan_to_num(0).tolist())])
+    below = {"loss": f"{parts}<p>The terms and their sum. Grey lowers the loss.</p>",
+             "activation": f"<p>The most active at this step, mean over places:</p>{strongest}"}
     for number, name in enumerate(STAGES, start=1):
         same = name in BEFORE and torch.equal(s[name], s[BEFORE[name]])
-        where = f"step {k} of {values['num_steps']}, stage {number} of {len(STAGES)}"
         text = TEXTS.get(name) or TEXTS[f"activation_{kind}"]
-        yield section(f"s{k}-{name}", text, where, values | {"same": OFF * same}, s, shown[name], of=f"Step {k}: ")
+        yield section(f"s{k}-{name}", text, f"step {k} of {num_steps}, stage {number} of {len(STAGES)}",
+                      values | {"same": OFF * same}, s, shown[name], below.get(name, ""), of=f"Step {k}: ")
 
 
 def of_finish(model, recipe, s, scores):
     """The section of the finish: its steps, and the tries that lost."""
-    times, tried = s["timestep"].tolist(), ""
-    tries = {name.removeprefix("reencoded_from_"): a for name, a in scores.items() if "reencoded_from_" in name}
+    tried, tries = "", [f"{short(scores[f'reencoded_from_{t0}'])} from t = {t0}" for t0 in FINISH_FROM
+                        if f"reencoded_from_{t0}" in scores]
     if len(tries) > 1:
-        found = ", ".join(f"{short(a)} from t = {t0}" for t0, a in tries.items())
-        tried = f" It was tried from several t. Re-encoded activations: {found}. The largest was kept."
+        tried = f" It was tried from several t. Re-encoded activations: {', '.join(tries)}. The largest was kept."
     named = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
              "activation": s["activation"]}
-    shown = course(model, s) + columns(named, "Steps of the finish")
-    values = recipe["config"] | recipe["job"] | {"top": times[0], "tried": tried}
-    return section("finish", TEXTS["finish"], f"{len(times)} steps after the ascent", values, s, shown)
+    values = recipe["config"] | recipe["job"] | {"top": s["timestep"][0], "tried": tried}
+    return section("finish", TEXTS["finish"], f"{len(s['timestep'])} steps after the ascent", values, s,
+                   course(model, s), columns(named, "Steps of the finish"))
 
 
 def of_verdict(model, s, result):
-    """The section of the scores: activations under each noise, their means, the rule with its numbers."""
+    """The section of the scores: activations under each noise, their means, the checks with their numbers."""
     rows = [(name.removesuffix("_activation").replace("_reencoded", ", re-encoded"),
              *(f"{a:.5g}" for a in (*values, values.mean()))) for name, values in s.items() if "_activation" in name]
     said = table(("", *(f"noise {i}" for i in range(1, 5)), "mean"), rows, "Activations under each noise")
     figures = []
     for name, end in ends(result).items():
-        title = name.capitalize()
-        lines = checks([(escape(line if holds else f"{line}, so {fails}"), holds)
-                        for fails, line, holds in visualize.list_checks(end.scores)])
-        said += f"<h3>{title}: {escape(end.verdict)}</h3><ol>{lines}</ol>"
-        figures += [decoded(model, s[f"{name}_latent"], title),
-                    decoded(model, s[f"{name}_reencoded_latent"], f"{title}, encoded and decoded again")]
-    return section("verdict", TEXTS["verdict"], "after all steps", {}, s, row(*figures), said)
+        found = [(line if holds else f"{line}, so {fails}", holds)
+                 for fails, line, holds in visualize.list_checks(end.scores)]
+        said += f"<h3>{name.capitalize()}: {escape(end.verdict)}</h3><ol>{checks(found)}</ol>"
+        figures += [decoded(model, s[f"{name}_latent"], name.capitalize()),
+                    decoded(model, s[f"{name}_reencoded_latent"], f"{name.capitalize()}, encoded and decoded again")]
+    return section("verdict", TEXTS["verdict"], "after all steps", {}, s, figures, said=said)
 
 
 @torch.no_grad()
-def page(model, recipe, steps, files, result):
+def page(model, recipe, files, result):
     """Build the document from {file: its tensors} and the result."""
-    job, kind, values = recipe["job"], recipe["job"]["kind"], result.history["activation"]
+    job, kind = recipe["job"], recipe["job"]["kind"]
+    steps = {int(name[5:]): s for name, s in files.items() if name.startswith("step_")}
     body = [of_start(model, recipe, files["start"])]
-    for k in steps:
-        body += of_step(model, recipe, k, files[f"step_{k:03d}"])
+    for k, s in steps.items():
+        body += of_step(model, recipe, k, s)
     if result.finished:
         body.append(of_finish(model, recipe, files["finish"], result.finished.scores))
     body.append(of_verdict(model, files["verdict"], result))
     sections = ""
-    for i, (_, _, html) in enumerate(body):
-        ways = [f'<a rel="{rel}" href="#{body[to][0]}">{arrow.format(body[to][1])}</a>'
-                for to, rel, arrow in ((i - 1, "prev", "← {}"), (i + 1, "next", "{} →")) if 0 <= to < len(body)]
+    for (_, _, html), back, on in zip(body, [None, *body], [*body[1:], None]):
+        ways = [f'<a rel="{rel}" href="#{to[0]}">{arrow.format(to[1])}</a>'
+                for rel, to, arrow in (("prev", back, "← {}"), ("next", on, "{} →")) if to]
         sections += (f'{html}<nav class="ways noprint" aria-label="Stages">{" ".join(ways)} <a href="#top">overview</a>'
                      "</nav></section>\n")
     again = f"{command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
@@ -394,5 +380,5 @@ def page(model, recipe, steps, files, result):
     return document(f"{name}: a trace", asset("trace.html").format(
         name=escape(name), kind=kind, command=escape(again), sections=sections, **recipe,
         index="".join(f'<li><a href="#{place}">{title}</a></li>' for place, title, _ in body),
-        curve=chart(values, "Activation at every step of the ascent", 900, marks=steps),
+        curve=chart(result.history["activation"], "Activation at every step of the ascent", 900, marks=steps),
         jumps=" It jumps because the noise is new at every step." if recipe["config"]["noise"] else ""), "trace")

@@ -7,7 +7,6 @@ browser run the page's own script and nothing that a prompt could smuggle in. wo
 import base64
 import hashlib
 import html
-import io
 import shlex
 import tomllib
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from config import flag
+from vae import to_file
 
 EDGE = 160          # pixels an edge of a picture that is shown enlarged, each pixel a square
 
@@ -52,9 +52,7 @@ def shrunk(picture, edge):
 
 def embedded(image, alt, kind="PNG", look=""):
     """Embed an image; kind: PNG or JPEG, `look`: attributes."""
-    file = io.BytesIO()
-    image.save(file, format=kind, quality=90, subsampling=0)            # a PNG has neither
-    data = base64.b64encode(file.getvalue()).decode("ascii")
+    data = base64.b64encode(to_file(image, format=kind, quality=90, subsampling=0)).decode()    # a PNG has neither
     return f'<img {look} src="data:image/{kind.lower()};base64,{data}" alt="{escape(alt)}">'
 
 
@@ -67,10 +65,10 @@ def sharp(picture, alt, sizes):
                     f'height="{image.height}" style="--wide:{wide}px;--narrow:{narrow}px"')
 
 
-def player(file, address, what):
-    """Play a WAV file by the browser's own player; "" where there is none. `address`: of its folder, from the page."""
-    return (f'<audio controls preload="metadata" src="{escape(address + file.name)}" aria-label="{escape(what)}">'
-            "</audio>") if file.exists() else ""
+def player(file, home, what):
+    """Play a result's WAV file by the browser's own player; "" where there is none. `home`: see feature.pair."""
+    return (f'<audio controls preload="metadata" src="{escape(f"{home}{file.parent.name}/{file.name}")}" '
+            f'aria-label="{escape(what)}"></audio>') if file.exists() else ""
 
 
 def figure(content, *lines, look=""):
@@ -92,34 +90,32 @@ def section(name, title, *parts, folded=True):
 
 
 def table(head, rows, label):
-    """Build a table of texts; without a head each row's first cell names it."""
-    first = "<td>{}</td>" if head else '<th scope="row">{}</th>'
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = f"<tr>{top}</tr>" if head else ""
-    for name, *cells in rows:
-        body += f"<tr>{first.format(escape(name))}{''.join(f'<td>{escape(value)}</td>' for value in cells)}</tr>"
+    """Build a table of texts; `label` is read aloud by a screen reader."""
+    lines = "<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in head) + "</tr>"
+    for row in rows:
+        lines += "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>"
     return (f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(label)}">'
-            f"<table>{body}</table></div>")
+            f"<table>{lines}</table></div>")
 
 
 def checks(found):
-    """List sentences, HTML, each with whether it holds: [(sentence, whether)]."""
-    return "".join(f'<li class="{mark}"><b>{mark.capitalize()}:</b> {text}</li>'
-                   for text, holds in found for mark in [("fails", "holds")[holds]])
+    """List [(sentence, whether it holds)]."""
+    items = {True: '<li class="holds"><b>Holds:</b> {}</li>', False: '<li class="fails"><b>Fails:</b> {}</li>'}
+    return "".join(items[holds].format(escape(text)) for text, holds in found)
 
 
 def bars(rows):
-    """Draw [(name as HTML, number as text, number, whether it is the target)] as bars to one scale, 0 at the left."""
+    """Draw [(name, number as text, number, whether it is the target)] as bars to one scale, 0 at the left."""
     most = max((abs(value) for _, _, value, _ in rows), default=0) or 1
     lines = ""
     for name, text, value, target in rows:
-        kinds = "target" * target + " below" * (value < 0)
-        lines += (f'<tr class="{kinds}"><th scope="row">{name}</th><td>{escape(text)}</td>'
+        lines += (f'<tr class="{"target" * target}{" below" * (value < 0)}"><th scope="row">{escape(name)}</th>'
+                  f'<td>{escape(text)}</td>'
                   f'<td><span class="bar" style="width:{100 * abs(value) / most:.1f}%"></span></td></tr>')
     return f'<table class="bars">{lines}</table>'
 
 
-def chart(values, label, width=560, height=160, marks=()):
+def chart(values, label, width=420, marks=()):
     """Draw one curve as inline SVG, at x = 0, 1, 2, ..., y from min(0, smallest) to the largest; None is no point.
 
     marks  x positions drawn as vertical lines; a flat curve gets none
@@ -127,8 +123,7 @@ def chart(values, label, width=560, height=160, marks=()):
     """
     known = [v for v in values if v is not None] or [0.0]
     low, high = min(0.0, *known), max(0.0, *known)
-    left, top, w, h, last = 64, 12, width - 84, height - 36, len(values) - 1
-
+    left, top, w, h, last = 64, 12, width - 84, 104, len(values) - 1
     at_x = lambda x: round(left + x * w / (last or 1), 1)
     at_y = lambda v: round(top + h * (1 - (v - low) / ((high - low) or 1.0)), 1)
     line = " ".join(f"{at_x(i)},{at_y(v)}" for i, v in enumerate(values) if v is not None)
@@ -139,8 +134,8 @@ def chart(values, label, width=560, height=160, marks=()):
         drawn += f'<text x="{at_x(x)}" y="{top + h + 16}" text-anchor="middle">{x:g}</text>'
     for v in sorted({low, high}):
         drawn += f'<text x="{left - 6}" y="{at_y(v) + 4}" text-anchor="end">{v:.3g}</text>'
-    return (f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}">'
+    return (f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} 140" '
+            f'width="{width}" height="140">'
             f'<line class="axis" x1="{left}" x2="{left + w}" y1="{at_y(0)}" y2="{at_y(0)}"/>{drawn}</svg>')
 
 
@@ -166,8 +161,7 @@ def meaning(r):
 
 def reason(r):
     """Explain a picture's verdict by its own numbers, in one sentence."""
-    rank, most = r.scores.get("rank"), r.scores.get("dataset_largest")
-    small = r.verdict == "raised" and rank is not None and rank <= 10 and most
+    small = r.verdict == "raised" and r.scores["rank"] <= 10
     said = TEXTS["reasons"].get("small" if small else r.verdict, meaning(r))
     return said.format_map({name: short(score) for name, score in r.scores.items()})
 
@@ -176,10 +170,8 @@ def typed(recipe):
     """Write the settings of a recipe that are not usual as they are typed: "--no-noise --num-steps 3"; "" for none."""
     words = []
     for name, value in recipe["differs"].items():
-        if isinstance(value, bool):
-            words.append(flag(name if value else f"no-{name}"))
-        else:
-            words += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+        values = [] if isinstance(value, bool) else value if isinstance(value, list) else [value]
+        words += [flag(f"no_{name}" if value is False else name), *map(str, values)]
     return shlex.join(words)
 
 
