@@ -5,6 +5,7 @@ from pathlib import Path
 
 from command.flags import Parser, guarded
 from pages.atlas import write_atlas
+from pages.evidence import ends
 from pages.feature import write_page
 from pages.sheet import write_rows, write_wall
 from pages.web import count
@@ -22,10 +23,9 @@ def write_table(folder):
         writer.writerow(HEAD)
         for r in (r for inside in feature_folders(folder) for r in read_results(inside)):
             settings = " ".join(f"{name}={value}" for name, value in r.recipe["differs"].items())
-            for name, p in (("ascent", r), ("finished", r.finished)):
-                if p:
-                    writer.writerow((r.kind, r.target, r.recipe["hook_point"], r.t, r.seed, settings, name, p.verdict,
-                                     *map(p.scores.get, SCORES)))
+            for name, p in ends(r).items():
+                writer.writerow((r.kind, r.target, r.recipe["hook_point"], r.t, r.seed, settings, name, p.verdict,
+                                 *map(p.scores.get, SCORES)))
     return path
 
 

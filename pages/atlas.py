@@ -8,7 +8,6 @@ ascent's. Thumbnails are files of their own, so the page opens at once whatever 
 import json
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +20,6 @@ from vae import to_file
 
 def write_atlas(folder):
     """Write folder/index.html and return its path. ValueError where there are no results."""
-    folder = Path(folder)
-    (folder / "atlas").mkdir(parents=True, exist_ok=True)
     tiles = [tile(known, folder / "atlas") for inside in feature_folders(folder) if (known := study(inside))]
     name, kinds = folder.resolve().name, Counter(shown["kind"] for shown in tiles)
     title = " and ".join(count(n, kind) for kind, n in sorted(kinds.items(), reverse=True)) + f" of {name}"

@@ -35,6 +35,11 @@ def gain(r, name="activation"):
     return value / most if most and most > 0 and value is not None else None
 
 
+def ends(r):
+    """{"ascent": a result, "finished": what the model made of it, where it did}, each with verdict and scores."""
+    return {"ascent": r} | ({"finished": r.finished} if r.finished else {})
+
+
 def groups(found):
     """Group results by time step and settings, the strongest seed first; the best (rule in words.toml) before all."""
     def reencoded(r):

@@ -5,9 +5,7 @@
 One file that opens from disk: pictures are embedded, and there is no script. Every value is read from the files beside
 the page (results.py, evidence.py).
 """
-from pathlib import Path
-
-from pages.evidence import examples_at, gain, sentence, study
+from pages.evidence import ends, examples_at, gain, sentence, study
 from pages.web import (TEXTS, bars, chart, checks, command, count, document, escape, figure, label, meaning, player,
                        reason, section, sharp, short, table, term, typed)
 from results import folder_of, write
@@ -18,7 +16,6 @@ BEST, SMALL, LARGE = (256, 160), (128, 128), (384, 320)         # CSS pixels of 
 
 def write_page(folder, atlas=False):
     """Write folder/index.html and return its path; `atlas`: whether there will be one. ValueError without a result."""
-    folder = Path(folder)
     known = study(folder)
     if not known:
         raise ValueError(f"{folder}: holds no finished result; make one with python featviz.py")
@@ -85,10 +82,9 @@ def pair(r, sizes=BEST, home=""):
     home   address of the feature's folder, where the page is another one
     """
     both, kind = "", r.kind
-    for name, what, p in (("finished", "Finished", r.finished), ("ascent", "Ascent's", r)):
-        if not p:
-            continue
+    for name, p in reversed(ends(r).items()):
         key = escape(f"{name}-{r.folder}-s{r.seed}")
+        what = {"finished": "Finished", "ascent": "Ascent's"}[name]
         shown, look = sharp(p.path, f"{what} picture of {label(r)}: {p.verdict}", sizes), f'id="{key}"'
         if sizes is not LARGE:
             sound = player(p.path.with_suffix(".wav"), home, f"Sound of the {name} picture")

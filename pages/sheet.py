@@ -11,7 +11,7 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pages.evidence import examples_at, study
+from pages.evidence import ends, examples_at, study
 from pages.web import short, shrunk
 from results import feature_folders, read_result, write
 from vae import to_file
@@ -57,10 +57,8 @@ def write_sweep(folder, paths, names):
         *down, across = (f"{name} {r.recipe['config'][name]}" for name in names)
         head = "\n".join([f"time step {r.t}", f"seed {r.seed}", *down])
         row = rows.setdefault(head, [tile(None, head)])
-        for name, p in (("finished", r.finished), ("ascent", r)):
-            if p:
-                said = f"{across}\n{name}: {p.verdict}\nactivation {short(p.scores['activation'])}"
-                row.append(tile(p.path, said))
+        row += [tile(p.path, f"{across}\n{name}: {p.verdict}\nactivation {short(p.scores['activation'])}")
+                for name, p in reversed(ends(r).items())]
     return save_sheet(list(rows.values()), folder / f"sweep_{'_'.join(names)}.png")
 
 

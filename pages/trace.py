@@ -26,6 +26,7 @@ import visualize
 from ascent import activation, draw, objective, readout
 from config import FINISH_FROM
 from finish import rms
+from pages.evidence import ends
 from pages.web import asset, bars, chart, checks, command, document, embedded, escape, figure, short, table
 from regularizers import pitch, smoothing_sigma
 from results import PROJECT, path_of, write
@@ -69,11 +70,6 @@ def trace(model, recipes, config, steps, out, on_step, size):
                 files["finish"] = follow_finish(model, config, seen["finish"], i, result)
             files["verdict"] = follow_scores(model, job, config, start, result)
             yield save_trace(model, recipes[job], files, result, out)
-
-
-def ends(result):
-    """{"ascent": result, "finished": the finished one, if there is one}."""
-    return {"ascent": result} | ({"finished": result.finished} if result.finished else {})
 
 
 def stacked(model, steps, i):

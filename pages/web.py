@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from config import flag
-from vae import to_file
+from vae import read_picture, to_file
 
 EDGE = 160          # pixels an edge of a picture that is shown enlarged, each pixel a square
 
@@ -43,11 +43,10 @@ def document(title, body, name):
 
 
 def shrunk(picture, edge):
-    """Read a picture, a path or an image, as RGB, made smaller where it is larger than `edge`."""
-    with picture if isinstance(picture, Image.Image) else Image.open(picture) as image:
-        small = image.convert("RGB")
-    small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-    return small
+    """Read a picture, a path or an image of its own, as RGB, made smaller where it is larger than `edge`."""
+    image = picture if isinstance(picture, Image.Image) else read_picture(picture)
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    return image
 
 
 def embedded(image, alt, kind="PNG", look=""):
