@@ -65,15 +65,14 @@ def predict(model, x, t, context, push=None):
 
 
 @torch.no_grad()
-def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, see=None, on_step=None):
+def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=None, on_step=None):
     """Sample images' latents: noise (B, 4, H, W), context (B or 1, 77, Dc) -> (B, 4, H, W).
 
     guidance g: the noise is e_null + g (e_text - e_null), e_null what is predicted with the empty prompt; 1 is none
     add      add(t) gives what to add at the hook at time step t, (B or 1, D), with guidance (1, D) to both halves
-    see      is handed t and what is read at the hook before anything is added, (B, D, h, w); with guidance (2B, D, h,
-             w), first the rows that saw the empty prompt, then those that saw `context`
-    on_step  is called at each step as on_step("sampling", step), of which it has timestep, before and noise, the
-             latents before it and what is predicted there, (B, 4, H, W) each
+    on_step  is called at each step as on_step("sampling", step), of which it has timestep; before and noise, the
+             latents before it and what is predicted there, (B, 4, H, W) each; and hook, what was read there before
+             anything was added, (B, D, h, w), or with guidance (2B, D, h, w), the rows with the empty prompt first
     """
     x, B = noise, len(noise)
     text = context.expand(B, -1, -1)
@@ -83,13 +82,11 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
     def noise_at(x, now):                       # `now` is a number: to read it off a card would wait for the card
         both = x if guidance == 1.0 else torch.cat([x, x])
         e, hook = predict(model, both, torch.full((len(both),), now, device=x.device), text, add and add(now))
-        if see:
-            see(now, hook)
         if guidance != 1.0:
             e_null, e_text = e.chunk(2)
             e = e_null + guidance * (e_text - e_null)
         if on_step:
-            on_step("sampling", SimpleNamespace(timestep=now, before=x, noise=e))
+            on_step("sampling", SimpleNamespace(timestep=now, before=x, noise=e, hook=hook))
         return e
 
     for _, x in SAMPLERS[sampler](model.schedule, noise_at, x, steps):

@@ -116,10 +116,10 @@ def sample_prompts(model, settings, numbers, look):
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
     context, seen = model.embed([settings.prompts[i % len(settings.prompts)] for i in numbers]), {}
 
-    def see(t, h):
-        seen[t] = look(h.float().flatten(2).transpose(1, 2))
+    def see(_, step):
+        seen[step.timestep] = look(step.hook.float().flatten(2).transpose(1, 2))
 
-    z = sample(model, noise.to(model.device), context, settings.sampler, settings.steps, settings.guidance, see=see)
+    z = sample(model, noise.to(model.device), context, settings.sampler, settings.steps, settings.guidance, None, see)
     return z, [seen[t] for t in model.schedule.timesteps(settings.steps)]
 
 

@@ -150,7 +150,8 @@ def test_positions_are_the_hooks_and_the_update_is_output_minus_input(model):
     resnet before the attention put out."""
     maps, every = {}, settings(guidance=1.0)
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(2))[None]
-    sample(model, noise, model.embed([every.prompts[2]]), "ddim", 2, see=lambda t, h: maps.setdefault(t, h))
+    sample(model, noise, model.embed([every.prompts[2]]), "ddim", 2,
+           on_step=lambda _, step: maps.setdefault(step.timestep, step.hook))
     output, update = (observe(model, every, Recipe(positions=4, reads=reads), [2])[0] for reads in ("output", "update"))
     for rows, t in zip(output, model.schedule.timesteps(2)):                        # (S, D)
         expected = maps[t][0].flatten(1).T.half()

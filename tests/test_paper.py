@@ -436,10 +436,11 @@ def test_what_is_seen_while_sampling(model):
     away: e_null + 3 (e_text - e_null), here 3 times the text's 4 at every pixel."""
     noise, seen, push = randn(2, *model.latent_shape, seed=1), {}, torch.ones(1, D)
     context = model.embed(["four"])
-    out = sample(model, noise, context, "ddim", 4, 3.0, lambda t: push, lambda t, h: seen.setdefault(t, h))
+    out = sample(model, noise, context, "ddim", 4, 3.0, lambda t: push,
+                 lambda _, step: seen.setdefault(step.timestep, step.hook))
     assert list(seen) == [751, 501, 251, 1] and seen[751].shape == (4, D, EDGE, EDGE)
     plain = torch.einsum("dc,bcyx->bdyx", model.unet.hook.weight, noise) + 0.751
     assert close(seen[751], torch.cat([plain, plain + 4]), 1e-4)
     assert close(out, by_hand(model, noise, lambda t: push + 12), 1e-4)
-    plain = sample(model, noise, context, "ddim", 4, see=lambda t, h: seen.update({t: h}))
+    plain = sample(model, noise, context, "ddim", 4, on_step=lambda _, step: seen.update({step.timestep: step.hook}))
     assert len(seen[1]) == 2 and close(plain, by_hand(model, noise, lambda t: 4 * push), 1e-4)
