@@ -36,15 +36,12 @@ class SAE(nn.Module):
                  threshold=None):
         super().__init__()
         self.k, self.norm, self.centre, self.gate, self.reads, self.timesteps = k, norm, centre, gate, reads, timesteps
+        self.features = num_latents
         self.encoder = nn.Linear(d_in, num_latents)
         self.W_dec = nn.Parameter(torch.zeros(num_latents, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         if gate == "threshold":
             self.threshold = nn.Parameter(torch.zeros(num_latents)) if threshold is None else threshold
-
-    @property
-    def features(self):
-        return self.encoder.out_features
 
     def preprocess(self, h):
         """Normalise each position as the SAE was trained: n(h), of h's shape."""

@@ -204,10 +204,7 @@ def list_checks(scores):
 
 
 def judge_result(scores, alive, stopped):
-    """Return one word for a result, with the step where it stopped: the first of `list_checks` that fails, or excited.
-
-    alive  whether the loss, the gradient and the latent were finite at every step
-    """
+    """Return the first verdict of `list_checks` that fails, or excited. `alive`: all was finite until step `stopped`."""
     failed = next((verdict for verdict, _, holds in list_checks(scores) if not holds), "excited")
     return f"non-finite at step {stopped}" if not alive or failed == "non-finite" else failed
 
