@@ -207,7 +207,7 @@ def largest(*tensors):
 def spectrum(g):
     """Take log10 of the size of each wave, rms over channels, slow ones in the middle: (C, H, W) -> (1, H, W)."""
     size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=0, keepdim=True).sqrt()
-    return size.clamp_min(torch.finfo(torch.float32).tiny).log10().nan_to_num(0, 0, 0)
+    return size.clamp_min(torch.finfo(torch.float32).tiny).log10()
 
 
 def course(model, s):
@@ -220,7 +220,8 @@ def pictures(model, kind, s):
     """{stage: figures} of one step's tensors; latents share one scale, gradients another, spectra a third."""
     four, waves = ", channels 0 to 3 row by row", {name: spectrum(s[name]) for name in FORCES}
     z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
-    low, high = waves["gradient"].min().item(), max(wave.max().item() for wave in waves.values())
+    seen = torch.stack(list(waves.values())).nan_to_num(0, 0, 0)
+    low, high = seen[0].min().item(), seen.max().item()
     pre, shown = s["pre_activation"][None], {"loss": []}
     for name in LATENTS:
         said = TEXTS[name]["picture"]
