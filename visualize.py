@@ -204,7 +204,7 @@ def list_checks(scores):
 
 
 def judge_result(scores, alive, stopped):
-    """Return the first verdict of `list_checks` that fails, or excited. `alive`: all was finite until step `stopped`."""
+    """Return the first verdict of `list_checks` that fails, or excited; alive: all was finite, until step `stopped`."""
     failed = next((verdict for verdict, _, holds in list_checks(scores) if not holds), "excited")
     return f"non-finite at step {stopped}" if not alive or failed == "non-finite" else failed
 
