@@ -213,9 +213,7 @@ def read_part(folder, part, dtype, device):
 
 
 def read_tokenizer(folder):
-    """Read the tokenizer, CLIP's own where there is none; WeightsError where the vocabulary is not what CLIP's rule
-    makes of the merges.
-    """
+    """Read the tokenizer, CLIP's own where there is none; WeightsError where its merges make another vocabulary."""
     if not folder.exists():
         return Tokenizer.from_bpe(ROOT / "clip/bpe_simple_vocab_16e6.txt.gz")
     vocab, merges, both = (folder / name for name in TOKENIZER)
@@ -359,8 +357,8 @@ def load(path=None, device=None, dtype=None, hook_point=None):
     device, dtype   chosen by the machine where they are None, see choose_device and choose_dtype
     hook_point      with or without `unet.` in front; None is the only SAE's, or up_blocks.1.attentions.1
 
-    WeightsError, one line, for whatever does not fit. NaN and infinity are noticed where numbers are converted, where
-    a picture is decoded, in the fit check (check.py), and by Model.check_numbers.
+    WeightsError for whatever does not fit. NaN that stays in a mapped file shows when a picture is decoded, in the fit
+    check (check.py), and in Model.check_numbers.
     """
     folder = Path(path) if path else ROOT / "toy"
     if folder.is_file():
