@@ -197,9 +197,7 @@ def capture(model, settings, folder):
     if finished.exists():
         made = read_json(finished)
     elif state.exists():
-        with open_tensors(state) as file:
-            made = json.loads(file.metadata()["state"])
-            stats = {name: file.get_tensor(name).to(model.device) for name in file.keys()}
+        made, stats = load_state(state, model.device)
     if made.get("recipe") != recipe:
         raise ValueError(f"{folder}: holds a capture with other settings, weights or torch; give another --out, or "
                          "delete it first")
@@ -216,7 +214,7 @@ def capture(model, settings, folder):
         for number, image in zip(numbers, images.cpu()):
             Image.fromarray(to_uint8(image)).save(image_path(folder, number), quality=90, subsampling=0)
         stats = combine(stats, summarize(means, numbers, settings))
-        save_tensors(state, stats, state=json.dumps({"done": numbers.stop, "recipe": recipe}))
+        save_state(state, {"done": numbers.stop, "recipe": recipe}, stats)
         progress(numbers.stop, settings.images)
     write_capture(folder, stats, recipe, settings)
     state.unlink()
@@ -224,6 +222,31 @@ def capture(model, settings, folder):
 
 def save_tensors(path, tensors, **metadata):
     write(path, save({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def save_state(path, about, state):
+    """Write the state of a long job: `about`, a JSON value, and `state`, tensors and numbers by name, in dicts of any
+    depth, as one safetensors file."""
+    tensors, left = {}, [*state.items()]
+    for name, value in left:                                    # what is inside of a dict comes to the end of the list
+        if isinstance(value, dict):
+            left += [(f"{name}/{inner}", one) for inner, one in value.items()]
+        else:
+            tensors[name] = torch.as_tensor(value)
+    save_tensors(path, tensors, state=json.dumps(about))
+
+
+def load_state(path, device="cpu"):
+    """Read what `save_state` wrote: (about, state), numbers as tensors and whole numbers as keys again."""
+    state = {}
+    with open_tensors(path) as file:
+        for name in file.keys():
+            *outer, last = (int(part) if part.isdigit() else part for part in name.split("/"))
+            inside = state
+            for part in outer:
+                inside = inside.setdefault(part, {})
+            inside[last] = file.get_tensor(name).to(device)
+        return json.loads((file.metadata() or {}).get("state", "null")), state
 
 
 def write_capture(folder, stats, recipe, settings):

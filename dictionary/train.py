@@ -7,7 +7,7 @@ changes the vectors by rounding alone.
 
     work/collect.json           what was asked for; another request is refused
     work/vectors.float16        (images, N, P, D), image after image, those held out at the end
-    work/training_0.pt          the state of the training with seed 0
+    work/training_0.safetensors the state of the training with seed 0
 
 Batch top-k while training; at inference a threshold, the mean of the least activation that each batch kept, so that an
 SAE does the same in both [1]. The decoder's rows have norm 1, and of their gradient the part along them is taken out.
@@ -21,7 +21,6 @@ Sources
 Axes: B images of a batch, N sampling steps in descending order of t, P positions kept of S, D hook width, n vectors of
 a batch, F features, k active features a vector.
 """
-import io
 import json
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,7 +30,7 @@ from types import SimpleNamespace
 
 import torch
 
-from activity.capture import sample_prompts, save_tensors
+from activity.capture import load_state, sample_prompts, save_state, save_tensors
 from command.progress import Count, warn
 from config import setting
 from results import write
@@ -181,12 +180,12 @@ def train(data, recipe, path, device="cpu"):
     optimizer = torch.optim.Adam(sae.parameters(), eps=EPSILON)
     silent = torch.zeros(sae.features, dtype=torch.int64, device=device)                        # batches since it fired
     step, threshold = 0, torch.zeros((), device=device)
-    stored = torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else {}
-    if stored.get("recipe") == wanted:
-        sae.load_state_dict(stored["sae"])
-        optimizer.load_state_dict(stored["adam"])
-        generator.set_state(stored["generator"])
-        step, silent, threshold = stored["step"], stored["silent"].to(device), stored["threshold"].to(device)
+    about, state = load_state(path) if Path(path).exists() else (None, {})
+    if about == wanted:
+        sae.load_state_dict(state["sae"])
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["adam"]})
+        generator.set_state(state["generator"])
+        step, silent, threshold = int(state["step"]), state["silent"].to(device), state["threshold"].to(device)
 
     progress(step, recipe.train_steps)
     while step < recipe.train_steps:
@@ -205,10 +204,9 @@ def train(data, recipe, path, device="cpu"):
         step += 1
         progress(step, recipe.train_steps)
         if time.monotonic() - saved > SAVE_EVERY or step == recipe.train_steps:
-            saved, state = time.monotonic(), io.BytesIO()
-            torch.save({"recipe": wanted, "step": step, "sae": sae.state_dict(), "adam": optimizer.state_dict(),
-                        "generator": generator.get_state(), "silent": silent, "threshold": threshold}, state)
-            write(path, state.getbuffer())
+            saved, moments = time.monotonic(), optimizer.state_dict()["state"]
+            save_state(path, wanted, {"step": step, "sae": sae.state_dict(), "adam": moments, "silent": silent,
+                                      "threshold": threshold, "generator": generator.get_state()})
     normalize_decoder(sae)
     sae.gate, sae.threshold = "threshold", threshold.item()     # stands for batch top-k at inference
     return sae.requires_grad_(False)
@@ -238,7 +236,7 @@ def found_again(sae, other):
 def learn(model, settings, recipe, seeds, work):
     """Collect activations, train an SAE from each seed and measure the first: (it, what its training.json says)."""
     data, held = collect(model, settings, recipe, work)
-    saes = [train(data.flatten(0, 2), replace(recipe, seed=seed), work / f"training_{seed}.pt", model.device)
+    saes = [train(data.flatten(0, 2), replace(recipe, seed=seed), work / f"training_{seed}.safetensors", model.device)
             for seed in seeds]
     if not len(held):
         warn(f"fewer than {HELD_OUT} prompts: none is held out, and the report is of those that it was trained on")

@@ -98,7 +98,7 @@ def test_planted_directions_are_found_in_fewer_channels(tmp_path):
 
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     data, recipe = torch.randn(500, 6, generator=torch.Generator().manual_seed(3)), Recipe(2, 2, 40, 32, 1e-2)
-    whole, path, steps = train(data, recipe, tmp_path / "whole.safetensors"), tmp_path / "stopped.pt", []
+    whole, path, steps = train(data, recipe, tmp_path / "whole.safetensors"), tmp_path / "stopped.safetensors", []
 
     def count(step, total):
         steps.append(step)
