@@ -35,7 +35,8 @@ PEAK = 10 ** (-0.1 / 20)    # headroom of 0.1 dB [1]
 def mel_filters(bands=512):
     """Build the filter bank B (M, K): triangles of height 1, even in mel = 2595 log10(1 + f / 700) [1: HTK]."""
     frequency = torch.linspace(0, RATE // 2, FFT // 2 + 1)                                      # (K,)
-    edges = 700 * (torch.logspace(0, np.log10(1 + TOP / 700), bands + 2) - 1)                   # (M + 2,) Hz
+    edges = torch.linspace(0, 2595 * np.log10(1 + TOP / 700), bands + 2)
+    edges = 700 * (10 ** (edges / 2595) - 1)                                                    # (M + 2,) Hz
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     return torch.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre)).clamp(min=0)
 
@@ -71,8 +72,7 @@ def to_linear(mel):
     bank = mel_filters(mel.shape[1])
     B, Bt = bank.to_sparse(), bank.T.contiguous().to_sparse()   # two bands a frequency at most
     flat = mel.transpose(0, 1).flatten(1)                                                       # (M, C W)
-    pull = Bt @ flat                                                                            # (K, C W)
-    x = pull
+    x = pull = Bt @ flat                                                                        # (K, C W)
     for _ in range(UPDATES):
         x = x * pull / (Bt @ (B @ x)).clamp(min=1e-12)
     left = (B @ x - flat).norm() / flat.norm().clamp(min=1e-12)

@@ -11,7 +11,7 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pages.evidence import ends, examples_at, study
+from pages.evidence import ends, study
 from pages.web import short, shrunk
 from results import feature_folders, read_result, write
 from vae import to_file
@@ -75,7 +75,8 @@ def write_rows(folder, path):
     rows = [[tile(None, title, SMALL) for title in titles]]
     for known, first, words in drawn_at_random(folder, ROWS):
         said = f"{words}\nevidence: {known.strength}\n{first.kind} {first.target}"
-        images = [example["file"] for example in examples_at(known.activity, first.t)]
+        times = [first.t, *known.activity.highest] if known.activity else []
+        images = dict.fromkeys(e["file"] for t in times for e in known.activity.examples.get(t, []))
         pictures = [*images, None, None, None][:3] + [first.path, first.last.path]
         rows.append([*(tile(picture, "", SMALL) for picture in pictures), tile(None, said, SMALL)])
     return save_sheet(rows, path)
