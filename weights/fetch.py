@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 if __name__ == "__main__":                                      # as a script this folder is on the path, not the root
-    sys.path[:] = [str(ROOT.parent), *(path for path in sys.path if path != str(ROOT))]
+    sys.path.insert(0, str(ROOT.parent))
 from command.flags import Parser, guarded  # noqa: E402
 from command.progress import Count, say, warn  # noqa: E402
 
@@ -219,7 +219,7 @@ def fetch(bundle, folder=None, check=False, agreed=False):
     if foreign := [item for item in items.values() if not item.final.exists()]:
         from weights.convert import convert     # here, for it needs torch
         changes = next(source["convert"] for source in sources_of(bundle) if "convert" in source)
-        say(convert(foreign[0].target.parent, foreign[0].final.parent, changes=changes))
+        say(convert(foreign[0].target.parent, foreign[0].final.parent, **changes))
         shutil.rmtree(foreign[0].target.parent)
     settings = BUNDLES[bundle].get("featviz")
     if settings and not (folder / "featviz.json").exists():
@@ -261,7 +261,7 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true", help="show the plan and stop")
     parser.add_argument("--yes", action="store_true", help="accept plan and licences")
     args = parser.parse_args(argv)
-    return guarded("fetch", fetch, args.bundle, args.folder, args.check, args.yes) or 0
+    return guarded("fetch", fetch, args.bundle, args.folder, args.check, args.yes)
 
 
 if __name__ == "__main__":
