@@ -125,10 +125,30 @@ def test_learning_rate():
     assert rates == pytest.approx([0.2, 2.0, 2.0, 1.0, 0.05])
 
 
-def test_orthogonal_brings_singular_values_near_one():
-    X = torch.randn(3, 64, 200, generator=torch.Generator().manual_seed(0))
-    for turned in (fit.orthogonal(X), fit.orthogonal(X.mT)):
-        values = torch.linalg.svdvals(turned)
+def turned(X):
+    """X with its singular values near 1: four of Newton and Schulz's steps, in float32."""
+    X = X / X.norm()
+    for _ in range(4):
+        A = X @ X.mT
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+def test_muon_turns_matrices_and_convolutions_by_its_formula():
+    """m <- 0.95 m + g,  W <- W - lr 0.2 sqrt(max(rows, columns)) turned(g + 0.95 m); torch does it in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((64, 200), (64, 16, 3, 3)):
+        layer, bias = (torch.nn.Parameter(torch.zeros(size)) for size in (shape, 64))
+        (_, muon), matrices = fit.make_optimizers([layer, bias], 0.1, 0.99, muon=True)
+        m = expected = 0
+        for _ in range(3):
+            g = torch.randn(shape, generator=generator)
+            matrices[layer].grad = g.flatten(1)
+            muon.step()
+            m = 0.95 * m + g.flatten(1)
+            expected = expected - 0.1 * 0.2 * max(g.flatten(1).shape) ** 0.5 * turned(g.flatten(1) + 0.95 * m)
+        assert (layer.flatten(1) - expected).norm() < 0.01 * expected.norm()
+        values = torch.linalg.svdvals(turned(g.flatten(1)))
         assert values.min() > 0.4 and values.max() < 1.4
 
 

@@ -5,27 +5,19 @@ batches as one that was not. State goes to one safetensors file.
 
 Source: [1] Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; with the step length of
 [2] Liu et al., "Muon is Scalable for LLM Training", arXiv 2502.16982. It learns many rarely seen things in fewer steps
-than AdamW.
+than AdamW; torch has it since 2.9.
 """
+import copy
 import json
 import time
-from collections import defaultdict
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
+from activity.capture import load_state, save_state
 from command.progress import Count
-from results import write
 
-NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 4            # a, b, c of X <- a X + b (X X^T) X + c (X X^T)^2 X  [1]
 SAVE_EVERY = 120                                            # seconds between two states on disk
 LOG_EVERY = 50                                              # steps, whose means are logged
-
-
-def write_tensors(path, tensors, metadata=None):
-    """Write tensors from any device to a safetensors file."""
-    write(path, save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata))
 
 
 def learning_rate(step, steps, peak, warmup, decay=0.4):
@@ -33,75 +25,19 @@ def learning_rate(step, steps, peak, warmup, decay=0.4):
     return peak * min(1, (step + 1) / warmup, (steps - step) / (decay * steps))
 
 
-def orthogonal(X):
-    """Matrices (n, r, c) with their singular values brought near 1, by Newton and Schulz's iteration [1]."""
-    tall = X.shape[1] > X.shape[2]
-    X = X.mT if tall else X
-    X = (X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
-    for a, b, c in NEWTON_SCHULZ:
-        A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
-    return (X.mT if tall else X).float()
+def make_optimizers(trained, lr, beta2, muon):
+    """AdamW; and with `muon` Muon [1, 2] for matrices that have at least 64 rows and columns, convolutions as matrices.
 
-
-class Muon(torch.optim.Optimizer):
-    """m <- momentum m + g,  W <- W - lr 0.2 sqrt(max(r, c)) orthogonal(g + momentum m), convolutions as matrices."""
-
-    def __init__(self, params, lr, momentum=0.95):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            alike = defaultdict(list)                           # matrices of one shape are turned together
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                m.mul_(group["momentum"]).add_(p.grad)
-                alike[p.flatten(1).shape].append((p, p.grad.add(m, alpha=group["momentum"]).flatten(1)))
-            for shape, pairs in alike.items():
-                updates = orthogonal(torch.stack([update for _, update in pairs]))
-                for (p, _), update in zip(pairs, updates):
-                    p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
-
-
-class State:
-    """Hold everything a resumed run needs: weights, their moving average, the optimizers' moments, the step.
-
-    The optimizer is AdamW, and with `muon` Muon for matrices that have at least 64 rows and columns.
+    Returns ([the optimizers], {parameter: the matrix (rows, columns) in its memory that Muon moves}).
     """
-
-    def __init__(self, model, lr, beta2, muon):
-        self.model, self.step = model, 0
-        self.trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
-        self.ema = {k: p.detach().clone() for k, p in self.trained.items()}
-        matrices = [k for k, p in self.trained.items() if muon and p.ndim > 1 and min(p.flatten(1).shape) >= 64]
-        rest = [p for k, p in self.trained.items() if k not in matrices]
-        self.optimizers = [torch.optim.AdamW(rest, lr, (0.9, beta2), eps=1e-8, weight_decay=0.01, fused=True)]
-        if muon:
-            self.optimizers.append(Muon([self.trained[k] for k in matrices], lr))
-
-    def save(self, path):
-        out = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        out |= {f"ema.{k}": v for k, v in self.ema.items()}
-        for optimizer in self.optimizers:
-            for k, p in self.trained.items():
-                out |= {f"{moment}.{k}": v for moment, v in optimizer.state.get(p, {}).items() if moment != "step"}
-        write_tensors(path, out, {"step": str(self.step)})
-
-    def load(self, path):
-        device = next(self.model.parameters()).device
-        with safe_open(path, framework="pt") as file:
-            self.step = int(file.metadata()["step"])
-            stored = {name: file.get_tensor(name).to(device) for name in file.keys()}
-        self.model.load_state_dict({k: stored[f"model.{k}"] for k in self.model.state_dict()})
-        self.ema = {k: stored[f"ema.{k}"] for k in self.ema}
-        for k, p in self.trained.items():
-            if f"momentum.{k}" in stored:
-                self.optimizers[1].state[p] = {"momentum": stored[f"momentum.{k}"]}
-            elif f"exp_avg.{k}" in stored:                      # not of a parameter that the loss does not reach
-                self.optimizers[0].state[p] = {"step": torch.tensor(float(self.step), device=device),
-                                               "exp_avg": stored[f"exp_avg.{k}"],
-                                               "exp_avg_sq": stored[f"exp_avg_sq.{k}"]}
+    matrices = {p: p.detach().view(len(p), -1) for p in trained
+                if muon and p.ndim > 1 and min(len(p), p.numel() // len(p)) >= 64}
+    rest = [p for p in trained if p not in matrices]
+    optimizers = [torch.optim.AdamW(rest, lr, (0.9, beta2), eps=1e-8, weight_decay=0.01, fused=True)]
+    if muon:
+        optimizers.append(torch.optim.Muon(matrices.values(), lr, weight_decay=0.0, momentum=0.95, ns_steps=4,
+                                           adjust_lr_fn="match_rms_adamw"))
+    return optimizers, matrices
 
 
 def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, amp=False, beta2=0.999, muon=False):
@@ -111,15 +47,20 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
     and `folder/name.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, progress, rows = folder / f"{name}.safetensors", Count(f"{name} steps"), []
-    state = State(model, lr, beta2, muon)
+    path, progress, rows, step = folder / f"{name}.safetensors", Count(f"{name} steps"), [], 0
+    trained, average = [p for p in model.parameters() if p.requires_grad], copy.deepcopy(model)
+    optimizers, matrices = make_optimizers(trained, lr, beta2, muon)
     if path.exists():
-        state.load(path)
-    progress(state.step, steps)
-    began, first, saved = time.time(), state.step, time.time()
+        _, state = load_state(path, device)
+        step = int(state["step"])
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimizer, moments in zip(optimizers, state["optimizers"].values()):
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    progress(step, steps)
+    began, first, saved = time.time(), step, time.time()
     with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as log:
-        while state.step < steps:
-            step = state.step
+        while step < steps:
             generator = torch.Generator(device).manual_seed(step)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
                 value, numbers = loss(step, generator)
@@ -127,25 +68,27 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
                 raise SystemExit(f"{name}: the loss became {value.item()} at step {step}; the last state is {path}")
             model.zero_grad(set_to_none=True)
             value.backward()
-            torch.nn.utils.clip_grad_norm_(state.trained.values(), 1.0)
-            for optimizer in state.optimizers:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            for p, matrix in matrices.items():
+                matrix.grad = p.grad.view_as(matrix)
+            for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = learning_rate(step, steps, lr, warmup)
                 optimizer.step()
             decay = min(ema, (step + 1) / (step + 10))
             with torch.no_grad():
-                torch._foreach_lerp_(list(state.ema.values()), [p.detach() for p in state.trained.values()], 1 - decay)
-            state.step = step + 1
-            progress(state.step, steps)
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            step += 1
+            progress(step, steps)
             rows.append({k: v.item() for k, v in ({"loss": value} | numbers).items()})
-            if state.step % LOG_EVERY == 0 or state.step == steps:
+            if step % LOG_EVERY == 0 or step == steps:
                 means = {k: round(sum(row[k] for row in rows) / len(rows), 6) for k in rows[0]}
-                seconds = round((time.time() - began) / (state.step - first), 4)
-                log.write(json.dumps({"step": state.step, **means, "seconds": seconds}) + "\n")
+                seconds = round((time.time() - began) / (step - first), 4)
+                log.write(json.dumps({"step": step, **means, "seconds": seconds}) + "\n")
                 log.flush()
                 rows = []
-            if time.time() - saved > SAVE_EVERY or state.step == steps:
-                state.save(path)
+            if time.time() - saved > SAVE_EVERY or step == steps:
+                moments = {i: optimizer.state_dict()["state"] for i, optimizer in enumerate(optimizers)}
+                save_state(path, name, {"step": step, "model": model.state_dict(), "average": average.state_dict(),
+                                        "optimizers": moments})
                 saved = time.time()
-    with torch.no_grad():
-        for k, p in state.trained.items():
-            p.copy_(state.ema[k])
+    model.load_state_dict(average.state_dict())

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from activity.capture import Settings, capture as record_capture, configure
+from activity.capture import Settings, capture as record_capture, configure, save_tensors
 from dictionary.train import Recipe, export as export_sae, learn
 from results import to_json, write
 from schedule import Schedule
 from toyworld import concepts, denoiser, drawings, text
-from toyworld.fit import fit, write_tensors
+from toyworld.fit import fit
 from toyworld.judge import Judge, lesson
 from vae import VAE
 from weights.load import FILES, load, read_part, read_tokenizer
@@ -54,8 +54,8 @@ def write_json(path, value):
 def export(args, part, net, config):
     """One part of the weights folder, as fp16."""
     write_json(args.out / part / "config.json", config)
-    write_tensors(args.out / part / FILES.get(part, "model.safetensors"),
-                  {k: v.half() for k, v in net.state_dict().items()})
+    save_tensors(args.out / part / FILES.get(part, "model.safetensors"),
+                 {k: v.half() for k, v in net.state_dict().items()})
 
 
 def train_vae(args):
@@ -139,7 +139,7 @@ def latents(args):
         for artwork in args.artworks.to(args.device):
             images = drawings.compose(artwork.expand(drawings.DRAWINGS, -1, -1, -1), backgrounds, shifts)
             z.append(vae.encode(images).half())
-        write_tensors(path, {"z": torch.stack(z)})
+        save_tensors(path, {"z": torch.stack(z)})
     return load_file(path, device=args.device)["z"].float()
 
 
