@@ -118,6 +118,24 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
     assert not torch.equal(other.W_dec, whole.W_dec)
 
 
+def test_features_that_stayed_silent_lately_count_as_dead(tmp_path, monkeypatch):
+    seen, silent = [], torch.zeros(24, dtype=torch.int64)
+
+    def watched(sae, h, dead):
+        loss, fired, least = training_loss(sae, h, dead)
+        seen.append((dead, fired))
+        return loss, fired, least
+
+    monkeypatch.setattr("dictionary.train.training_loss", watched)
+    monkeypatch.setattr("dictionary.train.DEAD_AFTER", 2)
+    data = torch.randn(500, 6, generator=torch.Generator().manual_seed(3))
+    train(data, Recipe(4, 1, 12, 8), tmp_path / "state.safetensors")
+    for dead, fired in seen:
+        assert torch.equal(dead, silent >= 2)
+        silent = torch.where(fired, 0, silent + 1)
+    assert len(seen) == 12 and any(dead.any() and (dead & fired).any() for dead, fired in seen)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return load(write_model(tmp_path_factory.mktemp("weights") / "tiny"))
