@@ -3,11 +3,10 @@
     python weights/fetch.py style50 --check     list files, sizes, licences and free space; download nothing
     python weights/fetch.py style50             ask, then download to weights/style50
 
-published.json is the table: bundles, their sources (a repository's folder, a list of files in it, a licence; of an SAE
-of another family what its config leaves open), and hashes that are known from public manifests. A file is named
-`<name>.partial` until its size and hash are the listed ones; the same command resumes it. A file that another model
-folder has already is linked. HF_ENDPOINT names another hub. HF_TOKEN is sent to that hub and not forwarded to the
-storage that it redirects to: `add_unredirected_header`. Source: the hub's API, https://huggingface.co/docs/hub/api
+published.json is the table: bundles, their sources (a repository's folder, a list of files in it; of an SAE of another
+family what its config leaves open), and hashes that are known from public manifests. A file is `<name>.partial` until
+its size and hash are the listed ones; the same command resumes it. What another model folder has is linked. HF_ENDPOINT
+names another hub, whose storage does not get HF_TOKEN. Source: the hub's API, https://huggingface.co/docs/hub/api
 """
 import hashlib
 import http.client
@@ -31,6 +30,7 @@ from command.progress import Count, say, warn  # noqa: E402
 
 TABLE = json.loads((ROOT / "published.json").read_text(encoding="utf-8"))
 BUNDLES, FILES = TABLE["bundles"], TABLE["files"]
+SOURCES = {name: [TABLE["sources"][source] for source in bundle["sources"]] for name, bundle in BUNDLES.items()}
 TIMEOUT, TRIES, PAUSE, MIB = 60, 6, 1.0, 2 ** 20                # s, connections without progress, s, bytes
 NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 OTHER_FAMILY = {"cfg.json": "config.json", "sae.safetensors": "state_dict.pth"}     # names of an SAE's files
@@ -54,9 +54,8 @@ class Item:
             return f"has {found} bytes, {self.size} are listed"
         digest = hashlib.sha256() if len(self.hash) == 64 else hashlib.sha1(b"blob %d\0" % self.size)
         with open(path, "rb") as file:
-            while block := file.read(MIB):
-                digest.update(block)
-        return "" if digest.hexdigest() == self.hash else "has another hash than the listed one"
+            same = hashlib.file_digest(file, lambda: digest).hexdigest() == self.hash
+        return "" if same else "has another hash than the listed one"
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
@@ -114,13 +113,9 @@ def list_files(source):
             files = [entry for entry in json.load(reply) if entry["type"] == "file"]
         large = {entry["path"]: entry.get("lfs") or entry for entry in files}
         return {path: (int(entry["size"]), entry["oid"]) for path, entry in large.items()}
-    except NETWORK as e:
-        raise ValueError(f"{url}: {e}; try later") from e
-    except (KeyError, TypeError, json.JSONDecodeError) as e:
-        raise ValueError(f"{url}: is no listing of files; check HF_ENDPOINT") from e
+    except (*NETWORK, KeyError, TypeError, json.JSONDecodeError) as e:
+        raise ValueError(f"{url}: is no listing of files; check HF_ENDPOINT, or try later ({e})") from e
 
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
 
 def find(source, name, listed, folder):
     """Return the Item of one of our files among the listed ones; None if it is not there."""
@@ -133,44 +128,35 @@ def find(source, name, listed, folder):
         return None
     size, found = listed[path]
     known = TABLE["hashes"].get(source["repo"], {}).get(path, found)
-    if len(known) == len(found) and known != found:
+    if known != found and len(known) == len(found):
         raise ValueError(f"{source['repo']}/{path}: the hub lists another file than the published one; use another hub")
     target = folder / ("published/" + Path(path).name if "convert" in source else name)
     return Item(source["repo"], address(source, "resolve", path), size, known, folder / name, target)
 
 
-def sources_of(bundle):
-    return [TABLE["sources"][name] for name in BUNDLES[bundle]["sources"]]
-
-
 def survey(bundle, folder):
     """Return {name: Item} of a bundle, each from the first of its sources that has it."""
     items = {}
-    for source in sources_of(bundle):
+    for source in SOURCES[bundle]:
         wanted = [name for name in FILES[source["files"]] if name not in items]
         listed = list_files(source) if wanted else {}
         items |= {name: item for name in wanted if (item := find(source, name, listed, folder))}
-    for source in sources_of(bundle):
+    for source in SOURCES[bundle]:
         if lacking := [name for name in FILES[source["files"]] if name not in items]:
             raise ValueError(f"{source['repo']}: lacks {', '.join(lacking)}")
     return items
 
 
-def describe(bundle):
-    """Return one line: title, size and licences of a bundle."""
-    licences = dict.fromkeys(source["licence"] for source in sources_of(bundle))
-    return f"{BUNDLES[bundle]['title']}, {BUNDLES[bundle]['gigabytes']} GB, {', '.join(licences)}"
-
-
 def plan(bundle, items, folder):
     """Return the lines that name every file, the licences and the space; ValueError where the disk is too small."""
-    files = [f"  {name}: {item.size / 1e6:.2f} MB from {item.repo}" for name, item in items.items()]
+    lines = [f"  {name}: {item.size / 1e6:.2f} MB from {item.repo}" for name, item in items.items()]
+    lines.insert(0, f"{BUNDLES[bundle]['title']} -> {folder}")
     rest = sum(item.size for item in items.values() if not item.final.exists() and not item.target.exists()) / 1e6
     rest -= sum(path.stat().st_size for path in folder.rglob("*.partial")) / 1e6
     free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free / 1e6
     if rest > free:
         raise ValueError(f"{folder}: {rest:.0f} MB are needed, {free:.0f} are free; make room or give a --folder")
-    return "\n".join([f"{describe(bundle)} -> {folder}", *files, f"{rest:.0f} MB to download, {free:.0f} MB free"])
+    return "\n".join([*lines, f"{rest:.0f} MB to download, {free:.0f} MB free"])
 
 
 # --- downloading ------------------------------------------------------------------------------------------------------
@@ -200,10 +186,7 @@ def bring(name, item):
 
 
 def fetch(bundle, folder=None, check=False, agreed=False):
-    """Print what a bundle holds, ask, and bring it into a model folder. If that fails, what arrived is kept.
-
-    folder  by default weights/<bundle>; check: print the plan and stop; agreed: do not ask
-    """
+    """Print what a bundle holds, stop there on `check`, ask unless `agreed`, and bring it into a model folder."""
     folder = folder or ROOT / bundle
     items = survey(bundle, folder)
     say(plan(bundle, items, folder))
@@ -218,21 +201,20 @@ def fetch(bundle, folder=None, check=False, agreed=False):
         say(f"{item.target}: {bring(name, item)}")
     if foreign := [item for item in items.values() if not item.final.exists()]:
         from weights.convert import convert     # here, for it needs torch
-        changes = next(source["convert"] for source in sources_of(bundle) if "convert" in source)
+        changes = next(source["convert"] for source in SOURCES[bundle] if "convert" in source)
         say(convert(foreign[0].target.parent, foreign[0].final.parent, **changes))
         shutil.rmtree(foreign[0].target.parent)
-    settings = BUNDLES[bundle].get("featviz")
-    if settings and not (folder / "featviz.json").exists():
-        (folder / "featviz.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    path, settings = folder / "featviz.json", BUNDLES[bundle].get("featviz")
+    if settings and not path.exists():
+        path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
     say(f"{folder}: complete, every file verified")
 
 
 def choose_weights(path, kind, targets):
     """Return the folder to load: `path`, or for a feature or channel Stable Diffusion's where it is, else the toy.
 
-    targets  numbers and words that were asked for
-    For a number that only Stable Diffusion has, Style50 is fetched where somebody at a terminal agrees; elsewhere
-    ValueError with the command.
+    Where one of the `targets` is a number that only Stable Diffusion has, Style50 is fetched if somebody at a terminal
+    agrees; else ValueError with the command.
     """
     if path:
         return path
@@ -240,7 +222,7 @@ def choose_weights(path, kind, targets):
     for folder in (ROOT / name for name in PUBLISHED if targets):
         if all(any(folder.glob(f"{part}/*.safetensors")) for part in parts):
             return folder
-    toy = json.loads(next((ROOT / "toy").glob("sae/*/cfg.json")).read_text(encoding="utf-8"))
+    toy = json.loads(next(ROOT.glob("toy/sae/*/cfg.json")).read_text(encoding="utf-8"))
     has, most = toy["num_latents" if kind == "feature" else "d_in"], SIZES.get(kind, 0)
     beyond = [n for n in targets if isinstance(n, int) and has <= n < most]
     if not beyond:
@@ -248,7 +230,7 @@ def choose_weights(path, kind, targets):
     why = (f"--{kind} {beyond[0]}: the toy has {has} {kind}s, 0..{has - 1}; Stable Diffusion's SAE has {most}, "
            f"0..{most - 1}")
     if not (sys.stdin and sys.stdin.isatty()):
-        raise ValueError(f"{why}; python weights/fetch.py style50 fetches {describe('style50')}")
+        raise ValueError(f"{why}; python weights/fetch.py style50 fetches {BUNDLES['style50']['title']}")
     warn(why)
     fetch("style50")
     return ROOT / "style50"

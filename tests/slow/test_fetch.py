@@ -226,6 +226,6 @@ def test_other_bundles(style, tmp_path):
 def test_it_asks_first_and_starts_without_torch(style, tmp_path, capsys):
     assert fetch.main(["style50", "--folder", str(tmp_path / "got")]) == 2
     assert "--yes accepts" in capsys.readouterr().err and not (tmp_path / "got").exists()
-    assert fetch.describe("style50") == "Style50 with SAeUron's SAE, 4.5 GB, CreativeML OpenRAIL-M, Apache-2.0"
+    assert fetch.BUNDLES["style50"]["title"] == "Style50 with SAeUron's SAE, 4.5 GB, CreativeML OpenRAIL-M, Apache-2.0"
     code = "import sys, weights.fetch; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
