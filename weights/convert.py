@@ -188,7 +188,7 @@ def find_files(folder):
     if rank(name)[0] and len(files) > 1:
         raise WeightsError(f"{folder}: which of {', '.join(sorted(files))} is meant? Leave one")
     pieces = PIECE.search(files[name].name)
-    return [folder / PIECE.sub(f"-{n:05}-of-{pieces[2]}", files[name].name)
+    return [folder / PIECE.sub(f"-{n:0{len(pieces[1])}}-of-{pieces[2]}", files[name].name)
             for n in range(1, int(pieces[2]) + 1)] if pieces else [files[name]]
 
 
