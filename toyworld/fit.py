@@ -50,8 +50,8 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
     path, progress, rows, step = folder / f"{name}.safetensors", Count(f"{name} steps"), [], 0
     trained, average = [p for p in model.parameters() if p.requires_grad], copy.deepcopy(model)
     optimizers, matrices = make_optimizers(trained, lr, beta2, muon)
-    if path.exists():
-        _, state = load_state(path, device)
+    about, state = load_state(path, device) if path.exists() else (None, {})
+    if about == name:                                           # else it is of an earlier version
         step = int(state["step"])
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
