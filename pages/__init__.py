@@ -1,1 +1,1 @@
-"""Results on disk, and the pages that show them. `python -m pages --help`; files.py says what lies where."""
+"""Results on disk, and the pages that show them. `python -m pages --help`; results.py says what lies where."""

@@ -12,7 +12,6 @@ from pages.web import count
 from results import feature_folders, read_results
 
 SCORES = ("activation_start", "activation", "activation_no_noise", "activation_reencoded", "rank", "dataset_largest")
-HEAD = ("kind", "target", "hook_point", "timestep", "seed", "settings", "picture", "verdict", *SCORES)
 
 
 def write_table(folder):
@@ -20,7 +19,7 @@ def write_table(folder):
     path = folder / "scores.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(HEAD)
+        writer.writerow(("kind", "target", "hook_point", "timestep", "seed", "settings", "picture", "verdict", *SCORES))
         for r in (r for inside in feature_folders(folder) for r in read_results(inside)):
             settings = " ".join(f"{name}={value}" for name, value in r.recipe["differs"].items())
             for name, p in ends(r).items():
@@ -30,7 +29,7 @@ def write_table(folder):
 
 
 def run(folder, atlas, csv, rows, wall):
-    """Write the page of each feature, and what else is asked for; the exit code."""
+    """Write the page of each feature, and what else is asked for; return the exit code."""
     pages = [write_page(inside, atlas) for inside in feature_folders(folder)]
     print(f"{count(len(pages), 'page')} written, first {pages[0]}")
     for wanted, make in ((csv, write_table), (rows, write_rows), (wall, write_wall), (atlas, write_atlas)):

@@ -1,9 +1,7 @@
-"""The atlas: every feature and channel of a results folder on one page, pictures to sort, filter and search.
+"""The atlas, out/toy/index.html: every feature and channel of a results folder, pictures to sort, filter and search.
 
-    python -m pages out/toy --atlas        writes out/toy/index.html, and a thumbnail for each feature in out/toy/atlas
-
-A feature is shown by the result that its own page shows first: its finished picture, and at the turn of a switch the
-ascent's. Thumbnails are files of their own, so the page opens at once whatever their number.
+A feature is shown by the result that its own page shows first. Thumbnails are files of their own, in out/toy/atlas, so
+the page opens at once whatever their number.
 """
 import json
 from collections import Counter
@@ -32,7 +30,7 @@ def write_atlas(folder):
 
 
 def tile(known, thumbnails):
-    """What the page knows of one feature, as JSON values."""
+    """Return what the page knows of one feature, as JSON values."""
     first, peaks, hook = known.first, known.activity.highest if known.activity else [], known.first.recipe["hook_point"]
     name = f"{known.folder.name}_{first.folder}_seed_{first.seed}"
     faces = [face(first.last, thumbnails / f"{name}.jpg")]
@@ -43,7 +41,7 @@ def tile(known, thumbnails):
 
 
 def face(picture, thumbnail):
-    """A picture's numbers, and its thumbnail; one that is not older than the picture stays."""
+    """Return a picture's numbers, and write its thumbnail; one that is not older than the picture stays."""
     if not thumbnail.exists() or thumbnail.stat().st_mtime < picture.path.stat().st_mtime:
         write(thumbnail, to_file(shrunk(picture.path, EDGE), format="JPEG", quality=90, subsampling=0))
     return {"picture": f"atlas/{thumbnail.name}", "verdict": picture.verdict.partition(" ")[0],

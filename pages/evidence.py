@@ -14,8 +14,8 @@ WORDS = 2                   # words read by CLIP that a page shows
 
 
 def read_activity(folder):
-    """Read what a capture knows of a feature, activity.json, by its names (activity/analysis.py, `analysis`), without
-    images that are gone; with `highest`, the peaks, the highest first. None where there is no file, or a broken one."""
+    """Read a feature's activity.json (activity/analysis.py, `analysis`), without images that are gone and with
+    `highest`, the peaks, the highest first; None where there is no file, or a broken one."""
     with suppress(*BROKEN):
         record = json.loads((folder / "activity.json").read_text(encoding="utf-8"))
         record["examples"] = {int(t): [e for e in found if Path(e["file"]).is_file()]
@@ -30,7 +30,7 @@ def examples_at(activity, t):
 
 
 def gain(r, name="activation"):
-    """A picture's activation in units of the strongest dataset image's, under the same prompt; None where unknown."""
+    """Divide a picture's activation by the strongest dataset image's, under the same prompt; None where unknown."""
     value, most = r.scores.get(name), r.scores.get("dataset_largest")
     return value / most if most and most > 0 and value is not None else None
 
@@ -50,11 +50,10 @@ def groups(found):
         strength = gain(r.last, "activation_reencoded") or 0
         return not r.recipe["differs"], r.last.verdict == "excited", min(strength, 1), r.t, reencoded(r), -r.seed
 
-    def order(r):
-        return r is not best, bool(r.recipe["differs"]), r.t, r.folder, -reencoded(r), r.seed
-
-    best, grouped = max(found, key=worth), {}
-    for r in sorted(found, key=order):
+    best = max(found, key=worth)
+    grouped = {best.folder: [best]}
+    found = [r for r in found if r is not best]
+    for r in sorted(found, key=lambda r: (bool(r.recipe["differs"]), r.t, r.folder, -reencoded(r), r.seed)):
         grouped.setdefault(r.folder, []).append(r)
     return list(grouped.values())
 
@@ -62,11 +61,9 @@ def groups(found):
 def study(folder):
     """Weigh a feature's results and files; None where there is no finished result.
 
-    folder          as given
-    groups, first   of results, see `groups`; the best result, of the first group, which the rest is about
-    activity        see `read_activity`
-    words, source   what the feature responds to, "" where nothing says so; where the words come from
-    checks          [(sentence, whether it holds)]; `count` says how many do, `strength` how strong the evidence is
+    groups, first, activity     see `groups`; the best result, which the rest is about; see `read_activity`
+    words, source               what the feature responds to, "" where nothing says so; where the words come from
+    checks, count, strength     [(sentence, whether it holds)]; how many do; how strong the evidence is
     """
     found = read_results(folder)
     if not found:
@@ -106,6 +103,5 @@ def sentence(known, name, words):
 
 
 def conclusion(folder):
-    """Say in one line what a feature's results and capture suggest, and how surely."""
     known = study(folder)
     return f"{sentence(known, f'{known.first.kind.capitalize()} {known.first.target}', known.words)}: {known.count}"

@@ -1,9 +1,6 @@
-"""The page of a feature: what it responds to, how strong the evidence is, its pictures; all else is folded.
+"""The page of a feature, out/toy/feature_00169/index.html: what it responds to, how surely, its pictures.
 
-    python -m pages out/toy/feature_00169      writes index.html there; featviz.py does it at the end of a run
-
-One file that opens from disk: pictures are embedded, and there is no script. Every value is read from the files beside
-the page (results.py, evidence.py).
+One file that opens from disk: pictures are embedded, and there is no script. Every value is read from the files beside.
 """
 from pages.evidence import ends, examples_at, gain, sentence, study
 from pages.web import (TEXTS, bars, chart, checks, command, count, document, escape, figure, label, meaning, player,
@@ -40,12 +37,11 @@ def write_page(folder, atlas=False):
 
 
 def word(name, kind, text=None):
-    """Show a term with its meaning on hover and tap."""
     return term(text or name, TEXTS["terms"][name].format(kind=kind))
 
 
 def head(known, atlas):
-    """Links, the fit check's warning, and what the feature responds to in one sentence; below it the checks."""
+    """Build the links, the fit check's warning, the sentence of what the feature responds to, and its checks."""
     first, kind = known.first, known.first.kind
     name = escape(f"{kind.capitalize()} {first.target}")
     back = f'<a href="../index.html#sort=number">← All of {escape(first.recipe["weights"])}</a> ' \
@@ -61,7 +57,7 @@ def head(known, atlas):
 
 
 def hero(known):
-    """The best result's pictures, and beside them the dataset images that excite the feature most."""
+    """Show the best result's pictures, and beside them the dataset images that excite the feature most."""
     first, kind, unusual = known.first, known.first.kind, typed(known.first.recipe)
     unusual = f"<p>Settings: <code>{escape(unusual)}</code></p>" if unusual else ""
     both = f"<p>{TEXTS['pair'].format(kind=kind)}</p>" if first.finished else ""
@@ -77,10 +73,7 @@ def hero(known):
 
 def pair(r, sizes=BEST, home=""):
     """Show the finished picture and the ascent's beside it, each with its sound, its verdict and why, its numbers.
-
-    sizes  (on a desk, on a phone); links of the others lead to the LARGE ones
-    home   address of the feature's folder, where the page is another one
-    """
+    Smaller ones than LARGE link to those. `home`: address of the feature's folder, where the page is another one."""
     both, kind = "", r.kind
     for name, p in reversed(ends(r).items()):
         key = escape(f"{name}-{r.folder}-s{r.seed}")
@@ -98,7 +91,6 @@ def pair(r, sizes=BEST, home=""):
 
 
 def tiles(shown, kind):
-    """Show dataset images with their prompts."""
     images = "".join(figure(sharp(e["file"], f"Dataset image: {e['prompt']}", SMALL), escape(e["prompt"]),
                             f'{word("activation", kind)} {short(e["activation"])}') for e in shown)
     return f'<div class="tiles">{images}</div>'
@@ -118,8 +110,14 @@ def charts(curves, what):
 
 
 def card(known):
-    """When, how often and how strongly it is active in the dataset, and what is near it (activity/analysis.py)."""
+    """Show when, how often and how strongly it is active in the dataset, and what is near it."""
     activity, first, shown = known.activity, known.first, known.activity.card
+
+    def link(number):
+        name = folder_of("", first.recipe["weights"], first.recipe["hook_point"], first.kind, number).name
+        text, there = f"{first.kind} {number}", (known.folder.parent / name).is_dir()
+        return f'<a href="../{escape(name)}/index.html">{text}</a>' if there else text
+
     share = f"Share of {activity.images} images with it among the {activity.top} strongest"
     marked = f"; peaks at {', '.join(map(str, activity.peaks))}" if activity.peaks else ""
     curves = [(share, activity.profile, activity.peaks), ("Largest activation in any of them", activity.strength, ())]
@@ -136,20 +134,19 @@ def card(known):
                 [(n, f"{shared} of {shown['examples']}") for n, shared in shown["together"]],
             "Excited by its picture, too": [(n, short(a)) for n, a in first.last.others]}
     for title, found in near.items():
-        links = ", ".join(f"{linked(known.folder, first, n)} ({number})" for n, number in found)
+        links = ", ".join(f"{link(n)} ({number})" for n, number in found)
         said += f"<p>{title}: {links}.</p>" if found else ""
     return said
 
 
 def examples(activity):
-    """The dataset images at each time step that has some."""
     peak = {t: ", a peak of its activity" for t in activity.peaks}
     return "".join(f"<h3>Time step {t}{peak.get(t, '')}</h3>{tiles(shown, 'feature')}"
                    for t, shown in sorted(activity.examples.items()) if shown)
 
 
 def course(r):
-    """How one result came about: both pictures large, the kept pictures of the ascent, every curve."""
+    """Show how one result came about: both pictures large, the kept pictures of the ascent, every curve."""
     history, trace = r.curves()["history"], f"{r.folder}/seed_{r.seed}_trace/trace.html"
     values = [r.scores["activation_start"], *history["activation"][1:], r.scores["activation"]]
     curves = [("Activation after each step", values, r.steps)]
@@ -162,14 +159,7 @@ def course(r):
     sound = player(r.path.with_suffix(".start.wav"), "", "Sound of the start")
     film = f'<h4>Its course</h4>{sound}<div class="tiles">{film}</div>' if film else \
         "<p>Pictures of its course were not kept (--frames 0).</p>"
-    more = f'<p><a href="{trace}">Its trace: every stage of a step</a></p>' \
-        if (r.path.parents[1] / trace).exists() else ""
-    return (f"<article><h3>{escape(label(r).capitalize())}</h3>{pair(r, LARGE)}{film}{more}{charts(curves, label(r))}"
-            "</article>")
-
-
-def linked(folder, r, number):
-    """Name another feature or channel, as a link to its page where it has results."""
-    name = folder_of("", r.recipe["weights"], r.recipe["hook_point"], r.kind, number).name
-    there = (folder.parent / name).is_dir()
-    return f'<a href="../{escape(name)}/index.html">{r.kind} {number}</a>' if there else f"{r.kind} {number}"
+    if (r.path.parents[1] / trace).exists():
+        film += f'<p><a href="{trace}">Its trace: every stage of a step</a></p>'
+    title = escape(label(r).capitalize())
+    return f"<article><h3>{title}</h3>{pair(r, LARGE)}{film}{charts(curves, label(r))}</article>"

@@ -3,13 +3,11 @@
     python featviz.py --sweep range_weight=0,1 jitter_max=0,1,8     the last setting across, the others down
     python -m pages out/toy --rows rows.png         a row a feature: dataset images, ascent, finished picture, words
     python -m pages out/toy --wall wall.png         the finished picture of each, and its words
-
-Features are drawn at random with seed 0 among all that have results, and nobody chooses among them.
 """
 import random
 import textwrap
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pages.evidence import ends, study
 from pages.web import short, shrunk
@@ -23,8 +21,7 @@ ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, a
 def scaled(path, edge=TILE):
     """Read a picture: small ones at a whole multiple of their size, large ones shrunk."""
     image = shrunk(path, edge)
-    times = edge // max(image.size)
-    return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+    return ImageOps.scale(image, edge // max(image.size), Image.Resampling.NEAREST)
 
 
 def tile(picture, text, edge=TILE):
@@ -63,17 +60,18 @@ def write_sweep(folder, paths, names):
 
 
 def drawn_at_random(folder, count):
-    """Draw features that have results: (what is known of it, its best result, words to show) of each."""
+    """Draw features at random, with seed 0, among all that have results: [(its study, words to show)]."""
     folders = feature_folders(folder)
     studies = map(study, random.Random(0).sample(folders, min(count, len(folders))))
-    return [(known, known.first, known.words or "no word known") for known in studies if known]
+    return [(known, known.words or "no word known") for known in studies if known]
 
 
 def write_rows(folder, path):
     """Write a row for each of ROWS features, and return the path."""
     titles = (*["a dataset image"] * 3, "the ascent's picture", "the finished picture", "")
     rows = [[tile(None, title, SMALL) for title in titles]]
-    for known, first, words in drawn_at_random(folder, ROWS):
+    for known, words in drawn_at_random(folder, ROWS):
+        first = known.first
         said = f"{words}\nevidence: {known.strength}\n{first.kind} {first.target}"
         times = [first.t, *known.activity.highest] if known.activity else []
         images = dict.fromkeys(e["file"] for t in times for e in known.activity.examples.get(t, []))
@@ -84,5 +82,5 @@ def write_rows(folder, path):
 
 def write_wall(folder, path):
     """Write the pictures of WALL features, and return the path."""
-    tiles = [tile(first.last.path, words, SMALL) for _, first, words in drawn_at_random(folder, WALL)]
+    tiles = [tile(known.first.last.path, words, SMALL) for known, words in drawn_at_random(folder, WALL)]
     return save_sheet([tiles[n:n + COLUMNS] for n in range(0, len(tiles), COLUMNS)], path)

@@ -1,10 +1,7 @@
-"""The thesis' five features on one page: its table of word, image from a prompt, and pictures made by ascent.
+"""The thesis' five features on one page, out/<weights>/thesis/index.html: word, image from a prompt, pictures.
 
-    python featviz.py --thesis      computes all of it and writes out/<weights>/thesis/index.html
-
-Words and prompts are spelled as in its source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv
-2605.08218. They are features of SAeUron's autoencoder of Style50: in another one the same numbers mean something else.
-Weights may list five of their own in featviz.json: "thesis": [{"feature", "word", "prompt"}].
+Words and prompts are spelled as in Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218. They are
+features of SAeUron's autoencoder of Style50: in another one the same numbers mean something else.
 """
 from dataclasses import replace
 
@@ -32,7 +29,8 @@ here.</p></footer>"""
 
 
 def features(model):
-    """Return the rows of the weights' featviz.json, else the first five labels of their SAE, else the thesis' own."""
+    """Return the rows of the weights' featviz.json, "thesis": [{"feature", "word", "prompt"}], else the first five
+    labels of their SAE, else the thesis' own."""
     model.require("sae")
     labelled = [{"feature": n, "word": word, "prompt": f"An image of {word}."}
                 for n, word in sorted(model.labels.items())[:5]]

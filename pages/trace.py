@@ -1,15 +1,11 @@
-"""A job opened up from start to verdict: every tensor of some steps, in files, as pictures and on a page to project.
-
-    python featviz.py --feature 12 --timestep 600 --seed 1024 --trace 0 50
+"""A job opened up from start to verdict (--trace 0 50): every tensor of some steps, in files and on a page to project.
 
     out/<weights>/feature_00012/t0600/seed_1024_trace/
         start, step_050, finish, verdict.safetensors        their tensors, see the functions that collect them
-        trace.html              written last: stages in order, formula, line of code, numbers, pictures
+        trace.html                                          written last; its words are in trace.toml
 
-The loop is not touched: tensors come from the steps that sampling, ascent and finish yield. What these do not carry,
-random draws and the noises of a score, is computed again beside them. No result is written. trace.toml holds the words
-of each section, trace.html what stands before and after. A line of code is searched for when the page is made, so its
-number cannot go stale. Every number comes from the tensors, and tests/slow/test_trace.py computes them again.
+Tensors come from the steps that sampling, ascent and finish yield. What these do not carry, random draws and the noises
+of a score, is computed again beside them; tests/slow/test_trace.py computes every number of the page again.
 
 Axes: B jobs, 4 x H x W latents, D x h x w at the hook point, S = h w, n sampling or finish steps.
 """
@@ -24,7 +20,6 @@ from safetensors.torch import save as save_tensors
 
 import visualize
 from ascent import activation, draw, objective, readout
-from config import FINISH_FROM
 from finish import rms
 from pages.evidence import ends
 from pages.web import asset, bars, chart, checks, command, document, embedded, escape, figure, short, table
@@ -38,19 +33,14 @@ STAGES = "before transformed noised hook activation loss gradient filtered smoot
 LATENTS, FORCES = ("before", "transformed", "noised", "after"), ("gradient", "filtered", "smoothed")
 BEFORE = {"transformed": "before", "noised": "transformed", "filtered": "gradient", "smoothed": "filtered"}
 OFF = " <b>Switched off in this run: the same numbers as before.</b>"
-SHOWN = 10                  # steps of the start and of the finish that are shown as pictures
 DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))          # negative, 0, positive; also for the colour-blind
 EMBER = ((11, 11, 20), (122, 31, 92), (232, 100, 60), (255, 240, 176))  # from nothing to the largest
-STRONGEST = 10              # features or channels that are listed beside the target
 OF_FINISH = ("before", "noise", "gradient", "filtered", "pulled", "after", "activation", "silent")
 
 
 def trace(model, recipes, config, steps, out, on_step, size):
-    """Run the jobs of `recipes` {job: recipe}, `size` together, and yield the path of each job's page.
-
-    steps    which steps of the ascent to open up
-    on_step  is called after each step as on_step(phase, step), see visualize.run
-    """
+    """Run the jobs of `recipes` {job: recipe}, `size` together, open up these steps of each ascent, and yield the path
+    of each job's page. on_step: see visualize.run."""
     model.require("vae")
     jobs = list(recipes)
     for at in range(0, len(jobs), size):
@@ -83,22 +73,16 @@ def stacked(model, steps, i):
 
 
 def follow_start(model, job, config, start, sampled, i):
-    """Record how the start (4, H, W) of job i came about:
-
-    start (4, H, W)                                 where the ascent begins; of noise or a picture this alone
-    timestep (n,), before, noise, clean (n, 4, H, W)    of sampling: t, x_t, the noise e predicted there, x_t without e;
-                                                    of a guided start all that a finish has
-    strength (1001,), direction (D,), push (n,)     of a steered start: s_t, d, s_t |d|
-    """
+    """Record the start (4, H, W) of job i, of a sampled one also what is `stacked` of its steps, and of a steered one
+    strength s_t (1001,), direction d (D,) and push s_t |d| (n,)."""
     s = {"start": start} | (stacked(model, sampled, i) if sampled else {})
     if config.prior == "steer":
-        curve = torch.as_tensor(model.capture.strength(job.kind, job.target, config.steer_steps))
-        s["strength"], s["direction"] = config.steer_scale * curve.to(start), directions(model, [job])[0]
+        s["strength"] = config.steer_scale * model.capture.strength(job.kind, job.target, config.steer_steps).to(start)
+        s["direction"] = directions(model, [job])[0]
         s["push"] = s["strength"][s["timestep"].to(start.device)] * s["direction"].float().norm()
     return s
 
 
-@torch.no_grad()
 def follow_step(model, job, config, step, i):
     """Record one step of the ascent of job i, {name: tensor}; its random numbers are drawn once more."""
     g = torch.Generator().manual_seed(job.seed)
@@ -108,7 +92,7 @@ def follow_step(model, job, config, step, i):
     hook = step.hook[i:i + 1].float()                                                           # (1, D, h, w)
     flat = hook[0].flatten(1).T                                                                 # (S, D)
     everything = (model.sae.pre_acts(flat) if job.kind == "feature" else flat).mean(dim=0)      # (F or D,)
-    top = everything.topk(min(STRONGEST, len(everything)))
+    top = everything.topk(min(10, len(everything)))             # listed beside the target
     climbed = objective(readout(model, hook, [job], config.position), job.kind, config.silent_gradient)[2][0]
     s = {name: getattr(step, name)[i] for name in (*LATENTS, *FORCES, "activation", "silent")}
     s |= {f"penalty_{name}": value[i] for name, value in step.penalties.items()}
@@ -121,33 +105,24 @@ def follow_step(model, job, config, step, i):
 
 
 def follow_finish(model, config, redrawn, i, result):
-    """Record the finish of job i: from the steps of all tries those of the try that was kept.
-
-    Of `stacked` all that finish.Step has but the hook, and
-        rms_noise, rms_gradient (n,)    rms e, rms g
-        pull (n,)                       s rms e / rms g, what g is multiplied by; 0 where there is no gradient
-    """
+    """Record the finish of job i: what is `stacked` of the steps of the try that was kept; rms_noise, rms e (n,);
+    rms_gradient, rms g (n,); pull, what g is multiplied by, s rms e / rms g (n,), 0 where there is no gradient."""
     first = config.finish_steps * config.finish_times.index(result.finished.scores["finish_from"])
     s = stacked(model, redrawn[first:first + config.finish_steps], i)
     e, g = rms(s["noise"]).flatten(), rms(s["filtered"]).flatten()                              # (n,) each
     return s | {"rms_noise": e, "rms_gradient": g, "pull": torch.where(g > 0, config.finish_scale * e / g, 0)}
 
 
-@torch.no_grad()
 def follow_scores(model, job, config, start, result):
-    """Record what the scores of a job's latents are made of.
-
-    eps (4, 4, H, W)                                    the noises, the same for every latent
-    <name>_latent (4, H, W), <name>_activation (4,)     name: start, ascent, finished; with _reencoded the latent after
-                                                        decoding and encoding
-    """
+    """Record what a job's scores are made of: eps (4, 4, H, W), the noises, the same for every latent; <name>_latent
+    (4, H, W), <name>_activation (4,) of start, ascent, finished, and with _reencoded after decoding and encoding."""
     g = torch.Generator().manual_seed(visualize.SCORE_SEED ^ job.seed)
     eps = torch.stack([torch.randn(start.shape, generator=g) for _ in range(visualize.SCORE_DRAWS)]).to(start)
     t, s = torch.full((len(eps),), job.timestep, device=model.device), {"eps": eps}
     context, latents = model.embed([config.prompt]).expand(len(eps), -1, -1), {"start": start}
     for name, end in ends(result).items():
-        z = end.latent.to(start)
-        latents |= {name: z, f"{name}_reencoded": model.encode(model.decode(z[None]))[0]}
+        latents[name] = end.latent.to(start)
+        latents[f"{name}_reencoded"] = model.encode(model.decode(latents[name][None]))[0]
     for name, z in latents.items():
         hook = read_hook(model, model.schedule.add_noise(z, eps, t), t, context)                # (4, D, h, w)
         values = readout(model, hook, [job] * len(eps), config.position)
@@ -156,16 +131,14 @@ def follow_scores(model, job, config, start, result):
 
 
 def save_trace(model, recipe, files, result, out):
-    """Write the files {name: {name: tensor}} of one job, fractions in float32, trace.html last; what an earlier trace
-    left in the folder goes first."""
+    """Write the files {name: {name: tensor}} of one job, trace.html last; what an earlier trace left goes first."""
     folder = Path(f"{path_of(out, recipe)}_trace")
     for old in folder.glob("*"):
         old.unlink()
     scores = {name: end.scores for name, end in ends(result).items()}
     meta = {"featviz": json.dumps({"recipe": recipe, "scores": scores}, sort_keys=True)}
     for name, tensors in files.items():
-        files[name] = {key: (t.float() if t.is_floating_point() else t).detach().cpu().clone().contiguous()
-                       for key, t in tensors.items()}
+        files[name] = {key: t.cpu().clone().contiguous() for key, t in tensors.items()}
         write(folder / f"{name}.safetensors", save_tensors(files[name], metadata=meta))
     write(folder / "trace.html", page(model, recipe, files, result).encode("utf-8"))
     return folder / "trace.html"
@@ -181,9 +154,7 @@ def decoded(model, z, what, look="picture"):
 
 def mapped(x, what, top=None, low=None):
     """Show one or four maps (n, h, w), a pixel a number: blue below 0 and red above; with `low` from dark to bright.
-
-    top  the number of full colour, or the largest
-    """
+    `top` is the number of full colour, or the largest."""
     top = largest(x) if top is None else top
     stops, said = (DIVERGING, ": blue below 0, red above") if low is None else (EMBER, ", brighter where larger")
     low = -top if low is None else low
@@ -211,8 +182,8 @@ def spectrum(g):
 
 
 def course(model, s):
-    """Decode the clean latent at SHOWN of the steps of a start or a finish, evenly, first and last included."""
-    at = visualize.kept_steps(len(s["timestep"]) - 1, SHOWN)
+    """Decode the clean latent at ten of the steps of a start or a finish, evenly, first and last included."""
+    at = visualize.kept_steps(len(s["timestep"]) - 1, 10)
     return [decoded(model, s["clean"][i], f"The clean latent at t = {s['timestep'][i]}", "small") for i in at]
 
 
@@ -222,7 +193,7 @@ def pictures(model, kind, s):
     z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
     seen = torch.stack(list(waves.values())).nan_to_num(0, 0, 0)
     low, high = seen[0].min().item(), seen.max().item()
-    pre, shown = s["pre_activation"][None], {"loss": []}
+    pre, shown = s["pre_activation"][None], {}
     for name in LATENTS:
         said = TEXTS[name]["picture"]
         shown[name] = [decoded(model, s[name], said), mapped(s[name], said + four, z_top)]
@@ -241,7 +212,7 @@ def pictures(model, kind, s):
 # --- sections: tensors -> (id, title in links, HTML) ------------------------------------------------------------------
 
 def facts(model, recipe, k, s):
-    """Values for the sentences about step k: those of the recipe, of the step's tensors, and some of both."""
+    """Return the values for the sentences about step k: of the recipe, of the step's tensors, and of both."""
     job, config, order = recipe["job"], recipe["config"], s["strongest"].tolist()
     abar, read = model.schedule.alphas_cumprod[job["timestep"]].double(), "<i>h<sub>s</sub></i>"
     if job["kind"] == "feature":
@@ -292,12 +263,11 @@ def section(place, text, where, values, s, figures, below="", said="", of=""):
 
 
 def columns(named, label):
-    """Set tensors of equal length as the columns of a table."""
     return table(named, [[f"{v:.5g}" for v in line] for line in zip(*(x.tolist() for x in named.values()))], label)
 
 
 def of_start(model, recipe, s):
-    """The section of the start: the sample that became it, with the curve of strengths."""
+    """Build the section of the start: the sample that became it, with the curve of strengths."""
     prior, below = recipe["config"]["prior"], ""
     if prior == "steer":
         named = {"t": s["timestep"], "length of the push": s["push"], "length of e": s["noise"].flatten(1).norm(dim=1)}
@@ -310,7 +280,6 @@ def of_start(model, recipe, s):
 
 
 def of_step(model, recipe, k, s):
-    """The sections of all stages of step k."""
     kind, target, num_steps = recipe["job"]["kind"], recipe["job"]["target"], recipe["config"]["num_steps"]
     values, shown, thing = facts(model, recipe, k, s), pictures(model, kind, s), kind.replace("direction", "channel")
     penalties = {name.replace("penalty_", "").replace("_", " "): s[name] for name in s if "penalty_" in name}
@@ -324,24 +293,24 @@ def of_step(model, recipe, k, s):
         same = name in BEFORE and torch.equal(s[name], s[BEFORE[name]])
         text = TEXTS.get(name) or TEXTS[f"activation_{kind}"]
         yield section(f"s{k}-{name}", text, f"step {k} of {num_steps}, stage {number} of {len(STAGES)}",
-                      values | {"same": OFF * same}, s, shown[name], below.get(name, ""), of=f"Step {k}: ")
+                      values | {"same": OFF * same}, s, shown.get(name, ()), below.get(name, ""), of=f"Step {k}: ")
 
 
 def of_finish(model, recipe, s, scores):
-    """The section of the finish: its steps, and the tries that lost."""
-    tried, tries = "", [f"{short(scores[f'reencoded_from_{t0}'])} from t = {t0}" for t0 in FINISH_FROM
-                        if f"reencoded_from_{t0}" in scores]
-    if len(tries) > 1:
-        tried = f" It was tried from several t. Re-encoded activations: {', '.join(tries)}. The largest was kept."
+    """Build the section of the finish: its steps, and the tries that lost."""
+    tries = [f"{short(a)} from t = {name.removeprefix('reencoded_from_')}" for name, a in scores.items()
+             if name.startswith("reencoded_from_")]
+    tried = f" It was tried from several t. Re-encoded activations: {', '.join(tries)}. The largest was kept."
     named = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
              "activation": s["activation"]}
-    values = recipe["config"] | recipe["job"] | {"top": s["timestep"][0], "tried": tried}
+    values = recipe["config"] | recipe["job"] | {
+        "top": s["timestep"][0], "tried": tried if len(tries) > 1 else ""}
     return section("finish", TEXTS["finish"], f"{len(s['timestep'])} steps after the ascent", values, s,
                    course(model, s), columns(named, "Steps of the finish"))
 
 
 def of_verdict(model, s, result):
-    """The section of the scores: activations under each noise, their means, the checks with their numbers."""
+    """Build the section of the scores: activations under each noise, their means, the checks with their numbers."""
     rows = [(name.removesuffix("_activation").replace("_reencoded", ", re-encoded"),
              *(f"{a:.5g}" for a in (*values, values.mean()))) for name, values in s.items() if "_activation" in name]
     said = table(("", *(f"noise {i}" for i in range(1, 5)), "mean"), rows, "Activations under each noise")
@@ -355,11 +324,9 @@ def of_verdict(model, s, result):
     return section("verdict", TEXTS["verdict"], "after all steps", {}, s, figures, said=said)
 
 
-@torch.no_grad()
 def page(model, recipe, files, result):
     """Build the document from {file: its tensors} and the result."""
-    job, kind = recipe["job"], recipe["job"]["kind"]
-    steps = {int(name[5:]): s for name, s in files.items() if name.startswith("step_")}
+    job, steps = recipe["job"], {int(name[5:]): s for name, s in files.items() if name.startswith("step_")}
     body = [of_start(model, recipe, files["start"])]
     for k, s in steps.items():
         body += of_step(model, recipe, k, s)
@@ -373,9 +340,9 @@ def page(model, recipe, files, result):
         sections += (f'{html}<nav class="ways noprint" aria-label="Stages">{" ".join(ways)} <a href="#top">overview</a>'
                      "</nav></section>\n")
     again = f"{command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
-    name = f"{kind} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
+    name = f"{job['kind']} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
     return document(f"{name}: a trace", asset("trace.html").format(
-        name=escape(name), kind=kind, command=escape(again), sections=sections, **recipe,
+        name=escape(name), command=escape(again), sections=sections, **recipe, **job,
         index="".join(f'<li><a href="#{place}">{title}</a></li>' for place, title, _ in body),
         curve=chart(result.history["activation"], "Activation at every step of the ascent", 900, marks=steps),
         jumps=" It jumps because the noise is new at every step." if recipe["config"]["noise"] else ""), "trace")

@@ -1,8 +1,7 @@
 """Building blocks of every HTML page: one self-contained document, pictures, tables, bars, charts, terms, sentences.
 
-A page opens from disk, with no server, no network and no framework. Style sheets and scripts are the files beside this
-one, copied into the page when it is written. Text from elsewhere goes through `escape`. The policy in the head lets the
-browser run the page's own script and nothing that a prompt could smuggle in. words.toml holds the sentences.
+A page opens from disk: style sheets and scripts, the files beside this one, are copied into it. Text from elsewhere
+goes through `escape`. The policy in the head lets the browser run the page's own script and none from a prompt.
 """
 import base64
 import hashlib
@@ -21,11 +20,11 @@ EDGE = 160          # pixels an edge of a picture that is shown enlarged, each p
 
 def escape(value):
     """Turn any value into text that is safe between tags and inside a quoted attribute."""
-    return html.escape(str(value), quote=True)
+    return html.escape(str(value))
 
 
 def asset(name):
-    """Read a style sheet, script or template beside this file; "" where there is none."""
+    """Read a file beside this one; "" where there is none."""
     path = Path(__file__).with_name(name)
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -93,12 +92,11 @@ def table(head, rows, label):
     lines = "<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in head) + "</tr>"
     for row in rows:
         lines += "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>"
-    return (f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(label)}">'
-            f"<table>{lines}</table></div>")
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(label)}"><table>{lines}</table></div>'
 
 
 def checks(found):
-    """List [(sentence, whether it holds)]."""
+    """List checks, [(sentence, whether it holds)]."""
     items = {True: '<li class="holds"><b>Holds:</b> {}</li>', False: '<li class="fails"><b>Fails:</b> {}</li>'}
     return "".join(items[holds].format(escape(text)) for text, holds in found)
 
@@ -116,10 +114,7 @@ def bars(rows):
 
 def chart(values, label, width=420, marks=()):
     """Draw one curve as inline SVG, at x = 0, 1, 2, ..., y from min(0, smallest) to the largest; None is no point.
-
-    marks  x positions drawn as vertical lines; a flat curve gets none
-    label  read aloud by a screen reader
-    """
+    `label` is read aloud by a screen reader; `marks`: x positions of vertical lines; a flat curve gets none."""
     known = [v for v in values if v is not None] or [0.0]
     low, high = min(0.0, *known), max(0.0, *known)
     left, top, w, h, last = 64, 12, width - 84, 104, len(values) - 1
@@ -139,7 +134,6 @@ def chart(values, label, width=420, marks=()):
 
 
 def short(value):
-    """Format a number to read."""
     return "-" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -149,17 +143,14 @@ def count(n, thing):
 
 
 def label(r):
-    """Name a result, for headings and alternative texts."""
     return ", ".join(filter(None, (f"{r.kind} {r.target}", f"time step {r.t}", f"seed {r.seed}", typed(r.recipe))))
 
 
 def meaning(r):
-    """Say what a picture's verdict means."""
     return TEXTS["verdicts"][r.verdict.partition(" ")[0]]
 
 
 def reason(r):
-    """Explain a picture's verdict by its own numbers, in one sentence."""
     small = r.verdict == "raised" and r.scores["rank"] <= 10
     said = TEXTS["reasons"].get("small" if small else r.verdict, meaning(r))
     return said.format_map({name: short(score) for name, score in r.scores.items()})
