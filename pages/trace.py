@@ -170,15 +170,9 @@ def mapped(x, what, top=None, low=None):
                   scale if x.any() else "0 everywhere", look='class="map"')
 
 
-def largest(*tensors):
-    """Find the largest finite size of any number in them, or 1 where all are 0."""
-    return max(t.abs().nan_to_num(0, 0, 0).max().item() for t in tensors) or 1.0
-
-
-def spectrum(g):
-    """Take log10 of the size of each wave, rms over channels, slow ones in the middle: (C, H, W) -> (1, H, W)."""
-    size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=0, keepdim=True).sqrt()
-    return size.clamp_min(torch.finfo(torch.float32).tiny).log10()
+def largest(x):
+    """Find the largest finite size of any number, or 1 where all are 0."""
+    return x.abs().nan_to_num(0, 0, 0).max().item() or 1.0
 
 
 def course(model, s):
@@ -189,17 +183,18 @@ def course(model, s):
 
 def pictures(model, kind, s):
     """{stage: figures} of one step's tensors; latents share one scale, gradients another, spectra a third."""
-    four, waves = ", channels 0 to 3 row by row", {name: spectrum(s[name]) for name in FORCES}
-    z_top, g_top = (largest(*(s[name] for name in names)) for names in (LATENTS, FORCES))
-    seen = torch.stack(list(waves.values())).nan_to_num(0, 0, 0)
-    low, high = seen[0].min().item(), seen.max().item()
-    pre, shown = s["pre_activation"][None], {}
+    pre, shown, four = s["pre_activation"][None], {}, ", channels 0 to 3 row by row"
+    z, g = (torch.stack([s[name] for name in names]) for names in (LATENTS, FORCES))            # (4 or 3, 4, H, W)
+    size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=1).sqrt()    # slow in the middle
+    waves = size.clamp_min(torch.finfo(torch.float32).tiny).log10()                             # (3, H, W)
+    low, high = waves[0].nan_to_num(0, 0, 0).min().item(), waves.nan_to_num(0, 0, 0).max().item()
     for name in LATENTS:
         said = TEXTS[name]["picture"]
-        shown[name] = [decoded(model, s[name], said), mapped(s[name], said + four, z_top)]
-    for name, wave in waves.items():
+        shown[name] = [decoded(model, s[name], said), mapped(s[name], said + four, largest(z))]
+    for name, wave in zip(FORCES, waves):
         said = TEXTS[name]["picture"]
-        shown[name] = [mapped(s[name], said + four, g_top), mapped(wave, f"{said}, spectrum, log10", high, low)]
+        shown[name] = [mapped(s[name], said + four, largest(g)),
+                       mapped(wave[None], f"{said}, spectrum, log10", high, low)]
     shown["hook"] = [mapped(s["hook"].norm(dim=0)[None], "Length of the vector at each place", low=0.0),
                      mapped(s["hook"][s["longest"]], "Its four longest channels")]
     shown["activation"] = [mapped(pre.relu(), "Activation at each place", low=0.0) if kind == "feature" else
@@ -233,20 +228,14 @@ def facts(model, recipe, k, s):
         "change": s["update"].norm() / s["before"].norm()}
 
 
-def cite(cited):
-    """Find the one line that "file: text" names: ("file:number", the line)."""
-    file, text = cited.split(": ", 1)
-    lines = enumerate((PROJECT / file).read_text(encoding="utf-8").splitlines(), start=1)
-    ((number, line),) = [(number, line) for number, line in lines if text in line]
-    return f"{file}:{number}", " ".join(line.split())
-
-
 def section(place, text, where, values, s, figures, below="", said="", of=""):
-    """Build a section: (its id, its title in links, HTML). `text`: of trace.toml, filled from `values`; s: its tensors.
-
-    figures, below, said  HTML beside the words, under it, and below the words; of  what its title in links begins with
-    """
-    lines = ("<p><b>{}</b></p><pre>{}</pre>".format(*map(escape, cite(cited))) for cited in text["code"])
+    """Build a section from a text of trace.toml, filled from `values`: (its id, its title in links after `of`, HTML).
+    s: its tensors; figures, below, said: HTML beside the words, under it, and below the words."""
+    lines = ""
+    for file, words in (cited.split(": ", 1) for cited in text["code"]):
+        numbered = enumerate((PROJECT / file).read_text(encoding="utf-8").splitlines(), start=1)
+        ((number, line),) = [(number, line) for number, line in numbered if words in line]
+        lines += f"<p><b>{file}:{number}</b></p><pre>{escape(' '.join(line.split()))}</pre>"
     rows = [(name, *(f"{v:.4g}" for v in (x.mean(), x.std(correction=0), x.min(), x.max(), x.norm())))
             for name in text["tensors"] for x in [s[name].double()]]
     numbers = table(("", "mean", "std", "min", "max", "norm"), rows, "Numbers of its tensors") if rows else ""
@@ -256,7 +245,7 @@ def section(place, text, where, values, s, figures, below="", said="", of=""):
 <h2>{text["title"]}</h2>
 <p class="formula">{formula}</p>
 <p class="idea">{idea}</p>
-<div class="line">{"".join(lines)}</div>
+<div class="line">{lines}</div>
 {numbers}{said}
 </div><div><div class="pictures">{"".join(figures)}</div>{below}</div></div>
 """
