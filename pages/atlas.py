@@ -11,7 +11,7 @@ import numpy as np
 
 from config import HOOK_POINT
 from pages.evidence import gain, study
-from pages.web import EDGE, asset, chart, count, document, escape, figure, shrunk
+from pages.web import EDGE, asset, chart, count, escape, figure, shrunk, write_document
 from results import BROKEN, PROJECT, feature_folders, write
 from vae import to_file
 
@@ -25,8 +25,7 @@ def write_atlas(folder):
     links = "".join(f'<li><a href="{escape(shown["link"])}">{shown["kind"]} {escape(shown["number"])}</a> '
                     f'{escape(shown["words"])}</li>' for shown in tiles)                # for those without scripts
     body = asset("atlas.html").format(title=escape(title), links=links, data=data, dictionary=dictionary(name))
-    write(folder / "index.html", document(title, body, "atlas").encode())
-    return folder / "index.html"
+    return write_document(folder / "index.html", title, body, "atlas")
 
 
 def tile(known, thumbnails):

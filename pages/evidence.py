@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from results import BROKEN, read_results
 
 AGREES = 0.9                # agreement from which pictures count as resembling the dataset images
-WORDS = 2                   # words read by CLIP that a page shows
 
 
 def read_activity(folder):
@@ -72,7 +71,7 @@ def study(folder):
     concept, named = (" ".join(activity.concept), activity.label) if activity else ("", "")
     with suppress(*BROKEN):
         seen = json.loads((folder / "legibility.json").read_text(encoding="utf-8"))["groups"][grouped[0][0].folder]
-    read = [word for word, _ in seen.get("words", [])[:WORDS]]
+    read = [word for word, _ in seen.get("words", [])[:2]]
     checks = [("Its strongest dataset images share a word.", bool(concept))] if activity else []
     for name, pictures in (("finished", [r.finished for r in grouped[0] if r.finished]), ("ascent", grouped[0])):
         good = sum(r.verdict == "excited" for r in pictures)

@@ -3,11 +3,10 @@
 One file that opens from disk: pictures are embedded, and there is no script. Every value is read from the files beside.
 """
 from pages.evidence import ends, examples_at, gain, sentence, study
-from pages.web import (TEXTS, bars, chart, checks, command, count, document, escape, figure, label, meaning, player,
-                       reason, section, sharp, short, table, term, typed)
-from results import folder_of, write
+from pages.web import (TEXTS, bars, chart, checks, command, count, escape, figure, label, meaning, player, reason,
+                       section, sharp, short, table, term, typed, write_document)
+from results import folder_of
 
-EXAMPLES = 6                        # dataset images beside the best picture
 BEST, SMALL, LARGE = (256, 160), (128, 128), (384, 320)         # CSS pixels of a picture on a desk and on a phone
 
 
@@ -32,8 +31,7 @@ def write_page(folder, atlas=False):
             section("settings", "All settings and fingerprints", table(("setting", "value"), settings, "Settings")),
             f"<footer><p>{TEXTS['footer'].format(weights=escape(recipe['weights']))}</p></footer>"]
     title = f"{first.kind.capitalize()} {first.target} of {recipe['weights']}"
-    write(folder / "index.html", document(title, "\n".join(filter(None, body)), "feature").encode("utf-8"))
-    return folder / "index.html"
+    return write_document(folder / "index.html", title, "\n".join(filter(None, body)), "feature")
 
 
 def word(name, kind, text=None):
@@ -64,7 +62,7 @@ def hero(known):
     made = (f'<div><h2>Made to excite it</h2>{pair(first)}{both}'
             f"<p>{word('seed', kind, 'Seed')} {first.seed}, {word('time step', kind)} {first.t}. "
             f'{term("How it was chosen", TEXTS["rule"])}</p>{unusual}</div>')
-    if shown := examples_at(known.activity, first.t)[:EXAMPLES]:
+    if shown := examples_at(known.activity, first.t)[:6]:
         dead = "" if known.activity.card["alive"] else "<p><b>It is dead: no dataset image activates it.</b></p>"
         made += (f"<div><h2>{word('dataset image', kind, 'Dataset images')} that excite it most</h2>{dead}"
                  f"{tiles(shown, kind)}</div>")

@@ -18,19 +18,14 @@ TILE, SMALL, GAP, LINE, LETTER = 192, 128, 12, 17, 8    # pixels: edges of pictu
 ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, and in a row of it
 
 
-def scaled(path, edge=TILE):
-    """Read a picture: small ones at a whole multiple of their size, large ones shrunk."""
-    image = shrunk(path, edge)
-    return ImageOps.scale(image, edge // max(image.size), Image.Resampling.NEAREST)
-
-
 def tile(picture, text, edge=TILE):
     """Draw a picture, a path, with text below it; without a picture (None) the text alone."""
     top = edge + 4 if picture else 0
     lines = [line for part in text.split("\n") for line in textwrap.wrap(part, edge // LETTER)]
     drawn = Image.new("RGB", (edge, top + LINE * len(lines)), "white")
     if picture:
-        drawn.paste(scaled(picture, edge))
+        image = shrunk(picture, edge)
+        drawn.paste(ImageOps.scale(image, edge // max(image.size), Image.Resampling.NEAREST))   # by a whole number
     ImageDraw.Draw(drawn).text((0, top), "\n".join(lines), "black", ImageFont.load_default(13))
     return drawn
 

@@ -9,7 +9,7 @@ from activity.capture import configure, observe
 from config import SEEDS
 from pages.evidence import examples_at, study
 from pages.feature import SMALL, seeds, tiles
-from pages.web import document, escape, figure, section, sharp
+from pages.web import escape, figure, section, sharp, write_document
 from results import folder_of, write
 from vae import to_png
 from weights.load import WeightsError
@@ -20,9 +20,6 @@ FEATURES = (
     {"feature": 10272, "word": "inward perspective", "prompt": "An Towers image in Surrealism style"},
     {"feature": 10331, "word": "human", "prompt": None},
     {"feature": 10538, "word": "foam", "prompt": "An Waterfalls image in French style"})
-HEAD = """<header><h1>{n} features of {name}, as in the thesis</h1>
-<p class="lead">Left, an image from a prompt. Right, pictures made by ascent, without any prompt.</p></header>
-"""
 SOURCE = """<footer><p>The table is that of Szokalski and Modrzejewski, arXiv 2605.08218. Its numbers hold for the
 autoencoder of Style50. Other weights may list their own. Nobody chose the pictures: all seeds of the best time step are
 here.</p></footer>"""
@@ -42,12 +39,12 @@ def features(model):
 
 
 def write_thesis(model, out):
-    """Draw the image of each prompt that has none, write the page, and return its path.
-
-    An image's noise has the first seed (ours): the thesis does not say which.
-    """
+    """Draw the image of each prompt that has none, from the first seed (ours: the thesis does not say which); write the
+    page, and return its path."""
     folder, rows = out / model.name / "thesis", features(model)
-    body = HEAD.format(n=len(rows), name=escape(model.name))
+    body = f"""<header><h1>{len(rows)} features of {escape(model.name)}, as in the thesis</h1>
+<p class="lead">Left, an image from a prompt. Right, pictures made by ascent, without any prompt.</p></header>
+"""
     for row in rows:
         n, prompt, picture = row["feature"], row["prompt"], folder / f"{row['feature']}.png"
         home = folder_of(out, model.name, model.hook_point, "feature", n)
@@ -61,6 +58,4 @@ def write_thesis(model, out):
         shown = seeds(known.groups[0], f"../{home.name}/", f"<div><h3>Prompt</h3>{left}</div>")
         body += section(f"f{n}", f'<a href="../{home.name}/index.html">Feature {n}</a>: {escape(row["word"])}', shown,
                         folded=False)
-    title = f"The thesis' features in {model.name}"
-    write(folder / "index.html", document(title, body + SOURCE, "feature").encode())
-    return folder / "index.html"
+    return write_document(folder / "index.html", f"The thesis' features in {model.name}", body + SOURCE, "feature")

@@ -22,7 +22,7 @@ import visualize
 from ascent import activation, draw, objective, readout
 from finish import rms
 from pages.evidence import ends
-from pages.web import asset, bars, chart, checks, command, document, embedded, escape, figure, short, table
+from pages.web import asset, bars, chart, checks, command, embedded, escape, figure, short, table, write_document
 from regularizers import pitch, smoothing_sigma
 from results import PROJECT, path_of, write
 from steering import directions, read_hook
@@ -87,8 +87,7 @@ def follow_step(model, job, config, step, i):
     """Record one step of the ascent of job i, {name: tensor}; its random numbers are drawn once more."""
     g = torch.Generator().manual_seed(job.seed)
     torch.randn(model.latent_shape, generator=g)                # the noise of the start comes before those of all steps
-    for _ in range(step.index + 1):
-        drawn = draw(g, model.latent_shape, config)
+    drawn = [draw(g, model.latent_shape, config) for _ in range(step.index + 1)][-1]
     hook = step.hook[i:i + 1].float()                                                           # (1, D, h, w)
     flat = hook[0].flatten(1).T                                                                 # (S, D)
     everything = (model.sae.pre_acts(flat) if job.kind == "feature" else flat).mean(dim=0)      # (F or D,)
@@ -140,8 +139,7 @@ def save_trace(model, recipe, files, result, out):
     for name, tensors in files.items():
         files[name] = {key: t.cpu().clone().contiguous() for key, t in tensors.items()}
         write(folder / f"{name}.safetensors", save_tensors(files[name], metadata=meta))
-    write(folder / "trace.html", page(model, recipe, files, result).encode("utf-8"))
-    return folder / "trace.html"
+    return write_page(folder / "trace.html", model, recipe, files, result)
 
 
 # --- pictures: tensors -> HTML ----------------------------------------------------------------------------------------
@@ -313,8 +311,8 @@ def of_verdict(model, s, result):
     return section("verdict", TEXTS["verdict"], "after all steps", {}, s, figures, said=said)
 
 
-def page(model, recipe, files, result):
-    """Build the document from {file: its tensors} and the result."""
+def write_page(path, model, recipe, files, result):
+    """Write the page of {file: its tensors} and the result, and return its path."""
     job, steps = recipe["job"], {int(name[5:]): s for name, s in files.items() if name.startswith("step_")}
     body = [of_start(model, recipe, files["start"])]
     for k, s in steps.items():
@@ -330,7 +328,7 @@ def page(model, recipe, files, result):
                      "</nav></section>\n")
     again = f"{command(recipe, [job['timestep']], [job['seed']])} --trace {' '.join(map(str, steps))}"
     name = f"{job['kind']} {job['target']} of {recipe['weights']}, time step {job['timestep']}, seed {job['seed']}"
-    return document(f"{name}: a trace", asset("trace.html").format(
+    return write_document(path, f"{name}: a trace", asset("trace.html").format(
         name=escape(name), command=escape(again), sections=sections, **recipe, **job,
         index="".join(f'<li><a href="#{place}">{title}</a></li>' for place, title, _ in body),
         curve=chart(result.history["activation"], "Activation at every step of the ascent", 900, marks=steps),

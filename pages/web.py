@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from config import flag
+from results import write
 from vae import read_picture, to_file
 
 EDGE = 160          # pixels an edge of a picture that is shown enlarged, each pixel a square
@@ -32,13 +33,15 @@ def asset(name):
 TEXTS = tomllib.loads(asset("words.toml"))
 
 
-def document(title, body, name):
-    """Build a whole page; `body` is HTML, `title` is text. Style: style.css and <name>.css; script: <name>.js alone."""
+def write_document(path, title, body, name):
+    """Write a whole page and return its path; `body` is HTML. Style: style.css and <name>.css; script: <name>.js."""
     code = asset(f"{name}.js")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    return asset("document.html").format(
+    page = asset("document.html").format(
         title=escape(title), body=body, style=asset("style.css") + asset(f"{name}.css"),
         allowed=f"'sha256-{digest}'" if code else "'none'", script=f"<script>{code}</script>\n" if code else "")
+    write(path, page.encode("utf-8"))
+    return path
 
 
 def shrunk(picture, edge):

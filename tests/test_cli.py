@@ -20,7 +20,7 @@ import results
 from command import progress
 from config import SEEDS, Config, flag
 from pages.__main__ import SCORES
-from pages.sheet import GAP, TILE, scaled
+from pages.sheet import GAP, TILE, tile
 from tests.tiny import HOOK, PATHS, QUICK, edit_json, write_model
 from weights import fetch
 
@@ -215,7 +215,8 @@ def test_a_sweep_a_trace_and_a_check(weights, out, capsys):
     with Image.open(sheet) as grid:
         cells = {grid.crop((x, y, x + TILE, y + TILE)).tobytes() for x in range(GAP, grid.width, TILE + GAP)
                  for y in range(GAP, grid.height)}
-    assert all(scaled(path).tobytes() in cells for path in out.rglob("seed_*.png"))
+    pictures = [tile(path, "").crop((0, 0, TILE, TILE)) for path in out.rglob("seed_*.png")]
+    assert all(picture.tobytes() in cells for picture in pictures)
     assert run(weights, out / "b", "--trace", 1, "--seed", 5, *QUICK_START) == 0
     page, = (out / "b").glob("tiny/feature_00003/t0300-*/seed_5_trace/trace.html")
     assert stems(out / "b") == [] and capsys.readouterr().out == f"look at {page}\n"
