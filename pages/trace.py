@@ -186,13 +186,12 @@ def pictures(model, kind, s):
     size = torch.fft.fftshift(torch.fft.fft2(g), dim=(-2, -1)).abs().square().mean(dim=1).sqrt()    # slow in the middle
     waves = size.clamp_min(torch.finfo(torch.float32).tiny).log10()                             # (3, H, W)
     low, high = waves[0].nan_to_num(0, 0, 0).min().item(), waves.nan_to_num(0, 0, 0).max().item()
+    said = {name: TEXTS[name]["picture"] for name in (*LATENTS, *FORCES)}
     for name in LATENTS:
-        said = TEXTS[name]["picture"]
-        shown[name] = [decoded(model, s[name], said), mapped(s[name], said + four, largest(z))]
+        shown[name] = [decoded(model, s[name], said[name]), mapped(s[name], said[name] + four, largest(z))]
     for name, wave in zip(FORCES, waves):
-        said = TEXTS[name]["picture"]
-        shown[name] = [mapped(s[name], said + four, largest(g)),
-                       mapped(wave[None], f"{said}, spectrum, log10", high, low)]
+        shown[name] = [mapped(s[name], said[name] + four, largest(g)),
+                       mapped(wave[None], f"{said[name]}, spectrum, log10", high, low)]
     shown["hook"] = [mapped(s["hook"].norm(dim=0)[None], "Length of the vector at each place", low=0.0),
                      mapped(s["hook"][s["longest"]], "Its four longest channels")]
     shown["activation"] = [mapped(pre.relu(), "Activation at each place", low=0.0) if kind == "feature" else
