@@ -9,7 +9,7 @@ python featviz.py --out "$out/default"
 python featviz.py --out "$out/traced" --seed 1024 --trace 0 50
 python featviz.py --out "$out/random" --feature $random --seed 1024
 python -m pages "$out/default/toy" --rows docs/pictures/default.png
-python -m pages "$out/random/toy" --rows docs/pictures/rows.png --wall docs/pictures/wall.png --atlas
+python -m pages "$out/random/toy" --rows docs/pictures/rows.png --atlas
 python -m tests.questions_picture "$out/questions"
 
 rm -rf docs/example

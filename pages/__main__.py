@@ -7,7 +7,7 @@ from command.flags import Parser, guarded
 from pages.atlas import write_atlas
 from pages.evidence import ends
 from pages.feature import write_page
-from pages.sheet import write_rows, write_wall
+from pages.sheet import write_rows
 from pages.web import count
 from results import feature_folders, read_results
 
@@ -28,11 +28,11 @@ def write_table(folder):
     return path
 
 
-def run(folder, atlas, csv, rows, wall):
+def run(folder, atlas, csv, rows):
     """Write the page of each feature, and what else is asked for; return the exit code."""
     pages = [write_page(inside, atlas) for inside in feature_folders(folder)]
     print(f"{count(len(pages), 'page')} written, first {pages[0]}")
-    for wanted, make in ((csv, write_table), (rows, write_rows), (wall, write_wall), (atlas, write_atlas)):
+    for wanted, make in ((csv, write_table), (rows, write_rows), (atlas, write_atlas)):
         if wanted:
             print(f"look at {make(folder) if wanted is True else make(folder, wanted)}")
     return 0
@@ -44,7 +44,6 @@ def main(argv=None):
     parser.add_argument("--atlas", action="store_true", help="make one page of all features, too")
     parser.add_argument("--csv", action="store_true", help="write all scores to scores.csv, too")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="write a PNG of six random features, too")
-    parser.add_argument("--wall", type=Path, metavar="FILE", help="write a PNG of 48 random features' pictures, too")
     return guarded("pages", run, *vars(parser.parse_args(argv)).values())
 
 

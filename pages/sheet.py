@@ -1,8 +1,7 @@
-"""Pictures in rows with text below, as one PNG: a sweep, and README's pictures of features drawn at random.
+"""Pictures in rows with text below, as one PNG: a sweep, and README's picture of features drawn at random.
 
     python featviz.py --sweep range_weight=0,1 jitter_max=0,1,8     the last setting across, the others down
     python -m pages out/toy --rows rows.png         a row a feature: dataset images, ascent, finished picture, words
-    python -m pages out/toy --wall wall.png         the finished picture of each, and its words
 """
 import random
 import textwrap
@@ -15,7 +14,7 @@ from results import feature_folders, read_result, write
 from vae import to_file
 
 TILE, SMALL, GAP, LINE, LETTER = 192, 128, 12, 17, 8    # pixels: edges of pictures, space between, a line, a letter
-ROWS, WALL, COLUMNS = 6, 48, 8                  # features in rows, on a wall, and in a row of it
+ROWS = 6                    # features
 
 
 def tile(picture, text, edge=TILE):
@@ -54,28 +53,17 @@ def write_sweep(folder, paths, names):
     return save_sheet(list(rows.values()), folder / f"sweep_{'_'.join(names)}.png")
 
 
-def drawn_at_random(folder, count):
-    """Draw features at random, with seed 0, among all that have results: [(its study, words to show)]."""
-    folders = feature_folders(folder)
-    studies = map(study, random.Random(0).sample(folders, min(count, len(folders))))
-    return [(known, known.words or "no word known") for known in studies if known]
-
-
 def write_rows(folder, path):
-    """Write a row for each of ROWS features, and return the path."""
+    """Write a row for each of ROWS features, drawn at random with seed 0 among all that have results; return the path.
+    """
     titles = (*["a dataset image"] * 3, "the ascent's picture", "the finished picture", "")
     rows = [[tile(None, title, SMALL) for title in titles]]
-    for known, words in drawn_at_random(folder, ROWS):
+    folders = feature_folders(folder)
+    for known in filter(None, map(study, random.Random(0).sample(folders, min(ROWS, len(folders))))):
         first = known.first
-        said = f"{words}\nevidence: {known.strength}\n{first.kind} {first.target}"
+        said = f"{known.words or 'no word known'}\nevidence: {known.strength}\n{first.kind} {first.target}"
         times = [first.t, *known.activity.highest] if known.activity else []
         images = dict.fromkeys(e["file"] for t in times for e in known.activity.examples.get(t, []))
         pictures = [*images, None, None, None][:3] + [first.path, first.last.path]
         rows.append([*(tile(picture, "", SMALL) for picture in pictures), tile(None, said, SMALL)])
     return save_sheet(rows, path)
-
-
-def write_wall(folder, path):
-    """Write the pictures of WALL features, and return the path."""
-    tiles = [tile(known.first.last.path, words, SMALL) for known, words in drawn_at_random(folder, WALL)]
-    return save_sheet([tiles[n:n + COLUMNS] for n in range(0, len(tiles), COLUMNS)], path)

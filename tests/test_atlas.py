@@ -75,15 +75,13 @@ def test_the_autoencoder_s_report_is_a_curve_and_a_sentence(folder, tmp_path, mo
     assert "autoencoder leaves" not in write_atlas(folder).read_text()
 
 
-def test_features_drawn_at_random_in_rows_and_on_a_wall(folder, tmp_path, monkeypatch, capsys):
+def test_features_drawn_at_random_in_rows(folder, tmp_path, capsys):
     """The same ones each time; no letter of a long word is cut off: white is left at the right of its tile."""
-    monkeypatch.setattr(sheet, "COLUMNS", 2)
-    rows, wall = tmp_path / "rows.png", tmp_path / "wall.png"
-    assert main([str(folder), "--rows", str(rows), "--wall", str(wall)]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [f"look at {rows}", f"look at {wall}"]
+    rows = tmp_path / "rows.png"
+    assert main([str(folder), "--rows", str(rows)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"look at {rows}"]
     made = rows.read_bytes()
     assert sheet.write_rows(folder, rows).read_bytes() == made
-    for path, columns, lines in ((rows, 6, 3), (wall, 2, 2)):
-        width, height = Image.open(path).size
-        assert width == columns * (128 + 12) + 12 and height >= lines * (128 + 12)
+    width, height = Image.open(rows).size
+    assert width == 6 * (128 + 12) + 12 and height >= 3 * (128 + 12)
     assert sheet.tile(None, "A " + "word" * 12, 128).crop((127, 0, 128, 68)).getextrema() == ((255, 255),) * 3
