@@ -137,18 +137,6 @@ def survey(bundle, folder):
     return items
 
 
-def plan(bundle, items, folder):
-    """Return the lines that name every file, the licences and the space; ValueError where the disk is too small."""
-    lines = [f"  {name}: {item.size / 1e6:.2f} MB from {item.url}" for name, item in items.items()]
-    rest = sum(item.size for item in items.values() if not item.target.exists()) / 1e6
-    rest -= sum(path.stat().st_size for path in folder.rglob("*.partial")) / 1e6
-    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free / 1e6
-    if rest > free:
-        raise ValueError(f"{folder}: {rest:.0f} MB are needed, {free:.0f} are free; make room or give a --folder")
-    title, space = f"{BUNDLES[bundle]['title']} -> {folder}", f"{rest:.0f} MB to download, {free:.0f} MB free"
-    return "\n".join([title, *lines, space])
-
-
 def bring(name, item):
     """Put one file at its target, verified; return what was done."""
     if item.target.exists():
@@ -175,7 +163,15 @@ def fetch(bundle, folder=None, check=False, agreed=False):
     """Print what a bundle holds, stop there on `check`, ask unless `agreed`, and bring it into a model folder."""
     folder = folder or ROOT / bundle
     items = survey(bundle, folder)
-    say(plan(bundle, items, folder))
+    say(f"{BUNDLES[bundle]['title']} -> {folder}")
+    for name, item in items.items():
+        say(f"  {name}: {item.size / 1e6:.2f} MB from {item.url}")
+    rest = sum(item.size for item in items.values() if not item.target.exists()) / 1e6
+    rest -= sum(path.stat().st_size for path in folder.rglob("*.partial")) / 1e6
+    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free / 1e6
+    say(f"{rest:.0f} MB to download, {free:.0f} MB free")
+    if rest > free:
+        raise ValueError(f"{folder}: {rest:.0f} MB are needed, {free:.0f} are free; make room or give a --folder")
     if check:
         return
     if not agreed:
@@ -209,11 +205,10 @@ def choose_weights(path, kind, targets):
     toy = json.loads(next(ROOT.glob("toy/sae/*/cfg.json")).read_text(encoding="utf-8"))
     has = toy["num_latents" if kind == "feature" else "d_in"]
     most = {"feature": 20_480, "channel": 1_280}.get(kind, 0)   # SAeUron's SAEs at up1.1, arXiv 2501.18052
-    beyond = [n for n in targets if isinstance(n, int) and has <= n < most]
-    if not beyond:
+    n = next((n for n in targets if isinstance(n, int) and has <= n < most), None)
+    if n is None:
         return ROOT / "toy"
-    why = (f"--{kind} {beyond[0]}: the toy has {has} {kind}s, 0..{has - 1}; Stable Diffusion's SAE has {most}, "
-           f"0..{most - 1}")
+    why = f"--{kind} {n}: the toy has {has} {kind}s, 0..{has - 1}; Stable Diffusion's SAE has {most}, 0..{most - 1}"
     if not (sys.stdin and sys.stdin.isatty()):
         raise ValueError(f"{why}; python weights/fetch.py style50 fetches {BUNDLES['style50']['title']}")
     warn(why)
