@@ -52,9 +52,8 @@ OTHERS = {      # names of tensors -> what such a file is
     r"string_to_param|^emb_params$|^<.*>$": "a textual inversion", r"motion_modules?\.": "a part of AnimateDiff",
     r"^conditioner\.embedders\.": "Stable Diffusion XL", r"^cond_stage_model\.model\.": "Stable Diffusion 2.x",
     r"double_blocks\.|joint_blocks\.|single_transformer_blocks\.": "a transformer such as FLUX or SD 3"}
-WIDTHS = {      # an end of a tensor's name -> the field of the UNet's config that its second axis shows
-    "input_blocks.0.0.weight": "in_channels", "conv_in.weight": "in_channels",
-    "attn2.to_k.weight": "cross_attention_dim"}
+WIDTHS = {      # a field of the UNet's config -> ends of the names of tensors whose second axis shows it
+    "in_channels": ("input_blocks.0.0.weight", "conv_in.weight"), "cross_attention_dim": "attn2.to_k.weight"}
 KINDS = {"0": "resnets", "1": "attentions"}     # of one block of the single file's UNet
 PREFIXES = {    # what stands in front of a network's names in one file of several; nothing in a file of its own [2, 3]
     "unet": r"(model\.)?diffusion_model\.|unet\.|", "vae": r"first_stage_model\.|vae\.|",
@@ -102,8 +101,8 @@ def cause(tensors):
     for pattern, what in OTHERS.items():
         if any(re.search(pattern, name) for name in tensors):
             return f"this is {what}"
-    widths = {key: tensor.shape[1] for end, key in WIDTHS.items() for name, tensor in tensors.items()
-              if name.endswith(end) and "coder" not in name and tensor.ndim > 1}
+    widths = {key: tensor.shape[1] for key, ends in WIDTHS.items() for name, tensor in tensors.items()
+              if name.endswith(ends) and "coder" not in name and tensor.ndim > 1}
     return foreign(widths) or AGAIN
 
 
@@ -309,8 +308,7 @@ def main(argv=None):
     parser.add_argument("source", metavar="IN", help="a single file or a folder, of a model or of an SAE")
     parser.add_argument("target", metavar="OUT", help="the folder to make; of an SAE weights/<model>/sae/<hook point>")
     parser.add_argument("--ema", action="store_true", help="of two sets of weights for the UNet, the moving average")
-    parser.add_argument("--reads", choices=("output", "update"), help="what an SAE was trained on: the output of the "
-                        "hook point's module, or its update, output - input")
+    parser.add_argument("--reads", choices=("output", "update"), help="of an SAE: output, or update (output - input)")
     parser.add_argument("--timesteps", type=time_steps, metavar="T,T", help="those an SAE was trained on, or all")
     flags = vars(parser.parse_args(argv))
     return guarded("convert", lambda: say(convert(**flags)))
