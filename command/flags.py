@@ -1,8 +1,7 @@
-"""Flags, those that several commands share and those of featviz.py, and errors on one line. Nothing here needs torch:
-help and wrong flags are answered at once.
-"""
+"""Flags of featviz.py and of several commands, and errors on one line. Without torch: help is shown at once."""
 import argparse
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,24 +14,21 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=118)
-        super().__init__(**{"formatter_class": form} | settings)
+        super().__init__(formatter_class=form, **settings)
 
     def error(self, message):
         self.exit(2, f"{self.prog.split()[0].removesuffix('.py')}: {message} (--help lists all flags)\n")
 
 
-# --- how a flag's value is read; a ValueError becomes argparse's own sentence -----------------------------------------
+# --- how a flag's value is read; argparse makes a sentence of a ValueError --------------------------------------------
 
 def numbers(text):
     """Read "12" as [12], "0-199" as [0, ..., 199]."""
     first, dash, last = text.partition("-")
-    try:
-        found = range(int(first), int(last if dash else first) + 1)
-    except ValueError:
-        found = ()
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number and no range such as 0-199")
-    return list(found)
+    with suppress(ValueError):
+        if found := list(range(int(first), int(last if dash else first) + 1)):
+            return found
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number and no range such as 0-199")
 
 
 def numbers_or_word(text):
@@ -65,18 +61,15 @@ def axis(text):
     return name, [READERS.get(kind, kind)(value) for value in values.split(",")]
 
 
-# --- flags ------------------------------------------------------------------------------------------------------------
-
 def add_model(group):
     """Add the flags that say which model runs, on what, seen where."""
-    group.add_argument("--weights", type=Path, metavar="PATH", help="model folder (default: Stable Diffusion's where "
-                       "it is, else weights/toy); anything else goes through python weights/convert.py once")
+    group.add_argument("--weights", type=Path, metavar="PATH",
+                       help="model folder (default: Stable Diffusion's where it is, else weights/toy)")
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), metavar="TYPE",
-                       help="float32, float16, bfloat16 (default: float32; on a card bfloat16 where it has that, else "
-                       "float16)")
+                       help="float32, float16, bfloat16 (default: float32; on a card bfloat16, else float16)")
     group.add_argument("--hook-point", metavar="NAME", help="attention, resnet or convolution by its name in the UNet "
-                       "(default: the autoencoder's, or up1.1); away from an autoencoder there are only raw channels")
+                       "(default: the SAE's, or up1.1); without an SAE there are only raw channels")
 
 
 def add_out(group):
@@ -111,49 +104,44 @@ def parse(argv=None):
                       "as a probe's weight or a difference of means: all, or those that are named")
     what.add_argument("--thesis", action="store_true", help="the thesis' five features, or the weights' own five, with "
                       "word and example prompt, on one page")
-    group.add_argument("--timestep", type=step, nargs="+", metavar="T",
-                       help="0..999; auto: 0 and the peaks of the feature's activity; active: 0 and all sampling "
-                       "steps at which it is active (default: the weights' own, else auto)")
-    group.add_argument("--seed", type=int, nargs="+", metavar="S",
-                       help=f"a result each (default: {' '.join(map(str, SEEDS))})")
+    group.add_argument("--timestep", type=step, nargs="+", metavar="T", help="0..999; auto: 0 and the peaks of the "
+                       "activity; active: 0 and all steps where it is active (default: the weights' own, else auto)")
+    group.add_argument("--seed", type=int, nargs="+", metavar="S", help=f"a result each (default: {str(SEEDS)[1:-1]})")
     group = parser.add_argument_group("how")
     add_model(group)
-    group.add_argument("--batch-size", type=int, metavar="B", help="jobs that are computed together, at most (default: "
-                       "what fits the device)")
-    group.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="the I-th of N shares, I from 0, so "
-                       "that several processes divide the features")
+    group.add_argument("--batch-size", type=int, metavar="B",
+                       help="jobs that are computed together, at most (default: what fits the device)")
+    group.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N",
+                       help="the I-th of N shares, I from 0, so that several processes divide the features")
     group.add_argument("--check", action="store_true", help="say what would run, how long, in what memory; then stop")
     group = parser.add_argument_group("where to, and what beside the result")
     add_out(group)
-    group.add_argument("--frames", type=int, default=8, metavar="N",
-                       help="pictures of the course to keep, 2 to 50, or 0 (default: 8)")
+    group.add_argument("--frames", type=int, default=8, metavar="N", help="pictures to keep, 2 to 50 or 0 (default: 8)")
     group.add_argument("--sound", action=argparse.BooleanOptionalAction, help="a .wav beside every picture, read as a "
                        "spectrogram (default: on where featviz.json of the weights says so, as Riffusion's)")
     group.add_argument("--again", action="store_true", help="compute results again that are there already")
     group = group.add_mutually_exclusive_group()
     group.add_argument("--trace", type=int, nargs="+", metavar="K", help="no results: open up these steps instead")
-    group.add_argument("--sweep", type=axis, nargs="+", default=[], metavar="NAME=V,V",
-                       help="every combination of these settings, such as range_weight=0,0.5 noise=on,off, on one "
-                       "sheet, by default of one time step and seed")
+    group.add_argument("--sweep", type=axis, nargs="+", default=[], metavar="NAME=V,V", help="every combination of "
+                       "settings, such as range_weight=0,0.5 noise=on,off, on a sheet; by default of one seed and T")
     group = parser.add_argument_group("settings of the method", "in brackets what the preset sae has, and raw where it "
                                       "differs; weights may bring their own; docs/method.md explains each")
     group.add_argument("--preset", choices=(*PRESETS, "quick"), help="all of them at once; quick: fewer, larger steps "
                        "(default: sae, or raw with --channel)")
     add_settings(group, SETTINGS.values(), PRESETS["raw"])
     args = parser.parse_args(argv)
-    size, frames = args.batch_size, args.frames
+    size, frames, given = args.batch_size, args.frames, {}
     if size is not None and size < 1 or frames != 0 and not 2 <= frames <= 50:
         raise ValueError(f"--batch-size must be at least 1 and --frames 0 or 2 to 50, got {size} and {frames}")
-    given = {name: value for name, value in vars(args).items() if name in SETTINGS}
-    if "position" in given:
-        given["position"] = tuple(given["position"])
-    for name, value in given.items():
+    for name in [name for name in SETTINGS if name in args]:
+        value = getattr(args, name)
         check_setting(name, SETTINGS[name], value)
+        given[name] = tuple(value) if name == "position" else value
     return args, given
 
 
 def guarded(name, work, *args):
-    """Return what work(*args) does, or 0, as exit code: what cannot be ends in one line on stderr and exit code 2."""
+    """Return what work(*args) does, or 0, as exit code; 2 after one line on stderr where it cannot be done."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):                      # a console that lacks a letter does not end the work
             stream.reconfigure(errors="replace")

@@ -2,6 +2,7 @@
 import os
 import sys
 import time
+from itertools import accumulate
 
 EVERY = 10                                      # seconds between two lines where stderr is no terminal
 COST = {"sampling": 1, "ascent": 2, "finish": 2}        # of a step, about: a gradient costs a second pass
@@ -21,10 +22,8 @@ def warn(text):
 
 
 class Count:
-    """Report how many of something are done, their rate and the time left.
-
-    On a terminal one line is rewritten in place; elsewhere a new one comes every ten seconds, and at the end.
-    """
+    """Report how many are done, their rate and the time left: on a terminal one line that is rewritten, elsewhere a new
+    one every ten seconds and at the end."""
 
     def __init__(self, unit):
         self.unit, self.first = unit, None
@@ -51,22 +50,19 @@ class Count:
 
 
 class Progress(Count):
-    """Report the batches of a run by phase (sampling, ascent, finish), with the time left from the first step.
-
-    lengths  {phase: steps of one batch at most}, in order; batches  how many there are
-    """
+    """Report steps by batch and phase, with the time left; lengths: {phase: steps of one batch at most}, in order."""
 
     def __init__(self, lengths, batches):
         super().__init__("steps")
-        self.costs = {phase: COST[phase] * n for phase, n in lengths.items() if n}             # of a batch
         self.lengths, self.batches, self.batch, self.step = lengths, batches, 0, 0
+        *starts, self.whole = accumulate((COST[phase] * n for phase, n in lengths.items()), initial=0)
+        self.starts = dict(zip(lengths, starts))                # cost of what comes before a phase in a batch
 
     def __call__(self, phase, step):
         """Count a step of this phase."""
-        n, length, phases, whole = self.step + 1, self.lengths[phase], [*self.costs], sum(self.costs.values())
-        earlier = sum(self.costs[name] for name in phases[:phases.index(phase)])
-        done = self.batch * whole + earlier + COST[phase] * n
-        left = (time.monotonic() - self.began) / done * (self.batches * whole - done)
+        n, length = self.step + 1, self.lengths[phase]
+        done = self.batch * self.whole + self.starts[phase] + COST[phase] * n
+        left = (time.monotonic() - self.began) / done * (self.batches * self.whole - done)
         value = f", activation {step.activation.mean():.3f}" if hasattr(step, "activation") else ""
         self.show(f"batch {self.batch + 1} of {self.batches}, {phase} step {n} of {length}{value}", left, n == length)
-        self.step, self.batch = n % length, self.batch + (phase == phases[-1] and n == length)
+        self.step, self.batch = n % length, done // self.whole

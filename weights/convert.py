@@ -1,11 +1,8 @@
 """Convert what people hold into the folder that load.py reads: `python weights/convert.py IN OUT`.
 
-    python weights/convert.py v1-5-pruned.ckpt weights/sd15     single file ("LDM"): .safetensors, .ckpt, .pt, .bin
-    python weights/convert.py style50 weights/style50           folder with .bin, .fp16., shards, tokenizer.json, ...
-    python weights/convert.py ae.pt weights/sd15/sae/unet.mid_block.attentions.0            an SAE, see saes.py
-
-OUT gets its name when it is complete: a conversion that fails leaves nothing. Tensors keep their precision and stay in
-the mapped file, so that it takes no more memory than IN. No code in a pickle runs (`torch.load(weights_only=True)`).
+IN is a model as a single file ("LDM") or a folder with .bin, .fp16., shards or tokenizer.json, or an SAE, see saes.py.
+OUT gets its name when it is complete. Tensors keep their precision and stay in the mapped file: no more memory than IN.
+No code in a pickle runs (`torch.load(weights_only=True)`).
 
 Sources
  [1] the published folders of SD 1.4 and SD 1.5: file names, variants, the VAE attention's names before 2023
@@ -55,9 +52,9 @@ OTHERS = {      # names of tensors -> what such a file is
     r"string_to_param|^emb_params$|^<.*>$": "a textual inversion", r"motion_modules?\.": "a part of AnimateDiff",
     r"^conditioner\.embedders\.": "Stable Diffusion XL", r"^cond_stage_model\.model\.": "Stable Diffusion 2.x",
     r"double_blocks\.|joint_blocks\.|single_transformer_blocks\.": "a transformer such as FLUX or SD 3"}
-WIDTHS = {      # an end of a tensor's name -> the field of the UNet's config that its second axis shows
-    "input_blocks.0.0.weight": "in_channels", "conv_in.weight": "in_channels",
-    "attn2.to_k.weight": "cross_attention_dim"}
+WIDTHS = {      # a field of the UNet's config -> ends of the names of tensors whose second axis shows it
+    "in_channels": ("input_blocks.0.0.weight", "conv_in.weight"), "cross_attention_dim": "attn2.to_k.weight"}
+KINDS = {"0": "resnets", "1": "attentions"}     # of one block of the single file's UNet
 PREFIXES = {    # what stands in front of a network's names in one file of several; nothing in a file of its own [2, 3]
     "unet": r"(model\.)?diffusion_model\.|unet\.|", "vae": r"first_stage_model\.|vae\.|",
     "text_encoder": r"((cond_stage_model|text_encoder)\.)?(transformer\.)*(text_model\.)?"}
@@ -68,9 +65,10 @@ RENAMES = {     # what else a name has in the single file and in older folders -
         r"^middle_block\.0": "mid_block.resnets.0", r"^middle_block\.2": "mid_block.resnets.1",
         r"^middle_block\.1": "mid_block.attentions.0",
         r"^input_blocks\.(\d+)\.0\.op": lambda m: f"down_blocks.{int(m[1]) // 3 - 1}.downsamplers.0.conv",
-        r"^input_blocks\.(\d+)\.(0|1)": lambda m: block("down_blocks", int(m[1]) - 1, m[2]),
+        r"^input_blocks\.(\d+)\.(0|1)":
+            lambda m: f"down_blocks.{(int(m[1]) - 1) // 3}.{KINDS[m[2]]}.{(int(m[1]) - 1) % 3}",
         r"^output_blocks\.(\d+)\.(1|2)\.conv": lambda m: f"up_blocks.{int(m[1]) // 3}.upsamplers.0.conv",
-        r"^output_blocks\.(\d+)\.(0|1)": lambda m: block("up_blocks", int(m[1]), m[2]),
+        r"^output_blocks\.(\d+)\.(0|1)": lambda m: f"up_blocks.{int(m[1]) // 3}.{KINDS[m[2]]}.{int(m[1]) % 3}",
         r"in_layers\.0": "norm1", r"in_layers\.2": "conv1", r"out_layers\.0": "norm2", r"out_layers\.3": "conv2",
         r"emb_layers\.1": "time_emb_proj", r"skip_connection": "conv_shortcut"},
     "vae": {
@@ -81,24 +79,16 @@ RENAMES = {     # what else a name has in the single file and in older folders -
         r"attentions\.0\.norm": "attentions.0.group_norm", r"\.(to_)?q(uery)?\.": ".to_q.",
         r"\.(to_)?k(ey)?\.": ".to_k.", r"\.(to_)?v(alue)?\.": ".to_v.",
         r"\.(to_out|proj_attn|proj_out)\.(?!0)": ".to_out.0."},
-    "text_encoder": {},
 }
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-def block(side, n, kind):
-    """The name here of the n-th block of one side of the UNet: 0 is a resnet, 1 an attention."""
-    return f"{side}.{n // 3}.{'attentions' if kind == '1' else 'resnets'}.{n % 3}"
-
-
 def find_part(part, tensors, names):
-    """({our name: its key in `tensors`}, the prefixes that were met) of the tensors that are this part's."""
+    """Find a part's tensors by any spelling: ({our name: its key in `tensors`}, the prefixes that were met)."""
     found, prefixes = {}, set()
     for key in sorted(tensors):
         prefix = re.match(PREFIXES[part], key)[0]
         name = key.removeprefix(prefix)
-        for old, new in RENAMES[part].items():
+        for old, new in RENAMES.get(part, {}).items():
             name = re.sub(old, new, name)
         if name in names and name not in found:
             found[name] = key
@@ -107,19 +97,19 @@ def find_part(part, tensors, names):
 
 
 def cause(tensors):
-    """What a file is that is no SD 1.x, judged by its names and shapes, "this is ..."; else that it is damaged."""
+    """Name what a file is that is no SD 1.x, by its names and shapes, "this is ..."; else advise to fetch it again."""
     for pattern, what in OTHERS.items():
         if any(re.search(pattern, name) for name in tensors):
             return f"this is {what}"
-    widths = {key: tensor.shape[1] for end, key in WIDTHS.items() for name, tensor in tensors.items()
-              if name.endswith(end) and "coder" not in name and tensor.ndim > 1}
+    widths = {key: tensor.shape[1] for key, ends in WIDTHS.items() for name, tensor in tensors.items()
+              if name.endswith(ends) and "coder" not in name and tensor.ndim > 1}
     return foreign(widths) or AGAIN
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 class StandIn:
-    """Takes the place of an object whose class is not loaded; keeps what was pickled, and does nothing."""
+    """Stand in for an object whose class is not loaded: what was pickled becomes its attributes."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -130,8 +120,7 @@ def unpickle(path):
     misnamed = path.suffix == ".safetensors"                    # torch.load would believe the name
     try:
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(type("StandIn", (StandIn,), {}), name) for name in classes]), \
-                open(path, "rb") as file:
+        with torch.serialization.safe_globals([(StandIn, name) for name in classes]), open(path, "rb") as file:
             return torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=not misnamed)
     except Exception as e:                                      # a damaged pickle may raise anything
         why = (str(e) or type(e).__name__).splitlines()[0]
@@ -141,20 +130,20 @@ def unpickle(path):
 
 
 def entries(value, *kinds):
-    """The entries of these types in a dict, or in the state of a pickled object."""
+    """Return the entries of these types in a dict, or in the state of a pickled object."""
     found = vars(value) if isinstance(value, StandIn) else value if isinstance(value, dict) else {}
     return {key: entry for key, entry in found.items() if isinstance(key, str) and isinstance(entry, kinds)}
 
 
 def tensors_in(value):
-    """{name: tensor} in a pickle's value, or in the first of CONTAINERS in it that holds any."""
+    """Return {name: tensor} of a pickle's value, or of the first of CONTAINERS in it that holds any."""
     inside = entries(value, dict)
     found = [tensors_in(inside[key]) for key in CONTAINERS if key in inside]
     return next(filter(None, found), entries(value, torch.Tensor))
 
 
 def read_file(path):
-    """({name: tensor} without beginnings that all names share, plain values that a pickle holds beside them)."""
+    """Read ({name: tensor} without WRAPPERS, plain values that a pickle holds beside them)."""
     first = b""
     with suppress(OSError), open(path, "rb") as file:           # open_tensors names the error
         first = file.read(9)
@@ -174,9 +163,7 @@ def read_file(path):
 
 
 def find_files(folder):
-    """The files of one network or SAE in a folder: of several the plain name, before a variant (.fp16., .non_ema.), and
-    safetensors before pickles.
-    """
+    """Find the files of one network or SAE: the plain name before variants (.fp16.), safetensors before pickles."""
     def rank(name):
         stem, *variant, suffix = name.split(".")
         return stem not in STEMS, len(variant), suffix != "safetensors", name
@@ -193,7 +180,7 @@ def find_files(folder):
 
 
 def read_set(source):
-    """({name: tensor}, plain values in a pickle, path to name in messages) of a file, or of the files of a folder."""
+    """Read ({name: tensor}, plain values in a pickle, path for messages) of a file, or of the files of a folder."""
     tensors, config, paths = {}, {}, find_files(source) if source.is_dir() else [source]
     for path in paths:
         found, config = read_file(path)
@@ -215,19 +202,15 @@ def write(path, tensors, config_name, config, source):
 
 
 def write_networks(folder, tensors, configs, path):
-    """Write the networks of `configs` {part: config} that are in the tensors, each complete and of the right shapes.
-
-    Returns what was written and what was left out, as a text.
-    """
+    """Write the networks of `configs` {part: config} that are in the tensors; return a text on what was left out."""
     chosen, prefixes, left = {}, set(), {*tensors}
     for part, config in configs.items():
-        net = on_meta(NETWORKS[part], check_config(part, config, path), path)
-        shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
-        keys, met = find_part(part, tensors, shapes)
-        if keys:
-            check_shapes(path, {name: without_ones(tensors[key].shape) for name, key in keys.items()},
-                         {name: without_ones(shape) for name, shape in shapes.items()}, cause(tensors))
-            chosen[part] = {name: tensors[key].reshape(shapes[name]) for name, key in keys.items()}
+        expected = on_meta(NETWORKS[part], check_config(part, config, path), path).state_dict()
+        keys, met = find_part(part, tensors, expected)
+        if keys:                                                # a matrix may be stored as a 1x1 convolution
+            check_shapes(path, {name: tensors[key].squeeze().shape for name, key in keys.items()},
+                         {name: p.squeeze().shape for name, p in expected.items()}, cause(tensors))
+            chosen[part] = {name: tensors[key].reshape(expected[name].shape) for name, key in keys.items()}
         prefixes |= met
         left -= {*keys.values()}
     extra = [key for key in left if key.startswith((*prefixes,)) and not UNREAD.search(key)] if prefixes else left
@@ -240,27 +223,8 @@ def write_networks(folder, tensors, configs, path):
     return ", ".join(f"{part} {len(found)}" for part, found in chosen.items()) + f" tensors{note}"
 
 
-def without_ones(shape):
-    """A shape without axes of length 1: a matrix may be stored as a 1x1 convolution."""
-    return tuple(n for n in shape if n > 1)
-
-
-# --- models, SAEs, the command ----------------------------------------------------------------------------------------
-
-def check_schedule(path, tensors):
-    """WeightsError where a single file says that its noise schedule or its prediction is not SD 1.x's."""
-    yaml, usual = path.with_suffix(".yaml"), Schedule().alphas_cumprod
-    if "v_pred" in tensors or yaml.is_file() and re.search(r"parameterization:\s*[\"']?v", yaml.read_text("utf-8")):
-        raise WeightsError(f"{path}: {V_PREDICTION}")
-    abar = tensors.get("alphas_cumprod", usual).float()
-    if "ztsnr" in tensors or abar.any() and abar[-1] < 1e-4:
-        raise WeightsError(f"{path}: was trained with zero terminal SNR; only SD 1.x's own noise schedule can be used")
-    if abar.any() and (len(abar) != len(usual) or (abar - usual).abs().max() > 1e-2):
-        raise WeightsError(f"{path}: has another noise schedule than Stable Diffusion 1.x (alphas_cumprod)")
-
-
 def convert_folder(source, folder, ema):
-    """Write every network of a folder in diffusers layout, and what lies beside them; returns a text on it."""
+    """Write every network of a folder in diffusers layout, and what is beside them; return a text on it."""
     said = []
     for part in NETWORKS:
         home = source / ("unet_ema" if ema and part == "unet" else part)
@@ -279,8 +243,15 @@ def convert_folder(source, folder, ema):
 
 
 def convert_single(tensors, path, folder, ema):
-    """Write every network in a single file; returns a text on it."""
-    check_schedule(path, tensors)
+    """Write every network in a single file; return a text on it. WeightsError for another schedule or prediction."""
+    yaml, usual = path.with_suffix(".yaml"), Schedule().alphas_cumprod
+    if "v_pred" in tensors or yaml.is_file() and re.search(r"parameterization:\s*[\"']?v", yaml.read_text("utf-8")):
+        raise WeightsError(f"{path}: {V_PREDICTION}")
+    abar = tensors.get("alphas_cumprod", usual).float()
+    if "ztsnr" in tensors or abar.any() and abar[-1] < 1e-4:
+        raise WeightsError(f"{path}: was trained with zero terminal SNR; only SD 1.x's own noise schedule can be used")
+    if abar.any() and (len(abar) != len(usual) or (abar - usual).abs().max() > 1e-2):
+        raise WeightsError(f"{path}: has another noise schedule than Stable Diffusion 1.x (alphas_cumprod)")
     averaged = {key: EMA + key.removeprefix("model.").replace(".", "") for key in tensors}
     averaged = {key: tensors[other] for key, other in averaged.items() if other in tensors}
     if ema and not averaged:
@@ -291,7 +262,7 @@ def convert_single(tensors, path, folder, ema):
 
 
 def convert_sae(tensors, config, path, folder, changes):
-    """Write an SAE in our form, with the `changes` to its cfg.json, and the labels beside it; returns a text on it."""
+    """Write an SAE in our form, with `changes` to its cfg.json, and the labels beside it; return a text on it."""
     beside = next((path.with_name(name) for name in ("cfg.json", "config.json") if path.with_name(name).exists()), None)
     config = read_json(beside) if beside else config
     parts, fields, left = read_sae(tensors, config, path, beside.name if beside else "")
@@ -300,14 +271,14 @@ def convert_sae(tensors, config, path, folder, changes):
     write(folder / "sae.safetensors", parts, "cfg.json", fields, path)
     if (labels := path.with_name("labels.json")).exists():
         shutil.copyfile(labels, folder / "labels.json")
-    times = "all time steps" if fields["timesteps"] == "all" else f"time steps {fields['timesteps']}"
     note = f"; fields that change nothing here: {', '.join(left)}" if left else ""
     return (f"an SAE of {fields['source']}: {fields['num_latents']} features of {fields['d_in']} channels, gate "
-            f"{fields['gate']}, reads the {fields['reads']} at {times} (--reads, --timesteps say otherwise){note}")
+            f"{fields['gate']}, reads the {fields['reads']} at time steps {fields['timesteps']} "
+            f"(--reads, --timesteps say otherwise){note}")
 
 
 def convert(source, target, ema=False, **changes):
-    """Convert IN to OUT; returns the text that says what was written. `changes` are to an SAE's cfg.json."""
+    """Convert IN to OUT; return a text on what was written. `changes` are to an SAE's cfg.json."""
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise WeightsError(f"{target}: exists already; remove it or give another OUT")
@@ -337,8 +308,7 @@ def main(argv=None):
     parser.add_argument("source", metavar="IN", help="a single file or a folder, of a model or of an SAE")
     parser.add_argument("target", metavar="OUT", help="the folder to make; of an SAE weights/<model>/sae/<hook point>")
     parser.add_argument("--ema", action="store_true", help="of two sets of weights for the UNet, the moving average")
-    parser.add_argument("--reads", choices=("output", "update"), help="what an SAE was trained on: the output of the "
-                        "hook point's module, or its update, output - input")
+    parser.add_argument("--reads", choices=("output", "update"), help="of an SAE: output, or update (output - input)")
     parser.add_argument("--timesteps", type=time_steps, metavar="T,T", help="those an SAE was trained on, or all")
     flags = vars(parser.parse_args(argv))
     return guarded("convert", lambda: say(convert(**flags)))

@@ -221,6 +221,8 @@ def test_other_bundles(style, tmp_path):
     assert got.reads == "output" and all(torch.equal(got.state_dict()[name], sae[name]) for name in sae)
     assert json.loads((home / "riffusion/featviz.json").read_text()) == {"sound": True}
     assert load(home / "sd14").sae is not None
+    style.log.clear()
+    assert fetch.main(["saemnesia", "--yes"]) == 0 and not any("/resolve/" in path for path, *_ in style.log)
 
 
 def test_it_asks_first_and_starts_without_torch(style, tmp_path, capsys):
