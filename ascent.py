@@ -6,8 +6,7 @@ Gradient ascent on the clean latent z until the feature lights up at the hook po
     a   = mean over the hook's positions of relu(W_enc[f] . (h - b_dec) + b_enc[f]),  h = UNet(x_t, t, "") at the hook
     loss = -a + w_tv TV(z) + w_range R(z) + w_moment M(z);  the gradient is filtered and blurred;  AdamW moves z
 
-Read from top to bottom: a step's random draws, the objective, its gradient, AdamW, `ascend` (the loop: begin there).
-Where an ascent starts and what its result is worth is in visualize.py.
+Begin with `ascend`, the loop. Where an ascent starts and what its result is worth is in visualize.py.
 
 Sources
  [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This: Visualizing Monosemantic Features in Diffusion Models",
@@ -32,10 +31,8 @@ LOSS_SCALE = 2.0 ** 12                          # in float16, at first: gradient
 
 
 def draw(generator, shape, config):
-    """Draw one step's random numbers of one job: shift (2,), angle (), zoom (), noise (4, H, W).
-
-    All are drawn, used or not, so that settings can be compared at equal noise.
-    """
+    """Draw one step's random numbers of one job, used or not, so that settings can be compared at equal noise: shift
+    (2,), angle (), zoom (), noise (4, H, W)."""
     whole = torch.randint(-config.jitter_max, config.jitter_max + 1, (2,), generator=generator)
     turn = torch.rand(2, generator=generator)
     return (whole * shape[-1] / REFERENCE_WIDTH, config.rotate_max * (2 * turn[0] - 1),
@@ -45,9 +42,8 @@ def draw(generator, shape, config):
 def readout(model, h, jobs, position=None):
     """Read each job's target at each position, before the relu: h (B, D, h, w) -> (B, S), float32.
 
-    A target is a direction: a feature f is W_enc[f] . (h - b_dec) + b_enc[f], with its own row of W_enc alone; a
-    channel is its unit vector, and a vector from a file itself, w . h. All jobs are of one kind. With `position` (row,
-    column) only that one is read, (B, 1); ValueError for one outside the grid.
+    A feature f is W_enc[f] . (h - b_dec) + b_enc[f], a channel its unit vector, a vector from a file w . h; all jobs
+    are of one kind. With `position` (row, column) only that one is read, (B, 1); ValueError for one outside the grid.
     """
     if position is not None:
         (y, x), (rows, columns) = position, h.shape[2:]
@@ -138,9 +134,8 @@ class Step:
 
 
 def ascend(model, jobs, config, begin):
-    """Run the ascent of all jobs side by side, each on its own; yield every step as data, see `Step`.
+    """Run the ascent of all jobs, of one kind, side by side, each on its own; yield every step as data, see `Step`.
 
-    jobs   of one kind
     begin  (a generator for each job, their starting latents (B, 4, H, W)), as visualize.start gives
     """
     generators, z = begin

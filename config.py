@@ -1,5 +1,4 @@
-"""Every number of the method: what one ascent is asked for (`Job`) and how it goes about it (`Config`), with the
-presets.
+"""Every number of the method: what one ascent is asked for (`Job`), how it goes about it (`Config`), the presets.
 
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218, and its implementation; what is
 marked (ours) is not in it. Nothing here needs torch, so that help and wrong flags are answered at once.
@@ -97,8 +96,8 @@ def flag(name):
 def configure(own, preset=None, kind="feature", **changes):
     """Return a Config: a preset, then what the weights' settings `own` (featviz.json) say of it, then `changes`.
 
-    preset  sae, raw, none, or quick, which changes the usual one; None is the usual one: sae for features, raw for
-            channels and directions. ValueError for a preset or setting that does not exist.
+    Without a preset, and for quick: sae for features, raw for channels and directions. ValueError for a preset or
+    setting that does not exist.
     """
     if kind == "direction":                     # no capture knows how strong it is
         changes = {"prior": "guided"} | changes
@@ -136,11 +135,12 @@ def check_setting(name, field, value):
         must = f"one of {', '.join(PRIORS)}, or the path of a picture"
     elif said["choices"]:
         right, must = value in said["choices"], f"one of {', '.join(said['choices'])}"
+    elif kind is float:
+        right = type(value) in (float, int) and abs(value) <= LARGEST                           # NaN is not <=
+        must = f"a number of size {LARGEST:g} at most"
     else:
-        number = type(value) in (float, int) and abs(value) <= LARGEST                          # NaN is not <=
-        right = number if kind is float else type(value) is kind or auto and value == "auto"
-        must = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false",
-                str: "a text"}[kind] + " or auto" * auto
+        right = type(value) is kind or auto and value == "auto"
+        must = {int: "a whole number", bool: "true or false", str: "a text"}[kind] + " or auto" * auto
     for word, (text, holds) in LIMITS.items():
         if right and value != "auto" and word in said and not holds(value, said[word]):
             right, must = False, f"{text} {said[word]}"

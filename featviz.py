@@ -1,8 +1,7 @@
 """See what one feature inside a latent diffusion model responds to: `python featviz.py --feature 12`.
 
-The way from what you type to what you look at, one function a stage: flags -> model -> jobs -> results -> pages. The
-method itself is ascent.py, the course of one batch visualize.py. Whatever cannot be ends in one line on stderr that
-says what to do, and exit code 2. In a notebook:
+From what you type to what you look at, one function a stage: flags -> model -> jobs -> results -> pages. The method
+itself is ascent.py, the course of one batch visualize.py. In a notebook:
 
     import featviz
     model = featviz.load("weights/toy")
@@ -24,10 +23,8 @@ from config import PRIORS, SEEDS, check_config, configure  # noqa: E402
 
 
 def load(path=None, device=None, dtype=None, hook_point=None, out="out"):
-    """Load a folder of weights, by default the toy, with its capture where there is one; see weights.load.load.
-
-    out  the folder of results, where a capture of your own may be
-    """
+    """Load a folder of weights, by default the toy, with its capture where there is one, as `out` may hold your own;
+    see weights.load.load."""
     from activity.profile import find_capture
     from weights.load import load
     model = load(path, device, dtype, hook_point)

@@ -9,10 +9,9 @@
     out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdicts, scores, sizes; written last
     out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same with other settings
 
-Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
-fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A result counts
-as finished when its record holds this very recipe and every file has the size that the record says. The pictures of the
-course are no part of the recipe: a run that asks for steps which were not kept computes the result again.
+The recipe holds every setting and the fingerprints of all weights and of the method's code, and no date: the same
+recipe gives the same files. A result counts as finished when its record holds this very recipe and every file has the
+size that the record says.
 """
 import ast
 import dataclasses
@@ -42,10 +41,8 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what r
 
 
 def write(path, data):
-    """Write bytes under the name `<name>.partial`, and rename it to `path` when all was written; make the folder.
-
-    A full disk raises OSError with the file's name, which the system leaves out, and the half that was written goes.
-    """
+    """Write bytes to `<name>.partial`, and rename it to `path` when all was written; make the folder. OSError of a full
+    disk has the file's name, which the system leaves out, and the half that was written goes."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +77,7 @@ def method_code():
     for name in METHOD:
         tree = ast.parse((PROJECT / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
         digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
     return digest.hexdigest()
@@ -134,11 +131,8 @@ def feature_folders(folder):
 
 
 def save(out, result, recipe, fit="", sounds=None):
-    """Write the files of a result, the record last; return the picture's path.
-
-    fit     the fit check's warning
-    sounds  {suffix: bytes of a WAV file}
-    """
+    """Write the files of a result, the record last, and return the picture's path. `fit`: the fit check's warning,
+    `sounds`: {suffix: bytes of a WAV file}."""
     path = path_of(out, recipe)
     for older in path.parent.glob(f"{path.name}.*"):
         older.unlink()
@@ -162,11 +156,8 @@ def save(out, result, recipe, fit="", sounds=None):
 
 
 def why_to_compute(out, recipe, steps=(), sound=False):
-    """Return why a result is still to be computed: "" where this very recipe's result is there, "new" where none is,
-    "other" where other weights, code or settings made it, "broken" where a file or one of these steps' pictures lacks.
-
-    steps  those of the course whose pictures it must have; sound: it must have one
-    """
+    """Return why a result is still to be computed: "" where it is not, "new" where none is there, "other" where other
+    weights, code or settings made it, "broken" where a file, a picture of these `steps` or the sound is missing."""
     path = path_of(out, recipe)
     if not path.with_suffix(".json").exists():
         return "new"

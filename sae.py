@@ -1,6 +1,6 @@
 """A sparse autoencoder (SAE): activations at a hook point <-> features.
 
-Training is in dictionary/; weights/convert.py brings other tools' files into this one form; SAeUron's is the default.
+The defaults are SAeUron's.
 Sources
  [1] Cywinski & Deja, "SAeUron: Interpretable Concept Unlearning in Diffusion Models with Sparse Autoencoders",
      arXiv 2501.18052, and its published `cfg.json` + `sae.safetensors` (names, shapes)

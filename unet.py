@@ -149,10 +149,8 @@ def updates(name):
 
 
 class UNet(nn.Module):
-    """Noise prediction eps(z_t, t, text). Argument names are those of `unet/config.json`, defaults are SD 1.x [2].
-
-    `attention_head_dim` is the *number* of heads: a misnomer of the published config [3].
-    """
+    """Noise prediction eps(z_t, t, text). Argument names are those of `unet/config.json`, defaults are SD 1.x [2];
+    `attention_head_dim` is the *number* of heads, a misnomer of the published config [3]."""
 
     def __init__(self, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
                  norm_num_groups=32, in_channels=4, out_channels=4):
@@ -200,10 +198,8 @@ class UNet(nn.Module):
         return self.get_submodule(self.hook_name(name)).out_channels
 
     def forward(self, z, t, context, until=None):
-        """Predict the noise of latents (B, 4, H, W) at time steps t (B,) int64 with text (B, 77, Dc): (B, 4, H, W).
-
-        until   a hook point: return its output (B, D, h, w) instead; nothing after it is computed
-        """
+        """Predict the noise of latents (B, 4, H, W) at time steps t (B,) int64 with text (B, 77, Dc): (B, 4, H, W), or
+        return the output (B, D, h, w) of the hook point `until`, after which nothing is computed."""
         stop = self.hook_name(until) if until else "conv_out"
         passes = self.run(z, t, context)
         name, h = next(passes)

@@ -63,11 +63,8 @@ def levels(widths, layers, groups, resample):
 
 
 class VAE(nn.Module):
-    """The autoencoder; argument names are those of `vae/config.json`, defaults are SD 1.x [2].
-
-    `scaling_factor` brings the latents to about unit variance. SD's original config files leave it out; 0.18215 is the
-    number of [1].
-    """
+    """The autoencoder; argument names are those of `vae/config.json`, defaults are SD 1.x [2]. `scaling_factor` brings
+    latents to about unit variance; SD's original config files leave it out, 0.18215 is the number of [1]."""
 
     def __init__(self, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
                  norm_num_groups=32, scaling_factor=0.18215):
