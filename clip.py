@@ -62,13 +62,12 @@ class Tokenizer:
 
     A word becomes the symbols of its UTF-8 bytes, `</w>` on the last. Then the adjacent pair that comes first in
     `merges` is joined, over and over, until no pair is in the list.
-    vocab   {token: id} as in SD's vocab.json: bytes, bytes at the end of a word, merged pairs, start, end
     """
 
     def __init__(self, merges):
         symbols = list(byte_symbols().values())
         tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
-        self.vocab = {token: i for i, token in enumerate(tokens)}
+        self.vocab = {token: i for i, token in enumerate(tokens)}       # as SD's vocab.json
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
 
     @classmethod

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import operator
 import os
-from dataclasses import dataclass
 
 HOOK_POINT = "up_blocks.1.attentions.1"         # of the method; an SAE's folder says otherwise
 SEEDS = (1024, 1111, 4359, 3248, 1026)
@@ -21,7 +20,7 @@ LIMITS = {"low": ("at least", operator.ge), "high": ("at most", operator.le), "a
           "below": ("below", operator.lt)}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One row of a batch: a feature or raw channel by its number, or a direction by its name; a time step; a seed."""
     kind: str                                   # "feature", "channel" or "direction"
@@ -35,7 +34,7 @@ def setting(default, help, choices=None, **limits):
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices} | limits)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """The defaults are the SAE preset; lengths are in latent pixels of a 64-wide latent."""
     num_steps: int = setting(100, "steps of the ascent", low=1)
@@ -58,19 +57,15 @@ class Config:
     noise: bool = setting(True, "see through fresh noise of the time step; off: the UNet sees the clean latent")
     silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere (ours)")
     prompt: str = setting("", "text that the UNet sees in ascent, scores and finish; the method's is empty (ours)")
-    position: tuple | None = setting(None, "row and column of the hook's grid at which the activation is taken, in "
-                                     "place of the mean (ours)")
+    position: tuple | None = setting(None, "row and column of the hook's grid to climb at, not the mean (ours)")
     diverse: float = setting(0.0, "weight of a term that pushes the seeds of a target apart in a batch (ours)", low=0)
-    prior: str = setting("steer", "start: steer, a sample steered towards the feature; noise; guided, a sample guided "
-                         "by it; or the path of a picture of your own (ours)")
+    prior: str = setting("steer", "start: steer or guided, a sample with the feature; noise; a picture's path (ours)")
     prior_steps: int = setting(50, "sampling steps of the prior", low=1, high=T - 1)
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
-    steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature "
-                               "is active, or at all sampled steps (ours)", ("active", "all"))
+    steer_steps: str = setting("active", "steer where the feature is active, or at all steps (ours)", ("active", "all"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation", low=0)
     finish: bool = setting(True, "let the model redraw the result while the feature pulls (ours)")
-    finish_from: StepOrAuto = setting(600, "time step to which the result is noised and redrawn from; auto: tries "
-                                      "three", low=1, high=T - 1)
+    finish_from: StepOrAuto = setting(600, "time step to redraw from; auto: tries three", low=1, high=T - 1)
     finish_scale: float = setting(0.5, "how hard the feature pulls, in units of the noise", low=0)
     finish_steps: int = setting(30, "steps of the redrawing", low=1)
 
@@ -94,11 +89,8 @@ def flag(name):
 
 
 def configure(own, preset=None, kind="feature", **changes):
-    """Return a Config: a preset, then what the weights' settings `own` (featviz.json) say of it, then `changes`.
-
-    Without a preset, and for quick: sae for features, raw for channels and directions. ValueError for a preset or
-    setting that does not exist.
-    """
+    """Return a Config: a preset, by default and for quick sae for features, else raw; then what the weights' settings
+    `own` (featviz.json) say of it, then `changes`. ValueError for a preset or setting that does not exist."""
     if kind == "direction":                     # no capture knows how strong it is
         changes = {"prior": "guided"} | changes
     quick = QUICK if preset == "quick" else {}

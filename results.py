@@ -14,13 +14,12 @@ recipe gives the same files. A result counts as finished when its record holds t
 size that the record says.
 """
 import ast
-import dataclasses
 import hashlib
 import json
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -32,9 +31,8 @@ from config import HOOK_POINT, PRIORS
 from vae import to_file, to_png, to_uint8
 
 PROJECT = Path(__file__).resolve().parent
-METHOD = (      # files whose change can change a latent
-    "config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae", "clip",
-    "weights/load", "weights/quick", "weights/saes", "activity/profile")
+METHOD = ("config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae",
+          "clip", "weights/load", "weights/quick", "weights/saes", "activity/profile")     # each can change a latent
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
 DIGITS = {"feature": 5, "channel": 4}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what reading JSON of another shape may raise
@@ -85,7 +83,7 @@ def method_code():
 
 def recipe(model, job, config, usual):
     """Return everything that decides a job's result, as JSON values. `usual`: the config of a run without flags."""
-    settings, standard = (json.loads(json.dumps(dataclasses.asdict(one))) for one in (config, usual))
+    settings, standard = (json.loads(json.dumps(asdict(one))) for one in (config, usual))
     dtype = str(model.dtype).removeprefix("torch.")
     differs = {name: value for name, value in settings.items() if value != standard[name]}
     if dtype not in USUAL_DTYPES.get(model.device.type, (dtype,)):
@@ -97,7 +95,7 @@ def recipe(model, job, config, usual):
         fingerprints["prior"] = sha256(Path(config.prior).read_bytes())
     if job.kind == "direction":
         fingerprints["direction"] = sha256(model.directions[job.target].cpu().numpy().tobytes())
-    return {"job": dataclasses.asdict(job), "config": settings, "differs": differs, "hook_point": model.hook_point,
+    return {"job": asdict(job), "config": settings, "differs": differs, "hook_point": model.hook_point,
             "weights": model.name, "fingerprints": fingerprints, "code": method_code(), "device": model.device.type,
             "dtype": dtype, "torch": torch.__version__}
 
@@ -156,18 +154,16 @@ def save(out, result, recipe, fit="", sounds=None):
 
 
 def why_to_compute(out, recipe, steps=(), sound=False):
-    """Return why a result is still to be computed: "" where it is not, "new" where none is there, "other" where other
-    weights, code or settings made it, "broken" where a file, a picture of these `steps` or the sound is missing."""
+    """Return why a result is still to be computed: "" where it is not, "other" where other weights, code or settings
+    made it, "missing" where it, a part of it, a picture of these `steps` or the sound is."""
     path = path_of(out, recipe)
-    if not path.with_suffix(".json").exists():
-        return "new"
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         whole = all(os.stat(path.with_suffix(suffix)).st_size == n for suffix, n in record["bytes"].items())
         has_all = set(steps) <= set(record["stored_steps"]) and (not sound or ".wav" in record["bytes"])
-        return "other" if record["recipe"] != recipe else "" if whole and has_all else "broken"
+        return "other" if record["recipe"] != recipe else "" if whole and has_all else "missing"
     except BROKEN:
-        return "broken"
+        return "missing"
 
 
 @dataclass
@@ -216,8 +212,7 @@ def read_result(path):
 
 
 def read_results(folder):
-    """List the results in a feature's folder by time step, settings (the usual ones first) and seed; broken ones, which
-    the same command computes again, are left out."""
+    """List the results in a feature's folder, but broken ones, by time step, settings (the usual first) and seed."""
     found = []
     for path in Path(folder).glob("t*/seed_*[0-9].json"):
         with suppress(*BROKEN):

@@ -7,8 +7,7 @@ Sources
  [2] the published SD 1.4 file `unet/config.json` and its 686 tensors (names, shapes, sizes)
  [3] the UNet2DConditionModel of diffusers, against which tests/oracle/ compares values and gradients
 
-Axes: B rows, C channels, H W latent height and width (64 for SD), N = h*w positions at a level, L = 77 text tokens,
-Dc text width (768). Widths of SD's four levels: 320, 640, 1280, 1280.
+Axes: B rows, C channels, H W latent height and width (64), N = h*w positions at a level, L = 77 tokens, Dc wide.
 """
 import difflib
 import math
@@ -44,8 +43,7 @@ def upsample(c):
 
 
 class Resnet(nn.Module):
-    """x + conv2(silu(norm2(conv1(silu(norm1 x)) + time))), a 1x1 shortcut where the width changes; the autoencoder's
-    have no time."""
+    """x + conv2(silu(norm2(conv1(silu(norm1 x)) + time))), a 1x1 shortcut where the width changes; time if `c_time`."""
 
     def __init__(self, c_in, c_out, groups, c_time=None, eps=EPS):
         super().__init__()

@@ -1,13 +1,11 @@
-"""The autoencoder of Stable Diffusion 1.x: images <-> latents.
+"""The autoencoder of Stable Diffusion 1.x: images <-> latents. Module names are the checkpoint's own.
 
-Module names are the checkpoint's own, so that a strict `load_state_dict` is the whole loader.
 Sources
  [1] Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752 (the architecture)
  [2] the published SD 1.4 file `vae/config.json` and its 248 tensors (names, shapes, sizes)
  [3] the AutoencoderKL of diffusers, against which tests/oracle/ compares values and gradients
 
-Axes: B images, C channels, H W latent height and width. With n levels the image is 2^(n-1) times larger: 8 for SD,
-4 for the toy. Every GroupNorm here has eps 1e-6 [3]; the UNet's are 1e-5.
+Axes: B images, C channels, H W latent height and width; with n levels the image is 2^(n-1) times larger, 8 for SD.
 """
 import io
 
@@ -20,7 +18,7 @@ from torch import nn
 
 from unet import Resnet, chain, upsample
 
-EPS = 1e-6
+EPS = 1e-6                  # of every GroupNorm here [3]; the UNet's are 1e-5
 
 
 class Attention(nn.Module):

@@ -8,10 +8,9 @@ always cut into the same batches: the same command gives the same bytes, even wh
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218; scores and verdicts are ours.
 Axes: B jobs, 4 x H x W latents, h x w = S positions at the hook point, D its width, F features.
 """
-import dataclasses
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -26,8 +25,6 @@ SCORE_DRAWS = 4                                 # fresh noises that a score is a
 SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own
 OTHERS = 10                                     # features named beside the target
 TOP_RANKS = 10                                  # an excited target is among so many of the most active
-MOST_ROWS = 16                                  # of a batch on a card; more rows make a step no cheaper per row
-ROOM = 0.8                                      # of a card's memory that a batch may fill
 
 
 @dataclass
@@ -50,10 +47,8 @@ class Result:
 
 
 def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
-    """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have.
-
-    timesteps  numbers, and words that a capture turns into some, "auto" or "active"; None: the weights' own, or auto
-    """
+    """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have. Of
+    `timesteps` a capture turns "auto" and "active" into numbers; None: the weights' own, or auto."""
     if timesteps is None:
         timesteps = [model.settings.get("timestep", "auto")]
     numbers, words = ([t for t in timesteps if isinstance(t, str) == word] for word in (False, True))
@@ -72,8 +67,7 @@ def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
 
 
 def check_numbers(model, name, values):
-    """Raise ValueError for a feature, channel, time step or seed that the model does not have, and for a direction that
-    is no vector (D,); `name` is one of them."""
+    """Raise ValueError for a `name` (feature, channel, direction, timestep or seed) that the model does not have."""
     if name == "feature":
         model.require("sae")
     width = model.unet.width(model.hook_point)
@@ -104,8 +98,8 @@ def start(model, jobs, config, on_step=None):
 
 
 def share_starts(model, jobs, config, on_step=None):
-    """Return a function of some of these jobs and a size that gives their `start`. It depends on target and seed alone,
-    so it is made once for all time steps, in groups of `size` that follow from the whole list."""
+    """Return a function of some of these jobs and a size that gives their `start`: made once for all time steps of a
+    target and seed, in groups of `size` that follow from the whole list."""
     members = {(job.target, job.seed): job for job in jobs}     # whichever its time step
     places, members = {key: i for i, key in enumerate(members)}, list(members.values())
 
@@ -115,7 +109,7 @@ def share_starts(model, jobs, config, on_step=None):
 
     def begin(batch, size):
         at = [places[job.target, job.seed] for job in batch]
-        generators, _ = start(model, batch, dataclasses.replace(config, prior="noise"))
+        generators, _ = start(model, batch, replace(config, prior="noise"))
         return generators, torch.stack([sample(i - i % size, size)[i % size] for i in at])
     return begin
 
@@ -140,10 +134,8 @@ def measure(model, z, jobs, config, noise=True):
 
 @torch.no_grad()
 def assess(model, z, jobs, first, config, history):
-    """Decode and score latents z (B, 4, H, W): a Result for each job.
-
-    first    activations (B,) of the starts; history  {name: (steps, B)} of the steps that led here
-    """
+    """Decode and score latents z (B, 4, H, W): a Result for each job. `first`: activations (B,) of the starts,
+    `history`: {name: (steps, B)} of the steps that led here."""
     images = model.decode(z)
     own, everything = measure(model, z, jobs, config)
     clean = measure(model, z, jobs, config, noise=False)[0]
@@ -197,10 +189,8 @@ def kept_steps(num_steps, frames):
 
 
 def follow(phase, steps, on_step=None, stored=()):
-    """Run all steps of one phase: (the last latents (B, 4, H, W), {name: one number a step (steps, B)} on the CPU).
-
-    on_step  is called after each step with (phase, step); stored  {steps done: the latents then} to fill in
-    """
+    """Run all steps of one phase: (the last latents (B, 4, H, W), {name: one number a step (steps, B)} on the CPU). The
+    values of `stored` {steps done: the latents then} are filled in, and `on_step` called with (phase, step)."""
     rows = []
     for step in steps:
         rows.append({"activation": step.activation, "gradient_norm": step.gradient.flatten(1).norm(dim=1),
@@ -254,8 +244,7 @@ def course_lengths(config):
     """Return the steps of one batch by phase, at most."""
     twice = config.prior == "steer" and config.prior_sampler == "pndm"          # which takes its second step twice
     return {"sampling": config.prior_steps + twice if config.prior in ("steer", "guided") else 0,
-            "ascent": config.num_steps,
-            "finish": config.finish * len(config.finish_times) * config.finish_steps}
+            "ascent": config.num_steps, "finish": config.finish * len(config.finish_times) * config.finish_steps}
 
 
 def batch_rows(model, jobs, config):
@@ -265,11 +254,11 @@ def batch_rows(model, jobs, config):
         return 8 if model.latent_shape[-1] <= 16 else 1
     held = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
-    one = dataclasses.replace(config, prior="noise")
+    one = replace(config, prior="noise")
     next(ascend(model, jobs[:1], one, start(model, jobs[:1], one)))
     each = torch.cuda.max_memory_allocated(model.device) - held
     whole = torch.cuda.get_device_properties(model.device).total_memory
-    rows = max(1, min(MOST_ROWS, int(ROOM * (whole - held) / max(each, 1))))
+    rows = max(1, min(16, int(0.8 * (whole - held) / max(each, 1))))    # more than 16 make no row cheaper
     return 2 ** int(math.log2(rows))            # so that halves fall together with the first cut
 
 
