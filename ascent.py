@@ -6,8 +6,7 @@ Gradient ascent on the clean latent z until the feature lights up at the hook po
     a   = mean over the hook's positions of relu(W_enc[f] . (h - b_dec) + b_enc[f]),  h = UNet(x_t, t, "") at the hook
     loss = -a + w_tv TV(z) + w_range R(z) + w_moment M(z);  the gradient is filtered and blurred;  AdamW moves z
 
-Read from top to bottom: a step's random draws, the objective, its gradient, AdamW, `ascend` (the loop: begin there).
-Where an ascent starts and what its result is worth is in visualize.py.
+Begin with `ascend`, the loop. Where an ascent starts and what its result is worth is in visualize.py.
 
 Sources
  [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This: Visualizing Monosemantic Features in Diffusion Models",
@@ -28,14 +27,9 @@ import regularizers as reg
 from config import REFERENCE_WIDTH
 from steering import directions, read_hook
 
-LOSS_SCALE = 2.0 ** 12                          # in float16, at first: gradients below 6e-8 are 0 there (ours) [4]
-
 
 def draw(generator, shape, config):
-    """Draw one step's random numbers of one job: shift (2,), angle (), zoom (), noise (4, H, W).
-
-    All are drawn, used or not, so that settings can be compared at equal noise.
-    """
+    """Draw a step's shift (2,), angle (), zoom () and noise (4, H, W), used or not: settings compare at equal noise."""
     whole = torch.randint(-config.jitter_max, config.jitter_max + 1, (2,), generator=generator)
     turn = torch.rand(2, generator=generator)
     return (whole * shape[-1] / REFERENCE_WIDTH, config.rotate_max * (2 * turn[0] - 1),
@@ -43,11 +37,10 @@ def draw(generator, shape, config):
 
 
 def readout(model, h, jobs, position=None):
-    """Read each job's target at each position, before the relu: h (B, D, h, w) -> (B, S), float32.
+    """Read each job's target, all of one kind, before the relu: h (B, D, h, w) -> (B, S), float32.
 
-    A target is a direction: a feature f is W_enc[f] . (h - b_dec) + b_enc[f], with its own row of W_enc alone; a
-    channel is its unit vector, and a vector from a file itself, w . h. All jobs are of one kind. With `position` (row,
-    column) only that one is read, (B, 1); ValueError for one outside the grid.
+    A feature f is W_enc[f] . (h - b_dec) + b_enc[f], a vector w . h, a channel that of its unit vector. Only `position`
+    (row, column) is read where given, (B, 1); ValueError for one outside the grid.
     """
     if position is not None:
         (y, x), (rows, columns) = position, h.shape[2:]
@@ -67,28 +60,23 @@ def activation(values, kind):
 
 
 def objective(values, kind, silent_gradient=True):
-    """Return (activation (B,), silent (B,) bool, what is climbed (B,)) of the readout `values` (B, S).
-
-    A feature that is 0 at every position is silent: its activation has no gradient, so the mean before the relu is
-    climbed instead (ours), unless silent_gradient is off.
-    """
+    """Return (activation (B,), silent (B,) bool, what is climbed (B,)) of the readout `values` (B, S). A feature that
+    is 0 at every position is silent: its activation has no gradient, so the mean before the relu is climbed instead
+    (ours), unless silent_gradient is off."""
     a = activation(values, kind)
     silent = (values <= 0).all(dim=1) & (kind == "feature")
     return a, silent, torch.where(silent, values.mean(dim=1), a) if silent_gradient else a
 
 
 def first_scale(model, rows):
-    """Return the loss scale (rows,) that a float16 run begins with; None in the other precisions."""
-    return torch.full((rows,), LOSS_SCALE, device=model.device) if model.dtype == torch.float16 else None
+    """Return the loss scale (rows,) that a float16 run begins with (ours); None in the other precisions."""
+    return torch.full((rows,), 2.0 ** 12, device=model.device) if model.dtype == torch.float16 else None
 
 
 def gradient_of(loss, leaf, scale=None):
     """Differentiate loss (B,) by its leaf (B, 4, H, W): (gradient, scale that it took, repeats (B,)) [4].
-
     float16 has no numbers below 6e-8 or above 65504: the loss is multiplied by `scale` (B,), powers of two, and the
-    gradient divided by it. Where a row is not finite its scale is halved, and the same step is taken again with the
-    same random numbers; at scale 1 it is left as it is.
-    """
+    gradient divided by it. Where a row is not finite its scale is halved, down to 1, and the same step taken again."""
     repeats = torch.zeros_like(loss)
     if scale is None:
         return torch.autograd.grad(loss.sum(), leaf)[0], None, repeats                          # rows do not mix
@@ -138,11 +126,8 @@ class Step:
 
 
 def ascend(model, jobs, config, begin):
-    """Run the ascent of all jobs side by side, each on its own; yield every step as data, see `Step`.
-
-    jobs   of one kind
-    begin  (a generator for each job, their starting latents (B, 4, H, W)), as visualize.start gives
-    """
+    """Run the ascent of all jobs, of one kind, side by side, each on its own; yield every step as data, see `Step`.
+    `begin`: (a generator for each job, their starting latents (B, 4, H, W)), as visualize.start gives."""
     generators, z = begin
     mean = square = torch.zeros_like(z)                                                         # (B, 4, H, W) AdamW's
     context = model.embed([config.prompt]).expand(len(jobs), -1, -1)                            # (B, 77, Dc)

@@ -6,8 +6,6 @@ Sources
  [2] the published SD 1.x files `tokenizer/{vocab.json, merges.txt}` and `text_encoder/config.json`
  [3] CLIPTextModel and CLIPTokenizer of transformers, against which tests/oracle/ compares values and token ids
 
-The vision half of CLIP is in legibility/vision.py, and is built from the same layers.
-
 Axes: B prompts, N tokens (77 of a prompt), C = 768 channels in heads of width 64.
 """
 import gzip
@@ -27,7 +25,7 @@ MERGES = 49152 - 2 * 128 - 2                                    # used of the 26
 LENGTH = 77                                                     # tokens of a prompt, start and end included [2]
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
-CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")    # tried in this order before character classes [1]
+CONTRACTION = re.compile("'(s|t|re|ve|m|ll|d)")                 # tried before character classes [1]
 RUN = re.compile("L+|N|O+| ")                                   # of character classes
 
 
@@ -40,10 +38,8 @@ def byte_symbols():
 
 
 def character_class(ch):
-    """Return "L" for a letter, "N" for a digit, " " for a space, "O" for the rest.
-
-    The classes are Unicode's general categories, which `re` cannot name. Python alone counts U+001C..1F as spaces [3].
-    """
+    """Return "L" for a letter, "N" for a digit, " " for a space, "O" for the rest: Unicode's general categories, which
+    `re` cannot name. Python alone counts U+001C..1F as spaces [3]."""
     if ch.isspace() and not "\x1c" <= ch <= "\x1f":
         return " "
     major = unicodedata.category(ch)[0]
@@ -54,19 +50,16 @@ def split_words(text):
     """Split text into English contractions, runs of letters, single digits and runs of other characters; spaces go."""
     classes, words, start = "".join(map(character_class, text)), [], 0
     while start < len(text):
-        contraction = next((s for s in CONTRACTIONS if text.startswith(s, start)), "")
-        end = start + len(contraction) if contraction else RUN.match(classes, start).end()
+        found = CONTRACTION.match(text, start) or RUN.match(classes, start)
         if classes[start] != " ":
-            words.append(text[start:end])
-        start = end
+            words.append(text[start:found.end()])
+        start = found.end()
     return words
 
 
 class Tokenizer:
     """Byte-pair encoding: lower-cased text -> ids [start, at most 75 tokens, end, end, ...], padded with the end [2].
 
-    merges  pairs of symbols, the first to be joined first
-    vocab   {token: id} as in SD's vocab.json: bytes, bytes at the end of a word, merged pairs, start, end
     A word becomes the symbols of its UTF-8 bytes, `</w>` on the last. Then the adjacent pair that comes first in
     `merges` is joined, over and over, until no pair is in the list.
     """
@@ -74,7 +67,7 @@ class Tokenizer:
     def __init__(self, merges):
         symbols = list(byte_symbols().values())
         tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
-        self.vocab = {token: i for i, token in enumerate(tokens)}
+        self.vocab = {token: i for i, token in enumerate(tokens)}       # as SD's vocab.json
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
 
     @classmethod

@@ -1,5 +1,4 @@
-"""Every number of the method: what one ascent is asked for (`Job`) and how it goes about it (`Config`), with the
-presets.
+"""Every number of the method: what one ascent is asked for (`Job`), how it goes about it (`Config`), the presets.
 
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218, and its implementation; what is
 marked (ours) is not in it. Nothing here needs torch, so that help and wrong flags are answered at once.
@@ -8,7 +7,6 @@ import dataclasses
 import difflib
 import operator
 import os
-from dataclasses import dataclass
 
 HOOK_POINT = "up_blocks.1.attentions.1"         # of the method; an SAE's folder says otherwise
 SEEDS = (1024, 1111, 4359, 3248, 1026)
@@ -22,7 +20,7 @@ LIMITS = {"low": ("at least", operator.ge), "high": ("at most", operator.le), "a
           "below": ("below", operator.lt)}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One row of a batch: a feature or raw channel by its number, or a direction by its name; a time step; a seed."""
     kind: str                                   # "feature", "channel" or "direction"
@@ -36,7 +34,7 @@ def setting(default, help, choices=None, **limits):
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices} | limits)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """The defaults are the SAE preset; lengths are in latent pixels of a 64-wide latent."""
     num_steps: int = setting(100, "steps of the ascent", low=1)
@@ -59,19 +57,15 @@ class Config:
     noise: bool = setting(True, "see through fresh noise of the time step; off: the UNet sees the clean latent")
     silent_gradient: bool = setting(True, "climb the pre-activation while the feature is silent everywhere (ours)")
     prompt: str = setting("", "text that the UNet sees in ascent, scores and finish; the method's is empty (ours)")
-    position: tuple | None = setting(None, "row and column of the hook's grid at which the activation is taken, in "
-                                     "place of the mean (ours)")
+    position: tuple | None = setting(None, "row and column of the hook's grid that counts, not the mean (ours)")
     diverse: float = setting(0.0, "weight of a term that pushes the seeds of a target apart in a batch (ours)", low=0)
-    prior: str = setting("steer", "start: steer, a sample steered towards the feature; noise; guided, a sample guided "
-                         "by it; or the path of a picture of your own (ours)")
+    prior: str = setting("steer", "steer or guided, samples pulled to the feature; noise; or a picture's path (ours)")
     prior_steps: int = setting(50, "sampling steps of the prior", low=1, high=T - 1)
     prior_sampler: str = setting("pndm", "sampler of the prior", ("pndm", "ddim"))
-    steer_steps: str = setting("active", "steer each time step by its own largest mean activation: where the feature "
-                               "is active, or at all sampled steps (ours)", ("active", "all"))
+    steer_steps: str = setting("active", "steer where the feature is active, or at all steps (ours)", ("active", "all"))
     steer_scale: float = setting(500.0, "steering strength in units of the feature's largest mean activation", low=0)
     finish: bool = setting(True, "let the model redraw the result while the feature pulls (ours)")
-    finish_from: StepOrAuto = setting(600, "time step to which the result is noised and redrawn from; auto: tries "
-                                      "three", low=1, high=T - 1)
+    finish_from: StepOrAuto = setting(600, "time step to redraw from; auto: tries three", low=1, high=T - 1)
     finish_scale: float = setting(0.5, "how hard the feature pulls, in units of the noise", low=0)
     finish_steps: int = setting(30, "steps of the redrawing", low=1)
 
@@ -95,11 +89,8 @@ def flag(name):
 
 
 def configure(own, preset=None, kind="feature", **changes):
-    """Return a Config: a preset, then what the weights' settings `own` (featviz.json) say of it, then `changes`.
-
-    preset  sae, raw, none, or quick, which changes the usual one; None is the usual one: sae for features, raw for
-            channels and directions. ValueError for a preset or setting that does not exist.
-    """
+    """Return a Config: a preset, by default and for quick sae for features, else raw; then what the weights' settings
+    `own` (featviz.json) say of it, then `changes`. ValueError for a preset or setting that does not exist."""
     if kind == "direction":                     # no capture knows how strong it is
         changes = {"prior": "guided"} | changes
     quick = QUICK if preset == "quick" else {}
@@ -136,11 +127,12 @@ def check_setting(name, field, value):
         must = f"one of {', '.join(PRIORS)}, or the path of a picture"
     elif said["choices"]:
         right, must = value in said["choices"], f"one of {', '.join(said['choices'])}"
+    elif kind is float:
+        right = type(value) in (float, int) and abs(value) <= LARGEST                           # NaN is not <=
+        must = f"a number of size {LARGEST:g} at most"
     else:
-        number = type(value) in (float, int) and abs(value) <= LARGEST                          # NaN is not <=
-        right = number if kind is float else type(value) is kind or auto and value == "auto"
-        must = {float: f"a number of size {LARGEST:g} at most", int: "a whole number", bool: "true or false",
-                str: "a text"}[kind] + " or auto" * auto
+        right = type(value) is kind or auto and value == "auto"
+        must = {int: "a whole number", bool: "true or false", str: "a text"}[kind] + " or auto" * auto
     for word, (text, holds) in LIMITS.items():
         if right and value != "auto" and word in said and not holds(value, said[word]):
             right, must = False, f"{text} {said[word]}"

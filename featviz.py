@@ -1,8 +1,7 @@
 """See what one feature inside a latent diffusion model responds to: `python featviz.py --feature 12`.
 
-The way from what you type to what you look at, one function a stage: flags -> model -> jobs -> results -> pages. The
-method itself is ascent.py, the course of one batch visualize.py. Whatever cannot be ends in one line on stderr that
-says what to do, and exit code 2. In a notebook:
+One function a stage: flags -> model -> jobs -> results -> pages. The method itself is ascent.py, the course of one
+batch visualize.py. In a notebook:
 
     import featviz
     model = featviz.load("weights/toy")
@@ -24,10 +23,7 @@ from config import PRIORS, SEEDS, check_config, configure  # noqa: E402
 
 
 def load(path=None, device=None, dtype=None, hook_point=None, out="out"):
-    """Load a folder of weights, by default the toy, with its capture where there is one; see weights.load.load.
-
-    out  the folder of results, where a capture of your own may be
-    """
+    """Load a folder of weights, by default the toy, with its capture or one of your own in `out`; see weights.load."""
     from activity.profile import find_capture
     from weights.load import load
     model = load(path, device, dtype, hook_point)
@@ -142,13 +138,11 @@ def compute(model, recipes, kind, size, frames, again, out, sound):
            results.why_to_compute(out, recipe, kept_steps(one.num_steps, frames), sound)
            for one, made in recipes.items() for job, recipe in made.items()}
     todo, failed = [reason for reason in why.values() if reason], []
-    if len(todo) < len(why):
-        warn(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings")
+    warn(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings; {len(todo)} "
+         f"results to compute with {model.folder} on {model.device}")
     if "other" in todo:
         warn(f"{todo.count('other')} results were made with other weights or other code and are computed again")
     warning = verdict(model.sae, fit(model)) if todo and kind == "feature" else ""
-    if todo:
-        warn(f"{len(todo)} results to compute with {model.folder} on {model.device}")
     if warning:
         warn(f"warning: {warning}")
     for one, made in recipes.items():

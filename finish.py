@@ -7,9 +7,7 @@
         e' = e - s (rms e / rms g) g                        s: how hard it pulls, whatever the size of its gradient
         x  = the DDIM step with e'
 
-From pure noise at the top of the schedule the same loop is a start, --prior guided.
-
-The model may put in what the feature did not ask for: hence both pictures are kept, and both have scores.
+From pure noise at the top of the schedule the same loop is a start, --prior guided. Read `redraw` first.
 
 Sources
  [1] Meng et al., "SDEdit", arXiv 2108.01073: noising a picture to t0 and denoising it again
@@ -21,7 +19,7 @@ Sources
      ways, and guided posterior sampling lies between them
 The pull relative to rms e, the filter and `auto` are ours.
 
-Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width. Read `redraw` first.
+Axes: B jobs, 4 x H x W latents, S positions at the hook point, D its width.
 """
 from dataclasses import dataclass
 

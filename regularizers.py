@@ -45,10 +45,7 @@ def moment_penalty(z):
 def likeness(h, jobs):
     """mean of cos(m_i, m_j) over the other rows j of row i's target and time step, m = mean of h over positions; 0
     where there is none: h (B, D, h, w) -> (B,). After the diversity term of Olah et al., "Feature Visualization", 2017.
-
-    Each row is pushed away from the others as they are: no row's loss has a gradient in another row, and one that is
-    not finite leaves the others alone.
-    """
+    No row's loss has a gradient in another row, and one that is not finite leaves the others alone."""
     m = F.normalize(h.mean((2, 3)), dim=1)                                                      # (B, D)
     others = m.detach().nan_to_num(nan=0)
     same = torch.tensor([[a is not b and (a.target, a.timestep) == (b.target, b.timestep) for b in jobs] for a in jobs])
@@ -89,9 +86,7 @@ def spectral_filter(g):
 
 def roll(z, shift):
     """Move each row by its own shift (B, 2) = (down, right) in pixels, wrapping; a fraction mixes the two nearest.
-
-    `shift` stays on the CPU, where it was drawn: reading it from a card would wait for the card once a step.
-    """
+    `shift` stays on the CPU, where it was drawn: reading it from a card would wait for the card once a step."""
     for dim, amount in zip((-2, -1), shift.T):
         whole = amount.floor()                                                                  # (B,)
         share = (amount - whole).to(z)[:, None, None, None]
@@ -102,10 +97,8 @@ def roll(z, shift):
 
 def transform(z, shift, angle, zoom):
     """Roll by `shift` (B, 2) pixels, then turn by `angle` (B,) degrees and magnify by `zoom` (B,) about the centre.
-
-    Positive angles turn clockwise as seen (y points down), like torchvision's affine. Bilinear, zeros outside; an angle
-    of 0 with a zoom of 1 is the identity. (B, C, H, W) -> the same, differentiable in z; the numbers are on the CPU.
-    """
+    Positive angles turn clockwise as seen (y points down), like torchvision's affine. Bilinear, zeros outside.
+    (B, C, H, W) -> the same, differentiable in z; the numbers are on the CPU."""
     z = roll(z, shift)
     if (angle == 0).all() and (zoom == 1).all():                # exactly, without the resampling's rounding
         return z

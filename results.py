@@ -9,19 +9,17 @@
     out/<weights>/feature_00012/t0361/seed_1024.json          recipe, verdicts, scores, sizes; written last
     out/<weights>/feature_00012/t0361-1a2b3c4d/...            the same with other settings
 
-Every file is written under a temporary name, `<name>.partial`, and renamed. The recipe holds every setting and the
-fingerprints of all weights and of the method's code, and no date: the same recipe gives the same files. A result counts
-as finished when its record holds this very recipe and every file has the size that the record says. The pictures of the
-course are no part of the recipe: a run that asks for steps which were not kept computes the result again.
+The recipe holds every setting and the fingerprints of all weights and of the method's code, and no date: the same
+recipe gives the same files. A result counts as finished when its record holds this very recipe and every file has the
+size that the record says.
 """
 import ast
-import dataclasses
 import hashlib
 import json
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -33,19 +31,16 @@ from config import HOOK_POINT, PRIORS
 from vae import to_file, to_png, to_uint8
 
 PROJECT = Path(__file__).resolve().parent
-METHOD = (      # files whose change can change a latent
-    "config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae", "clip",
-    "weights/load", "weights/quick", "weights/saes", "activity/profile")
+METHOD = ("config", "ascent", "finish", "visualize", "regularizers", "steering", "schedule", "sae", "unet", "vae",
+          "clip", "weights/load", "weights/quick", "weights/saes", "activity/profile")     # each can change a latent
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
 DIGITS = {"feature": 5, "channel": 4}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)     # what reading JSON of another shape may raise
 
 
 def write(path, data):
-    """Write bytes under the name `<name>.partial`, and rename it to `path` when all was written; make the folder.
-
-    A full disk raises OSError with the file's name, which the system leaves out, and the half that was written goes.
-    """
+    """Write bytes to `<name>.partial`, and rename it to `path` when all was written; make the folder. OSError of a full
+    disk has the file's name, which the system leaves out, and the half that was written goes."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +75,7 @@ def method_code():
     for name in METHOD:
         tree = ast.parse((PROJECT / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
         digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
     return digest.hexdigest()
@@ -88,7 +83,7 @@ def method_code():
 
 def recipe(model, job, config, usual):
     """Return everything that decides a job's result, as JSON values. `usual`: the config of a run without flags."""
-    settings, standard = (json.loads(json.dumps(dataclasses.asdict(one))) for one in (config, usual))
+    settings, standard = (json.loads(json.dumps(asdict(one))) for one in (config, usual))
     dtype = str(model.dtype).removeprefix("torch.")
     differs = {name: value for name, value in settings.items() if value != standard[name]}
     if dtype not in USUAL_DTYPES.get(model.device.type, (dtype,)):
@@ -100,7 +95,7 @@ def recipe(model, job, config, usual):
         fingerprints["prior"] = sha256(Path(config.prior).read_bytes())
     if job.kind == "direction":
         fingerprints["direction"] = sha256(model.directions[job.target].cpu().numpy().tobytes())
-    return {"job": dataclasses.asdict(job), "config": settings, "differs": differs, "hook_point": model.hook_point,
+    return {"job": asdict(job), "config": settings, "differs": differs, "hook_point": model.hook_point,
             "weights": model.name, "fingerprints": fingerprints, "code": method_code(), "device": model.device.type,
             "dtype": dtype, "torch": torch.__version__}
 
@@ -134,11 +129,8 @@ def feature_folders(folder):
 
 
 def save(out, result, recipe, fit="", sounds=None):
-    """Write the files of a result, the record last; return the picture's path.
-
-    fit     the fit check's warning
-    sounds  {suffix: bytes of a WAV file}
-    """
+    """Write the files of a result, the record last, and return the picture's path. `fit`: the fit check's warning,
+    `sounds`: {suffix: bytes of a WAV file}."""
     path = path_of(out, recipe)
     for older in path.parent.glob(f"{path.name}.*"):
         older.unlink()
@@ -162,21 +154,16 @@ def save(out, result, recipe, fit="", sounds=None):
 
 
 def why_to_compute(out, recipe, steps=(), sound=False):
-    """Return why a result is still to be computed: "" where this very recipe's result is there, "new" where none is,
-    "other" where other weights, code or settings made it, "broken" where a file or one of these steps' pictures lacks.
-
-    steps  those of the course whose pictures it must have; sound: it must have one
-    """
+    """Return why a result is still to be computed: "" where it is not, "other" where other weights, code or settings
+    made it, "missing" where it, a part of it, a picture of these `steps` or the sound is."""
     path = path_of(out, recipe)
-    if not path.with_suffix(".json").exists():
-        return "new"
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         whole = all(os.stat(path.with_suffix(suffix)).st_size == n for suffix, n in record["bytes"].items())
         has_all = set(steps) <= set(record["stored_steps"]) and (not sound or ".wav" in record["bytes"])
-        return "other" if record["recipe"] != recipe else "" if whole and has_all else "broken"
+        return "other" if record["recipe"] != recipe else "" if whole and has_all else "missing"
     except BROKEN:
-        return "broken"
+        return "missing"
 
 
 @dataclass
@@ -225,8 +212,7 @@ def read_result(path):
 
 
 def read_results(folder):
-    """List the results in a feature's folder by time step, settings (the usual ones first) and seed; broken ones, which
-    the same command computes again, are left out."""
+    """List the results in a feature's folder, but broken ones, by time step, settings (the usual first) and seed."""
     found = []
     for path in Path(folder).glob("t*/seed_*[0-9].json"):
         with suppress(*BROKEN):

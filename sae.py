@@ -1,9 +1,8 @@
 """A sparse autoencoder (SAE): activations at a hook point <-> features.
 
-Training is in dictionary/; weights/convert.py brings other tools' files into this one form; SAeUron's is the default.
 Sources
  [1] Cywinski & Deja, "SAeUron: Interpretable Concept Unlearning in Diffusion Models with Sparse Autoencoders",
-     arXiv 2501.18052, and its published `cfg.json` + `sae.safetensors` (names, shapes)
+     arXiv 2501.18052, and its published `cfg.json` + `sae.safetensors` (names, shapes, defaults)
  [2] Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093: top-k
  [3] Rajamanoharan et al., "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders",
      arXiv 2407.14435: a threshold for each feature
@@ -53,10 +52,8 @@ class SAE(nn.Module):
         return h
 
     def linear(self, h, feature=None):
-        """Compute the pre-activation before the relu: h (..., D) -> (..., F).
-
-        With `feature` (n,), one for each row of h (n, S, D), only those rows of W_enc are used: (n, S).
-        """
+        """Compute the pre-activation before the relu: h (..., D) -> (..., F). With `feature` (n,), one for each row of
+        h (n, S, D), only those rows of W_enc are used: (n, S)."""
         h = self.preprocess(h)
         h = h - self.b_dec if self.centre else h
         if feature is None:

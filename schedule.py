@@ -3,8 +3,7 @@
 Sources
  [1] Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239: abar, add_noise
  [2] Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502: the DDIM step, eta = 0
- [3] Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778: PLMS, the multistep
-     rule
+ [3] Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778: PLMS
  [4] the published SD 1.4 file `scheduler/scheduler_config.json`
  [5] DDIMScheduler and PNDMScheduler of diffusers, against which tests/oracle/ compares trajectories
 
@@ -20,9 +19,7 @@ PLMS = ((1,), (3, -1), (23, -16, 5), (55, -59, 37, -9))     # weights of the las
 
 class Schedule:
     """abar_t = cumprod(1 - beta_t), beta = linspace(sqrt(beta_start), sqrt(beta_end), T)^2, "scaled linear" [4].
-
-    Sampling ends at abar_0, or, with set_alpha_to_one, at abar = 1 [5].
-    """
+    Sampling ends at abar_0, or, with set_alpha_to_one, at abar = 1 [5]."""
 
     def __init__(self, beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, device="cpu"):
         betas = torch.linspace(beta_start ** 0.5, beta_end ** 0.5, T, dtype=torch.float32) ** 2

@@ -1,12 +1,9 @@
-"""Steer samples: add a target's direction at the hook point while the model draws from noise.
-
-Regularizer 1 of the method: the ascent starts at a picture in which the target is already wanted.
+"""Steer samples: add a target's direction at the hook point while the model draws from noise; regularizer 1.
 
     at every active time step t:   h <- h + s_t d,    s_t = steer_scale * (largest mean activation seen at t)
 
-d is W_dec[f] for a feature, the unit vector of c for a raw channel. The largest activations come as a curve over t from
-a capture of the model's images (activity/profile.py, `strength`). Many features are active only in the last steps, when
-the picture is settled; steering them there comes too late to shape it.
+d is W_dec[f] for a feature, the unit vector of c for a raw channel. The largest activations come from a capture of the
+model's images (activity/profile.py, `strength`). Many are active only in the last steps, too late to shape the picture.
 
 Sources
  [1] Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218: the steered prior
@@ -49,11 +46,8 @@ def read_hook(model, x, t, context):
 
 
 def predict(model, x, t, context, push=None):
-    """Predict the noise (B, 4, H, W) of x (B, 4, H, W) at time steps t (B,), float32; with it return what is read at
-    the hook point, (B, D, h, w). Gradients are recorded up to there only.
-
-    push  (B or 1, D): added to every position of the hook's output, after it was read, before the net goes on
-    """
+    """Predict the noise (B, 4, H, W) of x (B, 4, H, W) at time steps t (B,), float32: (it, what is read at the hook
+    point, (B, D, h, w)). Gradients end there; `push` (B or 1, D) is then added to every position of its output."""
     passes, h, hook = reach_hook(model, x, t, context)
     with torch.no_grad():
         if push is not None:
@@ -70,9 +64,8 @@ def sample(model, noise, context, sampler="pndm", steps=50, guidance=1.0, add=No
 
     guidance g: the noise is e_null + g (e_text - e_null), e_null what is predicted with the empty prompt; 1 is none
     add      add(t) gives what to add at the hook at time step t, (B or 1, D), with guidance (1, D) to both halves
-    on_step  is called at each step as on_step("sampling", step), of which it has timestep; before and noise, the
-             latents before it and what is predicted there, (B, 4, H, W) each; and hook, what was read there before
-             anything was added, (B, D, h, w), or with guidance (2B, D, h, w), the rows with the empty prompt first
+    on_step  is called with "sampling" and a step: timestep; before and noise, the latents and what is predicted there;
+             hook, what was read before `add`, (B, D, h, w), with guidance (2B, D, h, w), the empty prompt first
     """
     x, B = noise, len(noise)
     text = context.expand(B, -1, -1)

@@ -7,8 +7,7 @@ Sources
  [2] the published SD 1.4 file `unet/config.json` and its 686 tensors (names, shapes, sizes)
  [3] the UNet2DConditionModel of diffusers, against which tests/oracle/ compares values and gradients
 
-Axes: B rows, C channels, H W latent height and width (64 for SD), N = h*w positions at a level, L = 77 text tokens,
-Dc text width (768). Widths of SD's four levels: 320, 640, 1280, 1280.
+Axes: B rows, C channels, H W latent height and width (64), N = h*w positions at a level, L = 77 tokens, Dc wide.
 """
 import difflib
 import math
@@ -44,8 +43,7 @@ def upsample(c):
 
 
 class Resnet(nn.Module):
-    """x + conv2(silu(norm2(conv1(silu(norm1 x)) + time))), a 1x1 shortcut where the width changes; the autoencoder's
-    have no time."""
+    """x + conv2(silu(norm2(conv1(silu(norm1 x)) + time))), a 1x1 shortcut where the width changes; time if `c_time`."""
 
     def __init__(self, c_in, c_out, groups, c_time=None, eps=EPS):
         super().__init__()
@@ -149,10 +147,8 @@ def updates(name):
 
 
 class UNet(nn.Module):
-    """Noise prediction eps(z_t, t, text). Argument names are those of `unet/config.json`, defaults are SD 1.x [2].
-
-    `attention_head_dim` is the *number* of heads: a misnomer of the published config [3].
-    """
+    """Noise prediction eps(z_t, t, text). Argument names are those of `unet/config.json`, defaults are SD 1.x [2];
+    `attention_head_dim` is the *number* of heads, a misnomer of the published config [3]."""
 
     def __init__(self, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
                  norm_num_groups=32, in_channels=4, out_channels=4):
@@ -200,10 +196,8 @@ class UNet(nn.Module):
         return self.get_submodule(self.hook_name(name)).out_channels
 
     def forward(self, z, t, context, until=None):
-        """Predict the noise of latents (B, 4, H, W) at time steps t (B,) int64 with text (B, 77, Dc): (B, 4, H, W).
-
-        until   a hook point: return its output (B, D, h, w) instead; nothing after it is computed
-        """
+        """Predict the noise of latents (B, 4, H, W) at time steps t (B,) int64 with text (B, 77, Dc): (B, 4, H, W), or
+        return the output (B, D, h, w) of the hook point `until`, after which nothing is computed."""
         stop = self.hook_name(until) if until else "conv_out"
         passes = self.run(z, t, context)
         name, h = next(passes)

@@ -1,13 +1,11 @@
-"""The autoencoder of Stable Diffusion 1.x: images <-> latents.
+"""The autoencoder of Stable Diffusion 1.x: images <-> latents. Module names are the checkpoint's own.
 
-Module names are the checkpoint's own, so that a strict `load_state_dict` is the whole loader.
 Sources
  [1] Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752 (the architecture)
  [2] the published SD 1.4 file `vae/config.json` and its 248 tensors (names, shapes, sizes)
  [3] the AutoencoderKL of diffusers, against which tests/oracle/ compares values and gradients
 
-Axes: B images, C channels, H W latent height and width. With n levels the image is 2^(n-1) times larger: 8 for SD,
-4 for the toy. Every GroupNorm here has eps 1e-6 [3]; the UNet's are 1e-5.
+Axes: B images, C channels, H W latent height and width; with n levels the image is 2^(n-1) times larger, 8 for SD.
 """
 import io
 
@@ -20,7 +18,7 @@ from torch import nn
 
 from unet import Resnet, chain, upsample
 
-EPS = 1e-6
+EPS = 1e-6                  # of every GroupNorm here [3]; the UNet's are 1e-5
 
 
 class Attention(nn.Module):
@@ -63,11 +61,8 @@ def levels(widths, layers, groups, resample):
 
 
 class VAE(nn.Module):
-    """The autoencoder; argument names are those of `vae/config.json`, defaults are SD 1.x [2].
-
-    `scaling_factor` brings the latents to about unit variance. SD's original config files leave it out; 0.18215 is the
-    number of [1].
-    """
+    """The autoencoder; argument names are those of `vae/config.json`, defaults are SD 1.x [2]. `scaling_factor` brings
+    latents to about unit variance; SD's original config files leave it out, 0.18215 is the number of [1]."""
 
     def __init__(self, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
                  norm_num_groups=32, scaling_factor=0.18215):

@@ -2,17 +2,15 @@
 
     start -> ascend (ascent.py) -> score -> redraw (finish.py) -> score
 
-Read `run` first. A job gives the same result alone and among others but for rounding (1e-5): kernels of another shape
-round differently. The same list of jobs is always cut into the same batches, so the same command gives the same bytes,
-even where an earlier run was stopped half-way.
+Read `run` first. A job gives the same result alone and among others but for rounding (1e-5). The same list of jobs is
+always cut into the same batches: the same command gives the same bytes, even where it was stopped half-way before.
 
 Source: Szokalski & Modrzejewski, "Deep Dreams Are Made of This", arXiv 2605.08218; scores and verdicts are ours.
 Axes: B jobs, 4 x H x W latents, h x w = S positions at the hook point, D its width, F features.
 """
-import dataclasses
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -27,8 +25,6 @@ SCORE_DRAWS = 4                                 # fresh noises that a score is a
 SCORE_SEED = 0x3C91B7E5                         # a job's seed XOR this: scores have a generator of their own
 OTHERS = 10                                     # features named beside the target
 TOP_RANKS = 10                                  # an excited target is among so many of the most active
-MOST_ROWS = 16                                  # of a batch on a card; more rows make a step no cheaper per row
-ROOM = 0.8                                      # of a card's memory that a batch may fill
 
 
 @dataclass
@@ -51,11 +47,8 @@ class Result:
 
 
 def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
-    """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have.
-
-    timesteps  numbers and, where a capture says them, "auto" (0 and the peaks of a target's activity) or "active" (0
-               and all sampling steps at which it is active); None: the weights' own, or auto
-    """
+    """List a Job for every target, time step and seed, each once; ValueError for one that the model does not have. Of
+    `timesteps` a capture turns "auto" and "active" into numbers; None: the weights' own, or auto."""
     if timesteps is None:
         timesteps = [model.settings.get("timestep", "auto")]
     numbers, words = ([t for t in timesteps if isinstance(t, str) == word] for word in (False, True))
@@ -74,21 +67,17 @@ def list_jobs(model, kind, targets, seeds=SEEDS, timesteps=None):
 
 
 def check_numbers(model, name, values):
-    """Raise ValueError for a feature, channel, time step or seed that the model does not have, and for a direction that
-    is no vector (D,); `name` is one of them."""
-    width = model.unet.width(model.hook_point)
-    if name == "direction":
-        for value in values:
-            if model.directions[value].shape != (width,):
-                raise ValueError(f"--direction {value} has shape {list(model.directions[value].shape)}, expected "
-                                 f"[{width}], the channels of {model.hook_point}")
-        return
+    """Raise ValueError for a `name` (feature, channel, direction, timestep or seed) that the model does not have."""
     if name == "feature":
         model.require("sae")
-    limit = {"feature": model.sae and model.sae.features, "channel": width, "timestep": T,
-             "seed": 2 ** 62}[name]
+    width = model.unet.width(model.hook_point)
+    limit = {"feature": model.sae and model.sae.features, "channel": width, "timestep": T, "seed": 2 ** 62}.get(name)
     for value in values:
-        if type(value) is not int or not 0 <= value < limit:
+        if name == "direction":
+            if (shape := [*model.directions[value].shape]) != [width]:
+                raise ValueError(f"--direction {value} has shape {shape}, expected [{width}], the channels of "
+                                 f"{model.hook_point}")
+        elif type(value) is not int or not 0 <= value < limit:
             raise ValueError(f"--{name} {value} is out of range: {model.folder} has {limit} {name}s, 0..{limit - 1}")
 
 
@@ -109,8 +98,8 @@ def start(model, jobs, config, on_step=None):
 
 
 def share_starts(model, jobs, config, on_step=None):
-    """Return a function of some of these jobs and a size that gives their `start`. It depends on target and seed alone,
-    so it is made once for all time steps, in groups of `size` that follow from the whole list."""
+    """Return a function of some of these jobs and a size that gives their `start`: made once for all time steps of a
+    target and seed, in groups of `size` that follow from the whole list."""
     members = {(job.target, job.seed): job for job in jobs}     # whichever its time step
     places, members = {key: i for i, key in enumerate(members)}, list(members.values())
 
@@ -120,7 +109,7 @@ def share_starts(model, jobs, config, on_step=None):
 
     def begin(batch, size):
         at = [places[job.target, job.seed] for job in batch]
-        generators, _ = start(model, batch, dataclasses.replace(config, prior="noise"))
+        generators, _ = start(model, batch, replace(config, prior="noise"))
         return generators, torch.stack([sample(i - i % size, size)[i % size] for i in at])
     return begin
 
@@ -128,10 +117,7 @@ def share_starts(model, jobs, config, on_step=None):
 @torch.no_grad()
 def measure(model, z, jobs, config, noise=True):
     """Measure mean activations at latents z (B, 4, H, W): of the jobs' targets (B,), of all features or channels
-    (B, F or D).
-
-    With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone, so two latents of a job compare.
-    """
+    (B, F or D). With noise: the mean over SCORE_DRAWS draws that depend on the job's seed alone."""
     context = model.embed([config.prompt]).expand(len(jobs), -1, -1)
     t = torch.tensor([job.timestep for job in jobs], device=model.device)
     generators = [torch.Generator().manual_seed(SCORE_SEED ^ job.seed) for job in jobs]
@@ -148,11 +134,8 @@ def measure(model, z, jobs, config, noise=True):
 
 @torch.no_grad()
 def assess(model, z, jobs, first, config, history):
-    """Decode and score latents z (B, 4, H, W): a Result for each job.
-
-    first    activations (B,) of the starts
-    history  {name: (steps, B)} of the steps that led here, as `follow` gives them
-    """
+    """Decode and score latents z (B, 4, H, W): a Result for each job. `first`: activations (B,) of the starts,
+    `history`: {name: (steps, B)} of the steps that led here."""
     images = model.decode(z)
     own, everything = measure(model, z, jobs, config)
     clean = measure(model, z, jobs, config, noise=False)[0]
@@ -170,24 +153,15 @@ def assess(model, z, jobs, first, config, history):
                   "dataset_largest": None if largest is None else float(largest[job.timestep])}
         if model.dtype == torch.float16:
             scores["repeated_steps"] = int(sum(repeats))
-        strongest = sorted(others.items(), key=lambda item: -item[1])[:OTHERS]
+        strongest = sorted(map(list, others.items()), key=lambda item: -item[1])[:OTHERS]
         verdict = judge_result(scores, all(alive), sum(alive))
         results.append(Result(job, z[i].cpu(), images[i].cpu(), scores["activation"], verdict, scores, curves,
-                              list(map(list, strongest))))
+                              strongest))
     return results
 
 
 def list_checks(scores):
-    """List the checks of a verdict, in order: [(the verdict where it fails, a sentence with its numbers, whether it
-    holds)].
-
-    non-finite  the loss, the gradient, the latent or its score was NaN or infinite; the latent is the last finite one
-    silent      at the end the feature is 0 under every fresh noise
-    weak        it ended no higher than it started
-    fragile     it loses more than half of its activation when the picture is decoded and encoded again
-    raised      it rose, but it is not among the TOP_RANKS most active at the end, or has less than half of the
-                activation of the strongest dataset image at this time step, where that is known
-    """
+    """List a verdict's checks in order, [(verdict where it fails, a sentence with its numbers, whether it holds)]."""
     a, start, again, rank, largest = (scores[name] for name in (
         "activation", "activation_start", "activation_reencoded", "rank", "dataset_largest"))
     found = [("non-finite", f"{a:.4g} is a number", math.isfinite(a)),
@@ -215,10 +189,8 @@ def kept_steps(num_steps, frames):
 
 
 def follow(phase, steps, on_step=None, stored=()):
-    """Run all steps of one phase: (the last latents (B, 4, H, W), {name: one number a step (steps, B)} on the CPU).
-
-    on_step  is called after each step as on_step(phase, step); stored  {steps done: the latents then} to fill in
-    """
+    """Run all steps of one phase: (the last latents (B, 4, H, W), {name: one number a step (steps, B)} on the CPU). The
+    values of `stored` {steps done: the latents then} are filled in, and `on_step` called with (phase, step)."""
     rows = []
     for step in steps:
         rows.append({"activation": step.activation, "gradient_norm": step.gradient.flatten(1).norm(dim=1),
@@ -234,9 +206,8 @@ def follow(phase, steps, on_step=None, stored=()):
 def run(model, jobs, config, begin=None, frames=0, on_step=None):
     """Run the course of jobs that are computed together: start, ascent, scores, finish, scores. -> [Result]
 
-    begin    what `start` gave
-    frames   how many pictures of the ascent to keep, see `kept_steps`
-    on_step  is called after each step as on_step(phase, step), phase "sampling", "ascent" or "finish"
+    begin  what `start` gave; frames  how many pictures of the ascent to keep, see `kept_steps`
+    on_step  is called after each step with (phase, step), phase "sampling", "ascent" or "finish"
     """
     begin = begin or start(model, jobs, config, on_step)
     first = measure(model, begin[1], jobs, config)[0]
@@ -273,34 +244,29 @@ def course_lengths(config):
     """Return the steps of one batch by phase, at most."""
     twice = config.prior == "steer" and config.prior_sampler == "pndm"          # which takes its second step twice
     return {"sampling": config.prior_steps + twice if config.prior in ("steer", "guided") else 0,
-            "ascent": config.num_steps,
-            "finish": config.finish * len(config.finish_times) * config.finish_steps}
+            "ascent": config.num_steps, "finish": config.finish * len(config.finish_times) * config.finish_steps}
 
 
 def batch_rows(model, jobs, config):
-    """Return how many jobs go together where nobody says it.
-
-    On a CPU small latents (the toy's are 16 wide) leave cores idle unless several go together; SD's fill them alone. On
-    a card what fits: measured on one step of one job, against the whole card, so that the same card gives the same.
-    """
+    """Return how many jobs go together where nobody says it: on a CPU so that small latents fill its cores; on a card
+    what fits, by one step of one job against the whole card, so that the same card gives the same."""
     if model.device.type != "cuda":
         return 8 if model.latent_shape[-1] <= 16 else 1
     held = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
-    one = dataclasses.replace(config, prior="noise")
+    one = replace(config, prior="noise")
     next(ascend(model, jobs[:1], one, start(model, jobs[:1], one)))
     each = torch.cuda.max_memory_allocated(model.device) - held
     whole = torch.cuda.get_device_properties(model.device).total_memory
-    rows = max(1, min(MOST_ROWS, int(ROOM * (whole - held) / max(each, 1))))
+    rows = max(1, min(16, int(0.8 * (whole - held) / max(each, 1))))    # more than 16 make no row cheaper
     return 2 ** int(math.log2(rows))            # so that halves fall together with the first cut
 
 
 def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=None):
     """Yield the Results of one batch after another, in order.
 
-    batch_size  jobs that are computed together, at most; None: see `batch_rows`
+    batch_size  jobs that are computed together, at most, None: see `batch_rows`; halved where memory runs out
     wanted      jobs whose results are needed: batches without one are skipped; None: all
-    Where memory runs out the batch is halved and computed again, with the same random numbers, and one line says so.
     """
     if config.position:                         # outside the grid: refused before anything is sampled
         measure(model, torch.zeros(1, *model.latent_shape, device=model.device), jobs[:1], config, noise=False)
@@ -308,20 +274,18 @@ def stream(model, jobs, config, batch_size=None, wanted=None, frames=0, on_step=
     starts = share_starts(model, jobs, config, on_step)
     while done < len(jobs):
         batch = jobs[done:done + size]
-        if wanted is None or not wanted.isdisjoint(batch):
-            try:
-                results = run(model, batch, config, starts(batch, size), frames, on_step)
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                results = None                  # go on outside of `except`, which would hold on to the memory
-            if results is None:
-                size = size // 2
-                torch.cuda.empty_cache()
-                print(f"memory ran out: {size} jobs at a time (--batch-size)", file=sys.stderr)
-                continue
-            yield results
-        done += len(batch)
+        try:
+            if wanted is None or not wanted.isdisjoint(batch):
+                yield run(model, batch, config, starts(batch, size), frames, on_step)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        else:
+            done += len(batch)
+            continue
+        size //= 2                              # outside of `except`, which holds on to the memory
+        torch.cuda.empty_cache()
+        print(f"memory ran out: {size} jobs at a time (--batch-size)", file=sys.stderr)
 
 
 def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS, timesteps=None, preset=None,
@@ -339,7 +303,7 @@ def visualize(model, features=None, channels=None, directions=None, seeds=SEEDS,
         raise ValueError("give features=, channels= or directions=, one of the three")
     if batch_size is not None and batch_size < 1 or not 0 <= frames <= 50:
         raise ValueError(f"batch_size must be at least 1 and frames 0 to 50, got {batch_size} and {frames}")
-    ((kind, targets),) = given
+    kind, targets = given[0]
     if kind == "direction":
         model.directions = {name: torch.as_tensor(w, dtype=torch.float32, device=model.device)
                             for name, w in directions.items()}

@@ -86,11 +86,12 @@ def test_what_other_code_made_is_made_again(weights, once, out, project, capsys)
 def test_a_result_that_lost_a_file_or_an_end_of_it_counts_no_longer(kind, once, out):  # noqa: F811
     shutil.copytree(once, out)
     path, recipe = out / f"{STEM}.{kind}", results.read_result(out / f"{STEM}.json").recipe
-    assert results.why_to_compute(out, recipe, [0, 1, 2]) == "" and results.why_to_compute(out, recipe, [3]) == "broken"
+    assert results.why_to_compute(out, recipe, [0, 1, 2]) == ""
+    assert results.why_to_compute(out, recipe, [3]) == "missing"
     path.write_bytes(path.read_bytes()[:-20])
-    assert results.why_to_compute(out, recipe) == "broken"
+    assert results.why_to_compute(out, recipe) == "missing"
     path.unlink()
-    assert results.why_to_compute(out, recipe) == ("new" if kind == "json" else "broken")
+    assert results.why_to_compute(out, recipe) == "missing"
 
 
 def test_a_record_of_another_version_is_left_out(tmp_path):
