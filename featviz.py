@@ -138,8 +138,10 @@ def compute(model, recipes, kind, size, frames, again, out, sound):
            results.why_to_compute(out, recipe, kept_steps(one.num_steps, frames), sound)
            for one, made in recipes.items() for job, recipe in made.items()}
     todo, failed = [reason for reason in why.values() if reason], []
-    warn(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings; {len(todo)} "
-         f"results to compute with {model.folder} on {model.device}")
+    if len(todo) < len(why):
+        warn(f"{len(why) - len(todo)} of {len(why)} results are there already, made with the same settings")
+    if todo:
+        warn(f"{len(todo)} results to compute with {model.folder} on {model.device}")
     if "other" in todo:
         warn(f"{todo.count('other')} results were made with other weights or other code and are computed again")
     warning = verdict(model.sae, fit(model)) if todo and kind == "feature" else ""
