@@ -8,8 +8,7 @@
     folder/sae/<hook point>/{cfg.json, sae.safetensors, labels.json}        any number of them
     folder/featviz.json                                                     settings that suit these weights
 
-This is diffusers' layout as published for SD 1.4 and 1.5, with tensor names of any year. All else is converted once, by
-`python weights/convert.py IN OUT`.
+This is diffusers' layout as published for SD 1.4 and 1.5. All else is converted: `python weights/convert.py IN OUT`.
 """
 import hashlib
 import inspect
@@ -41,7 +40,6 @@ TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json")
 AGAIN = "fetch or copy this file again"
 CONVERT = "if it is there as a pickle, in shards or by other names: python weights/convert.py IN OUT"
 LARGE = 2 ** 20             # numbers of a tensor that is converted from a mapping of its own
-
 FIXED = {       # keys of a config that change the mathematics, with the only value for which there is code here
     "unet": {"layers_per_block": 2, "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0,
              "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1,
@@ -133,7 +131,7 @@ def check_shapes(path, found, expected, advice):
 
 
 def finite(tensor):
-    """Whether no number is NaN or infinite. Both bounds pass NaN on, and take a sixtieth of the time of `isfinite`."""
+    """Tell if no number is NaN or infinite. Both bounds pass NaN on, and take a sixtieth of the time of `isfinite`."""
     return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
 
 
@@ -162,10 +160,10 @@ def on_meta(network, sizes, path):
 
 
 def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu"):
-    """Build `network(**sizes)`, frozen, from a file that must have exactly its names and shapes.
+    """Build `network(**sizes)`, frozen, from a file with exactly its names and shapes.
 
-    Tensors that are not converted stay in the mapped file, and take memory when they are used. A large one that is
-    converted has a mapping that ends with it, so that the whole file is never in memory beside the new numbers.
+    Tensors that are not converted stay in the mapped file. A large one that is converted has a mapping that ends with
+    it, so that the whole file is never in memory beside the new numbers.
     """
     net, tensors = on_meta(network, sizes, config_path), {}
     shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
@@ -312,7 +310,7 @@ class Model:
 
 
 def choose_device(name=None):
-    """The device of that name; None takes the GPU where there is one."""
+    """Return the device of that name; None takes the GPU where there is one."""
     name = str(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         return torch.zeros(1, device=name).device
@@ -321,17 +319,17 @@ def choose_device(name=None):
 
 
 def choose_dtype(device):
-    """float32 on a CPU; on a GPU bfloat16 where it is native (Ampere and later), else float16."""
+    """Return float32 for a CPU; for a GPU bfloat16 where it is native (Ampere and later), else float16."""
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def load(path=None, device=None, dtype=None, hook_point=None):
-    """Load a folder of weights, by default the toy; WeightsError for what does not fit. Device and dtype None are
-    choose_device's and choose_dtype's, hook_point None is the only SAE's, or up_blocks.1.attentions.1.
+    """Load a folder of weights, by default the toy; WeightsError for what does not fit.
 
-    Of tensors that stay in the mapped file, NaN shows when decoding, in the fit check, and in Model.check_numbers.
+    device, dtype: None for choose_device's, choose_dtype's; hook_point: None for the only SAE's, or HOOK_POINT. Of
+    tensors that stay in the mapped file, NaN shows when decoding, in the fit check, and in Model.check_numbers.
     """
     folder = Path(path) if path else ROOT / "toy"
     if not (folder / "unet/config.json").exists():
