@@ -38,7 +38,7 @@ NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
 FILES = dict.fromkeys(NETWORKS, "diffusion_pytorch_model.safetensors") | {"text_encoder": "model.safetensors"}
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json")
 AGAIN = "fetch or copy this file again"
-CONVERT = "if it is there as a pickle, in shards or by other names: python weights/convert.py IN OUT"
+CONVERT = "for a pickle, shards or other names: python weights/convert.py IN OUT"
 LARGE = 2 ** 20             # numbers of a tensor that is converted from a mapping of its own
 FIXED = {       # keys of a config that change the mathematics, with the only value for which there is code here
     "unet": {"layers_per_block": 2, "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0,
@@ -80,7 +80,7 @@ def check_config(part, config, path):
         raise WeightsError(f"{path}: {other}; give weights of Stable Diffusion 1.x")
     for key, value in FIXED[part].items():
         if config.get(key, value) not in (value, None):
-            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented, SD 1.x's")
+            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented (SD 1.x)")
     arguments = inspect.signature(NETWORKS.get(part, Schedule)).parameters          # named as in config.json
     sizes = {key: config[key] for key in arguments if config.get(key) is not None}
     for key, value in sizes.items():
@@ -107,11 +107,11 @@ def open_tensors(path):
     try:
         return safe_open(path, framework="pt")
     except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); {AGAIN}, or {CONVERT}") from e
+        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); {AGAIN}; {CONVERT}") from e
     except (SafetensorError, RuntimeError, ValueError) as e:
         with open(path, "rb") as file:
             first = file.read(32)
-        why = f"not a whole safetensors file ({' '.join(str(e).split())}); {AGAIN}, or {CONVERT}"
+        why = f"not a whole safetensors file ({' '.join(str(e).split())}); {AGAIN}; {CONVERT}"
         if first.startswith(b"version https://git-lfs"):
             why = "a git-lfs pointer; git lfs pull fetches the file itself"
         elif first[:1] == b"<" and first[8:9] != b"{":
@@ -171,7 +171,7 @@ def build(network, sizes, config_path, weights_path, dtype=torch.float32, device
         keys = {key if key in shapes else OLD.sub(lambda old: LEGACY[old[0]], key): key for key in file.keys()
                 if not key.endswith("position_ids")}            # 0, 1, ...
         found = {name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()}
-        check_shapes(weights_path, found, shapes, f"give the file that belongs to its config, or {CONVERT}")
+        check_shapes(weights_path, found, shapes, f"give the file that belongs to its config; {CONVERT}")
         for name, p in net.state_dict().items():
             tensor = (open_tensors(weights_path) if p.numel() >= LARGE else file).get_tensor(keys[name])
             if not tensor.is_floating_point():
