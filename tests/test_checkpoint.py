@@ -153,8 +153,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 BAD = {     # name: (damage, fragments of the message)
     "no model": (lambda f: shutil.rmtree(f / "unet"), ("is no folder of weights",)),
     "a single file": (lambda f: [shutil.rmtree(f), f.write_bytes(b"PK")], ("single file; python weights/convert.py ",)),
-    "no config": (lambda f: (f / "vae/config.json").unlink(), ("vae/config.json: cannot be read (No such file",)),
-    "config is a page": (write(UNET_CONFIG, HTML), (f"{UNET_CONFIG}: is not valid JSON",)),
+    "no config": (lambda f: (f / "vae/config.json").unlink(), ("vae/config.json: cannot be read as JSON", "(No such")),
+    "config is a page": (write(UNET_CONFIG, HTML), (f"{UNET_CONFIG}: cannot be read as JSON", "(Expecting")),
     "another activation": (config(UNET_CONFIG, act_fn="gelu"), ("act_fn is gelu, only 'silu' is implemented",)),
     "v-prediction": (config(SCHEDULER, prediction_type="v_prediction"), ("prediction_type is v_prediction",)),
     "linear betas": (config(SCHEDULER, beta_schedule="linear"), ("only 'scaled_linear' is implemented",)),
@@ -166,7 +166,7 @@ BAD = {     # name: (damage, fragments of the message)
     "a latent that cannot be halved": (config(UNET_CONFIG, sample_size=[8, 12]), ("sample_size is [8, 12]",)),
     "width as text": (config(UNET_CONFIG, cross_attention_dim="16"), ("cross_attention_dim is '16', expected",)),
 
-    "no weights file": (lambda f: (f / UNET).unlink(), (f"{UNET}: is missing", "python weights/convert.py")),
+    "no weights file": (lambda f: (f / UNET).unlink(), (f"{UNET}: cannot be read (No such file", "weights/convert.py")),
     "a page": (write(UNET, HTML), (f"{UNET}: is a web page saved under this name",)),
     "a git-lfs pointer": (write(UNET, POINTER), (f"{UNET}: is a git-lfs pointer; git lfs pull",)),
     "a pickle by that name": (lambda f: torch.save({"state_dict": {}}, f / UNET), ("python weights/convert.py",)),
@@ -181,7 +181,7 @@ BAD = {     # name: (damage, fragments of the message)
                       (f"{UNET}: lacks tensor 'conv_in.bias', one of",)),
     "text of another width": (lambda f: transplant(f, "text_encoder", hidden_size=24),
                               ("text_encoder: has 24 wide text, expected 16", "give parts of one model")),
-    "VAE of another latent": (lambda f: transplant(f, "vae", latent_channels=8), ("has 8 latent channels",)),
+    "VAE of another latent": (lambda f: transplant(f, "vae", latent_channels=8), ("latent_channels is 8, only 4 is",)),
 
     "SAE of another width": (config(CFG, d_in=16), ("d_in is 16, but", "has 32 channels")),
     "SAE with another number of features": (config(CFG, num_latents=128), ("shape [64, 32], expected [128, 32]",)),

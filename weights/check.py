@@ -1,9 +1,8 @@
-"""Check whether UNet and SAE belong together, from activations of two fixed prompts; measure what a run costs.
+"""Check whether UNet and SAE belong together, and measure what a run costs.
 
-An SAE describes the activations that it was trained on. On those of its UNet it leaves little variance unexplained,
-with about k features active at a position; on another model's, at another hook point, or on the output where it was
-trained on the update, both are far off. The inputs are noise of fixed seeds, and what a sampler of a few steps makes of
-it on the way down to three of the SAE's time steps.
+Of activations as in its training, an SAE leaves little variance unexplained, with about k features active at a
+position. Of another model's, at another hook point, or of the output instead of the update, both are far off. Two fixed
+prompts are sampled from noise of fixed seeds, in a few steps down to three of the SAE's time steps.
 """
 import math
 import sys
@@ -19,7 +18,7 @@ from unet import updates
 from visualize import course_lengths, start
 
 try:
-    import resource                             # peak memory; not on Windows
+    import resource                             # not on Windows
 except ImportError:
     resource = None
 
@@ -31,7 +30,7 @@ ACTIVE_WRONG = 0.25                             # share of k; fewer active featu
 
 @dataclass
 class Row:
-    """What the SAE makes of the activations at one time step."""
+    """Hold how well the SAE describes the activations at one time step."""
     t: int
     unexplained: float                          # fraction of variance
     active: float                               # features at a position
@@ -40,15 +39,14 @@ class Row:
 
 
 def describe(sae, h):
-    """(fraction of variance unexplained, features active at a position) of h (n, D)."""
+    """Return (fraction of variance unexplained, features active at a position) of h (n, D)."""
     acts = sae.encode(h)                                                                        # (n, F)
     return fvu(sae.preprocess(h), sae.decode(acts)).item(), (acts != 0).sum().item() / len(h)
 
 
 @torch.no_grad()
 def measure(model):
-    """Look at the first, middle and last time step that the SAE was trained on: [Row]."""
-    flat = lambda h: h.flatten(2).transpose(1, 2).flatten(0, 1)                                 # to (B * S, D)
+    """Look at the first, middle and last time step that the SAE was trained on; return [Row]."""
     noises = [torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     path = model.folder / model.settings.get("capture", {}).get("prompts", "")      # prompts that suit the weights
     prompts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else PROMPTS
@@ -62,9 +60,10 @@ def measure(model):
             until = model.hook_point if t_next is None else None
             noise = model.unet(x.to(model.dtype), torch.full((len(x),), t, device=x.device), context, until)
             if t in looked:
-                h = seen["h"].float()
-                readings = [h, h - seen["before"].float()] if updates(model.hook_point) else [h]
-                readings = [flat(h) for h in (reversed(readings) if model.sae.reads == "update" else readings)]
+                h = seen["h"].float()                                                           # (B, D, h, w)
+                readings = torch.stack([h, h - seen["before"].float()] if updates(model.hook_point) else [h])
+                readings = readings.flatten(3).transpose(2, 3).flatten(1, 2)                    # (1 or 2, B * S, D)
+                readings = readings.flip(0) if model.sae.reads == "update" else readings
                 found = [describe(model.sae, h) for h in readings]
                 rows.append(Row(t, *found[0], readings[0].mean(dim=0).norm().item(), found[-1][0]))
             if t_next is not None:
@@ -73,7 +72,7 @@ def measure(model):
 
 
 def fit(model):
-    """Measure once for a model and return the row whose `unexplained` is the middle one."""
+    """Measure a model once, and return the row with the middle `unexplained`."""
     if model.fit is None:
         model.require("sae")
         model.fit = measure(model)
@@ -83,7 +82,7 @@ def fit(model):
 
 
 def verdict(sae, row):
-    """Say what a row means: "" when UNet and SAE fit, else one sentence for the user. k 0: the SAE names none."""
+    """Return "" when UNet and SAE fit, else one sentence for the user. k 0: the SAE names none."""
     few = row.active < ACTIVE_WRONG * sae.k
     if row.unexplained < FVU_FITS and not few:
         return ""
@@ -98,17 +97,15 @@ def verdict(sae, row):
 
 
 def check_fit(model):
-    """Write the line of --check about UNet and SAE."""
+    """Return the line of --check about UNet and SAE."""
     said = verdict(model.sae, fit(model)) or "they belong together"
     rows = ", ".join(f"t {row.t}: {row.unexplained:.3f} of the variance unexplained, {row.active:.1f} active, "
                      f"|mean of h| {row.mean:.1f}" for row in model.fit)
     return f"fit of UNet and SAE: {rows}; |b_dec| {model.sae.b_dec.norm():.1f}, k {model.sae.k}: {said}"
 
 
-# --- what a run costs -------------------------------------------------------------------------------------------------
-
 def estimate(model, jobs, configs, size):
-    """Return what --check prints: what a run would take, by one step of each phase, and whether UNet and SAE fit."""
+    """Return what --check prints: what a run takes, by one step of each phase, and whether UNet and SAE fit."""
     model.check_numbers()
     batch, noise, took = (jobs * size)[:size], replace(configs[0], prior="noise"), {}
     for _ in range(2):                          # the first one pays for allocation
@@ -121,8 +118,7 @@ def estimate(model, jobs, configs, size):
     seconds = sum(took[phase] * n for one in configs for phase, n in course_lengths(one).items())
     text = (f"{len(jobs) * len(configs)} results at {model.hook_point} of {model.folder} on {model.device} in "
             f"{model.dtype}, {size} at a time: about {seconds * -(-len(jobs) // size):.0f} s, "
-            f"{peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files read, all names, shapes and "
-            "values are sound")
+            f"{peak_memory(model.device) / 2**30:.1f} GiB; {len(model.fingerprints)} files are sound")
     return f"{text}\n{check_fit(model)}" if jobs[0].kind == "feature" else text
 
 

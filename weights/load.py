@@ -1,4 +1,4 @@
-"""Load a folder of weights of Stable Diffusion 1.x into a `Model`. One layout, strictly: what does not fit is named.
+"""Load a folder of weights of Stable Diffusion 1.x into a `Model`. The layout is strict; errors name what does not fit.
 
     folder/unet/{config.json, diffusion_pytorch_model.safetensors}          required
     folder/vae/{config.json, diffusion_pytorch_model.safetensors}           None in the Model where it is missing
@@ -8,8 +8,7 @@
     folder/sae/<hook point>/{cfg.json, sae.safetensors, labels.json}        any number of them
     folder/featviz.json                                                     settings that suit these weights
 
-This is diffusers' layout as it was published for SD 1.4 and SD 1.5; tensors may have their names of before 2023, too.
-Single files, pickles, shards and other kinds of SAE are converted once: `python weights/convert.py IN OUT`.
+This is diffusers' layout as published for SD 1.4 and 1.5. All else is converted: `python weights/convert.py IN OUT`.
 """
 import hashlib
 import inspect
@@ -36,20 +35,17 @@ from weights.saes import read_sae_config
 
 ROOT = Path(__file__).resolve().parent
 NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
-FILES = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
-         "text_encoder": "model.safetensors"}
+FILES = dict.fromkeys(NETWORKS, "diffusion_pytorch_model.safetensors") | {"text_encoder": "model.safetensors"}
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json")
 AGAIN = "fetch or copy this file again"
-CONVERT = "python weights/convert.py IN OUT"
+CONVERT = "for a pickle, shards or other names: python weights/convert.py IN OUT"
 LARGE = 2 ** 20             # numbers of a tensor that is converted from a mapping of its own
-
-# Keys of a config whose value changes the mathematics, with the only value for which there is code here.
-FIXED = {
+FIXED = {       # keys of a config that change the mathematics, with the only value for which there is code here
     "unet": {"layers_per_block": 2, "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0,
              "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1,
              "use_linear_projection": False, "only_cross_attention": False, "resnet_time_scale_shift": "default",
-             "class_embed_type": None, "addition_embed_type": None},
-    "vae": {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None},
+             "class_embed_type": None, "addition_embed_type": None, "in_channels": 4, "out_channels": 4},
+    "vae": {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "latent_channels": 4, "shift_factor": None},
     "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 77},
     "scheduler": {"beta_schedule": "scaled_linear", "trained_betas": None, "prediction_type": "epsilon",
                   "num_train_timesteps": T, "rescale_betas_zero_snr": False},
@@ -59,16 +55,15 @@ FOREIGN = (     # keys of a UNet's config that show another model
     ("cross_attention_dim", 1024, "Stable Diffusion 2.x"), ("in_channels", 9, "an inpainting UNet with 9 channels"),
     ("in_channels", 8, "an image-editing UNet with 8 channels"), ("in_channels", 5, "a depth-guided UNet"))
 LEGACY = {"text_model.": "", ".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+OLD = re.compile("|".join(map(re.escape, LEGACY)))
 
 
 def read_json(path):
-    """Read a JSON object; WeightsError names what is wrong with the file."""
+    """Read a JSON object; WeightsError where there is none."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a JSON file there") from e
-    except ValueError as e:
-        raise WeightsError(f"{path}: is not valid JSON in UTF-8 ({e})") from e
+    except (OSError, ValueError) as e:
+        raise WeightsError(f"{path}: cannot be read as JSON in UTF-8 ({getattr(e, 'strerror', e)})") from e
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -80,13 +75,12 @@ def foreign(config):
 
 
 def check_config(part, config, path):
-    """The sizes of a network, or the numbers of the schedule, in a config; WeightsError for what no code implements."""
+    """Return a network's sizes, or the schedule's numbers; WeightsError for what no code here implements."""
     if part == "unet" and (other := foreign(config)):
         raise WeightsError(f"{path}: {other}; give weights of Stable Diffusion 1.x")
     for key, value in FIXED[part].items():
         if config.get(key, value) not in (value, None):
-            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented; give weights "
-                               "of Stable Diffusion 1.x")
+            raise WeightsError(f"{path}: {key} is {str(config[key])[:80]}, only {value!r} is implemented (SD 1.x)")
     arguments = inspect.signature(NETWORKS.get(part, Schedule)).parameters          # named as in config.json
     sizes = {key: config[key] for key in arguments if config.get(key) is not None}
     for key, value in sizes.items():
@@ -113,23 +107,16 @@ def open_tensors(path):
     try:
         return safe_open(path, framework="pt")
     except OSError as e:
-        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); expected a safetensors file there") from e
+        raise WeightsError(f"{path}: cannot be read ({e.strerror or e}); {AGAIN}; {CONVERT}") from e
     except (SafetensorError, RuntimeError, ValueError) as e:
         with open(path, "rb") as file:
             first = file.read(32)
-        why = f"not a whole safetensors file ({' '.join(str(e).split())}); {AGAIN}, or where it is a pickle: {CONVERT}"
+        why = f"not a whole safetensors file ({' '.join(str(e).split())}); {AGAIN}; {CONVERT}"
         if first.startswith(b"version https://git-lfs"):
             why = "a git-lfs pointer; git lfs pull fetches the file itself"
         elif first[:1] == b"<" and first[8:9] != b"{":
             why = "a web page saved under this name; fetch the file again, signed in where the site asks for it"
         raise WeightsError(f"{path}: is {why}") from e
-
-
-def modern_name(name):
-    """Today's name of a tensor that was published under an older one."""
-    for old, new in LEGACY.items():
-        name = name.replace(old, new)
-    return name
 
 
 def check_shapes(path, found, expected, advice):
@@ -144,7 +131,7 @@ def check_shapes(path, found, expected, advice):
 
 
 def finite(tensor):
-    """Whether no number is NaN or infinite. Both bounds pass NaN on, and take a sixtieth of the time of `isfinite`."""
+    """Tell if no number is NaN or infinite. Both bounds pass NaN on, and take a sixtieth of the time of `isfinite`."""
     return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
 
 
@@ -155,12 +142,9 @@ def read_vectors(path):
 
 
 def file_sha256(path):
-    """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
-# --- parts ------------------------------------------------------------------------------------------------------------
 
 def on_meta(network, sizes, path):
     """Build `network(**sizes)` without memory; WeightsError blames `path` for impossible sizes."""
@@ -176,19 +160,18 @@ def on_meta(network, sizes, path):
 
 
 def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu"):
-    """Build `network(**sizes)` and fill it from a file, which must have exactly its names and shapes; frozen.
+    """Build `network(**sizes)`, frozen, from a file with exactly its names and shapes.
 
-    On a CPU, in the file's precision, tensors stay in the mapped file: what is never used takes no memory. A large
-    tensor has a mapping that ends with it where it is converted, so that file and new numbers are never there together.
+    Tensors that are not converted stay in the mapped file. A large one that is converted has a mapping that ends with
+    it, so that the whole file is never in memory beside the new numbers.
     """
     net, tensors = on_meta(network, sizes, config_path), {}
     shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
     with open_tensors(weights_path) as file:
-        keys = {key if key in shapes else modern_name(key): key for key in file.keys()
+        keys = {key if key in shapes else OLD.sub(lambda old: LEGACY[old[0]], key): key for key in file.keys()
                 if not key.endswith("position_ids")}            # 0, 1, ...
         found = {name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()}
-        check_shapes(weights_path, found, shapes,
-                     f"the file does not belong to its config, or is of another layout, which {CONVERT} may know")
+        check_shapes(weights_path, found, shapes, f"give the file that belongs to its config; {CONVERT}")
         for name, p in net.state_dict().items():
             tensor = (open_tensors(weights_path) if p.numel() >= LARGE else file).get_tensor(keys[name])
             if not tensor.is_floating_point():
@@ -203,12 +186,10 @@ def build(network, sizes, config_path, weights_path, dtype=torch.float32, device
 
 
 def read_part(folder, part, dtype, device):
-    """One network of a folder; WeightsError with the command that converts it where it is there in another form."""
-    config, path = folder / part / "config.json", folder / part / FILES[part]
-    if not path.exists():
-        raise WeightsError(f"{path}: is missing; {AGAIN}, or if it is there as a pickle, in shards or by another name: "
-                           f"python weights/convert.py {folder} {folder}_converted")
-    net = build(NETWORKS[part], check_config(part, read_json(config), config), config, path, dtype, device)
+    """Read one network of a folder."""
+    config = folder / part / "config.json"
+    sizes = check_config(part, read_json(config), config)
+    net = build(NETWORKS[part], sizes, config, folder / part / FILES[part], dtype, device)
     return quicken(net) if part == "unet" else net
 
 
@@ -225,22 +206,20 @@ def read_tokenizer(folder):
             model, added = value["model"], {token["content"]: token["id"] for token in value.get("added_tokens", ())}
             pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
             expected, tokenizer = model["vocab"] | added, Tokenizer([*map(tuple, pairs)])
+        if tokenizer.vocab != expected:
+            raise ValueError("vocabulary and merges disagree")
+        return tokenizer
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise WeightsError(f"{folder}: the tokenizer cannot be used ({e!r}); fetch or copy it again") from e
-    if tokenizer.vocab != expected:
-        raise WeightsError(f"{folder}: vocabulary and merges disagree; fetch or copy the tokenizer again")
-    return tokenizer
 
 
-def check_widths(folder, unet, vae=None, text_encoder=None, tokenizer=None):
-    """WeightsError where a part and the one that reads it differ in a width."""
+def check_text(folder, unet, text_encoder, tokenizer):
+    """WeightsError where a part for text and the one that reads it are of different models."""
+    tokens, width = text_encoder.embeddings.token_embedding.weight.shape
     context = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
-    tokens, width = text_encoder.embeddings.token_embedding.weight.shape if text_encoder else (None, context)
-    for part, what, found, expected in (
-            ("vae", "latent channels", vae and vae.post_quant_conv.in_channels, unet.conv_in.in_channels),
-            ("text_encoder", "wide text", width, context),
-            ("tokenizer", "tokens", tokenizer and len(tokenizer.vocab), tokens)):
-        if found not in (None, expected):
+    for part, what, found, expected in (("tokenizer", "tokens", len(tokenizer.vocab), tokens),
+                                        ("text_encoder", "wide text", width, context)):
+        if found != expected:
             raise WeightsError(f"{folder / part}: has {found} {what}, expected {expected}; give parts of one model")
 
 
@@ -248,8 +227,7 @@ def read_sae(cfg, unet, hook_point, device):
     """Build the SAE of a cfg.json for a hook point of the UNet."""
     sizes, width = read_sae_config(read_json(cfg), cfg), unet.width(hook_point)
     if sizes["d_in"] != width:
-        raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} of the UNet has {width} channels; give "
-                           "the SAE of this UNet")
+        raise WeightsError(f"{cfg}: d_in is {sizes['d_in']}, but {hook_point} has {width} channels; give another SAE")
     if sizes["reads"] == "update" and not updates(hook_point):
         raise WeightsError(f"{cfg}: reads is 'update', output minus input; {hook_point} has none, an attention has")
     return build(SAE, sizes, cfg, cfg.with_name("sae.safetensors"), device=device)
@@ -263,8 +241,6 @@ def read_labels(path):
         raise WeightsError(f'{path}: expected features and words, {{"12": "cat"}}')
     return {int(key): word for key, word in words.items()}
 
-
-# --- the model --------------------------------------------------------------------------------------------------------
 
 @dataclass(eq=False)
 class Model:
@@ -290,7 +266,7 @@ class Model:
 
     @cached_property
     def fingerprints(self):
-        """{name: SHA-256} of every file that was read."""
+        """Return {name: SHA-256} of every file that was read."""
         return {name: file_sha256(path) for name, path in sorted(self.files.items())}
 
     def feature(self, n):
@@ -316,10 +292,8 @@ class Model:
         return torch.cat([self.vae.encode(image) for image in images.float().split(1)])
 
     def decode(self, z):
-        """Decode scaled latents (B, 4, H, W) to images (B, 3, 8H, 8W) in [0, 1], a row at a time.
-
-        In float32, since half precision overflows in SD's decoder. WeightsError where NaN comes from the file.
-        """
+        """Decode scaled latents (B, 4, H, W) to images (B, 3, 8H, 8W) in [0, 1], a row at a time, in float32, since
+        half precision overflows in SD's decoder. WeightsError where NaN comes from the file."""
         self.require("vae")
         images = torch.cat([self.vae.decode(row) for row in z.float().split(1)])
         if z.isfinite().all() and not images.isfinite().all():
@@ -336,7 +310,7 @@ class Model:
 
 
 def choose_device(name=None):
-    """The device of that name; None takes the GPU where there is one."""
+    """Return the device of that name; None takes the GPU where there is one."""
     name = str(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         return torch.zeros(1, device=name).device
@@ -345,28 +319,22 @@ def choose_device(name=None):
 
 
 def choose_dtype(device):
-    """float32 on a CPU; on a GPU bfloat16 where it is native (Ampere and later), else float16."""
+    """Return float32 for a CPU; for a GPU bfloat16 where it is native (Ampere and later), else float16."""
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def load(path=None, device=None, dtype=None, hook_point=None):
-    """Load a folder of weights; without one, the toy of the project.
+    """Load a folder of weights, by default the toy; WeightsError for what does not fit.
 
-    device, dtype   chosen by the machine where they are None, see choose_device and choose_dtype
-    hook_point      with or without `unet.` in front; None is the only SAE's, or up_blocks.1.attentions.1
-
-    WeightsError for whatever does not fit. NaN that stays in a mapped file shows when a picture is decoded, in the fit
-    check (check.py), and in Model.check_numbers.
+    device, dtype: None for choose_device's, choose_dtype's; hook_point: None for the only SAE's, or HOOK_POINT. Of
+    tensors that stay in the mapped file, NaN shows when decoding, in the fit check, and in Model.check_numbers.
     """
     folder = Path(path) if path else ROOT / "toy"
-    if folder.is_file():
-        raise WeightsError(f"{folder}: is a single file; python weights/convert.py {folder} {folder.with_suffix('')} "
-                           f"makes a folder of it, then --weights {folder.with_suffix('')}")
     if not (folder / "unet/config.json").exists():
-        raise WeightsError(f"{folder}: is no folder of weights: it has no unet/config.json; give a folder in diffusers "
-                           "layout, such as weights/toy (weights/README.md says how to get Stable Diffusion's)")
+        what = "a single file" if folder.is_file() else "no folder of weights with unet/config.json"
+        raise WeightsError(f"{folder}: is {what}; python weights/convert.py {folder} OUT, or see weights/README.md")
     device = choose_device(device)
     if device.type == "cuda":                   # kernels that give the same bytes each time; grid_sample's gradient, of
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")             # --rotate-max and --scale-max, has none
@@ -377,14 +345,12 @@ def load(path=None, device=None, dtype=None, hook_point=None):
              for part in NETWORKS if (folder / part).exists()}
     if "text_encoder" in parts:
         parts["tokenizer"] = read_tokenizer(folder / "tokenizer")
-    check_widths(folder, **parts)
+        check_text(folder, parts["unet"], parts["text_encoder"], parts["tokenizer"])
     scheduler, featviz = folder / "scheduler/scheduler_config.json", folder / "featviz.json"
     numbers = check_config("scheduler", read_json(scheduler), scheduler) if scheduler.exists() else {}
     settings = read_json(featviz) if featviz.exists() else {}
-    for preset, changes in settings.get("presets", {}).items():
-        if unknown := changes.keys() - SETTINGS.keys():
-            raise WeightsError(f"{featviz}: preset {preset!r} sets {min(unknown)!r}, which is no setting; python "
-                               "featviz.py --help lists them all")
+    if unknown := set().union(*settings.get("presets", {}).values()) - SETTINGS.keys():
+        raise WeightsError(f"{featviz}: a preset sets {min(unknown)!r}, which is no setting; see featviz.py --help")
     unet, files = parts["unet"], [scheduler, featviz, *(folder / "tokenizer" / name for name in TOKENIZER)]
     files += [folder / part / name for part in NETWORKS for name in ("config.json", FILES[part])]
     saes = {unet.hook_name(cfg.parent.name): cfg for cfg in sorted(folder.glob("sae/*/cfg.json"))}
@@ -394,7 +360,7 @@ def load(path=None, device=None, dtype=None, hook_point=None):
     if cfg := saes.get(hook_point):
         parts |= {"sae": read_sae(cfg, unet, hook_point, device), "labels": read_labels(cfg.with_name("labels.json"))}
         files += [cfg, cfg.with_name("sae.safetensors")]
-    shape = (unet.conv_in.in_channels, *read_latent_size(folder / "unet/config.json"))
     return Model(folder, folder.resolve().name, device, dtype, schedule=Schedule(**numbers, device=device),
-                 hook_point=hook_point, latent_shape=shape, settings=settings,
-                 files={path.relative_to(folder).as_posix(): path for path in files if path.exists()}, **parts)
+                 hook_point=hook_point, latent_shape=(4, *read_latent_size(folder / "unet/config.json")),
+                 files={path.relative_to(folder).as_posix(): path for path in files if path.exists()},
+                 settings=settings, **parts)

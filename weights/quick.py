@@ -1,9 +1,8 @@
 """Quick twins of a network's layers, for frozen weights on a CPU; formulas, names and shapes are the plain ones'.
 
-The ascent wants one gradient, that of the latent. On a CPU torch's float32 matrix product is MKL's, which is slow on
-other makers' processors, and a convolution of many channels over few positions spends three quarters of its time on
-reordering its weights. Here both are products x W^T by oneDNN, forward and backward, with the weights as they lie; the
-results differ by rounding (docs/measured.md). Elsewhere, and where weights collect gradients, torch's way is taken.
+On a CPU torch's float32 matrix product is MKL's, slow on other makers' processors, and a convolution of many channels
+over few positions spends three quarters of its time on reordering its weights. Here both are products x W^T by oneDNN,
+forward and backward, with the weights as they lie. The results differ from torch's by rounding (docs/measured.md).
 """
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ FEW, MANY = 512, 2 ** 20    # a 3x3 convolution is a product for at most FEW pos
 
 
 def quick(x, weight):
-    """Whether oneDNN's product can stand for torch's: a frozen weight on a CPU, in a precision that both know."""
+    """Tell whether oneDNN's product can stand for torch's: a frozen weight on a CPU, in a precision that both know."""
     if weight.requires_grad or x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -57,17 +56,13 @@ class Transformer(unet.Transformer):
     """Skips a transformer whose output projection is all zero, as most of the toy's are."""
 
     def forward(self, x, context):
-        last = self.proj_out
-        adds = not quick(x, last.weight) or last.weight.any() or last.bias.any()
-        return super().forward(x, context) if adds else x
-
-
-TWINS = {nn.Linear: Linear, nn.Conv2d: Conv2d, unet.Transformer: Transformer}
+        zero = quick(x, self.proj_out.weight) and not self.proj_out.weight.any() and not self.proj_out.bias.any()
+        return x if zero else super().forward(x, context)
 
 
 def quicken(net):
     """Turn every layer that has a quick twin into it, and return the network. Names and tensors stay the same."""
+    twins = {nn.Linear: Linear, nn.Conv2d: Conv2d, unet.Transformer: Transformer}
     for layer in net.modules():
-        if twin := TWINS.get(type(layer)):
-            layer.__class__ = twin
+        layer.__class__ = twins.get(type(layer), type(layer))
     return net

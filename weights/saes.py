@@ -4,8 +4,7 @@ A file is recognised by the names of its tensors and turned by them, never by it
 
 Sources
  [1] cywinski/SAeUron and EleutherAI/sparsify
- [2] openai/sparse_autoencoder, surkovv/sdxl-unbox; EIDOSLAB/SAEmnesia stores the same tensors beside a cfg.json, and
-     reads the output where the others read the update
+ [2] openai/sparse_autoencoder, surkovv/sdxl-unbox; EIDOSLAB/SAEmnesia: the same tensors beside a cfg.json
  [3] saprmarks/dictionary_learning, seven classes
  [4] jbloomAus/SAELens: the config says how its tensors are used
  [5] KempnerInstitute/overcomplete
@@ -18,7 +17,6 @@ from weights import WeightsError
 
 CODES, MATRICES = ("encoder.weight", "encoder.bias", "decoder.weight"), ("W_enc", "b_enc", "W_dec", "b_dec")
 OPENAI = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
-LENS = ("architecture", "d_sae", "sae_lens_version", "apply_b_dec_to_input")
 FAMILIES = (    # source; W_enc, b_enc, W_dec, b_dec; one of these is in its config or file, or names it; fields
     ("SAeUron or sparsify", ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), (), {"gate": "topk"}),
     ("SAEmnesia", OPENAI, ("cfg.json",), {"gate": "topk"}),
@@ -31,9 +29,8 @@ FAMILIES = (    # source; W_enc, b_enc, W_dec, b_dec; one of these is in its con
     ("dictionary_learning, MatryoshkaBatchTopKSAE", MATRICES, ("group_sizes",), {"gate": "topk"}),
     ("dictionary_learning, JumpReluAutoEncoder", MATRICES, ("JumpReluAutoEncoder",),
      {"gate": "threshold", "centre": False}),
-    ("Revelio, trained on means over all positions", MATRICES, ("timestep", "num_sampling_steps"),
-     {"gate": "signed topk"}),
-    ("SAELens", MATRICES, LENS, {}),
+    ("Revelio, trained on means over positions", MATRICES, ("timestep", "num_sampling_steps"), {"gate": "signed topk"}),
+    ("SAELens", MATRICES, ("architecture", "d_sae", "sae_lens_version", "apply_b_dec_to_input"), {}),
     ("overcomplete", ("encoder.final_block.0.weight", "encoder.final_block.0.bias", "dictionary._weights",
                       "dictionary.multiplier"), (), {"centre": False}),
 )
@@ -58,15 +55,13 @@ HARMLESS = set(     # fields, and words of fields, that say how an SAE was train
     "device dtype wandb log eval dataset path tokens prompts prepend bos context buffer store model class name layer "
     "head index hook version training train trainer sae lens neuronpedia id metadata source loss coefficient mse aux "
     "auxk dead threshold feature window init method checkpoint save dir clip grad compile autocast tags max n".split())
-COUNTERS = {"k", "group_sizes", "stats_last_nonzero", "num_batches_not_active"}
 MARKS = {name for _, names, *_ in FAMILIES for name in names[2:]}                   # one of them is in any SAE
 
 
 def read_fields(config, path, special, trained=False):
-    """({field: value} of our cfg.json, names of fields that change nothing) of a config of any family.
+    """Return ({field: value} of our cfg.json, names of fields that change nothing) of a config of any family.
 
-    special: fields that the family decides; trained: whether what is unknown in such a config is about training alone.
-    WeightsError for a value that no code here computes, and for an unknown field that may change the mathematics.
+    special: what the family decides; trained: whether unknown fields of such a config are about training alone.
     """
     left = []
     for key, value in config.items():
@@ -88,7 +83,7 @@ def read_fields(config, path, special, trained=False):
 
 
 def read_sae_config(config, path):
-    """What sae.SAE is built with, from our cfg.json or SAeUron's; its values stand where a field is missing."""
+    """Return the arguments of sae.SAE, from our cfg.json or SAeUron's, whose values stand where a field is missing."""
     fields, _ = read_fields(config, path, {"gate": "topk"})
     D, F = (config.get(key) or 0 for key in ("d_in", "num_latents"))
     F = F or int(config.get("expansion_factor", 0) * D)
@@ -101,7 +96,7 @@ def read_sae_config(config, path):
 
 
 def read_tensors(tensors, names, config, source, path):
-    """({our name: tensor}, the threshold or None) of an SAE's file whose family has these names; all are float32."""
+    """Return ({our name: tensor}, threshold or None), float32, of a file whose family has these names."""
     left = {name: (tensor.T if name in TRANSPOSED else tensor).float() for name, tensor in tensors.items()}
     weight, bias, rows, shift = map(left.pop, names)
     if source == "overcomplete":                                # normalises the rows; its decoder has no bias
@@ -113,21 +108,19 @@ def read_tensors(tensors, names, config, source, path):
     if "r_mag" in left:     # relu(e^r u + b_mag) where u + b_gate > 0: the same as e^r u + b_mag > b_mag - e^r b_gate
         scale = left.pop("r_mag").exp()
         weight, left["threshold"] = weight * scale[:, None], bias - scale * left.pop("gate_bias")
-    if "thresholds" in left:                                    # logarithms [5]
-        left["threshold"] = left.pop("thresholds").exp()
     if config.get("rescale_acts_by_decoder_norm") or source == "dictionary_learning, AutoEncoder":
         norm = rows.norm(dim=1)                                 # codes grow by what the rows lose
         weight, bias, rows = weight * norm[:, None], bias * norm, rows / norm[:, None]
-    threshold = left.pop("threshold", None)
-    if extra := sorted(left.keys() - COUNTERS):
+    threshold = left.pop("thresholds").exp() if "thresholds" in left else left.pop("threshold", None)           # [5]
+    if extra := sorted(left.keys() - {"k", "group_sizes", "stats_last_nonzero", "num_batches_not_active"}):
         raise WeightsError(f"{path}: has a tensor {extra[0]!r} for which there is no code here")
     return {"encoder.weight": weight, "encoder.bias": bias, "W_dec": rows, "b_dec": shift}, threshold
 
 
 def read_sae(tensors, config, path, config_name=""):
-    """({our name: tensor}, fields of our cfg.json, names of fields that change nothing) of an SAE's file.
+    """Return ({our name: tensor}, fields of our cfg.json, names of fields that change nothing) of an SAE's file.
 
-    config: the object beside it or in it, {} where there is none; its file's name tells two families apart.
+    config: the object beside or in it, or {}; config_name: its file, which tells two families apart.
     """
     config = config.get("trainer", config)                      # [3]
     places = [config.get(key) for key in ("hookpoint", "hook_point", "hook_name", "submodule_name")]
@@ -136,17 +129,15 @@ def read_sae(tensors, config, path, config_name=""):
         raise WeightsError(f"{path}: is an SAE of a text encoder, for which there is no code here")
     bias = tensors.get("encoder.bias", torch.zeros(0))
     if "k" in tensors and tensors["k"].eq(len(bias)).all() and not bias.any():
-        raise WeightsError(f"{path}: lost the latent_bias that it had at sdxl-unbox, to a tool that made another SAE "
-                           "of it, for which there is no code here")
+        raise WeightsError(f"{path}: lost the latent_bias that sdxl-unbox gave it; convert the file from there")
     present = {*tensors, *config, config_name, config.get("dict_class")}
-    family = next((family for family in FAMILIES if {*family[1]} <= tensors.keys()
-                   and (not family[2] or present & {*family[2]})), None)
-    trained = not family or family[0].startswith(("dictionary_learning", "Revelio", "overcomplete"))
-    fields, left = read_fields(config, path, family[3] if family else {}, trained)
-    if not family:
-        raise WeightsError(f"{path}: is an SAE of no family that is known here, or needs its config; put its config "
-                           f"(cfg.json or config.json) beside it; its tensors are {', '.join(sorted(tensors)[:12])}")
-    source, names, *_ = family
+    source, names, _, special = next((family for family in FAMILIES if {*family[1]} <= tensors.keys()
+                                      and (not family[2] or present & {*family[2]})), ("", (), (), {}))
+    trained = not source or source.startswith(("dictionary_learning", "Revelio", "overcomplete"))
+    fields, left = read_fields(config, path, special, trained)
+    if not source:
+        raise WeightsError(f"{path}: is an SAE of an unknown family, or needs its config; put its config (cfg.json or "
+                           f"config.json) beside it; its tensors are {', '.join(sorted(tensors)[:12])}")
     parts, threshold = read_tensors(tensors, names, config, source, path)
     F, D = parts["W_dec"].shape
     k = fields.pop("k") or int(tensors.get("k", 0))
