@@ -29,7 +29,7 @@ def record(model, args):
 
 
 def describe(model, args):
-    """Print what is known of features; `analyse` also writes it to activity.json, for their pages."""
+    """Print what is known of features; `analyse` also writes it to activity.json."""
     kind, wanted = args.kind, args.targets or [model.settings.get("feature", 0)]
     check_numbers(model, kind, wanted)
     attach(model, args.out)
@@ -56,7 +56,7 @@ def label(model, args):
 
 
 def sample(model, args):
-    """Write an image of the prompt and, where features steer, the steered one beside it."""
+    """Write an image of the prompt and, with --steer, the steered one beside it."""
     settings, kind, adds = configure(model, **args.settings), "feature" if model.sae else "channel", [None]
     if args.steer:
         jobs = [Job(kind, n) for n, _ in args.steer]
@@ -75,8 +75,6 @@ def sample(model, args):
         write(path, to_png(torch.cat(images, dim=2), featviz=json.dumps(said)))
         say(f"look at {path}")
 
-
-# --- the command line -------------------------------------------------------------------------------------------------
 
 def steering(text):
     """Read "12=300" as (12, 300.0)."""
@@ -122,11 +120,10 @@ def run(args):
     args.settings = {name: value for name, value in vars(args).items() if name in ("prompts", *FIELDS)}
     path = choose_weights(args.weights, args.kind, args.targets or ["any"])
     args.work(load(path, args.device, args.dtype, args.hook_point), args)
-    return 0
 
 
 def main(argv=None):
-    return guarded("activity", lambda: run(parse(argv)))
+    return guarded("activity", run, parse(argv))
 
 
 if __name__ == "__main__":
