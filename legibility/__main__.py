@@ -6,9 +6,8 @@
         words       which words fit the pictures best?
         agreement   do they look like the feature's own dataset examples, or like those of other features?
 
-The pictures are those that the page shows: of each seed the finished one, or the ascent's where there is none. Both
-measures compare embeddings, and are suggestions: the nearest of bad words is a word, too. CLIP is in weights/clip:
-`python weights/fetch.py clip` puts ViT-L/14 there. Without a tokenizer/ in it, the vocabulary is OpenAI's own.
+The pictures are those that the page shows. Both measures are suggestions: the nearest of bad words is a word, too.
+`python weights/fetch.py clip` fetches CLIP ViT-L/14.
 """
 import json
 import sys
@@ -38,12 +37,10 @@ PUBLISHED = Path(__file__).resolve().parent.parent / "weights/clip"
 
 
 def agreement(pictures, own, others):
-    """Compare pictures (n, E) with the feature's examples (m, E) and those of other features (M, E).
+    """Compare pictures (n, E) with the feature's examples (m, E) and those of other features (M, E) [ours].
 
         s(x) = mean over pictures p of p . x            how much example x looks like the pictures
         auc  = P(s(own example) > s(another feature's example)), equals count half: 0.5 is chance, 1 the best
-
-    Several features may show one thing: then none can be perfect. The measure is ours, the auc Mann & Whitney's.
     """
     mean = pictures.mean(0)                                                                     # (E,)
     difference = (own @ mean)[:, None] - others @ mean                                          # (m, M)
@@ -56,8 +53,7 @@ def best_words(pictures, mean, words, embeddings, top=3):
         d = mean over the pictures - `mean`             what sets them apart from the mean example (E,) of many features
         score(w) = d . e_w / |d|                        e_w: the embedding of word w, a row of `embeddings` (W, E)
 
-    Without the subtraction (ours), what all pictures have in common ("a picture") would be nearest to all of them.
-    Words by cosine similarity are from Radford et al., arXiv 2103.00020.
+    Without the subtraction (ours), what all pictures share would be nearest. Cosines: Radford et al., arXiv 2103.00020.
     """
     d = pictures.mean(0) - mean
     scores = embeddings @ (d / d.norm().clamp(min=1e-12))                                       # (W,)
@@ -66,7 +62,7 @@ def best_words(pictures, mean, words, embeddings, top=3):
 
 
 def read_words():
-    """Read {word: the text that CLIP sees} from words.txt: a word a line below headings `# group: text with {}`."""
+    """Read {word: the text that CLIP sees}: words.txt has a word a line below headings `# group: text with {}`."""
     found = {}
     for line in WORDS.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
@@ -77,14 +73,14 @@ def read_words():
 
 
 class Legibility:
-    """CLIP and the images of a model's capture, embedded once for many features: `images` (images, E)."""
+    """CLIP, and the embeddings of a capture's images: `images` (images, E)."""
 
     def __init__(self, model, out):
         self.scorer, self.capture = CLIPScorer(PUBLISHED, model.device), model.capture
         self.images = self.embed_examples(Path(out) / model.name / f"{self.capture.folder.name}_clip.safetensors")
 
     def embed_examples(self, path):
-        """Embed all images of the capture and keep them in `path`: CLIP ViT-L/14 on a CPU needs a second an image."""
+        """Embed all images of the capture and keep them in `path`: on a CPU an image takes a second."""
         made_with = {"clip": file_sha256(self.scorer.weights), "capture": self.capture.sha256}
         if path.exists():
             with safe_open(path, framework="pt") as file:
@@ -107,16 +103,16 @@ class Legibility:
 
     @cache
     def numbers(self, kind, t):
-        """Image numbers of the dataset examples of all features at t: (F, m), -1 where there is none."""
+        """Read the image numbers of all features' examples at t: (F, m), -1 where there is none."""
         return self.capture.stored_examples(kind, t)[0].long()
 
     def examples(self, kind, n, t):
-        """Embeddings of the dataset examples of a feature or channel at t: (m, E)."""
+        """Return the embeddings of the examples of one at t: (m, E)."""
         numbers = self.numbers(kind, t)[n]
         return self.images[numbers[numbers >= 0]]
 
     def measure(self, results):
-        """Measure the pictures of one time step and settings, one a seed. A direction has no examples of its own."""
+        """Measure the pictures of one time step and settings, one a seed; a direction has no examples of its own."""
         kind, target, t = results[0].kind, results[0].target, results[0].t
         pictures = self.scorer.images([read_picture(r.last.path) for r in results])             # (n, E)
         pool = "channel" if kind == "direction" else kind
@@ -137,8 +133,6 @@ class Legibility:
 
             s(f) = mean over the dataset examples x of feature f, at its highest peak, of x . query
             score(f) = s(f) - mean over features of s
-
-        A feature without a peak, or without an example there, has no score.
         """
         found = []
         for n in range(self.capture.tables[f"share_{kind}"].shape[1]):
@@ -150,8 +144,8 @@ class Legibility:
 
 
 def match(model, out, query):
-    """Print the features whose label holds the query, then those whose dataset examples fit it best. A query that ends
-    like a picture's name is the path of one. Without CLIP labels alone are searched."""
+    """Print the features whose label holds the query, then those whose examples fit it best. A query that ends like a
+    picture's name is the path of one. Where a label holds it, CLIP may be missing."""
     kind, capture = "feature" if model.sae else "channel", model.capture
     best = [n for n, label in model.labels.items() if query.lower() in label.lower()]
     for n in best:

@@ -24,7 +24,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def preprocess(picture, size=224):
     """Scale a PIL picture's short edge to S, crop the middle and normalise: pixels (3, S, S) = (p / 255 - MEAN) / STD.
 
-    Bicubic; the long edge and the corner are rounded down [2]. Transparency is dropped [1].
+    Bicubic; the long edge and the corner are rounded down [2].
     """
     short = min(picture.size)
     width, height = (int(size * edge / short) for edge in picture.size)
@@ -70,8 +70,7 @@ class CLIP(nn.Module):
         picture  u = visual_projection(vision_model(pixels)),       e = u / |u|             (B, E)
         text     u = text_projection(text_model(ids)_end),          e = u / |u|             (B, E)
 
-    end is the place of the first end token, which has the highest id [1]. In training alone the logits of all pairs are
-    read, exp(logit_scale) e_picture . e_text.
+    end is the place of the first end token, which has the highest id [1]. logit_scale is of the training [3].
     """
 
     def __init__(self, text_config=None, vision_config=None, projection_dim=768):
@@ -93,7 +92,6 @@ class CLIPScorer:
     """CLIP, frozen, in float32. `images` and `texts` return unit vectors (n, E) on the CPU."""
 
     def __init__(self, folder, device="cpu"):
-        """Load it from `folder`; WeightsError, one line, for what is missing or does not fit."""
         path, self.device, self.weights = folder / "config.json", device, folder / "model.safetensors"
         if not self.weights.exists():
             raise WeightsError(f"{self.weights}: is missing; python weights/fetch.py clip fetches CLIP (1.7 GB)")
