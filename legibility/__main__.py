@@ -31,7 +31,6 @@ from vae import read_picture
 from weights.fetch import choose_weights
 from weights.load import file_sha256, load
 
-WORDS = Path(__file__).with_name("words.txt")
 OTHERS = 100                # random features whose examples the pictures are compared with
 PUBLISHED = Path(__file__).resolve().parent.parent / "weights/clip"
 
@@ -64,7 +63,7 @@ def best_words(pictures, mean, words, embeddings, top=3):
 def read_words():
     """Read {word: the text that CLIP sees}: words.txt has a word a line below headings `# group: text with {}`."""
     found = {}
-    for line in WORDS.read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             template = line.partition(": ")[2]
         else:
@@ -101,24 +100,19 @@ class Legibility:
         words = read_words()
         return [*words], self.scorer.texts([*words.values()])
 
-    @cache
-    def numbers(self, kind, t):
-        """Read the image numbers of all features' examples at t: (F, m), -1 where there is none."""
-        return self.capture.stored_examples(kind, t)[0].long()
-
     def examples(self, kind, n, t):
         """Return the embeddings of the examples of one at t: (m, E)."""
-        numbers = self.numbers(kind, t)[n]
-        return self.images[numbers[numbers >= 0]]
+        return self.images[[image for image, _ in self.capture.examples(kind, n, t)]]
 
     def measure(self, results):
         """Measure the pictures of one time step and settings, one a seed; a direction has no examples of its own."""
         kind, target, t = results[0].kind, results[0].target, results[0].t
         pictures = self.scorer.images([read_picture(r.last.path) for r in results])             # (n, E)
         pool = "channel" if kind == "direction" else kind
-        order = torch.randperm(len(self.numbers(pool, t)), generator=torch.Generator().manual_seed(0)).tolist()
+        width, generator = self.capture.tables[f"share_{pool}"].shape[1], torch.Generator().manual_seed(0)
+        order = torch.randperm(width, generator=generator).tolist()
         found = (self.examples(pool, n, t) for n in order if n != target)
-        others = torch.cat(list(islice((examples for examples in found if len(examples) > 1), OTHERS)))
+        others = torch.cat([*islice((examples for examples in found if len(examples) > 1), OTHERS)])
         measured = {"words": best_words(pictures, others.mean(0), *self.words())}
         if kind != "direction":
             own, peak = self.examples(kind, target, t), self.capture.highest_peak(kind, target)
@@ -144,8 +138,8 @@ class Legibility:
 
 
 def match(model, out, query):
-    """Print the features whose label holds the query, then those whose examples fit it best. A query that ends like a
-    picture's name is the path of one. Where a label holds it, CLIP may be missing."""
+    """Print the features whose label holds the query, and, where CLIP is there or no label does, those whose examples
+    fit best. A query that ends like a picture's name is the path of one."""
     kind, capture = "feature" if model.sae else "channel", model.capture
     best = [n for n, label in model.labels.items() if query.lower() in label.lower()]
     for n in best:
