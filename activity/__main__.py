@@ -12,8 +12,7 @@ from command.flags import Parser, add_model, add_out, add_settings, guarded, num
 from command.progress import say
 from config import SEEDS, Job
 from results import file_name, folder_of, read_results, write
-from steering import directions
-from steering import sample as steered_sample
+from steering import directions, sample
 from vae import to_png
 from visualize import check_numbers
 from weights.fetch import choose_weights
@@ -21,7 +20,6 @@ from weights.load import load
 
 
 def record(model, args):
-    """Record a capture."""
     model.require("vae", "text_encoder", "tokenizer")
     folder = args.out / model.name / folder_name(model.hook_point)
     capture(model, configure(model, **args.settings), folder)
@@ -36,8 +34,7 @@ def describe(model, args):
     for n in wanted:
         folder = folder_of(args.out, model.name, model.hook_point, kind, n)
         found = analysis(model, kind, n, {r.t for r in read_results(folder)})
-        for line in lines(kind, n, found):
-            say(line)
+        say("\n".join(lines(kind, n, found)))
         if args.command == "analyse":
             say(f"look at {save_activity(folder, found)}")
 
@@ -55,7 +52,7 @@ def label(model, args):
     say(f"look at {path}")
 
 
-def sample(model, args):
+def draw(model, args):
     """Write an image of the prompt and, with --steer, the steered one beside it."""
     settings, kind, adds = configure(model, **args.settings), "feature" if model.sae else "channel", [None]
     if args.steer:
@@ -69,7 +66,7 @@ def sample(model, args):
     context, sampling = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
     for seed in args.seed:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
-        images = [model.decode(steered_sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
+        images = [model.decode(sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
         path = args.out / model.name / folder_name(model.hook_point, "samples") / f"{file_name(name)}_seed_{seed}.png"
         said = {"prompt": args.prompt, "steer": args.steer, "seed": seed}
         write(path, to_png(torch.cat(images, dim=2), featviz=json.dumps(said)))
@@ -106,7 +103,7 @@ def parse(argv):
     sub = command("label", label, "find the feature of each of some words, and write the SAE's labels.json")
     sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts; "
                      "or objects or styles, those of UnlearnCanvas")
-    sub = command("sample", sample, "generate an image, and the same one steered by features",
+    sub = command("sample", draw, "generate an image, and the same one steered by features",
                   ("steps", "sampler", "guidance"))
     sub.add_argument("prompt")
     sub.add_argument("--steer", type=steering, nargs="+", default=[], metavar="F=S", help="feature F, S times its "

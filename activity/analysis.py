@@ -5,8 +5,7 @@ For a word w, over the images whose prompts name it and all sampling steps:
     share_w(f) = mean activation of f / the sum of that over all features
     score_w(f) = share_w(f) - share of f over the images that name another of the words, and not w
 
-The feature with the largest score is the word's; the runner-up shows how far the word has only one. Source:
-EIDOSLAB/SAEmnesia, which scores an object's features so at a time step.
+Source: EIDOSLAB/SAEmnesia, which scores an object's features so at a time step.
 
 Axes: F features, D channels, width = F or D, W words, P prompts.
 """
@@ -72,12 +71,11 @@ def dead_line(capture, kind, numbers):
 
 def analysis(model, kind, n, also=()):
     """Collect card, curves at t = 0..1000, peaks, and examples there and at the time steps `also`, as JSON values."""
-    capture = model.capture
-    peaks, highest_peak = capture.peaks(kind, n), capture.highest_peak(kind, n)
+    capture, peaks = model.capture, model.capture.peaks(kind, n)
     examples = {t: [{"image": i, "activation": a, "prompt": capture.prompt(i),
                      "file": str(image_path(capture.folder, i))} for i, a in capture.examples(kind, n, t)]
                 for t in sorted({*peaks, *also})}
-    strongest = [example["prompt"] for example in examples.get(highest_peak, ())]
+    strongest = [example["prompt"] for example in examples.get(capture.highest_peak(kind, n), ())]
     return {"images": capture.images, "top": capture.top, "concept": shared_words(strongest, capture.prompts),
             "peaks": peaks, "examples": examples, "profile": capture.profile(kind, n).round(6).tolist(),
             "strength": [round(v, 6) for v in capture.strength(kind, n, "all").tolist()],

@@ -80,8 +80,7 @@ def read_lines(path):
 
 
 def configure(model, prompts=None, **given):
-    """Combine the given settings that are not None, those of the weights (featviz.json, "capture") and the method's, in
-    this order. `prompts` is one of GRIDS or a file."""
+    """Combine the given settings that are not None, the weights' ("capture" in featviz.json) and the method's."""
     theirs = model.settings.get("capture", {})
     if theirs.keys() - {"prompts", *FIELDS}:
         raise WeightsError(f"{model.folder}/featviz.json: \"capture\" must hold some of prompts, {', '.join(FIELDS)}")
@@ -203,10 +202,9 @@ def capture(model, settings, folder):
     tables |= {f"share_{kind}": stats[f"count_{kind}"] / settings.images for kind in KINDS}
     tables["timesteps"] = torch.tensor(recipe["timesteps"], dtype=torch.float32)
     examples = {name: table for name, table in stats.items() if name.startswith(("image", "activation"))}
-    mean = stats["sum_feature"] / (settings.images_per_prompt * settings.steps)
-    save_tensors(folder / "activity.safetensors", tables)
-    save_tensors(folder / "examples.safetensors", examples)
-    save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
+    mean = {"mean_feature": stats["sum_feature"] / (settings.images_per_prompt * settings.steps)}
+    for name, written in (("activity", tables), ("examples", examples), ("prompts", mean)):
+        save_tensors(folder / f"{name}.safetensors", written)
     write(finished, to_json({"images": settings.images, "recipe": recipe}, indent=1, sort_keys=True))
     state.unlink()
 
@@ -240,7 +238,6 @@ def load_state(path, device="cpu"):
 
 
 def full_command(model):
-    """Return the command that makes the whole capture."""
     return f"python -m activity capture --weights {model.folder} --hook-point {model.hook_point}"
 
 

@@ -24,8 +24,7 @@ DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peak
 def find_peaks(y):
     """Find the PEAKS highest local maxima of y (n,) >= 0, at least DISTANCE apart: a list of positions, ascending.
 
-    A plateau counts once, at its middle, rounded down. A higher maximum rules out all that are nearer; between equals
-    numpy's argsort decides, as in scipy.
+    A plateau counts once, at its middle, rounded down. Between equals numpy's argsort decides, as in scipy.
     """
     rise = np.flatnonzero(np.diff(y) != 0)                      # y[i] differs from y[i + 1]
     left, right = rise[:-1] + 1, rise[1:]                       # runs of equal values with a neighbour on both sides
@@ -66,8 +65,7 @@ class Capture:
         return np.where((x[0] <= t) & (t <= x[-1]), slope * (t - x[lo]) + y[lo], 0)
 
     def strength(self, kind, n, when="active"):
-        """Compute the largest mean activation in any image: (1001,), float32, 0 outside the sampled range; for "active"
-        also where the profile is 0."""
+        """Compute the largest mean activation in any image: (1001,), float32; for "active" 0 where the profile is 0."""
         x, y = self.tables["timesteps"].flip(0), self.tables[f"max_{kind}"][:, n].flip(0)
         s = np.interp(np.arange(T + 1), x, y.clamp(min=0), left=0, right=0)
         return torch.tensor(s if when == "all" else s * (self.profile(kind, n) > 0), dtype=torch.float32)
@@ -78,7 +76,6 @@ class Capture:
         return None if table is None else np.interp(np.arange(T + 1), x, table[:, n].flip(0))
 
     def peaks(self, kind, n):
-        """List the highest local maxima of the profile, ascending."""
         return find_peaks(self.profile(kind, n))
 
     def highest_peak(self, kind, n):
@@ -108,7 +105,6 @@ class Capture:
 
 
 def folder_name(hook_point, name="activity"):
-    """Name the folder of a capture, inside that of the weights or of their results."""
     return name if hook_point == HOOK_POINT else f"{name}_{hook_point}"
 
 

@@ -1,8 +1,7 @@
 """Train a sparse autoencoder on a model's own activations: collect them, train, measure what it explains.
 
-Of every image and sampling step a few positions are kept: neighbours say nearly the same, and whole maps of SD fill
-33 GB for 1,000 prompts where 16 of 256 positions fill 2. Noise and positions follow from an image's number, so the
-batch changes the vectors by rounding alone.
+A few positions of a map are kept: neighbours say nearly the same. Noise and positions follow from an image's number, so
+the batch changes the vectors by rounding alone.
 
     work/collect.json           what was asked for; another request is refused
     work/vectors.float16        (images, N, P, D), image after image, those held out at the end

@@ -42,8 +42,7 @@ class VisionEncoder(nn.Module):
         x_0 = class_embedding + position_embedding[0]
         x_p = patch_embedding(patch p) + position_embedding[p]
 
-    Patches do not overlap and are counted row by row from 1. Position 0 shows no pixels: it gathers the whole picture.
-    Arguments are named as in config.json, defaults are ViT-L/14's; "layrnorm" is the published file's spelling [3].
+    Patches are counted row by row from 1. Names and defaults are the published file's, "layrnorm" as well [3].
     """
 
     def __init__(self, image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
