@@ -96,7 +96,6 @@ def configure(model, prompts=None, **given):
 
 # --- one batch --------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def sample_prompts(model, settings, numbers, look):
     """Sample the images of these numbers: (latents (B, 4, H, W), [look(h (R, S, D) float32), by step]).
 
@@ -112,7 +111,6 @@ def sample_prompts(model, settings, numbers, look):
     return z, [seen[t] for t in model.schedule.timesteps(settings.steps)]
 
 
-@torch.no_grad()
 def observe(model, settings, numbers):
     """Sample the images of these numbers: pictures (B, 3, 8H, 8W), and mean activations {"feature": (R, N, F),
     "channel": (R, N, D), "gated", what the SAE's gate leaves of the rows with prompts: (B, N, F)}."""

@@ -27,7 +27,7 @@ import torch
 from activity.capture import load_state, sample_prompts, save_state, save_tensors
 from command.progress import Count, warn
 from config import setting
-from results import write
+from results import to_json, write
 from sae import READS, SAE, fvu
 from weights.load import WeightsError
 
@@ -53,7 +53,6 @@ class Recipe:
 RECIPE = {field.name: field for field in fields(Recipe) if field.metadata}      # those that are flags
 
 
-@torch.no_grad()
 def observe(model, settings, recipe, numbers):
     """Sample the images of these numbers; return the activations at their positions, (B, N, P, D) float16."""
     P, choice = recipe.positions, [torch.Generator().manual_seed(POSITION_SEED ^ number) for number in numbers]
@@ -189,7 +188,6 @@ def train(data, recipe, path, device="cpu"):
     return sae.requires_grad_(False)
 
 
-@torch.no_grad()
 def measure(sae, h):
     """Measure vectors h (n, D): {"fvu", "active": features active at a position, "dead": share that never is}."""
     left = sums = squares = active = 0                          # float64, in blocks: h may be larger than memory
@@ -204,7 +202,6 @@ def measure(sae, h):
             "dead": 1 - fired.float().mean().item()}
 
 
-@torch.no_grad()
 def found_again(sae, other):
     """Return the share of an SAE's features that another seed found: largest cosine of decoder rows above 0.8."""
     return ((sae.W_dec @ other.W_dec.T).amax(dim=1) > 0.8).float().mean().item()
@@ -234,5 +231,5 @@ def export(sae, folder, about):
               "batch_topk": True, "input_unit_norm": False, "gate": "threshold", "threshold": sae.threshold,
               "reads": sae.reads, "timesteps": "all"}
     save_tensors(folder / "sae.safetensors", sae.state_dict())
-    for name, value in (("training.json", about), ("cfg.json", config)):
-        write(folder / name, json.dumps(value, indent=1).encode() + b"\n")
+    write(folder / "training.json", to_json(about, indent=1))
+    write(folder / "cfg.json", to_json(config, indent=1))

@@ -9,7 +9,6 @@
 The pictures are those that the page shows. Both measures are suggestions: the nearest of bad words is a word, too.
 `python weights/fetch.py clip` fetches CLIP ViT-L/14.
 """
-import json
 import sys
 from functools import cache
 from itertools import groupby, islice
@@ -17,19 +16,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save
 
 from activity.analysis import shared_words
-from activity.capture import attach
+from activity.capture import attach, save_tensors
 from activity.profile import image_path
 from command.flags import Parser, add_model, add_out, guarded
 from command.progress import Count, say
 from legibility.vision import BATCH, CLIPScorer
-from results import read_results, write
+from results import read_results, to_json, write
 from vae import read_picture
 from weights.fetch import choose_weights
-from weights.load import file_sha256, load
+from weights.load import file_sha256, load, open_tensors
 
 OTHERS = 100                # random features whose examples the pictures are compared with
 PUBLISHED = Path(__file__).resolve().parent.parent / "weights/clip"
@@ -82,7 +79,7 @@ class Legibility:
         """Embed all images of the capture and keep them in `path`: on a CPU an image takes a second."""
         made_with = {"clip": file_sha256(self.scorer.weights), "capture": self.capture.sha256}
         if path.exists():
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 if file.metadata() == made_with:
                     return file.get_tensor("embeddings")
         progress, total, vectors = Count("images seen by CLIP"), self.capture.images, torch.empty(0)
@@ -91,7 +88,7 @@ class Legibility:
             pictures = [read_picture(image_path(self.capture.folder, n)) for n in numbers.tolist()]
             vectors = torch.cat([vectors, self.scorer.images(pictures)])
             progress(len(vectors), total)
-        write(path, save({"embeddings": vectors}, made_with))
+        save_tensors(path, {"embeddings": vectors}, **made_with)
         return vectors
 
     @cache
@@ -170,7 +167,7 @@ def run(args):
     for folder in map(Path, args.given):        # {"groups": {"t0600": {"words": ..., "agreement": ...}}}
         groups = groupby(read_results(folder), key=lambda result: result.folder)
         found = {"groups": {name: measures.measure([*results]) for name, results in groups}}
-        write(folder / "legibility.json", json.dumps(found, indent=1).encode() + b"\n")
+        write(folder / "legibility.json", to_json(found, indent=1))
         say(f"wrote {folder / 'legibility.json'}; python -m pages {folder} shows it on the page")
 
 

@@ -104,13 +104,11 @@ class CLIPScorer:
         self.net = build(CLIP, sizes, path, self.weights, device=device)
         self.tokenizer = read_tokenizer(folder / "tokenizer")
 
-    @torch.no_grad()
     def images(self, pictures):
         """Embed n PIL pictures of any size: (n, E)."""
         pixels = torch.stack([preprocess(picture, self.size) for picture in pictures])
         return self.net.embed_images(pixels.to(self.device)).cpu()
 
-    @torch.no_grad()
     def texts(self, strings):
         """Embed n strings: (n, E)."""
         ids = self.tokenizer(strings).split(BATCH)
