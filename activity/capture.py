@@ -182,7 +182,7 @@ def capture(model, settings, folder):
         raise ValueError(f"{folder}: holds a capture with other settings, weights or torch; give another --out, or "
                          "delete it first")
     if finished.exists():
-        return state.unlink(missing_ok=True)
+        return state.unlink(missing_ok=True)                    # a kill may have left it
     (folder / "images").mkdir(parents=True, exist_ok=True)
     progress(made["done"], settings.images)
     for first in range(made["done"], settings.images, settings.batch_size):

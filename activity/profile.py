@@ -84,7 +84,7 @@ class Capture:
         return max(find_peaks(profile), key=lambda t: profile[t], default=None)
 
     def timesteps(self, kind, n, when="auto"):
-        """List 0 and the peaks, or for "active" the sampling steps with a share above 0; the original's are all t."""
+        """List 0 and the peaks, or for "active" 0 and all active sampling steps; the original has every active t."""
         active = self.tables["timesteps"][self.tables[f"share_{kind}"][:, n] > 0].int().tolist()
         return sorted({0, *(active if when == "active" else self.peaks(kind, n))})
 
