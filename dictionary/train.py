@@ -33,6 +33,8 @@ from weights.load import WeightsError
 
 HELD_OUT = 10               # every tenth prompt is for the report alone
 POSITION_SEED = 0x51AE0D1C  # an image's number XOR this: positions have a generator of their own
+AUX_K_SHARE = 0.5           # dead features that explain the residual, as a share of D [2]
+AUX_WEIGHT = 1 / 32         # [2]
 DEAD_AFTER = 100            # batches without firing, then a feature counts as dead
 SAVE_EVERY = 60             # seconds between checkpoints
 
@@ -118,7 +120,7 @@ def normalize_decoder(sae):
 
 
 def batch_topk(pre, k):
-    """Keep the k * n largest pre-activations of n positions [1]: (n, F) -> (the same, the least kept above 0)."""
+    """Keep the k * n largest of n positions together [1]: pre (n, F) -> (those kept, the least above 0)."""
     top = pre.flatten().topk(k * len(pre))
     kept = torch.zeros_like(pre.flatten()).scatter(0, top.indices, top.values).reshape(pre.shape)
     return kept, top.values.masked_fill(top.values <= 0, torch.inf).min()
@@ -134,12 +136,12 @@ def training_loss(sae, h, dead):
     acts, least = batch_topk(pre, sae.k)
     h_hat = sae.decode(acts)
     loss = fvu(sae.preprocess(h), h_hat)
-    k_aux = min(int(dead.sum()), h.shape[-1] // 2)                                              # [2]
+    k_aux = min(int(dead.sum()), int(AUX_K_SHARE * h.shape[-1]))
     if k_aux:
         residual = (sae.preprocess(h) - h_hat).detach()
         top = pre.masked_fill(~dead, 0.0).topk(k_aux, dim=-1)
         guess = torch.zeros_like(pre).scatter(-1, top.indices, top.values) @ sae.W_dec
-        loss = loss + fvu(residual, guess) / 32
+        loss = loss + AUX_WEIGHT * fvu(residual, guess)
     return loss, (acts > 0).any(dim=0), least.detach()
 
 
