@@ -12,8 +12,7 @@ from command.flags import Parser, add_model, add_out, add_settings, guarded, num
 from command.progress import say
 from config import SEEDS, Job
 from results import file_name, folder_of, read_results, write
-from steering import directions
-from steering import sample as steered_sample
+from steering import directions, sample
 from vae import to_png
 from visualize import check_numbers
 from weights.fetch import choose_weights
@@ -21,7 +20,6 @@ from weights.load import load
 
 
 def record(model, args):
-    """Record a capture."""
     model.require("vae", "text_encoder", "tokenizer")
     folder = args.out / model.name / folder_name(model.hook_point)
     capture(model, configure(model, **args.settings), folder)
@@ -29,15 +27,14 @@ def record(model, args):
 
 
 def describe(model, args):
-    """Print what is known of features; `analyse` also writes it to activity.json, for their pages."""
+    """Print what is known of features; `analyse` also writes it to activity.json."""
     kind, wanted = args.kind, args.targets or [model.settings.get("feature", 0)]
     check_numbers(model, kind, wanted)
     attach(model, args.out)
     for n in wanted:
         folder = folder_of(args.out, model.name, model.hook_point, kind, n)
         found = analysis(model, kind, n, {r.t for r in read_results(folder)})
-        for line in lines(kind, n, found):
-            say(line)
+        say("\n".join(lines(kind, n, found)))
         if args.command == "analyse":
             say(f"look at {save_activity(folder, found)}")
 
@@ -55,8 +52,8 @@ def label(model, args):
     say(f"look at {path}")
 
 
-def sample(model, args):
-    """Write an image of the prompt and, where features steer, the steered one beside it."""
+def draw(model, args):
+    """Write an image of the prompt and, with --steer, the steered one beside it."""
     settings, kind, adds = configure(model, **args.settings), "feature" if model.sae else "channel", [None]
     if args.steer:
         jobs = [Job(kind, n) for n, _ in args.steer]
@@ -69,14 +66,12 @@ def sample(model, args):
     context, sampling = model.embed([args.prompt]), (settings.sampler, settings.steps, settings.guidance)
     for seed in args.seed:
         noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
-        images = [model.decode(steered_sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
+        images = [model.decode(sample(model, noise, context, *sampling, add))[0].cpu() for add in adds]
         path = args.out / model.name / folder_name(model.hook_point, "samples") / f"{file_name(name)}_seed_{seed}.png"
         said = {"prompt": args.prompt, "steer": args.steer, "seed": seed}
         write(path, to_png(torch.cat(images, dim=2), featviz=json.dumps(said)))
         say(f"look at {path}")
 
-
-# --- the command line -------------------------------------------------------------------------------------------------
 
 def steering(text):
     """Read "12=300" as (12, 300.0)."""
@@ -108,7 +103,7 @@ def parse(argv):
     sub = command("label", label, "find the feature of each of some words, and write the SAE's labels.json")
     sub.add_argument("--words", type=Path, metavar="FILE", required=True, help="one a line, spelled as in the prompts; "
                      "or objects or styles, those of UnlearnCanvas")
-    sub = command("sample", sample, "generate an image, and the same one steered by features",
+    sub = command("sample", draw, "generate an image, and the same one steered by features",
                   ("steps", "sampler", "guidance"))
     sub.add_argument("prompt")
     sub.add_argument("--steer", type=steering, nargs="+", default=[], metavar="F=S", help="feature F, S times its "
@@ -122,11 +117,10 @@ def run(args):
     args.settings = {name: value for name, value in vars(args).items() if name in ("prompts", *FIELDS)}
     path = choose_weights(args.weights, args.kind, args.targets or ["any"])
     args.work(load(path, args.device, args.dtype, args.hook_point), args)
-    return 0
 
 
 def main(argv=None):
-    return guarded("activity", lambda: run(parse(argv)))
+    return guarded("activity", run, parse(argv))
 
 
 if __name__ == "__main__":

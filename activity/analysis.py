@@ -1,12 +1,11 @@
-"""What a capture says of a feature: its card, the record for its page (activity.json), and the feature of a word.
+"""Say what a capture knows of a feature: its card, activity.json for its page, and the feature of a word.
 
 For a word w, over the images whose prompts name it and all sampling steps:
 
     share_w(f) = mean activation of f / the sum of that over all features
     score_w(f) = share_w(f) - share of f over the images that name another of the words, and not w
 
-The feature with the largest score is the word's; the runner-up shows how far the word has only one. Source: SAEmnesia's
-code (EIDOSLAB/SAEmnesia), which scores an object's features so at a time step.
+Source: EIDOSLAB/SAEmnesia, which scores an object's features so at a time step.
 
 Axes: F features, D channels, width = F or D, W words, P prompts.
 """
@@ -41,8 +40,7 @@ def highest(values, n):
 def card(model, kind, n):
     """Collect what is known of a feature or channel before any ascent, as JSON values.
 
-    active     how many of the capture's `images` have a largest mean activation above 0
-    histogram  [(from, to, images)] by an image's largest mean activation, 0 first
+    histogram  [(from, to, images)] by an image's largest mean activation, 0 first; `active`: images above 0
     largest    mean activation in any image, at the sampling step `timestep`; `gated`: what the SAE's gate leaves of it
     nearest    [(feature, cosine of the decoder rows)]
     together   [(number, how many of its `examples` strongest images at `timestep` are also among that one's)]
@@ -65,21 +63,19 @@ def card(model, kind, n):
 
 
 def dead_line(capture, kind, numbers):
-    """One line to print before a run that names the features which are never active in the capture; else ""."""
+    """Return one line that names the features which are never active in the capture, "" without one."""
     dead = sorted(set(numbers) - set(capture.live(kind))) if kind == "feature" else []
     named = ", ".join(map(str, dead[:10])) + f" and {len(dead) - 10} more" * (len(dead) > 10)
     return f"dead: feature {named}, active in none of the capture's {capture.images} images" if dead else ""
 
 
 def analysis(model, kind, n, also=()):
-    """Collect what the model's capture says of a feature or channel, as JSON values: curves at t = 0..1000, peaks, its
-    card, dataset examples at each peak and at the time steps in `also`."""
-    capture = model.capture
-    peaks, highest_peak = capture.peaks(kind, n), capture.highest_peak(kind, n)
+    """Collect card, curves at t = 0..1000, peaks, and examples there and at the time steps `also`, as JSON values."""
+    capture, peaks = model.capture, model.capture.peaks(kind, n)
     examples = {t: [{"image": i, "activation": a, "prompt": capture.prompt(i),
                      "file": str(image_path(capture.folder, i))} for i, a in capture.examples(kind, n, t)]
                 for t in sorted({*peaks, *also})}
-    strongest = [example["prompt"] for example in examples.get(highest_peak, ())]
+    strongest = [example["prompt"] for example in examples.get(capture.highest_peak(kind, n), ())]
     return {"images": capture.images, "top": capture.top, "concept": shared_words(strongest, capture.prompts),
             "peaks": peaks, "examples": examples, "profile": capture.profile(kind, n).round(6).tolist(),
             "strength": [round(v, 6) for v in capture.strength(kind, n, "all").tolist()],
@@ -87,7 +83,7 @@ def analysis(model, kind, n, also=()):
 
 
 def lines(kind, n, record):
-    """Spell out what `analysis` returned for a terminal, a line at a time."""
+    """Yield the lines of what `analysis` returned."""
     known = record["card"]
     yield f"{kind} {n}" + f", {record['label']}" * bool(record["label"])
     yield (f"  largest mean activation {known['largest']:.4g}, at t {known['timestep']}"
@@ -106,12 +102,10 @@ def lines(kind, n, record):
 
 
 def save_activity(folder, record):
-    """Write the record to activity.json in a feature's folder; returns its path."""
+    """Write what `analysis` returned to activity.json in a feature's folder; return its path."""
     write(folder / "activity.json", to_json(record, indent=1))
     return folder / "activity.json"
 
-
-# --- words ------------------------------------------------------------------------------------------------------------
 
 def find_labels(capture, words):
     """Find the feature of each word in a capture; ValueError for a word that no prompt names, or that is alone."""

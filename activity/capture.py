@@ -1,11 +1,7 @@
 """Sample images from prompts and record what every feature does meanwhile: the tables that profile.py reads.
 
-At every sampling step the mean activation over positions of every feature and raw channel is computed as in the
-ascent's objective: without top-k for a feature, h[:, c] for a channel. Source: arXiv 2605.08218, section 5.
-
-Under guidance the UNet sees every image twice, with the empty prompt and with its own. Activity is counted in the half
-with its own (ours), or with `halves` "both" in both: then a share may reach 2, as in the original. Examples are always
-those of the half with the prompt.
+A feature's mean activation over positions is taken without top-k. Under guidance the half with the prompt is counted
+(ours), or with `halves` "both" both: then a share may reach 2, as in the original. Source: arXiv 2605.08218, section 5.
 
     out/<weights>/activity/images/00012.jpg     image 12: prompt 12 modulo the number of prompts, noise of seed 12
     .../activity.safetensors                    timesteps (N,); max_, max_null_ (empty prompt), share_ (N, width) and
@@ -28,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch.nn.functional import one_hot
 
-from activity.profile import find_capture, fingerprints, folder_name, image_path, read_capture
+from activity.profile import find_capture, fingerprints, folder_name, image_path
 from command.progress import Count, warn
 from config import T, check_setting, setting
 from results import to_json, write
@@ -42,19 +38,16 @@ BINS = 24                   # of the histogram: 0, below 2^-11, then one for eac
 KINDS = ("feature", "channel")
 PROBE, PROBE_STEPS = 80, 20     # prompts of a probe at most, one image each, and sampling steps (ours)
 
-# Objects and styles of constants/const.py in UnlearnCanvas' code, Zhang et al., arXiv 2402.11846.
+# Objects and styles of constants/const.py in UnlearnCanvas' code, Zhang et al., arXiv 2402.11846
 WORDS = json.loads(Path(__file__).with_name("unlearncanvas.json").read_text(encoding="utf-8"))
 STYLES = (*sorted(WORDS["styles"] + WORDS["more_styles"]), "photo")
 ENDINGS = (".", *(f" in {style} style." for style in WORDS["styles"]))
 GRIDS = {
-    # 20 x 61: all four example prompts of the thesis say "An", and one is in Pointillism style, which only the longer
-    # list has. That the others are like these is inferred: the file that the original reads is not public.
+    # 20 x 61, inferred from the thesis' four examples: all say "An", and only the longer list has Pointillism style
     "thesis": tuple(f"An {thing} image in {style} style" for thing in WORDS["objects"] for style in STYLES),
-    # 20 x 51: every object alone and in 50 styles, spelled as in EIDOSLAB/SAEmnesia.
+    # 20 x 51: every object alone and in 50 styles, spelled as in EIDOSLAB/SAEmnesia
     "saemnesia": tuple(f"An image of {thing}{ending}" for thing in WORDS["objects"] for ending in ENDINGS)}
 
-
-# --- settings ---------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Settings:
@@ -76,7 +69,7 @@ FIELDS = {field.name: field for field in fields(Settings) if field.metadata}
 
 
 def read_lines(path):
-    """Read the lines of a text file that are not blank, each once; ValueError for another file or none."""
+    """Read the lines of a text file that are not blank, each once."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if not lines:
@@ -87,10 +80,7 @@ def read_lines(path):
 
 
 def configure(model, prompts=None, **given):
-    """Combine the method's settings, those of the weights (featviz.json, "capture") and the given ones, the last first.
-
-    `prompts` is one of GRIDS or a file; a value of None counts as not given.
-    """
+    """Combine the given settings that are not None, the weights' ("capture" in featviz.json) and the method's."""
     theirs = model.settings.get("capture", {})
     if theirs.keys() - {"prompts", *FIELDS}:
         raise WeightsError(f"{model.folder}/featviz.json: \"capture\" must hold some of prompts, {', '.join(FIELDS)}")
@@ -106,12 +96,10 @@ def configure(model, prompts=None, **given):
 
 # --- one batch --------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def sample_prompts(model, settings, numbers, look):
-    """Sample the images of these numbers, and see what is read meanwhile: (latents (B, 4, H, W), [look(h), by step]).
+    """Sample the images of these numbers: (latents (B, 4, H, W), [look(h (R, S, D) float32), by step]).
 
-    h is (R, S, D), float32; under guidance the B rows that saw the empty prompt come before those with prompts. Of the
-    two calls of PNDM at its second time step the later counts, which sees the sample that the step starts from.
+    Of the two calls of PNDM at its second time step the later counts, which sees the sample that the step starts from.
     """
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
     context, seen = model.embed([settings.prompts[i % len(settings.prompts)] for i in numbers]), {}
@@ -123,12 +111,9 @@ def sample_prompts(model, settings, numbers, look):
     return z, [seen[t] for t in model.schedule.timesteps(settings.steps)]
 
 
-@torch.no_grad()
 def observe(model, settings, numbers):
     """Sample the images of these numbers: pictures (B, 3, 8H, 8W), and mean activations {"feature": (R, N, F),
-    "channel": (R, N, D), "gated": (B, N, F)}. "gated" is the mean of what the SAE's gate (top-k or threshold) leaves,
-    of the rows with prompts.
-    """
+    "channel": (R, N, D), "gated", what the SAE's gate leaves of the rows with prompts: (B, N, F)}."""
     def look(h):
         halves, none = h.split(len(numbers)), h.new_zeros(len(numbers), 0)                      # (B, S, D) each
         feature = [model.sae.pre_acts(half).mean(1) if model.sae else none for half in halves]  # (B, F) each
@@ -140,15 +125,12 @@ def observe(model, settings, numbers):
 
 
 def bins(values):
-    """Sort values into the histogram's bins: 0 for 0 and below, then b where 2^(b - 13) <= value < 2^(b - 12)."""
+    """Sort values into the histogram's bins: 0 for 0 and below, else b where 2^(b - 13) <= value < 2^(b - 12)."""
     return torch.where(values > 0, (values.frexp().exponent + 12).clamp(1, BINS - 1), 0).long()
 
 
 def summarize(means, numbers, settings):
-    """Compute the statistics of a batch from what `observe` returned for these image numbers (B,).
-
-    A feature or channel is counted in a row and step when it is among the `top` there, all equals included (ours).
-    """
+    """Compute a batch's statistics from the means of `observe`. Of equals all are among the `top` (ours)."""
     B, P, total = len(numbers), len(settings.prompts), means["feature"].sum(1)                  # (R, F)
     images = torch.tensor([*numbers], device=total.device)                                      # (B,)
     stats = {"max_gated": means["gated"].amax(0),
@@ -169,8 +151,7 @@ def summarize(means, numbers, settings):
 
 
 def combine(*parts):
-    """Put statistics of images in ascending order together: counts, histograms and sums are added, of the maxima the
-    largest is kept, of the examples the EXAMPLES strongest, and of equal ones the earlier."""
+    """Combine the statistics of images in ascending order; of equal examples the earlier are kept."""
     tables = {name: [part[name] for part in parts if part] for name in parts[-1]}
     out = {name: sum(some) for name, some in tables.items() if name.startswith(("count", "histogram", "sum"))}
     out |= {name: torch.stack(some).amax(0) for name, some in tables.items() if name.startswith("max")}
@@ -186,8 +167,7 @@ def combine(*parts):
 def capture(model, settings, folder):
     """Sample all images of `settings` and write the capture into `folder`; ValueError where that holds another one.
 
-    A killed run goes on where it stopped, with the same result: after every batch the pictures are written, then the
-    state, and the batches always hold the same images.
+    A killed run goes on with the same result: pictures are written before the state, batches hold the same images.
     """
     recipe = {"settings": json.loads(json.dumps(asdict(settings))), "hook_point": model.hook_point,
               "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
@@ -216,7 +196,14 @@ def capture(model, settings, folder):
         stats = combine(stats, summarize(means, numbers, settings))
         save_state(state, {"done": numbers.stop, "recipe": recipe}, stats)
         progress(numbers.stop, settings.images)
-    write_capture(folder, stats, recipe, settings)
+    tables = {name: table for name, table in stats.items() if name.startswith(("max", "histogram"))}
+    tables |= {f"share_{kind}": stats[f"count_{kind}"] / settings.images for kind in KINDS}
+    tables["timesteps"] = torch.tensor(recipe["timesteps"], dtype=torch.float32)
+    examples = {name: table for name, table in stats.items() if name.startswith(("image", "activation"))}
+    mean = {"mean_feature": stats["sum_feature"] / (settings.images_per_prompt * settings.steps)}
+    for name, written in (("activity", tables), ("examples", examples), ("prompts", mean)):
+        save_tensors(folder / f"{name}.safetensors", written)
+    write(finished, to_json({"images": settings.images, "recipe": recipe}, indent=1, sort_keys=True))
     state.unlink()
 
 
@@ -225,8 +212,7 @@ def save_tensors(path, tensors, **metadata):
 
 
 def save_state(path, about, state):
-    """Write the state of a long job: `about`, a JSON value, and `state`, tensors and numbers by name, in dicts of any
-    depth, as one safetensors file."""
+    """Write a safetensors file of `about`, a JSON value, and `state`, tensors and numbers by name in nested dicts."""
     tensors, left = {}, [*state.items()]
     for name, value in left:                                    # what is inside of a dict comes to the end of the list
         if isinstance(value, dict):
@@ -237,7 +223,7 @@ def save_state(path, about, state):
 
 
 def load_state(path, device="cpu"):
-    """Read what `save_state` wrote: (about, state), numbers as tensors and whole numbers as keys again."""
+    """Read (about, state) as `save_state` wrote them, numbers as tensors."""
     state = {}
     with open_tensors(path) as file:
         for name in file.keys():
@@ -249,23 +235,7 @@ def load_state(path, device="cpu"):
         return json.loads((file.metadata() or {}).get("state", "null")), state
 
 
-def write_capture(folder, stats, recipe, settings):
-    """Write the files of a finished capture, capture.json last."""
-    some = lambda *beginnings: {name: table for name, table in stats.items() if name.startswith(beginnings)}
-    tables = some("max", "histogram") | {"timesteps": torch.tensor(recipe["timesteps"], dtype=torch.float32)}
-    tables |= {f"share_{kind}": stats[f"count_{kind}"] / settings.images for kind in KINDS}
-    save_tensors(folder / "activity.safetensors", tables)
-    save_tensors(folder / "examples.safetensors", some("image", "activation"))
-    mean = stats["sum_feature"] / (settings.images_per_prompt * settings.steps)
-    save_tensors(folder / "prompts.safetensors", {"mean_feature": mean})
-    made = {"images": settings.images, "recipe": recipe}
-    write(folder / "capture.json", to_json(made, indent=1, sort_keys=True))
-
-
-# --- the capture of a model -------------------------------------------------------------------------------------------
-
 def full_command(model):
-    """The command that makes the whole capture."""
     return f"python -m activity capture --weights {model.folder} --hook-point {model.hook_point}"
 
 
@@ -277,12 +247,12 @@ def attach(model, out):
 
 
 def probe(model, out, batch_size=None):
-    """Return a small capture of these weights, made now where there is none; several processes at once must not."""
+    """Return a small capture of these weights, made now where there is none."""
     folder = Path(out) / model.name / folder_name(model.hook_point, "probe")
     warn(f"{model.folder} has no capture: a probe in {folder} stands in for it; for the full one run "
          f"{full_command(model)}; an ascent with --prior noise --timestep 361 needs none")
-    if not (found := find_capture(model, out, "probe")):
+    if not find_capture(model, out, "probe"):
         settings = configure(model, batch_size=batch_size, images_per_prompt=1)
         some = settings.prompts[::-(-len(settings.prompts) // PROBE)]
         capture(model, replace(settings, prompts=some, steps=min(PROBE_STEPS, settings.steps)), folder)
-    return found or read_capture(folder)
+    return find_capture(model, out, "probe")

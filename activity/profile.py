@@ -1,18 +1,9 @@
 """When and on what a feature fires: from the tables of a capture to profile, peaks and dataset examples.
 
-    profile   at each time step t, the share of images in which the feature is among the `top` by its mean activation
-    active    the time steps at which the profile, linear between sampling steps and 0 outside them, is above 0
-    peaks     its PEAKS highest local maxima, at least DISTANCE apart: there the ascent runs
-    strength  its largest mean activation in any image where it is active, by which a prior is steered (steering.py)
-    largest   the same in the half that saw the empty prompt, with which the ascent's activation is compared
-    examples  the images in which the feature is among the `top` at t, the strongest first
-
-Sources: the method's section 5, from Szokalski & Modrzejewski, arXiv 2605.08218, and its implementation, which runs
+Source: Szokalski & Modrzejewski, arXiv 2605.08218, section 5. Profile and peaks equal to the bit what its code runs:
 
     y = scipy.interpolate.interp1d(t, share, bounds_error=False, fill_value=0)(0..1000)
     scipy.signal.find_peaks(y, height=0, distance=100, plateau_size=1), of these the three highest
-
-This file computes the same, to the bit.
 
 Axes: N sampling steps in descending order of t, F features, D channels; curves are (1001,), at t = 0..1000.
 """
@@ -30,23 +21,10 @@ from weights.load import open_tensors, read_json
 DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peaks kept
 
 
-def interpolate(timesteps, values):
-    """Interpolate values (N,) at descending time steps (N,) to t = 0..1000: linear between them, 0 outside; float64.
-
-    Neighbours are subtracted in float32, in which shares are kept: other rounding would move the middle of plateaus.
-    """
-    x, y, t = np.asarray(timesteps, np.float64)[::-1], np.asarray(values, np.float32)[::-1], np.arange(T + 1.0)
-    hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)
-    lo = np.maximum(hi - 1, 0)
-    slope = (y[hi] - y[lo]) / np.maximum(x[hi] - x[lo], 1)
-    return np.where((x[0] <= t) & (t <= x[-1]), slope * (t - x[lo]) + y[lo], 0)
-
-
 def find_peaks(y):
     """Find the PEAKS highest local maxima of y (n,) >= 0, at least DISTANCE apart: a list of positions, ascending.
 
-    Neither end of y is one; a plateau counts once, at its middle, rounded down. The highest are kept first, and rule
-    out all that are nearer. Between equals numpy's argsort decides, as in scipy; of the kept the earlier come first.
+    A plateau counts once, at its middle, rounded down. Between equals numpy's argsort decides, as in scipy.
     """
     rise = np.flatnonzero(np.diff(y) != 0)                      # y[i] differs from y[i + 1]
     left, right = rise[:-1] + 1, rise[1:]                       # runs of equal values with a neighbour on both sides
@@ -60,7 +38,7 @@ def find_peaks(y):
 
 @dataclass(frozen=True)
 class Capture:
-    """The tables of a finished capture. `kind` is "feature" or "channel", n the number of one; terms as above."""
+    """The tables of a finished capture. `kind` is "feature" or "channel", n the number of one."""
     folder: Path
     tables: dict                # timesteps (N,), max_, share_ (N, F or D), ...: float32 on the CPU (capture.py)
     record: dict                # capture.json
@@ -75,36 +53,38 @@ class Capture:
         return (self.tables[f"max_{kind}"] > 0).any(dim=0).nonzero().flatten().tolist()
 
     def profile(self, kind, n):
-        """Share of images in which it is among the `top`: (1001,)."""
-        return interpolate(self.tables["timesteps"], self.tables[f"share_{kind}"][:, n])
+        """Compute the share of images in which it is among the `top`: (1001,), 0 outside the sampled range.
+
+        Neighbours are subtracted in float32, as shares are kept: other rounding would move the middle of plateaus.
+        """
+        x, t = self.tables["timesteps"].double().numpy()[::-1], np.arange(T + 1.0)              # (N,), (1001,)
+        y = self.tables[f"share_{kind}"][:, n].numpy()[::-1]                                    # (N,) float32
+        hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)
+        lo = np.maximum(hi - 1, 0)
+        slope = (y[hi] - y[lo]) / np.maximum(x[hi] - x[lo], 1)
+        return np.where((x[0] <= t) & (t <= x[-1]), slope * (t - x[lo]) + y[lo], 0)
 
     def strength(self, kind, n, when="active"):
-        """Largest mean activation in any image: (1001,), a float32 tensor.
-
-        when  "active": where it is active, else 0; "all": in all of the sampled range
-        """
+        """Compute the largest mean activation in any image: (1001,), float32; for "active" 0 where the profile is 0."""
         x, y = self.tables["timesteps"].flip(0), self.tables[f"max_{kind}"][:, n].flip(0)
         s = np.interp(np.arange(T + 1), x, y.clamp(min=0), left=0, right=0)
         return torch.tensor(s if when == "all" else s * (self.profile(kind, n) > 0), dtype=torch.float32)
 
     def largest(self, kind, n):
-        """Largest mean activation under the empty prompt: (1001,), outside the sampled range the end values. None for a
-        capture without guidance."""
+        """Compute it under the empty prompt: (1001,), outside the range its end values; None without guidance."""
         x, table = self.tables["timesteps"].flip(0), self.tables.get(f"max_null_{kind}")
         return None if table is None else np.interp(np.arange(T + 1), x, table[:, n].flip(0))
 
     def peaks(self, kind, n):
-        """The time steps of the peaks of its profile, ascending."""
         return find_peaks(self.profile(kind, n))
 
     def highest_peak(self, kind, n):
-        """The time step at which it is most often among the `top`; None without a peak."""
+        """Return the time step of the highest peak, None without one."""
         profile = self.profile(kind, n)
         return max(find_peaks(profile), key=lambda t: profile[t], default=None)
 
     def timesteps(self, kind, n, when="auto"):
-        """The time steps of the ascent: 0 and the peaks, or for "active" 0 and every sampling step at which it is
-        active. (The original, at all active steps, also takes every t between them.)"""
+        """List 0 and the peaks, or for "active" 0 and all active sampling steps; the original has every active t."""
         active = self.tables["timesteps"][self.tables[f"share_{kind}"][:, n] > 0].int().tolist()
         return sorted({0, *(active if when == "active" else self.peaks(kind, n))})
 
@@ -124,10 +104,7 @@ class Capture:
         return self.prompts[image % len(self.prompts)]
 
 
-# --- on disk ----------------------------------------------------------------------------------------------------------
-
 def folder_name(hook_point, name="activity"):
-    """Name of the folder of a capture at this hook point, inside that of the weights or of their results."""
     return name if hook_point == HOOK_POINT else f"{name}_{hook_point}"
 
 
@@ -136,22 +113,19 @@ def image_path(folder, number):
 
 
 def fingerprints(model):
-    """{name: SHA-256} of the files that a capture depends on: all but the settings."""
+    """Return {name: SHA-256} of the files that a capture depends on: all but the settings."""
     return {name: value for name, value in model.fingerprints.items() if name != "featviz.json"}
 
 
 def find_capture(model, out, name="activity"):
-    """Read the capture of these weights, the one in `out` before the one beside them; None where there is neither. One
-    of other weights is named on stderr."""
+    """Read the capture of these weights, the one in `out` before the one beside them; None where there is neither."""
     for home in (Path(out) / model.name, model.folder):
         folder = home / folder_name(model.hook_point, name)
-        path = folder / "capture.json"
-        made = read_json(path).get("recipe", {}) if path.exists() else {}
-        if (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point):
-            return read_capture(folder)
-        if made:
+        if (folder / "capture.json").exists():
+            made = read_json(folder / "capture.json").get("recipe", {})
+            if (made.get("fingerprints"), made.get("hook_point")) == (fingerprints(model), model.hook_point):
+                return read_capture(folder)
             warn(f"{folder}: is left out, it was captured with other weights")
-    return None
 
 
 def read_capture(folder):

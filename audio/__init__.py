@@ -1,4 +1,4 @@
-"""What a picture of a spectrogram model sounds like: `sounds` makes the files that are kept beside its pictures."""
+"""Make the sounds of a spectrogram model's pictures."""
 import torch
 
 from audio.sound import to_sound, to_wav
@@ -7,8 +7,8 @@ from vae import to_uint8
 
 
 def sounds(result):
-    """Make the sounds of a result's pictures: {suffix: bytes of a WAV file} of the ascent, its start and the finish."""
-    pictures, found = {".wav": result.image, ".start.wav": result.frames.get(0)}, {}
+    """Return {suffix: bytes of a WAV file} of a result's picture, its start and its finished picture."""
+    found, pictures = {}, {".wav": result.image, ".start.wav": result.frames.get(0)}
     if result.finished:
         pictures[".finished.wav"] = result.finished.image
     for suffix, image in pictures.items():

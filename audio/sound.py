@@ -7,9 +7,6 @@
                  x <- x (B^T mel) / (B^T B x)
     phases   fast Griffin-Lim [3]: t <- c + 0.99 (c - c_before), c the spectrogram of what |x| e^(i arg t) sounds like
 
-The scale of the magnitudes is lost in a picture, so the samples' peak is set to -0.1 dBFS. 512 columns are
-511 * 441 samples, 5.11 s.
-
 Sources
  [1] riffusion/riffusion-hobby, spectrogram_params.py, spectrogram_converter.py, image_util.py: every constant
  [2] Lee & Seung, "Algorithms for Non-negative Matrix Factorization", NeurIPS 2000
@@ -34,9 +31,9 @@ PEAK = 10 ** (-0.1 / 20)    # headroom of 0.1 dB [1]
 
 def mel_filters(bands=512):
     """Build the filter bank B (M, K): triangles of height 1, even in mel = 2595 log10(1 + f / 700) [1: HTK]."""
-    frequency = torch.linspace(0, RATE // 2, FFT // 2 + 1)                                      # (K,)
-    edges = torch.linspace(0, 2595 * np.log10(1 + TOP / 700), bands + 2)
-    edges = 700 * (10 ** (edges / 2595) - 1)                                                    # (M + 2,) Hz
+    frequency = torch.linspace(0, RATE // 2, FFT // 2 + 1)                                      # (K,) Hz
+    mels = torch.linspace(0, 2595 * np.log10(1 + TOP / 700), bands + 2)
+    edges = 700 * (10 ** (mels / 2595) - 1)                                                     # (M + 2,) Hz
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     return torch.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre)).clamp(min=0)
 
@@ -69,8 +66,8 @@ def to_mel(picture, stereo=False):
 
 def to_linear(mel):
     """Solve mel (C, M, W) for linear magnitudes: (x (C, K, W), |B x - mel| / |mel|)."""
-    bank = mel_filters(mel.shape[1])
-    B, Bt = bank.to_sparse(), bank.T.contiguous().to_sparse()   # two bands a frequency at most
+    B = mel_filters(mel.shape[1]).to_sparse()                   # two bands a frequency at most
+    Bt = B.T.coalesce()
     flat = mel.transpose(0, 1).flatten(1)                                                       # (M, C W)
     x = pull = Bt @ flat                                                                        # (K, C W)
     for _ in range(UPDATES):
@@ -113,8 +110,8 @@ def read_wav(path):
             channels, width, rate, length = wav.getparams()[:4]
             if channels > 2 or (width, rate) != (2, RATE):
                 raise wave.Error(f"{channels} channels, {8 * width} bits, {rate} Hz")
-            data = np.frombuffer(wav.readframes(length), "<i2")
+            data = np.frombuffer(wav.readframes(length), "<i2").reshape(-1, channels).T
     except (wave.Error, EOFError, ValueError) as e:
         raise ValueError(f"{path}: is no WAV file of 1 or 2 channels, 16 bits, {RATE} Hz ({e}); ffmpeg -i IN -ar "
                          f"{RATE} -sample_fmt s16 OUT.wav makes one") from e
-    return torch.from_numpy(data.astype(np.float32) / 32768).reshape(-1, channels).T
+    return torch.from_numpy(data / np.float32(32768))

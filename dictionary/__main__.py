@@ -1,9 +1,4 @@
-"""Train a sparse autoencoder on one's own model: `python -m dictionary --weights weights/sd15 --prompts prompts.txt`.
-
-The SAE is trained twice with different seeds; the report is of prompts that it never saw.
-The SAE goes into the model's folder, sae/<hook point>/, where featviz.py finds it. Activations and checkpoints stay in
---work, so that a run that was stopped goes on.
-"""
+"""Train a sparse autoencoder on one's own model: `python -m dictionary --weights weights/sd15 --prompts FILE`."""
 import sys
 import time
 from dataclasses import replace
@@ -17,11 +12,9 @@ from dictionary.train import RECIPE, Recipe, export, learn, observe
 from unet import updates
 from weights.load import WeightsError, load
 
-TRAIN_SECONDS = 2e-12       # of one multiplication and addition, about; the first steps correct it
-
 
 def run(args):
-    """Collect, train, report and write the SAE; return the exit code."""
+    """Collect, train, report and write the SAE."""
     model, given = load(args.weights, args.device, args.dtype, args.hook_point), vars(args)
     settings = configure(model, args.prompts, images_per_prompt=1, **{n: given[n] for n in FIELDS if n in given})
     recipe = Recipe(**{name: given[name] for name in RECIPE if name in given})
@@ -34,7 +27,7 @@ def run(args):
         raise WeightsError(f"{folder}: holds an SAE already; --again replaces it")
     say(costs(model, settings, recipe, args.seeds, work))
     if args.check:
-        return 0
+        return
     sae, about = learn(model, settings, recipe, range(args.seeds), work)
     say("on prompts held out   FVU   active   dead")
     for name, row in {"all": about["report"]["all"], **about["report"]["by_timestep"]}.items():
@@ -43,7 +36,6 @@ def run(args):
         say(f"another seed finds {about['found_by_another_seed']:.0%} of the features again (cosine above 0.8)")
     export(sae, folder, about)
     say(f"then python featviz.py --weights {model.folder} --hook-point {model.hook_point} --feature 0-9 draws features")
-    return 0
 
 
 def costs(model, settings, recipe, seeds, work):
@@ -53,12 +45,12 @@ def costs(model, settings, recipe, seeds, work):
     observe(model, replace(settings, steps=2, sampler="ddim"), recipe, range(min(batch, images)))
     sampling = (time.monotonic() - began) / 2 * settings.steps * -(-images // batch)
     numbers = 2 * recipe.expansion * D * D                      # of encoder and decoder
-    training = TRAIN_SECONDS * 6 * recipe.batch * numbers * recipe.train_steps * seeds      # each is multiplied thrice
+    products = 3 * recipe.batch * numbers * recipe.train_steps * seeds                      # each is multiplied thrice
     vectors = images * settings.steps * recipe.positions
     return (f"{images} prompts, {settings.steps} {settings.sampler} steps, {recipe.positions} positions: {vectors:,} "
             f"vectors of {D} at {model.hook_point}; disk {2 * vectors * D / 2**20:,.0f} MiB in {work}, memory up to "
             f"that and {16 * numbers / 2**20:,.0f} MiB; sampling about {sampling:,.0f} s on {model.device}, training "
-            f"about {training:,.0f} s")
+            f"about {4e-12 * products:,.0f} s")
 
 
 def main(argv=None):

@@ -1,17 +1,11 @@
 """Train a sparse autoencoder on a model's own activations: collect them, train, measure what it explains.
 
-Images are sampled from prompts as a capture samples them. Of every image and every sampling step a few positions are
-kept, drawn at random, of the half with the prompt: neighbours say nearly the same, and whole maps of SD fill 33 GB for
-1,000 prompts where 16 of 256 positions fill 2. An image's noise and positions follow from its number, so the batch
-changes the vectors by rounding alone.
+A few positions of a map are kept: neighbours say nearly the same. Noise and positions follow from an image's number, so
+the batch changes the vectors by rounding alone.
 
     work/collect.json           what was asked for; another request is refused
     work/vectors.float16        (images, N, P, D), image after image, those held out at the end
     work/training_0.safetensors the state of the training with seed 0
-
-Batch top-k while training; at inference a threshold, the mean of the least activation that each batch kept, so that an
-SAE does the same in both [1]. The decoder's rows have norm 1, and of their gradient the part along them is taken out.
-The mean of the data is subtracted as b_dec, which keeps features from dying at the start [3].
 
 Sources
  [1] Bussmann et al., "BatchTopK Sparse Autoencoders", arXiv 2412.06410
@@ -33,7 +27,7 @@ import torch
 from activity.capture import load_state, sample_prompts, save_state, save_tensors
 from command.progress import Count, warn
 from config import setting
-from results import write
+from results import to_json, write
 from sae import READS, SAE, fvu
 from weights.load import WeightsError
 
@@ -41,12 +35,8 @@ HELD_OUT = 10               # every tenth prompt is for the report alone
 POSITION_SEED = 0x51AE0D1C  # an image's number XOR this: positions have a generator of their own
 AUX_K_SHARE = 0.5           # dead features that explain the residual, as a share of D [2]
 AUX_WEIGHT = 1 / 32         # [2]
-EPSILON = 6.25e-10          # of Adam [2]
 DEAD_AFTER = 100            # batches without firing, then a feature counts as dead
-AVERAGE = 0.01              # weight of the newest batch in the threshold's running mean
-MEAN_OF = 65_536            # vectors whose mean is b_dec at the start
 SAVE_EVERY = 60             # seconds between checkpoints
-BLOCK = 8192                # vectors measured at a time
 
 
 @dataclass(frozen=True)
@@ -65,11 +55,8 @@ class Recipe:
 RECIPE = {field.name: field for field in fields(Recipe) if field.metadata}      # those that are flags
 
 
-# --- activations ------------------------------------------------------------------------------------------------------
-
-@torch.no_grad()
 def observe(model, settings, recipe, numbers):
-    """Sample the images of these numbers and return the activations at their positions: (B, N, P, D) float16."""
+    """Sample the images of these numbers; return the activations at their positions, (B, N, P, D) float16."""
     P, choice = recipe.positions, [torch.Generator().manual_seed(POSITION_SEED ^ number) for number in numbers]
 
     def look(h):
@@ -83,15 +70,14 @@ def observe(model, settings, recipe, numbers):
 
 
 def describe(model, settings, recipe):
-    """Describe what is collected, as JSON values. The batch is no part of it."""
+    """Describe what is collected, as JSON values."""
     sampling = {name: getattr(settings, name) for name in ("prompts", "steps", "sampler", "guidance")}
     return sampling | {"hook_point": model.hook_point, "positions": recipe.positions, "reads": recipe.reads}
 
 
 def collect(model, settings, recipe, folder):
-    """Collect the images that are not there yet; return the vectors for training and those held out for the report,
-    (images, N, P, D) float16 each. They stay in the mapped file: the system keeps as many in memory as there is room
-    for."""
+    """Collect what is not there yet; return the vectors for training and those held out, each (images, N, P, D)
+    float16, which stay in the mapped file."""
     total, progress = settings.images, Count("images")
     stored, path = folder / "collect.json", folder / "vectors.float16"
     weights = {name: sha for name, sha in model.fingerprints.items() if not name.startswith(("sae/", "featviz"))}
@@ -117,12 +103,9 @@ def collect(model, settings, recipe, folder):
     return vectors.split([total - total // HELD_OUT, total // HELD_OUT])
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------
-
 @torch.no_grad()
 def init(sae, generator, mean):
-    """Set an SAE to its start: b_dec is the mean of the data (D,), W_dec's rows are random directions of norm 1, the
-    encoder is their transpose [2]."""
+    """Set b_dec to the mean (D,), against features that die [3], W_dec and encoder to random rows of norm 1 [2]."""
     sae.b_dec.copy_(mean)
     sae.W_dec.copy_(torch.randn(sae.W_dec.shape, generator=generator))
     normalize_decoder(sae)
@@ -137,8 +120,7 @@ def normalize_decoder(sae):
 
 
 def batch_topk(pre, k):
-    """Keep the k * n largest pre-activations of n positions together [1]: (n, F) -> (the same, the least kept above 0).
-    """
+    """Keep the k * n largest of n positions together [1]: pre (n, F) -> (those kept, the least above 0)."""
     top = pre.flatten().topk(k * len(pre))
     kept = torch.zeros_like(pre.flatten()).scatter(0, top.indices, top.values).reshape(pre.shape)
     return kept, top.values.masked_fill(top.values <= 0, torch.inf).min()
@@ -146,10 +128,9 @@ def batch_topk(pre, k):
 
 def training_loss(sae, h, dead):
     """Compute FVU of the batch top-k reconstruction + 1/32 of the share of its residual that dead features leave
-    unexplained [2]. Returns (loss, fired (F,) bool, the least activation that was kept).
+    unexplained [2]: h (n, D), dead (F,) bool -> (loss, fired (F,) bool, the least activation that was kept).
 
-    h (n, D); dead (F,) bool: features that have not fired lately. The residual is detached, it is h - h^, and the dead
-    features explain it without b_dec: three points at which widely copied code differs.
+    The residual is detached, it is h - h^, and dead features explain it without b_dec: widely copied code differs.
     """
     pre = sae.pre_acts(h)                                                                       # (n, F)
     acts, least = batch_topk(pre, sae.k)
@@ -164,20 +145,17 @@ def training_loss(sae, h, dead):
     return loss, (acts > 0).any(dim=0), least.detach()
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
 def train(data, recipe, path, device="cpu"):
-    """Train an SAE on data (m, D); return it with its threshold, frozen.
+    """Train an SAE on data (m, D); return it frozen. A checkpoint at `path` of this recipe goes on to the same result.
 
-    path  of the checkpoint, from which a run that was stopped goes on to the same result; one of another recipe is
-          replaced
+    The threshold, the mean of the least activation that each batch kept, does at inference what batch top-k did [1].
     """
     saved, progress, wanted = time.monotonic(), Count("training steps"), asdict(recipe)
-    some = data[torch.randint(len(data), (min(len(data), MEAN_OF),), generator=torch.Generator().manual_seed(0))]
+    some = data[torch.randint(len(data), (min(len(data), 65_536),), generator=torch.Generator().manual_seed(0))]
     D, generator = data.shape[1], torch.Generator().manual_seed(recipe.seed)
     sae = SAE(D, recipe.expansion * D, k=recipe.k, reads=recipe.reads).to(device)
     init(sae, generator, some.to(device, torch.float32).mean(dim=0))
-    optimizer = torch.optim.Adam(sae.parameters(), eps=EPSILON)
+    optimizer = torch.optim.Adam(sae.parameters(), eps=6.25e-10)                                   # [2]
     silent = torch.zeros(sae.features, dtype=torch.int64, device=device)                        # batches since it fired
     step, threshold = 0, torch.zeros((), device=device)
     about, state = load_state(path) if Path(path).exists() else (None, {})
@@ -196,11 +174,11 @@ def train(data, recipe, path, device="cpu"):
         loss, fired, least = training_loss(sae, h, silent >= DEAD_AFTER)
         optimizer.zero_grad()
         loss.backward()
-        along = (sae.W_dec.grad * sae.W_dec).sum(dim=1, keepdim=True)                           # rows have norm 1
+        along = (sae.W_dec.grad * sae.W_dec).sum(dim=1, keepdim=True)                           # rows keep norm 1
         sae.W_dec.grad -= along.detach() * sae.W_dec.detach()
         optimizer.step()
         silent = torch.where(fired, 0, silent + 1)
-        threshold = threshold.lerp(least, max(AVERAGE, 1 / (step + 1)))                         # a plain mean at first
+        threshold = threshold.lerp(least, max(0.01, 1 / (step + 1)))                            # a plain mean at first
         step += 1
         progress(step, recipe.train_steps)
         if time.monotonic() - saved > SAVE_EVERY or step == recipe.train_steps:
@@ -208,16 +186,15 @@ def train(data, recipe, path, device="cpu"):
             save_state(path, wanted, {"step": step, "sae": sae.state_dict(), "adam": moments, "silent": silent,
                                       "threshold": threshold, "generator": generator.get_state()})
     normalize_decoder(sae)
-    sae.gate, sae.threshold = "threshold", threshold.item()     # stands for batch top-k at inference
+    sae.gate, sae.threshold = "threshold", threshold.item()
     return sae.requires_grad_(False)
 
 
-@torch.no_grad()
 def measure(sae, h):
     """Measure vectors h (n, D): {"fvu", "active": features active at a position, "dead": share that never is}."""
-    left = sums = squares = active = 0                          # float64, block by block: h may be larger than memory
+    left = sums = squares = active = 0                          # float64, in blocks: h may be larger than memory
     fired = torch.zeros(sae.features, dtype=torch.bool, device=sae.W_dec.device)
-    for some in h.split(BLOCK):
+    for some in h.split(8192):
         some = some.to(sae.W_dec.device, torch.float32)
         acts = sae.encode(some)                                                                 # (n, F)
         active, fired = active + (acts > 0).sum().item(), fired | (acts > 0).any(dim=0)
@@ -227,7 +204,6 @@ def measure(sae, h):
             "dead": 1 - fired.float().mean().item()}
 
 
-@torch.no_grad()
 def found_again(sae, other):
     """Return the share of an SAE's features that another seed found: largest cosine of decoder rows above 0.8."""
     return ((sae.W_dec @ other.W_dec.T).amax(dim=1) > 0.8).float().mean().item()
@@ -251,14 +227,11 @@ def learn(model, settings, recipe, seeds, work):
 
 
 def export(sae, folder, about):
-    """Write cfg.json and sae.safetensors as SAeUron's code reads them, and training.json.
-
-    That code drops the fields it does not know (gate, threshold, reads) and infers with top-k at k.
-    """
+    """Write cfg.json and sae.safetensors as SAeUron's code reads them, and training.json."""
     D, F = sae.W_dec.shape[1], sae.features
     config = {"d_in": D, "num_latents": F, "expansion_factor": F // D, "k": sae.k, "normalize_decoder": True,
               "batch_topk": True, "input_unit_norm": False, "gate": "threshold", "threshold": sae.threshold,
               "reads": sae.reads, "timesteps": "all"}
     save_tensors(folder / "sae.safetensors", sae.state_dict())
-    for name, value in (("training.json", about), ("cfg.json", config)):
-        write(folder / name, json.dumps(value, indent=1).encode() + b"\n")
+    write(folder / "training.json", to_json(about, indent=1))
+    write(folder / "cfg.json", to_json(config, indent=1))

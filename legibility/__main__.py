@@ -6,11 +6,9 @@
         words       which words fit the pictures best?
         agreement   do they look like the feature's own dataset examples, or like those of other features?
 
-The pictures are those that the page shows: of each seed the finished one, or the ascent's where there is none. Both
-measures compare embeddings, and are suggestions: the nearest of bad words is a word, too. CLIP is in weights/clip:
-`python weights/fetch.py clip` puts ViT-L/14 there. Without a tokenizer/ in it, the vocabulary is OpenAI's own.
+The pictures are those that the page shows. Both measures are suggestions: the nearest of bad words is a word, too.
+`python weights/fetch.py clip` fetches CLIP ViT-L/14.
 """
-import json
 import sys
 from functools import cache
 from itertools import groupby, islice
@@ -18,32 +16,27 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save
 
 from activity.analysis import shared_words
-from activity.capture import attach
+from activity.capture import attach, save_tensors
 from activity.profile import image_path
 from command.flags import Parser, add_model, add_out, guarded
 from command.progress import Count, say
 from legibility.vision import BATCH, CLIPScorer
-from results import read_results, write
+from results import read_results, to_json, write
 from vae import read_picture
 from weights.fetch import choose_weights
-from weights.load import file_sha256, load
+from weights.load import file_sha256, load, open_tensors
 
-WORDS = Path(__file__).with_name("words.txt")
 OTHERS = 100                # random features whose examples the pictures are compared with
 PUBLISHED = Path(__file__).resolve().parent.parent / "weights/clip"
 
 
 def agreement(pictures, own, others):
-    """Compare pictures (n, E) with the feature's examples (m, E) and those of other features (M, E).
+    """Compare pictures (n, E) with the feature's examples (m, E) and those of other features (M, E) [ours].
 
         s(x) = mean over pictures p of p . x            how much example x looks like the pictures
         auc  = P(s(own example) > s(another feature's example)), equals count half: 0.5 is chance, 1 the best
-
-    Several features may show one thing: then none can be perfect. The measure is ours, the auc Mann & Whitney's.
     """
     mean = pictures.mean(0)                                                                     # (E,)
     difference = (own @ mean)[:, None] - others @ mean                                          # (m, M)
@@ -56,8 +49,7 @@ def best_words(pictures, mean, words, embeddings, top=3):
         d = mean over the pictures - `mean`             what sets them apart from the mean example (E,) of many features
         score(w) = d . e_w / |d|                        e_w: the embedding of word w, a row of `embeddings` (W, E)
 
-    Without the subtraction (ours), what all pictures have in common ("a picture") would be nearest to all of them.
-    Words by cosine similarity are from Radford et al., arXiv 2103.00020.
+    Without the subtraction (ours), what all pictures share would be nearest. Cosines: Radford et al., arXiv 2103.00020.
     """
     d = pictures.mean(0) - mean
     scores = embeddings @ (d / d.norm().clamp(min=1e-12))                                       # (W,)
@@ -66,9 +58,9 @@ def best_words(pictures, mean, words, embeddings, top=3):
 
 
 def read_words():
-    """Read {word: the text that CLIP sees} from words.txt: a word a line below headings `# group: text with {}`."""
+    """Read {word: the text that CLIP sees}: words.txt has a word a line below headings `# group: text with {}`."""
     found = {}
-    for line in WORDS.read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             template = line.partition(": ")[2]
         else:
@@ -77,17 +69,17 @@ def read_words():
 
 
 class Legibility:
-    """CLIP and the images of a model's capture, embedded once for many features: `images` (images, E)."""
+    """CLIP, and the embeddings of a capture's images: `images` (images, E)."""
 
     def __init__(self, model, out):
         self.scorer, self.capture = CLIPScorer(PUBLISHED, model.device), model.capture
         self.images = self.embed_examples(Path(out) / model.name / f"{self.capture.folder.name}_clip.safetensors")
 
     def embed_examples(self, path):
-        """Embed all images of the capture and keep them in `path`: CLIP ViT-L/14 on a CPU needs a second an image."""
+        """Embed all images of the capture and keep them in `path`: on a CPU an image takes a second."""
         made_with = {"clip": file_sha256(self.scorer.weights), "capture": self.capture.sha256}
         if path.exists():
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 if file.metadata() == made_with:
                     return file.get_tensor("embeddings")
         progress, total, vectors = Count("images seen by CLIP"), self.capture.images, torch.empty(0)
@@ -96,7 +88,7 @@ class Legibility:
             pictures = [read_picture(image_path(self.capture.folder, n)) for n in numbers.tolist()]
             vectors = torch.cat([vectors, self.scorer.images(pictures)])
             progress(len(vectors), total)
-        write(path, save({"embeddings": vectors}, made_with))
+        save_tensors(path, {"embeddings": vectors}, **made_with)
         return vectors
 
     @cache
@@ -105,24 +97,19 @@ class Legibility:
         words = read_words()
         return [*words], self.scorer.texts([*words.values()])
 
-    @cache
-    def numbers(self, kind, t):
-        """Image numbers of the dataset examples of all features at t: (F, m), -1 where there is none."""
-        return self.capture.stored_examples(kind, t)[0].long()
-
     def examples(self, kind, n, t):
-        """Embeddings of the dataset examples of a feature or channel at t: (m, E)."""
-        numbers = self.numbers(kind, t)[n]
-        return self.images[numbers[numbers >= 0]]
+        """Return the embeddings of the examples of one at t: (m, E)."""
+        return self.images[[image for image, _ in self.capture.examples(kind, n, t)]]
 
     def measure(self, results):
-        """Measure the pictures of one time step and settings, one a seed. A direction has no examples of its own."""
+        """Measure the pictures of one time step and settings, one a seed; a direction has no examples of its own."""
         kind, target, t = results[0].kind, results[0].target, results[0].t
         pictures = self.scorer.images([read_picture(r.last.path) for r in results])             # (n, E)
         pool = "channel" if kind == "direction" else kind
-        order = torch.randperm(len(self.numbers(pool, t)), generator=torch.Generator().manual_seed(0)).tolist()
+        width, generator = self.capture.tables[f"share_{pool}"].shape[1], torch.Generator().manual_seed(0)
+        order = torch.randperm(width, generator=generator).tolist()
         found = (self.examples(pool, n, t) for n in order if n != target)
-        others = torch.cat(list(islice((examples for examples in found if len(examples) > 1), OTHERS)))
+        others = torch.cat([*islice((examples for examples in found if len(examples) > 1), OTHERS)])
         measured = {"words": best_words(pictures, others.mean(0), *self.words())}
         if kind != "direction":
             own, peak = self.examples(kind, target, t), self.capture.highest_peak(kind, target)
@@ -137,8 +124,6 @@ class Legibility:
 
             s(f) = mean over the dataset examples x of feature f, at its highest peak, of x . query
             score(f) = s(f) - mean over features of s
-
-        A feature without a peak, or without an example there, has no score.
         """
         found = []
         for n in range(self.capture.tables[f"share_{kind}"].shape[1]):
@@ -150,8 +135,8 @@ class Legibility:
 
 
 def match(model, out, query):
-    """Print the features whose label holds the query, then those whose dataset examples fit it best. A query that ends
-    like a picture's name is the path of one. Without CLIP labels alone are searched."""
+    """Print the features whose label holds the query, and, where CLIP is there or no label does, those whose examples
+    fit best. A query that ends like a picture's name is the path of one."""
     kind, capture = "feature" if model.sae else "channel", model.capture
     best = [n for n, label in model.labels.items() if query.lower() in label.lower()]
     for n in best:
@@ -182,7 +167,7 @@ def run(args):
     for folder in map(Path, args.given):        # {"groups": {"t0600": {"words": ..., "agreement": ...}}}
         groups = groupby(read_results(folder), key=lambda result: result.folder)
         found = {"groups": {name: measures.measure([*results]) for name, results in groups}}
-        write(folder / "legibility.json", json.dumps(found, indent=1).encode() + b"\n")
+        write(folder / "legibility.json", to_json(found, indent=1))
         say(f"wrote {folder / 'legibility.json'}; python -m pages {folder} shows it on the page")
 
 

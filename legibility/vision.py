@@ -24,7 +24,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def preprocess(picture, size=224):
     """Scale a PIL picture's short edge to S, crop the middle and normalise: pixels (3, S, S) = (p / 255 - MEAN) / STD.
 
-    Bicubic; the long edge and the corner are rounded down [2]. Transparency is dropped [1].
+    Bicubic; the long edge and the corner are rounded down [2].
     """
     short = min(picture.size)
     width, height = (int(size * edge / short) for edge in picture.size)
@@ -42,8 +42,7 @@ class VisionEncoder(nn.Module):
         x_0 = class_embedding + position_embedding[0]
         x_p = patch_embedding(patch p) + position_embedding[p]
 
-    Patches do not overlap and are counted row by row from 1. Position 0 shows no pixels: it gathers the whole picture.
-    Arguments are named as in config.json, defaults are ViT-L/14's; "layrnorm" is the published file's spelling [3].
+    Patches are counted row by row from 1. Names and defaults are the published file's, "layrnorm" as well [3].
     """
 
     def __init__(self, image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
@@ -70,8 +69,7 @@ class CLIP(nn.Module):
         picture  u = visual_projection(vision_model(pixels)),       e = u / |u|             (B, E)
         text     u = text_projection(text_model(ids)_end),          e = u / |u|             (B, E)
 
-    end is the place of the first end token, which has the highest id [1]. In training alone the logits of all pairs are
-    read, exp(logit_scale) e_picture . e_text.
+    end is the place of the first end token, which has the highest id [1]. logit_scale is of the training [3].
     """
 
     def __init__(self, text_config=None, vision_config=None, projection_dim=768):
@@ -93,7 +91,6 @@ class CLIPScorer:
     """CLIP, frozen, in float32. `images` and `texts` return unit vectors (n, E) on the CPU."""
 
     def __init__(self, folder, device="cpu"):
-        """Load it from `folder`; WeightsError, one line, for what is missing or does not fit."""
         path, self.device, self.weights = folder / "config.json", device, folder / "model.safetensors"
         if not self.weights.exists():
             raise WeightsError(f"{self.weights}: is missing; python weights/fetch.py clip fetches CLIP (1.7 GB)")
@@ -107,13 +104,11 @@ class CLIPScorer:
         self.net = build(CLIP, sizes, path, self.weights, device=device)
         self.tokenizer = read_tokenizer(folder / "tokenizer")
 
-    @torch.no_grad()
     def images(self, pictures):
         """Embed n PIL pictures of any size: (n, E)."""
         pixels = torch.stack([preprocess(picture, self.size) for picture in pictures])
         return self.net.embed_images(pixels.to(self.device)).cpu()
 
-    @torch.no_grad()
     def texts(self, strings):
         """Embed n strings: (n, E)."""
         ids = self.tokenizer(strings).split(BATCH)
