@@ -35,14 +35,14 @@ PAIRED = {("subgroup", "colour"), ("house", "subgroup"), ("house", "group"), ("h
 
 
 @torch.no_grad()
-def activity(model, artworks, encoders, seed):
+def activity(model, artworks, encoders):
     """Scores of directions: {name: (times, A, 3, directions)} for each of `encoders`, {name: h (..., D) -> (..., n)}.
 
     A score is the mean over the hook's places and over NOISES drawings with random shifts.
     """
     A, G = len(artworks), len(drawings.BACKGROUNDS)
     rows = torch.arange(A).repeat_interleave(G * NOISES)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     shifts = torch.randint(len(drawings.SHIFTS), rows.shape, generator=generator)
     backgrounds = torch.arange(G).repeat_interleave(NOISES).repeat(A)
     out = {name: [[] for _ in TIMES] for name in encoders}
@@ -133,14 +133,11 @@ def summary(rows):
             "kinds": dict(sorted(Counter(kind for kind, _ in set(found)).items()))}
 
 
-def find(model, artworks, chosen, seed=0):
-    """Everything concepts.json holds: a row for every live feature; counts for features, channels, random directions.
-
-    seed  of the shifts and noises under which the artworks are seen
-    """
+def find(model, artworks, chosen):
+    """Find what concepts.json holds: a row for every live feature; counts of features, channels, random directions."""
     D = model.unet.width(model.hook_point)
     encoders = {"features": model.sae.encode, "channels": lambda h: torch.cat([h, -h], dim=-1)}
-    scores = activity(model, artworks, encoders, seed)
+    scores = activity(model, artworks, encoders)
     generator, meanings = torch.Generator().manual_seed(0), Meanings(drawings.contents(artworks, chosen))
 
     def random(count):
@@ -156,9 +153,8 @@ def find(model, artworks, chosen, seed=0):
     for of_kind in rows.values():
         explain(of_kind, meanings, most, ground)
     label = lambda a: f"{chosen[a // 4].name}, {list(drawings.HOUSES)[a % 4]}"
-    listed = lambda row: {"t": row["t"], "meaning": row["meaning"], "surprise": round(row["surprise"], 2),
-                          "strongest": [label(a) for a in row["strongest"]]}
     return {"k": K, "times": TIMES, "background_share": round(ground, 3), "channels": D, "features": len(features),
             "counts": {name: summary(of_kind) for name, of_kind in rows.items()},
-            "rows": [{"feature": row["feature"]} | listed(row) for row in rows["features"]],
-            "channel_rows": [{"channel": i} | listed(row) for i, row in enumerate(rows["channels"][:D])]}
+            "rows": [{"feature": row["feature"], "t": row["t"], "meaning": row["meaning"],
+                      "surprise": round(row["surprise"], 2), "strongest": [label(a) for a in row["strongest"]]}
+                     for row in rows["features"]]}

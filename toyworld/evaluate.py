@@ -1,10 +1,9 @@
 """Measure the toy and print the table for docs/measured.md.
 
     python -m toyworld.evaluate --art FOLDER [--weights weights/toy] [--part NAME ...]
-    python -m toyworld.evaluate --art FOLDER --claims [--arm NAME ...]         about an hour of one core, resumes
 
 Every share comes with its 95% interval (Wilson). Random draws have seed 0. Numbers are also written to
-`evaluation.json` in the weights folder, part by part; those of --claims (toyworld/claims.py) to docs/results.json.
+`evaluation.json` in the weights folder, part by part.
 """
 import argparse
 import json
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from activity.profile import find_capture
 from pages.evidence import gain
 from steering import reach_hook, sample
-from toyworld import claims, drawings
+from toyworld import drawings
 from toyworld.judge import Judge, lesson, see, shows
 from toyworld.train import GUIDANCE, HELD_OUT, caption_of, write_json
 from visualize import visualize
@@ -188,21 +187,9 @@ def main(argv=None):
     parser.add_argument("--art", type=Path, required=True, help="folder of the unpacked artwork packages")
     parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--claims", action="store_true", help="measure toyworld/claims.py instead")
-    parser.add_argument("--arm", nargs="+", choices=[*claims.ARMS, *claims.CHOICES], metavar="NAME",
-                        help="of the claims, these alone")
-    parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where finished arms are kept")
-    parser.add_argument("--results", type=Path, default=Path("docs/results.json"), help="what --claims writes")
     parser.add_argument("--device")
     args = parser.parse_args(argv)
     world = World(args.art, args.weights, args.device)
-    if args.claims:
-        claims.run(world, args.runs, args.arm or [*claims.ARMS, *claims.CHOICES])
-        if not args.arm:
-            results = claims.report(world, args.runs)
-            write_json(args.results, results)
-            print("\n".join(claims.tables(results)))
-        return
     path = args.weights / "evaluation.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     print("| part | measured | value |\n|---|---|---|")
