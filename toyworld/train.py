@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from activity.capture import Settings, capture as record_capture, configure, save_tensors
 from dictionary.train import Recipe, export as export_sae, learn
@@ -24,7 +23,6 @@ from vae import VAE
 from weights.load import FILES, load, read_part, read_tokenizer
 
 VAE_SIZES = dict(block_out_channels=[16, 32, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8)
-VAE_CONFIG = VAE_SIZES | {"sample_size": drawings.SIZE}
 HELD_OUT = 12               # every twelfth thing outside the world is kept from training, to measure the VAE
 EMPTY, HOUSE_ONLY, NAME_ONLY = 0.40, 0.05, 0.10     # shares of captions that say nothing, or only a part
 GUIDANCE = 3.0              # of the samples from which the dictionary learns
@@ -32,7 +30,6 @@ PROMPTS = 3_000             # of these samples, a third of them empty; from 540 
 SAMPLE_STEPS = 25           # of each: many images say more than many steps of one
 CAPTURED = 3                # the capture is of the caption of every third artwork: each thing, by changing houses
 EXPANSION, ACTIVE = 8, 8    # features a channel, active features a place
-SEEDS = (0, 1)              # of the dictionary; the second tells which features are found again
 # by eye on the pictures of 12 features drawn at random, of which none is in README's rows
 SUITED = {"prior": "steer", "steer_scale": 5.0, "finish_from": 900, "finish_scale": 0.1, "finish_steps": 20}
 SETTINGS = {"timestep": 500, "presets": {"sae": SUITED, "raw": SUITED},
@@ -49,7 +46,7 @@ def write_json(path, value):
 
 
 def export(args, part, net, config):
-    """One part of the weights folder, as fp16."""
+    """Write one part of the weights folder, as fp16."""
     write_json(args.out / part / "config.json", config)
     save_tensors(args.out / part / FILES.get(part, "model.safetensors"),
                  {k: v.half() for k, v in net.state_dict().items()})
@@ -85,7 +82,8 @@ def train_vae(args):
     generator = torch.Generator(args.device).manual_seed(1)
     with torch.no_grad():
         z = vae.encode(drawings.draw(artworks[:len(args.artworks)], generator, 1000)[0])
-    export(args, "vae", vae, VAE_CONFIG | {"scaling_factor": round(1 / z.std().item(), 5)})
+    scale = round(1 / z.std().item(), 5)
+    export(args, "vae", vae, VAE_SIZES | {"sample_size": drawings.SIZE, "scaling_factor": scale})
 
 
 def cut(rows, things, generator, empty=EMPTY):
@@ -116,20 +114,6 @@ def train_text(args):
     export(args, "text_encoder", pair.text_encoder, text.CONFIG | {"vocab_size": len(tokenizer.vocab)})
 
 
-def latents(args):
-    """Encode all drawings of all artworks, cached in the runs folder: (A, 27, 4, 16, 16), scaled."""
-    path = args.runs / "latents.safetensors"
-    if not path.exists():
-        vae = read_part(args.out, "vae", torch.float32, args.device)
-        which = torch.arange(drawings.DRAWINGS, device=args.device)
-        backgrounds, shifts, z = which // len(drawings.SHIFTS), which % len(drawings.SHIFTS), []
-        for artwork in args.artworks.to(args.device):
-            images = drawings.compose(artwork.expand(drawings.DRAWINGS, -1, -1, -1), backgrounds, shifts)
-            z.append(vae.encode(images).half())
-        save_tensors(path, {"z": torch.stack(z)})
-    return load_file(path, device=args.device)["z"].float()
-
-
 def weigh(error, abar):
     """Weigh the squared error of the predicted noise by min(min(SNR + 1, 5) / SNR, 30) / 3, SNR = abar / (1 - abar).
 
@@ -144,8 +128,12 @@ def train_unet(args):
 
     EMPTY of the captions say nothing: the model learns to recognise a thing by its looks, and guidance is possible.
     """
-    z, schedule = latents(args).flatten(0, 1), Schedule(device=args.device)                        # (N, 4, 16, 16)
-    encoder = read_part(args.out, "text_encoder", torch.float32, args.device)
+    vae, encoder = (read_part(args.out, part, torch.float32, args.device) for part in ("vae", "text_encoder"))
+    which, schedule, z = torch.arange(drawings.DRAWINGS, device=args.device), Schedule(device=args.device), []
+    for artwork in args.artworks.to(args.device):
+        images = artwork.expand(drawings.DRAWINGS, -1, -1, -1)
+        z.append(vae.encode(drawings.compose(images, which // len(drawings.SHIFTS), which % len(drawings.SHIFTS))))
+    z = torch.cat(z).half().float()                                                                # (27 A, 4, 16, 16)
     ids = text.caption_table(read_tokenizer(args.out / "tokenizer"), args.world).to(args.device)
     context = torch.stack([encoder(of_thing) for of_thing in ids])                                 # (T + 1, 5, 77, 64)
     torch.manual_seed(2)
@@ -171,19 +159,15 @@ def train_unet(args):
     write_json(args.out / "scheduler/scheduler_config.json", denoiser.SCHEDULER)
 
 
-def caption_of(world, artwork):
-    """Return the whole caption of artwork number `artwork`."""
-    return drawings.caption(world[artwork // 4].name, list(drawings.HOUSES)[artwork % 4])
-
-
 def train_dictionary(args):
     """Train the SAE by dictionary/, on samples of captions and of none; write the capture's prompts."""
-    captions = [caption_of(args.world, a) for a in range(len(args.artworks))]
+    captions = drawings.captions(args.world)
     picks = torch.randint(len(captions), (PROMPTS,), generator=torch.Generator().manual_seed(4)).tolist()
     prompts = tuple("" if i % 3 == 0 else captions[a] for i, a in enumerate(picks))
     settings = Settings(prompts, 1, SAMPLE_STEPS, "ddim", GUIDANCE, batch_size=64)
     recipe = Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3)
-    sae, about = learn(load(args.out, args.device), settings, recipe, SEEDS, args.runs / "dictionary")
+    seeds = 0, 1                                                # the second tells which features are found again
+    sae, about = learn(load(args.out, args.device), settings, recipe, seeds, args.runs / "dictionary")
     export_sae(sae, args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
     (args.out / "prompts.txt").write_text("\n".join(captions[::CAPTURED]) + "\n", encoding="utf-8")
 
@@ -229,10 +213,10 @@ def write_settings(args):
     for row in rows:
         (kind, word), (thing, house) = row["meaning"], row["strongest"][0].rsplit(", ", 1)
         about = "house" if "house" in kind else subgroups[thing] if kind in ("name", "subgroup") else ""
+        entry = {"feature": row["feature"], "word": word, "prompt": drawings.caption(thing, house)}
         for beginnings in THESIS:
             if about.startswith(beginnings):
-                thesis.setdefault(beginnings, {"feature": row["feature"], "word": word,
-                                               "prompt": drawings.caption(thing, house)})
+                thesis.setdefault(beginnings, entry)
     thesis = [thesis[beginnings] for beginnings in THESIS if beginnings in thesis]
     write_json(args.out / "featviz.json", SETTINGS | {"feature": rows[0]["feature"], "thesis": thesis})
     labels = {str(row["feature"]): row["meaning"][1] for row in sorted(rows, key=lambda row: row["feature"])}
@@ -251,12 +235,11 @@ def record(args, stage):
     log = args.runs / f"{stage}.jsonl"
     last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log.exists() else {}
     runs = stored.get("stages", {}) | {stage: last}
-    write_json(path, {
+    write_json(path, {                                          # sizes of networks and SAE are in their own folders
         "artwork": drawings.PACKAGES, "things": len(args.world), "houses": list(drawings.HOUSES),
         "other_things_for_the_vae": len(args.others),
         "captions_cut": {"empty": EMPTY, "house_only": HOUSE_ONLY, "name_only": NAME_ONLY},
-        "batch": BATCH, "steps": args.steps, "vae": VAE_CONFIG, "text_encoder": text.CONFIG, "unet": denoiser.CONFIG,
-        "dictionary": {"expansion": EXPANSION, "k": ACTIVE, "guidance": GUIDANCE, "prompts": PROMPTS},
+        "batch": BATCH, "steps": args.steps,
         "stages": {name: runs[name] for name in STAGES if name in runs}})
 
 
