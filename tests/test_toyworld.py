@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from toyworld import claims, concepts, denoiser, drawings, evaluate, fit, judge, text, train
+from toyworld import concepts, denoiser, drawings, evaluate, fit, judge, text, train
 from unet import UNet
 from weights.load import check_config
 
@@ -242,22 +242,3 @@ def test_what_a_picture_shows(art):
                      "house": {"Noto"}, "colour": {"red"}, "background": {"blue"}}
     assert judge.shows(shown, ["name", "dog face"]) and not judge.shows(shown, ["name", "kiwifruit"])
     assert judge.shows(shown, ["house+colour", "Noto, red"]) and not judge.shows(shown, ["house+colour", "Blob, red"])
-    legible = claims.MEASURES["legible"]
-    assert legible(shown, {"red apple", "leek"}) is True and legible(shown, {"kiwifruit"}) is False
-
-
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-def test_a_difference_is_taken_target_by_target():
-    noisy = {f"feature {i}": float(i % 7) for i in range(100)}
-    paired = claims.difference({k: v + 0.5 for k, v in noisy.items()}, noisy)
-    assert paired["low"] == paired["high"] == paired["value"] == 0.5 and claims.verdict(paired) == "holds"
-    apart = claims.difference({f"channel {i}": v + 0.5 for i, v in enumerate(noisy.values())}, noisy)
-    assert apart["value"] == 0.5 and apart["low"] < 0.2 and claims.verdict(apart) == "not decided"
-
-
-def test_chance_is_taken_off_and_seeds_are_averaged():
-    rows = [{"target": "feature 1", "picture": "ascent", "legible": a, "legible_chance": b}
-            for a, b in ((True, False), (True, True))]
-    assert claims.above_chance(rows, "ascent", "legible") == {"feature 1": 0.5}
-    assert claims.above_chance(rows, "ascent", "meant") == claims.above_chance(rows, "start", "legible") == {}

@@ -1,19 +1,18 @@
-"""The meaning of a feature: what the artworks that excite it most have in common, by rule and without anyone's eye.
+"""Find the meaning of a feature: what the artworks that excite it most have in common, by rule.
 
 Every artwork counts once: its score is the mean of the direction's activation over places, backgrounds, shifts and
 noises, seen with the empty prompt, at the time step where the direction is strongest. A direction means a content (a
 name, a subgroup, a group, a house, a colour, or two of these) if
 
     of its K strongest artworks half share it, or three where it is a name, which four artworks have, and
-    more of them share it than of any of NULL random directions.
+    more of them share it than of any of NULL random directions: in a world full of faces, a face needs more artworks.
 
-So a content that random directions often find, such as faces in a world that is full of them, needs more artworks.
 Where several contents pass, the one of the largest surprise is the meaning:
 
     surprise = -log10( C P(Binomial(K, p) >= n) ),   C contents of that kind, n of K artworks share this one, p of all
 
 A direction whose scores differ by background more than those of 99% of random directions means its background. What
-chance gives is counted on random directions that set no bound.
+chance gives is counted on HELD random directions that set no bound.
 """
 import itertools
 import math
@@ -29,41 +28,31 @@ K = 16                                                      # strongest artworks
 TIMES = (100, 300, 500, 700, 900)
 NOISES = 2                                                  # of each artwork on each background, at each time step
 TOGETHER = 18                                               # artworks of a batch
-NULL = 8_192                                                # random directions that set the bounds
-HELD = 4_096                                                # others, of which the share with a meaning is reported
+NULL, HELD = 8_192, 4_096                                   # random directions
 PAIRED = {("subgroup", "colour"), ("house", "subgroup"), ("house", "group"), ("house", "colour"), ("group", "colour")}
 
 
 @torch.no_grad()
-def activity(model, artworks, encoders, seed):
-    """Scores of directions: {name: (times, A, 3, directions)} for each of `encoders`, {name: h (..., D) -> (..., n)}.
-
-    A score is the mean over the hook's places and over NOISES drawings with random shifts.
-    """
-    A, G = len(artworks), len(drawings.BACKGROUNDS)
-    rows = torch.arange(A).repeat_interleave(G * NOISES)
-    generator = torch.Generator().manual_seed(seed)
-    shifts = torch.randint(len(drawings.SHIFTS), rows.shape, generator=generator)
-    backgrounds = torch.arange(G).repeat_interleave(NOISES).repeat(A)
-    out = {name: [[] for _ in TIMES] for name in encoders}
-    for part in torch.arange(len(rows)).split(G * NOISES * TOGETHER):
-        z = model.encode(drawings.compose(artworks[rows[part]], backgrounds[part], shifts[part]).to(model.device))
+def activity(model, artworks):
+    """Compute scores of features (times, A, G, F) and channels (times, A, G, D): A artworks on G backgrounds."""
+    G, generator, out = len(drawings.BACKGROUNDS), torch.Generator().manual_seed(0), [[] for _ in TIMES]
+    shifts = torch.randint(len(drawings.SHIFTS), (len(artworks) * G * NOISES,), generator=generator)
+    for part in torch.arange(len(shifts)).split(G * NOISES * TOGETHER):                                     # (B,)
+        shown = artworks[part // (G * NOISES)]
+        z = model.encode(drawings.compose(shown, part // NOISES % G, shifts[part]).to(model.device))
         context = model.embed([""]).expand(len(z), -1, -1)
         for i, t in enumerate(TIMES):
             eps = torch.randn(z.shape, generator=generator).to(model.device)
             t = torch.full((len(z),), t, device=model.device)
-            h = read_hook(model, model.schedule.add_noise(z, eps, t), t, context).flatten(2).mT             # (B, S, D)
-            for name, encode in encoders.items():
-                score = encode(h.float()).mean(1)                                                       # (B, n)
-                out[name][i].append(score.view(-1, G, NOISES, score.shape[-1]).mean(2).cpu())
-    return {name: torch.stack([torch.cat(parts) for parts in times]) for name, times in out.items()}
+            h = read_hook(model, model.schedule.add_noise(z, eps, t), t, context).flatten(2).mT.float()     # (B, S, D)
+            score = torch.cat([model.sae.encode(h), h], dim=-1).mean(1)                                     # (B, F + D)
+            out[i].append(score.view(-1, G, NOISES, score.shape[-1]).mean(2).cpu())
+    scores = torch.stack([torch.cat(parts) for parts in out])
+    return scores.split([model.sae.features, h.shape[-1]], dim=-1)
 
 
 class Meanings:
-    """Look up what the K strongest of A artworks share, of which `known` has the sets of contents; pairs are added.
-
-    A content is ("name", "fox face") or ("house+colour", "Noto, red").
-    """
+    """Find what artworks share; `known` has their sets of contents, ("name", "fox face"). Pairs of these are added."""
 
     def __init__(self, known):
         self.of_artwork = []
@@ -75,17 +64,17 @@ class Meanings:
         self.kinds = Counter(kind for (kind, _), n in self.having.items() if n >= 3)
 
     def shared(self, strongest):
-        """{content: how many of the artworks `strongest` have it}."""
+        """Count how many of the artworks `strongest` have each content."""
         return Counter(content for a in strongest for content in self.of_artwork[a])
 
     def surprise(self, content, n, k):
-        """How unlikely it is that n of k random artworks share a content, in powers of ten."""
+        """Compute how unlikely it is that n of k random artworks share a content, in powers of ten."""
         p = self.having[content] / len(self.of_artwork)
         tail = sum(math.comb(k, i) * p ** i * (1 - p) ** (k - i) for i in range(n, k + 1))
         return -math.log10(max(1e-300, self.kinds[content[0]] * tail))
 
     def best(self, strongest, most):
-        """The most surprising content that more of `strongest` share than `most` says, and its surprise; or None, 0."""
+        """Find the most surprising content that more of `strongest` share than `most` says: (it or None, surprise)."""
         found = (None, 0.0)
         for content, n in sorted(self.shared(strongest).items()):
             if n >= (3 if content[0] == "name" else K / 2) and n > most[content]:
@@ -94,14 +83,13 @@ class Meanings:
 
 
 def read_off(scores):
-    """Scores (times, A, 3, n) -> for each direction its peak, where the mean of its K strongest artworks is highest;
-    there these artworks, its strongest background, and the share of the variance that the background explains.
-    """
+    """Find each direction's peak in scores (times, A, G, n), where the mean of its K strongest artworks is highest, and
+    there these artworks, its strongest background, and the share of the variance that the background explains."""
     k = min(K, scores.shape[1])
     peak = scores.mean(2).topk(k, dim=1).values.mean(1).argmax(0)                           # (n,)
-    at_peak = scores.permute(3, 0, 1, 2)[torch.arange(len(peak)), peak].permute(1, 2, 0)    # (A, 3, n)
+    at_peak = scores.permute(3, 0, 1, 2)[torch.arange(len(peak)), peak].permute(1, 2, 0)    # (A, G, n)
     highest, order = at_peak.mean(1).topk(k, dim=0)                                         # (K, n)
-    grounds = at_peak.mean(0)                                                               # (3, n)
+    grounds = at_peak.mean(0)                                                               # (G, n)
     share = grounds.var(0, correction=0) / at_peak.flatten(0, 1).var(0, correction=0).clamp(min=1e-12)
     names = [list(drawings.BACKGROUNDS)[i] for i in grounds.argmax(0)]
     return [{"t": TIMES[int(peak[i])], "strongest": order[:, i][highest[:, i] != 0].tolist(),         # 0: silent
@@ -109,7 +97,7 @@ def read_off(scores):
 
 
 def bounds(rows, meanings):
-    """What no meaning may fall short of: {content: most artworks of a random direction}, and the background's share."""
+    """Set what a meaning has to exceed: {content: most artworks of a random direction}, and the background's share."""
     most = Counter()
     for row in rows:
         most |= meanings.shared(row["strongest"])
@@ -127,38 +115,31 @@ def explain(rows, meanings, most, ground):
 
 
 def summary(rows):
-    """How many directions have a meaning, how many different ones, and how many of each kind."""
+    """Count the directions that have a meaning, the different ones, and those of each kind."""
     found = [tuple(row["meaning"]) for row in rows if row["meaning"]]
     return {"directions": len(rows), "with_meaning": len(found), "different": len(set(found)),
             "kinds": dict(sorted(Counter(kind for kind, _ in set(found)).items()))}
 
 
-def find(model, artworks, chosen, seed=0):
-    """Everything concepts.json holds: a row for every live feature; counts for features, channels, random directions.
-
-    seed  of the shifts and noises under which the artworks are seen
-    """
-    D = model.unet.width(model.hook_point)
-    encoders = {"features": model.sae.encode, "channels": lambda h: torch.cat([h, -h], dim=-1)}
-    scores = activity(model, artworks, encoders, seed)
+def find(model, artworks, chosen):
+    """Find what concepts.json holds: a row for every live feature; counts of features, channels, random directions."""
+    of_features, of_channels = activity(model, artworks)
+    D = of_channels.shape[-1]
     generator, meanings = torch.Generator().manual_seed(0), Meanings(drawings.contents(artworks, chosen))
 
     def random(count):
-        """Rows of random directions, whose mean scores follow from the channels'."""
-        directions = F.normalize(torch.randn(count, D, generator=generator), dim=1)
-        return read_off(scores["channels"][..., :D] @ directions.T)
+        """Do the same for random directions, whose mean scores follow from the channels'."""
+        return read_off(of_channels @ F.normalize(torch.randn(count, D, generator=generator), dim=1).T)
 
     most, ground = bounds(random(NULL), meanings)
-    live = [i for i, alive in enumerate((scores["features"] > 0).flatten(0, 2).any(0)) if alive]
-    features = read_off(scores["features"])
-    rows = {"features": [{"feature": i} | features[i] for i in live], "channels": read_off(scores["channels"]),
-            "random": random(HELD)}
+    features, live = read_off(of_features), (of_features > 0).flatten(0, 2).any(0).nonzero()[:, 0].tolist()
+    rows = {"features": [{"feature": i} | features[i] for i in live],
+            "channels": read_off(torch.cat([of_channels, -of_channels], dim=-1)), "random": random(HELD)}
     for of_kind in rows.values():
         explain(of_kind, meanings, most, ground)
-    label = lambda a: f"{chosen[a // 4].name}, {list(drawings.HOUSES)[a % 4]}"
-    listed = lambda row: {"t": row["t"], "meaning": row["meaning"], "surprise": round(row["surprise"], 2),
-                          "strongest": [label(a) for a in row["strongest"]]}
+    labels = [f"{thing.name}, {house}" for thing in chosen for house in drawings.HOUSES]
     return {"k": K, "times": TIMES, "background_share": round(ground, 3), "channels": D, "features": len(features),
             "counts": {name: summary(of_kind) for name, of_kind in rows.items()},
-            "rows": [{"feature": row["feature"]} | listed(row) for row in rows["features"]],
-            "channel_rows": [{"channel": i} | listed(row) for i, row in enumerate(rows["channels"][:D])]}
+            "rows": [{"feature": row["feature"], "t": row["t"], "meaning": row["meaning"],
+                      "surprise": round(row["surprise"], 2), "strongest": [labels[a] for a in row["strongest"]]}
+                     for row in rows["features"]]}

@@ -1,9 +1,8 @@
-"""The toy's UNet: Stable Diffusion's structure, with thin upper levels and text in the lower ones alone.
+"""Build the toy's UNet: Stable Diffusion's structure, with thin upper levels and text in the lower ones alone.
 
-Where the upper levels are thin, what a picture shows has to pass the deep ones, and with them the hook point. Nothing
-else makes the hook point matter: the predicted noise's loss is the only one that reaches it (tests/test_toyworld.py).
+Where the upper levels are thin, what a picture shows has to pass the deep ones, and with them the hook point.
 """
-from torch import no_grad
+from torch.nn.init import zeros_
 
 from unet import Transformer, UNet
 
@@ -16,25 +15,23 @@ SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linea
                  prediction_type="epsilon", steps_offset=1, set_alpha_to_one=False, clip_sample=False)
 
 
-@no_grad()
-def silence(module, last):
-    """Let nothing of a module through, for good: its last layer is 0, and none of it is trained."""
+def silence(module, last, instead):
+    """Let nothing of a module through: its last layer is 0, none of it is trained, and `instead` takes its place."""
     module.requires_grad_(False)
-    last.weight.zero_()
-    last.bias.zero_()
+    module.forward = instead
+    zeros_(last.weight)
+    zeros_(last.bias)
 
 
 def denoiser():
-    """A UNet to train. What is silent is passed by in training, with the same result and in less time."""
+    """Build a UNet to train. What is silent is passed by in training, with the same result and in less time."""
     unet = UNet(CONFIG["block_out_channels"], CONFIG["cross_attention_dim"], CONFIG["attention_head_dim"],
                 CONFIG["norm_num_groups"])
     for name, module in unet.named_modules():
         if isinstance(module, Transformer) and not name.startswith(ATTENDING):
-            silence(module, module.proj_out)
-            module.forward = lambda x, context: x
+            silence(module, module.proj_out, lambda x, context: x)
         elif name == BEHIND:
             block = module.transformer_blocks[0]
             block.norm2.requires_grad_(False)
-            silence(block.attn2, block.attn2.to_out[0])
-            block.attn2.forward = lambda *_: 0
+            silence(block.attn2, block.attn2.to_out[0], lambda *_: 0)
     return unet

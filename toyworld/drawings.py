@@ -1,16 +1,15 @@
-"""The toy world: emoji artwork of several houses, read from folders, with the known contents of every drawing.
+"""Read the toy world from folders: emoji artwork of several houses, with the known contents of every drawing.
 
-The same things, drawn by four houses: as in UnlearnCanvas (Zhang et al., arXiv 2402.11846), objects x styles, whose
-caption "A {thing} image in {house} style" is kept. A drawing is an artwork as it is, on one of three light backgrounds,
-shifted by at most one pixel. Nothing is mirrored or scaled: where position and background say little, a network can
-only remove noise well if it recognises the thing and recalls how it looks.
+Things x houses stand for UnlearnCanvas' objects x styles (Zhang et al., arXiv 2402.11846), whose caption is kept. A
+drawing is an artwork on one of three light backgrounds, shifted by at most one pixel. Nothing is mirrored or scaled:
+so a network can only remove noise well if it recognises the thing and recalls how it looks.
 
 Axes: T things, A = T x 4 artworks (artwork 4 i + j is thing i by house j), B drawings of 64 x 64 pixels.
 """
 import colorsys
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +37,7 @@ SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]   # pixels down and to
 DRAWINGS = len(BACKGROUNDS) * len(SHIFTS)                   # drawings of one artwork
 
 
-@dataclass(frozen=True)
-class Thing:
+class Thing(NamedTuple):
     code: str                                               # "1f436"
     name: str                                               # "dog face"
     subgroup: str                                           # "animal-mammal"
@@ -47,7 +45,7 @@ class Thing:
 
 
 def things(art):
-    """Things of the world, and all other things that every house has drawn: two lists, in Unicode's order."""
+    """List the things of the world, and all others that every house has drawn: two lists, in Unicode's order."""
     path = Path(art) / LIST
     if not path.exists():
         raise SystemExit(f"{path} is missing: unpack the packages {PACKAGES} into {art}, each under its name")
@@ -63,13 +61,13 @@ def things(art):
 
 
 def find(art, house, code):
-    """The file of an emoji by a house, or None. Some houses name it with the suffix that asks for a picture."""
+    """Find the file of an emoji by a house, or None. Some name it with the suffix that asks for a picture."""
     paths = [Path(art) / HOUSES[house].format(name) for name in (code, f"{code}-fe0f")]
     return next((path for path in paths if path.exists()), None)
 
 
 def read(art, chosen):
-    """Artworks of the chosen things by all houses: (A, 4, 60, 60) uint8, red, green, blue (premultiplied) and alpha."""
+    """Read the artworks of things by all houses: (A, 4, 60, 60) uint8, red, green, blue (premultiplied), alpha."""
     rows = []
     for thing in chosen:
         for house in HOUSES:
@@ -80,7 +78,7 @@ def read(art, chosen):
 
 
 def compose(artworks, backgrounds, shifts):
-    """Artworks (B, 4, 60, 60) uint8, indices of backgrounds and shifts (B,) -> drawings (B, 3, 64, 64) in [0, 1]."""
+    """Draw artworks (B, 4, 60, 60) uint8 on backgrounds and with shifts (B,), by index: (B, 3, 64, 64) in [0, 1]."""
     colour = torch.tensor(list(BACKGROUNDS.values()), device=artworks.device)[backgrounds] / 255.0      # (B, 3)
     framed = F.pad(artworks.float() / 255, [(SIZE - EDGE) // 2] * 4)                                    # (B, 4, 64, 64)
     moved = torch.stack([one.roll(SHIFTS[shift], (1, 2)) for one, shift in zip(framed, shifts.tolist())])
@@ -88,25 +86,30 @@ def compose(artworks, backgrounds, shifts):
 
 
 def draw(artworks, generator, count):
-    """Random drawings of random artworks: images (B, 3, 64, 64) and the artworks' indices (B,)."""
+    """Draw random artworks: images (B, 3, 64, 64) and the artworks' indices (B,)."""
     rows = torch.randint(len(artworks), (count,), generator=generator, device=artworks.device)
     return draw_rows(artworks, rows, generator), rows
 
 
 def draw_rows(artworks, rows, generator):
-    """A drawing (B, 3, 64, 64) of each artwork in `rows` (B,), on a random background with a random shift."""
+    """Draw each artwork in `rows` (B,) on a random background with a random shift: (B, 3, 64, 64)."""
     pick = lambda n: torch.randint(n, rows.shape, generator=generator, device=artworks.device)
     return compose(artworks[rows], pick(len(BACKGROUNDS)), pick(len(SHIFTS)))
 
 
 def caption(name, house):
-    """The caption of a drawing; without a name, a house or both where they are None: "" says nothing."""
+    """Write the caption of a drawing, without a name, a house or both where they are None."""
     words = ["A", *([name] if name else []), "image", *(["in", house, "style"] if house else [])]
     return " ".join(words) if name or house else ""
 
 
+def captions(chosen):
+    """Write the whole captions of all artworks of things, in their order."""
+    return [caption(thing.name, house) for thing in chosen for house in HOUSES]
+
+
 def colour_name(red, green, blue):
-    """The name of a colour given in [0, 1], by its hue, saturation and value."""
+    """Name a colour given in [0, 1], by its hue, saturation and value."""
     hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
     if value < 0.25:
         return "black"
@@ -123,7 +126,7 @@ def colour_name(red, green, blue):
 
 
 def colours(artwork):
-    """Names of the colours that cover at least 30% of an artwork (4, 60, 60) uint8: a set."""
+    """Name the colours that cover at least 30% of an artwork (4, 60, 60) uint8: a set."""
     pixels = artwork.flatten(1).T.float() / 255                                             # (3600, 4)
     pixels = pixels[pixels[:, 3] > 0.5]
     names = [colour_name(*(p[:3] / p[3]).clamp(0, 1).tolist()) for p in pixels[::5]]
@@ -131,7 +134,7 @@ def colours(artwork):
 
 
 def contents(artworks, chosen):
-    """What is known of each artwork, as a list of A sets of (kind, value): name, subgroup, group, house and colour."""
+    """List what is known of each artwork: A sets of (kind, value): name, subgroup, group, house and colour."""
     known = []
     for a, artwork in enumerate(artworks):
         thing, house = chosen[a // len(HOUSES)], list(HOUSES)[a % len(HOUSES)]

@@ -1,14 +1,11 @@
 """Measure the toy and print the table for docs/measured.md.
 
     python -m toyworld.evaluate --art FOLDER [--weights weights/toy] [--part NAME ...]
-    python -m toyworld.evaluate --art FOLDER --claims [--arm NAME ...]         about an hour of one core, resumes
 
-Every share comes with its 95% interval (Wilson). Random draws have seed 0. Numbers are also written to
-`evaluation.json` in the weights folder, part by part; those of --claims (toyworld/claims.py) to docs/results.json.
+Shares have 95% intervals (Wilson). Numbers are also written to `evaluation.json` of the weights, part by part.
 """
 import argparse
 import json
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,10 +13,10 @@ from safetensors.torch import load_file
 
 from activity.profile import find_capture
 from pages.evidence import gain
-from steering import reach_hook, sample
-from toyworld import claims, drawings
+from steering import predict, reach_hook, sample
+from toyworld import drawings
 from toyworld.judge import Judge, lesson, see, shows
-from toyworld.train import GUIDANCE, HELD_OUT, caption_of, write_json
+from toyworld.train import GUIDANCE, HELD_OUT, write_json
 from visualize import visualize
 from weights.load import load
 
@@ -27,20 +24,20 @@ SEEDS, SAMPLES, FEATURES = 5, 400, 100        # seeds of a feature; samples of c
 
 
 class World:
-    """Everything that measurements look at: artworks, things, model, concepts, judge."""
+    """Hold what is measured, and with what: artworks, things, model, concepts, judge."""
 
     def __init__(self, art, folder, device):
         self.chosen, self.others = drawings.things(art)
         self.art, self.folder, self.model = art, folder, load(folder, device)
         self.model.capture = find_capture(self.model, Path("out"))
-        self.artworks = drawings.read(art, self.chosen)
+        self.artworks, self.captions = drawings.read(art, self.chosen), drawings.captions(self.chosen)
         self.concepts = json.loads((folder / "concepts.json").read_text(encoding="utf-8"))
         self.judge = Judge(len(self.chosen)).to(self.model.device).requires_grad_(False)
         self.judge.load_state_dict(load_file(folder / "judge/model.safetensors"))
 
 
 def share(hits, z=1.96):
-    """A list of booleans -> {"share", "low", "high", "n"}, the bounds by Wilson."""
+    """Count the share of a list of booleans: {"share", "low", "high", "n"}, the bounds by Wilson."""
     n = len(hits)
     share, spread = sum(hits) / n, z * z / n
     centre, half = share + spread / 2, z * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
@@ -48,10 +45,8 @@ def share(hits, z=1.96):
     return {"share": round(share, 3), "low": round(low, 3), "high": round(high, 3), "n": n}
 
 
-# --- model and judge --------------------------------------------------------------------------------------------------
-
 def measure_vae(world):
-    """Mean PSNR in dB of drawings of things that no stage has seen."""
+    """Measure the mean PSNR in dB of drawings of things that no stage has seen."""
     held = [thing for i, thing in enumerate(world.others) if i % HELD_OUT == 0]
     artworks, model = drawings.read(world.art, held), world.model
     images = drawings.draw(artworks, torch.Generator().manual_seed(0), 400)[0].to(model.device)
@@ -60,10 +55,8 @@ def measure_vae(world):
 
 
 def found(world, count, together, pictures):
-    """How often the judge names the thing (first, or among five) and the house of `count` random artworks' pictures.
-
-    pictures(rows, generator) makes those of `together` artworks.
-    """
+    """Count how often the judge names thing (first, or among five) and house of `count` random artworks, from what
+    pictures(rows, generator) makes of `together` of them."""
     generator, hits = torch.Generator().manual_seed(0), {"top1": [], "top5": [], "house": []}
     for rows in torch.randint(len(world.artworks), (count,), generator=generator).split(together):
         things, houses = world.judge.verdict(pictures(rows, generator).to(world.model.device))
@@ -75,83 +68,58 @@ def found(world, count, together, pictures):
 
 
 def measure_judge(world):
-    """How often the judge is right about artwork seen in ways that no lesson had."""
+    """Count how often the judge is right about artwork seen in ways that no lesson had."""
     return found(world, 2_000, 100, lambda rows, generator: lesson(world.artworks, rows, generator, True))
 
 
 def measure_samples(world):
-    """How often the judge finds the caption's thing and house in a sample of it."""
+    """Count how often the judge finds the caption's thing and house in a sample of it."""
     def pictures(rows, generator):
         noise = torch.randn(len(rows), *world.model.latent_shape, generator=generator).to(world.model.device)
-        context = world.model.embed([caption_of(world.chosen, a) for a in rows.tolist()])
+        context = world.model.embed([world.captions[a] for a in rows])
         return world.model.decode(sample(world.model, noise, context, "ddim", 50, GUIDANCE))
 
     return found(world, SAMPLES, 50, pictures)
 
 
-# --- the hook and the dictionary --------------------------------------------------------------------------------------
-
-def clean_shift(model, artworks, prompts, rows, t, generator):
-    """Mean square of the change of the predicted clean latent when the hook's output is replaced by its mean.
-
-    The mean is over the rows and places of this batch; the latents have variance 1.
-    """
-    z = model.encode(drawings.draw_rows(artworks, rows, generator).to(model.device))
-    eps = torch.randn(z.shape, generator=generator).to(model.device)
-    t = torch.full((len(z),), t, device=model.device)
-    x, context = model.schedule.add_noise(z, eps, t), model.embed(prompts)
-    guesses = []
-    for mean in (False, True):
-        passes, h, _ = reach_hook(model, x, t, context)
-        name, h = passes.send(h.mean((0, 2, 3), keepdim=True).expand(h.shape) if mean else h)
-        while name != "conv_out":
-            name, h = passes.send(h)
-        guesses.append(h)
-    abar = model.schedule.abar(t)
-    return ((guesses[0] - guesses[1]).square() * (1 - abar) / abar).mean().item()
-
-
 def measure_hook(world):
-    """`clean_shift` with the empty prompt and with the caption, at three time steps."""
-    rows = torch.randperm(len(world.artworks), generator=torch.Generator().manual_seed(0))[:256]
-    captions = [caption_of(world.chosen, a) for a in rows.tolist()]
+    """Measure the mean square change of the predicted clean latent, of variance 1, when the mean over the batch and its
+    places replaces the hook's output: with the empty prompt and with the caption, at three time steps."""
+    model, rows = world.model, torch.randperm(len(world.artworks), generator=torch.Generator().manual_seed(0))[:256]
     out = {}
-    for name, prompts in (("empty", [""] * len(rows)), ("caption", captions)):
-        generator = torch.Generator().manual_seed(1)
-        out[name] = {t: round(clean_shift(world.model, world.artworks, prompts, rows, t, generator), 3)
-                     for t in (300, 600, 900)}
+    for kind, prompts in (("empty", [""] * len(rows)), ("caption", [world.captions[a] for a in rows])):
+        generator, context, out[kind] = torch.Generator().manual_seed(1), model.embed(prompts), {}
+        for time in (300, 600, 900):
+            z = model.encode(drawings.draw_rows(world.artworks, rows, generator).to(model.device))
+            eps, t = torch.randn(z.shape, generator=generator), torch.full((len(z),), time, device=model.device)
+            x = model.schedule.add_noise(z, eps.to(model.device), t)
+            passes, h, _ = reach_hook(model, x, t, context)
+            name, h = passes.send(h.mean((0, 2, 3), keepdim=True).expand(h.shape))
+            while name != "conv_out":
+                name, h = passes.send(h)
+            change, abar = predict(model, x, t, context)[0] - h, model.schedule.abar(t)
+            out[kind][time] = round((change.square() * (1 - abar) / abar).mean().item(), 3)
     return out
 
 
 def measure_dictionary(world):
-    """What dictionary/ reported of samples held out: FVU, active features a place, dead share; found by another seed.
-    """
+    """Read what dictionary/ reported of samples held out, and the share of features found by another seed."""
     path = world.folder / "sae" / f"unet.{world.model.hook_point}" / "training.json"
     made = json.loads(path.read_text(encoding="utf-8"))
     return {**made["report"]["all"], "found_by_another_seed": made["found_by_another_seed"]}
 
 
-def measure_concepts(world):
-    """The counts of `concepts.json`: meanings of features, of raw channels and of random directions."""
-    return dict(sorted(world.concepts["counts"].items()))
-
-
-# --- pictures of features ---------------------------------------------------------------------------------------------
-
 def order(result):
-    """What comes first of several finished pictures: excited, strong beside the model's own images, strong."""
+    """Order finished pictures: excited, strong beside the model's own images, strong."""
     strength = gain(result, "activation_reencoded") or 0
     return result.verdict == "excited", min(strength, 1), result.scores["activation_reencoded"]
 
 
 def measure_features(world):
-    """Of random live features that have a meaning, the share whose picture by default settings shows it.
-
-    The ascent's picture and the finished one of the first seed, the finished one that comes first of five seeds, and,
-    for chance, the first seed's with the meaning of another of these features.
-    """
-    rows = world.concepts["rows"]
-    generator = torch.Generator().manual_seed(0)
+    """Count the pictures, by default settings, that show the meaning of random live features that have one: ascent and
+    finish of the first seed, the finish that comes first of SEEDS, and, for chance, the first seed's finish with the
+    meaning of another of these features."""
+    rows, generator = world.concepts["rows"], torch.Generator().manual_seed(0)
     picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:FEATURES].tolist()]
     known = [row for row in picked if row["meaning"]]
     hits = {"ascent": [], "finished": [], "first of five": [], "chance": []}
@@ -165,17 +133,17 @@ def measure_features(world):
         other = known[(i + 1 + len(known) // 2) % len(known)]["meaning"]
         if other != row["meaning"]:
             hits["chance"].append(shows(seen["finished"], other))
-    kinds = Counter(row["meaning"][0] for row in known)
-    return {name: share(of) for name, of in hits.items() if of} | {
-        "picked": len(picked), "with_meaning": len(known), "kinds": dict(sorted(kinds.items()))}
+    shares = {name: share(of) for name, of in hits.items() if of}
+    return shares | {"picked": len(picked), "with_meaning": len(known)}
 
 
 PARTS = {"vae": measure_vae, "judge": measure_judge, "samples": measure_samples, "hook": measure_hook,
-         "dictionary": measure_dictionary, "concepts": measure_concepts, "features": measure_features}
+         "dictionary": measure_dictionary, "concepts": lambda world: world.concepts["counts"],
+         "features": measure_features}
 
 
 def show(value):
-    """One measured value as a cell of the table."""
+    """Write one measured value as a cell of the table."""
     if isinstance(value, dict) and "share" in value:
         return f"{value['share']:.2f} ({value['low']:.2f} to {value['high']:.2f}, n = {value['n']})"
     if isinstance(value, dict):
@@ -188,21 +156,9 @@ def main(argv=None):
     parser.add_argument("--art", type=Path, required=True, help="folder of the unpacked artwork packages")
     parser.add_argument("--weights", type=Path, default=Path("weights/toy"))
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--claims", action="store_true", help="measure toyworld/claims.py instead")
-    parser.add_argument("--arm", nargs="+", choices=[*claims.ARMS, *claims.CHOICES], metavar="NAME",
-                        help="of the claims, these alone")
-    parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where finished arms are kept")
-    parser.add_argument("--results", type=Path, default=Path("docs/results.json"), help="what --claims writes")
     parser.add_argument("--device")
     args = parser.parse_args(argv)
     world = World(args.art, args.weights, args.device)
-    if args.claims:
-        claims.run(world, args.runs, args.arm or [*claims.ARMS, *claims.CHOICES])
-        if not args.arm:
-            results = claims.report(world, args.runs)
-            write_json(args.results, results)
-            print("\n".join(claims.tables(results)))
-        return
     path = args.weights / "evaluation.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     print("| part | measured | value |\n|---|---|---|")

@@ -1,7 +1,7 @@
-"""The judge: a small convolutional classifier that names the thing and the house of a picture, and what that shows.
+"""Judge a picture: a small convolutional classifier names its thing and its house, and from that what it shows.
 
-It learns from the artwork alone, never from what the diffusion model or the ascent makes, so its opinion of those is
-independent; and from other drawings than the UNet's: scaled, turned, moved, on any background, blurred and noisy.
+It learns from artwork alone, never from what the diffusion model or the ascent makes, and from other drawings than the
+UNet's (`lesson`), so its opinion is independent.
 """
 import math
 
@@ -16,7 +16,7 @@ NEEDED = {"name": 1, "subgroup": 3, "group": 4}             # of the judge's fiv
 
 
 class Judge(nn.Module):
-    """Images (B, 3, 64, 64) in [0, 1] -> logits of the things (B, T) and of the houses (B, 4)."""
+    """Classify images (B, 3, 64, 64) in [0, 1]: logits of the things (B, T) and of the houses (B, 4)."""
 
     def __init__(self, things):
         super().__init__()
@@ -36,18 +36,15 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def verdict(self, images):
-        """Images -> indices of the five likeliest things (B, 5), the likeliest house (B,)."""
+        """Name of images the five likeliest things (B, 5) and the likeliest house (B,), as indices."""
         things, houses = self(images.clamp(0, 1).float())
         return things.topk(min(5, things.shape[1])).indices, houses.argmax(-1)
 
 
 def lesson(artworks, rows, generator, unseen=False):
-    """Pictures (B, 3, 64, 64) of the artworks `rows` as only the judge sees them.
-
-    Scaled by 0.8 to 1.1, turned by up to 12 degrees, moved by up to 5 pixels, brighter or darker, on a background of
-    any light colour; half are blurred, all noisy. `unseen` ones differ by what no lesson had: a background that runs
-    from one colour to another, less contrast and a sheer.
-    """
+    """Draw the artworks `rows` (B,) as only the judge sees them: (B, 3, 64, 64), scaled, turned, moved, brighter or
+    darker, on any light background, half of them blurred, all noisy. `unseen` ones differ by what no lesson had: a
+    background that runs from one colour to another, less contrast and a shear."""
     B, device = len(rows), artworks.device
     draw = lambda low, high, *shape: low + (high - low) * torch.rand(B, *shape, generator=generator, device=device)
     angle, scale = draw(-12, 12) * math.pi / 180, draw(0.8, 1.1) * drawings.EDGE / drawings.SIZE
@@ -71,19 +68,17 @@ def lesson(artworks, rows, generator, unseen=False):
     return (images + draw(0, 0.08, 1, 1, 1) * noise).clamp(0, 1)
 
 
-# --- what a picture shows ---------------------------------------------------------------------------------------------
-
 def see(world, images):
-    """Pictures (N, 3, 64, 64) in [0, 1] -> for each what it shows, see `contents`."""
+    """List what each of the pictures (N, 3, 64, 64) in [0, 1] shows, see `contents`."""
     things, houses = world.judge.verdict(images.to(world.model.device))
     return [contents([world.chosen[i] for i in five], list(drawings.HOUSES)[house], image)
             for five, house, image in zip(things.tolist(), houses.tolist(), images.cpu())]
 
 
 def contents(things, house, image):
-    """What a picture shows: {kind: set of values}, of the kinds of toyworld/concepts.py.
+    """Say what a picture shows, {kind: set of values}, of the kinds of toyworld/concepts.py.
 
-    things  the judge's five likeliest; every name counts, a subgroup of at least three, a group of at least four
+    things  the judge's five likeliest, of which NEEDED share a value
     image   (3, 64, 64): its background is the median of its edge, its colours are those of what differs from that
     """
     edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).median(1).values
@@ -98,6 +93,6 @@ def contents(things, house, image):
 
 
 def shows(shown, meaning):
-    """Whether `contents` of a picture hold a meaning [kind, value], of a pair of kinds both."""
+    """Check that `contents` of a picture hold a meaning [kind, value], of a pair of kinds both."""
     kind, value = meaning
     return all(v in shown[k] for k, v in zip(kind.split("+"), value.split(", ", kind.count("+"))))

@@ -1,7 +1,6 @@
-"""The toy's tokenizer and text encoder, made before the UNet and frozen, as CLIP's was for Stable Diffusion.
+"""Make the toy's tokenizer and text encoder, before the UNet, and frozen as CLIP's was for Stable Diffusion.
 
-Source: [1] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020:
-captions and pictures of a batch as unit vectors, whose dot products shall tell which belong together.
+Source: [1] Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020.
 """
 import re
 from collections import Counter
@@ -20,7 +19,7 @@ THUMBNAIL = 16              # pixels an edge of what the picture's side sees
 
 
 def learn_bpe(words):
-    """Byte-pair merges until each of `words` (a Counter) is one token, the most frequent pair first, ties by name."""
+    """Merge symbols until each of `words` (a Counter) is one token, the most frequent pair first, ties by name."""
     spelled = {word: " ".join(byte_symbols()[b] for b in word.encode()) + "</w>" for word in words}
     merges = []
     while any(" " in symbols for symbols in spelled.values()):
@@ -37,20 +36,19 @@ def learn_bpe(words):
 
 
 def make_tokenizer(chosen):
-    """A tokenizer in CLIP's format that spells every word of the captions as one token."""
-    texts = [drawings.caption(thing.name, house).lower() for thing in chosen for house in drawings.HOUSES]
-    merges = learn_bpe(Counter(word for text in texts for word in split_words(text)))
-    return Tokenizer(merges)
+    """Make a tokenizer in CLIP's format that spells every word of the captions as one token."""
+    words = Counter(word for text in drawings.captions(chosen) for word in split_words(text.lower()))
+    return Tokenizer(learn_bpe(words))
 
 
 def caption_table(tokenizer, chosen):
-    """Token ids (T + 1, 5, 77) of the captions of all things and houses; the last of either is none."""
+    """Make token ids (T + 1, 5, 77) of the captions of all things and houses; the last of either is none."""
     names, houses = [thing.name for thing in chosen] + [None], [*drawings.HOUSES, None]
     return torch.stack([tokenizer([drawings.caption(name, house) for house in houses]) for name in names])
 
 
 class Pair(nn.Module):
-    """Text encoder and a linear look at thumbnails; both end in unit vectors (B, C) of one space [1].
+    """Compare texts, by their encoder, with pictures, by a linear map of thumbnails: unit vectors (B, C) [1].
 
         text     e = u / |u|,  u = text_projection(mean over places of text_encoder(ids))
         picture  e = u / |u|,  u = picture_projection(16 x 16 thumbnail)
@@ -59,8 +57,7 @@ class Pair(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         C = SIZES["hidden_size"]
-        for n in (vocab_size, CONFIG["max_position_embeddings"]):
-            torch.randn(n, C)                                   # unused; the toy that ships was made with these draws
+        torch.randn(vocab_size + CONFIG["max_position_embeddings"], C)     # unused; the toy was made after these draws
         self.text_encoder = TextEncoder(vocab_size, **SIZES)
         for table in (self.text_encoder.embeddings.token_embedding, self.text_encoder.embeddings.position_embedding):
             nn.init.normal_(table.weight, std=0.1)

@@ -2,19 +2,15 @@
 
     python -m toyworld.train --art FOLDER [--stage NAME ...] [--runs FOLDER] [--out weights/toy] [--device cuda]
 
-FOLDER holds the unpacked packages that `toyworld/drawings.py` names. Every stage resumes where it was killed, its
-state is kept in --runs, and writes its part of --out when it is done. Each is one function below, from its data to its
-loss; the loop that they share is toyworld/fit.py.
+FOLDER holds the unpacked packages that `toyworld/drawings.py` names. Every stage keeps its state in --runs, resumes
+where it was killed, and writes its part of --out when it is done.
 """
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from activity.capture import Settings, capture as record_capture, configure, save_tensors
 from dictionary.train import Recipe, export as export_sae, learn
@@ -27,15 +23,13 @@ from vae import VAE
 from weights.load import FILES, load, read_part, read_tokenizer
 
 VAE_SIZES = dict(block_out_channels=[16, 32, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8)
-VAE_CONFIG = VAE_SIZES | {"sample_size": drawings.SIZE}
-HELD_OUT = 12               # every twelfth thing outside the world is never drawn in training, to measure the VAE
-EMPTY, HOUSE_ONLY, NAME_ONLY = 0.40, 0.05, 0.10     # shares of captions that say nothing, or a part of what is known
+HELD_OUT = 12               # every twelfth thing outside the world is kept from training, to measure the VAE
+EMPTY, HOUSE_ONLY, NAME_ONLY = 0.40, 0.05, 0.10     # shares of captions that say nothing, or only a part
 GUIDANCE = 3.0              # of the samples from which the dictionary learns
 PROMPTS = 3_000             # of these samples, a third of them empty; from 540 images it learned them by heart
 SAMPLE_STEPS = 25           # of each: many images say more than many steps of one
 CAPTURED = 3                # the capture is of the caption of every third artwork: each thing, by changing houses
 EXPANSION, ACTIVE = 8, 8    # features a channel, active features a place
-SEEDS = (0, 1)              # of the dictionary; the second tells which features are found again
 # by eye on the pictures of 12 features drawn at random, of which none is in README's rows
 SUITED = {"prior": "steer", "steer_scale": 5.0, "finish_from": 900, "finish_scale": 0.1, "finish_steps": 20}
 SETTINGS = {"timestep": 500, "presets": {"sae": SUITED, "raw": SUITED},
@@ -52,18 +46,18 @@ def write_json(path, value):
 
 
 def export(args, part, net, config):
-    """One part of the weights folder, as fp16."""
+    """Write one part of the weights folder, as fp16."""
     write_json(args.out / part / "config.json", config)
     save_tensors(args.out / part / FILES.get(part, "model.safetensors"),
                  {k: v.half() for k, v in net.state_dict().items()})
 
 
 def train_vae(args):
-    """L1 + 2 L1 and 10 squares of 4x4 averages + 0.25 L1 of neighbour differences + 3e-4 KL, means over all values.
+    """Minimise L1 + 2 L1 and 10 squares of 4x4 averages + 0.25 L1 of neighbour differences + 3e-4 KL, all means.
 
-    The averages bring the colours, the differences the texture; the weak KL term keeps the latents near unit scale. The
-    scaling factor then makes the deviation of all latents 1. It learns from all things, not the world's alone, and with
-    red, green and blue in any order: artwork is mostly yellow and red, and without that a green frog came out orange.
+    The averages bring the colours, the differences the texture. It learns from all things, with red, green and blue in
+    any order: artwork is mostly yellow and red, and a green frog came out orange. The scaling factor makes the
+    deviation of all latents 1.
     """
     seen = args.world + [thing for i, thing in enumerate(args.others) if i % HELD_OUT]
     artworks = drawings.read(args.art, seen).to(args.device)
@@ -88,16 +82,12 @@ def train_vae(args):
     generator = torch.Generator(args.device).manual_seed(1)
     with torch.no_grad():
         z = vae.encode(drawings.draw(artworks[:len(args.artworks)], generator, 1000)[0])
-    export(args, "vae", vae, VAE_CONFIG | {"scaling_factor": round(1 / z.std().item(), 5)})
+    scale = round(1 / z.std().item(), 5)
+    export(args, "vae", vae, VAE_SIZES | {"sample_size": drawings.SIZE, "scaling_factor": scale})
 
-
-# --- the text encoder -------------------------------------------------------------------------------------------------
 
 def cut(rows, things, generator, empty=EMPTY):
-    """Indices of thing and house (B,) in the captions of artworks `rows` (B,), with parts of some left out.
-
-    What is left out has the index behind the last one, of `things` things and of the houses.
-    """
+    """Draw what the captions of artworks `rows` (B,) say: indices of thing and house (B,), behind the last for none."""
     fate = torch.rand(len(rows), generator=generator, device=rows.device)
     house_only = empty + HOUSE_ONLY
     no_house = (fate < empty) | (fate >= house_only) & (fate < house_only + NAME_ONLY)
@@ -105,10 +95,7 @@ def cut(rows, things, generator, empty=EMPTY):
 
 
 def train_text(args):
-    """`text.contrast`: captions, of which some name the thing or the house alone, and their drawings find each other.
-
-    The tokenizer's vocabulary is made of the captions' words first.
-    """
+    """Make the tokenizer, then minimise `text.contrast` of captions, some of them partial, and their drawings."""
     artworks, tokenizer = args.artworks.to(args.device), text.make_tokenizer(args.world)
     write_json(args.out / "tokenizer/vocab.json", tokenizer.vocab)
     lines = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in tokenizer.ranks)
@@ -127,40 +114,26 @@ def train_text(args):
     export(args, "text_encoder", pair.text_encoder, text.CONFIG | {"vocab_size": len(tokenizer.vocab)})
 
 
-# --- the UNet ---------------------------------------------------------------------------------------------------------
-
-def latents(args):
-    """Scaled latents of all drawings of all artworks: (A, 27, 4, 16, 16), cached in the runs folder."""
-    path = args.runs / "latents.safetensors"
-    if not path.exists():
-        vae = read_part(args.out, "vae", torch.float32, args.device)
-        which = torch.arange(drawings.DRAWINGS, device=args.device)
-        backgrounds, shifts, z = which // len(drawings.SHIFTS), which % len(drawings.SHIFTS), []
-        for artwork in args.artworks.to(args.device):
-            images = drawings.compose(artwork.expand(drawings.DRAWINGS, -1, -1, -1), backgrounds, shifts)
-            z.append(vae.encode(images).half())
-        save_tensors(path, {"z": torch.stack(z)})
-    return load_file(path, device=args.device)["z"].float()
-
-
 def weigh(error, abar):
-    """min(min(SNR + 1, 5) / SNR, 30) / 3 times the squared error of the predicted noise, SNR = abar / (1 - abar).
+    """Weigh the squared error of the predicted noise by min(min(SNR + 1, 5) / SNR, 30) / 3, SNR = abar / (1 - abar).
 
-    The weight of Hang et al. (arXiv 2303.09556), but for SNR + 1, which lets high noise count, where a picture is
-    decided, and the 30.
+    As Hang et al. (arXiv 2303.09556), but for the 30, and SNR + 1: high noise counts, where a picture is decided.
     """
     snr = abar / (1 - abar)
     return error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0) / 3
 
 
 def train_unet(args):
-    """`weigh`: how well the UNet predicts the noise in a drawing's latent, t evenly spread. No other loss is there.
+    """Minimise `weigh` of the error of the predicted noise in a drawing's latent, t evenly spread, and no other loss.
 
-    40% of the captions say nothing, so that the model learns to recognise a thing by its looks, and guidance is
-    possible; others name the thing or the house alone.
+    EMPTY of the captions say nothing: the model learns to recognise a thing by its looks, and guidance is possible.
     """
-    z, schedule = latents(args).flatten(0, 1), Schedule(device=args.device)                        # (N, 4, 16, 16)
-    encoder = read_part(args.out, "text_encoder", torch.float32, args.device)
+    vae, encoder = (read_part(args.out, part, torch.float32, args.device) for part in ("vae", "text_encoder"))
+    which, schedule, z = torch.arange(drawings.DRAWINGS, device=args.device), Schedule(device=args.device), []
+    for artwork in args.artworks.to(args.device):
+        images = artwork.expand(drawings.DRAWINGS, -1, -1, -1)
+        z.append(vae.encode(drawings.compose(images, which // len(drawings.SHIFTS), which % len(drawings.SHIFTS))))
+    z = torch.cat(z).half().float()                                                                # (27 A, 4, 16, 16)
     ids = text.caption_table(read_tokenizer(args.out / "tokenizer"), args.world).to(args.device)
     context = torch.stack([encoder(of_thing) for of_thing in ids])                                 # (T + 1, 5, 77, 64)
     torch.manual_seed(2)
@@ -186,38 +159,28 @@ def train_unet(args):
     write_json(args.out / "scheduler/scheduler_config.json", denoiser.SCHEDULER)
 
 
-# --- what is made of the model ----------------------------------------------------------------------------------------
-
-def caption_of(world, artwork):
-    """The whole caption of artwork number `artwork`."""
-    return drawings.caption(world[artwork // 4].name, list(drawings.HOUSES)[artwork % 4])
-
-
 def train_dictionary(args):
-    """The project's own dictionary/ at the hook point: from a random start, on samples of captions and of none.
-
-    A second seed tells which features are found again.
-    """
-    captions = [caption_of(args.world, a) for a in range(len(args.artworks))]
+    """Train the SAE by dictionary/, on samples of captions and of none; write the capture's prompts."""
+    captions = drawings.captions(args.world)
     picks = torch.randint(len(captions), (PROMPTS,), generator=torch.Generator().manual_seed(4)).tolist()
     prompts = tuple("" if i % 3 == 0 else captions[a] for i, a in enumerate(picks))
     settings = Settings(prompts, 1, SAMPLE_STEPS, "ddim", GUIDANCE, batch_size=64)
     recipe = Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3)
-    sae, about = learn(load(args.out, args.device), settings, recipe, SEEDS, args.runs / "dictionary")
-    print(f"dictionary: {about['report']['all']}, found again {about['found_by_another_seed']}", file=sys.stderr)
+    seeds = 0, 1                                                # the second tells which features are found again
+    sae, about = learn(load(args.out, args.device), settings, recipe, seeds, args.runs / "dictionary")
     export_sae(sae, args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
     (args.out / "prompts.txt").write_text("\n".join(captions[::CAPTURED]) + "\n", encoding="utf-8")
 
 
 def capture(args):
-    """Record when and on what every feature fires, on the captions of `prompts.txt`: the capture that ships."""
+    """Record when and on what every feature fires, on the captions of `prompts.txt`."""
     write_json(args.out / "featviz.json", SETTINGS)
     model = load(args.out, args.device)
     record_capture(model, configure(model), args.out / "activity")
 
 
 def train_judge(args):
-    """Cross-entropy of thing and house, on the pictures of `judge.lesson`."""
+    """Minimise the cross-entropy of thing and house, on the pictures of `judge.lesson`."""
     artworks = args.artworks.to(args.device)
     torch.manual_seed(3)
     judge = Judge(len(args.world)).to(args.device)
@@ -234,17 +197,15 @@ def train_judge(args):
 
 
 def find_concepts(args):
-    """`concepts.json`: the meaning of every feature, by the rule of toyworld/concepts.py."""
-    model = load(args.out, args.device)
-    write_json(args.out / "concepts.json", concepts.find(model, args.artworks, args.world))
+    """Write `concepts.json`: the meaning of every feature, by the rule of toyworld/concepts.py."""
+    write_json(args.out / "concepts.json", concepts.find(load(args.out, args.device), args.artworks, args.world))
 
 
 def write_settings(args):
-    """`featviz.json`: the settings that suit the toy, its default feature and its thesis' five, by rule; the meanings
-    as labels; the licences.
+    """Write settings, default feature and thesis' five (`featviz.json`), the meanings as labels, the licences.
 
-    The default is the feature of the largest surprise. The five are those of the largest surprise of a flower, an
-    animal, a food, a face or person, and a house; what no feature means is left out.
+    The default is the feature of the largest surprise. The five are those of the largest surprise that mean a flower,
+    an animal, a food, a face or person, and a house; what no feature means is left out.
     """
     rows = json.loads((args.out / "concepts.json").read_text(encoding="utf-8"))["rows"]
     rows = sorted((row for row in rows if row["meaning"]), key=lambda row: -row["surprise"])
@@ -252,10 +213,10 @@ def write_settings(args):
     for row in rows:
         (kind, word), (thing, house) = row["meaning"], row["strongest"][0].rsplit(", ", 1)
         about = "house" if "house" in kind else subgroups[thing] if kind in ("name", "subgroup") else ""
+        entry = {"feature": row["feature"], "word": word, "prompt": drawings.caption(thing, house)}
         for beginnings in THESIS:
             if about.startswith(beginnings):
-                thesis.setdefault(beginnings, {"feature": row["feature"], "word": word,
-                                               "prompt": drawings.caption(thing, house)})
+                thesis.setdefault(beginnings, entry)
     thesis = [thesis[beginnings] for beginnings in THESIS if beginnings in thesis]
     write_json(args.out / "featviz.json", SETTINGS | {"feature": rows[0]["feature"], "thesis": thesis})
     labels = {str(row["feature"]): row["meaning"][1] for row in sorted(rows, key=lambda row: row["feature"])}
@@ -267,19 +228,18 @@ STAGES = {"vae": train_vae, "text": train_text, "unet": train_unet, "dictionary"
           "concepts": find_concepts, "capture": capture, "judge": train_judge, "settings": write_settings}
 
 
-def record(args, stage, seconds):
-    """`training.json`: the settings, and of every stage that has run its last logged numbers and its time."""
+def record(args, stage):
+    """Write `training.json`: the settings, and the last logged numbers of every stage that has run."""
     path = args.out / "training.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     log = args.runs / f"{stage}.jsonl"
     last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log.exists() else {}
-    runs = stored.get("stages", {}) | {stage: {"seconds_of_last_call": round(seconds), **last}}
-    write_json(path, {
+    runs = stored.get("stages", {}) | {stage: last}
+    write_json(path, {                                          # sizes of networks and SAE are in their own folders
         "artwork": drawings.PACKAGES, "things": len(args.world), "houses": list(drawings.HOUSES),
         "other_things_for_the_vae": len(args.others),
         "captions_cut": {"empty": EMPTY, "house_only": HOUSE_ONLY, "name_only": NAME_ONLY},
-        "batch": BATCH, "steps": args.steps, "vae": VAE_CONFIG, "text_encoder": text.CONFIG, "unet": denoiser.CONFIG,
-        "dictionary": {"expansion": EXPANSION, "k": ACTIVE, "guidance": GUIDANCE, "prompts": PROMPTS},
+        "batch": BATCH, "steps": args.steps,
         "stages": {name: runs[name] for name in STAGES if name in runs}})
 
 
@@ -298,9 +258,8 @@ def main(argv=None):
     args.world, args.others = drawings.things(args.art)
     args.artworks = drawings.read(args.art, args.world)
     for stage in args.stage:
-        began = time.time()
         STAGES[stage](args)
-        record(args, stage, time.time() - began)
+        record(args, stage)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""From artwork to claims on a world of three things, with hardly trained networks; and what the UNet's loss reaches."""
+"""From artwork to evaluation on a world of three things, with hardly trained networks; what the UNet's loss reaches."""
 import json
 
 import torch
 
 from tests.test_toyworld import art                 # noqa: F401, a fixture
-from toyworld import claims, concepts, denoiser, evaluate, train
+from toyworld import concepts, denoiser, evaluate, train
 
 
 def run(art, tmp_path, *stages):                    # noqa: F811
@@ -12,10 +12,9 @@ def run(art, tmp_path, *stages):                    # noqa: F811
                 "--fp32", *(f"--{stage}-steps=2" for stage in train.STEPS), "--stage", *stages])
 
 
-def test_from_artwork_to_claims(art, tmp_path, monkeypatch, capsys):                # noqa: F811
+def test_from_artwork_to_evaluation(art, tmp_path, monkeypatch, capsys):            # noqa: F811
     for module, name, value in ((train, "PROMPTS", 12), (concepts, "NULL", 64), (evaluate, "SEEDS", 2),
-                                (evaluate, "SAMPLES", 4), (evaluate, "FEATURES", 3), (claims, "FEATURES", 3),
-                                (claims, "CHOICES", {})):
+                                (evaluate, "SAMPLES", 4), (evaluate, "FEATURES", 3)):
         monkeypatch.setattr(module, name, value)
     out = tmp_path / "toy"
     read = lambda name: json.loads((out / name).read_text())
@@ -41,22 +40,10 @@ def test_from_artwork_to_claims(art, tmp_path, monkeypatch, capsys):            
 
     (out / "featviz.json").write_text(json.dumps({"timestep": 500, "presets": {
         kind: {"prior_steps": 2, "num_steps": 2, "finish_steps": 2} for kind in ("sae", "raw")}}))
-    command = ["--art", str(art), "--weights", str(out)]
-    evaluate.main(command)
+    evaluate.main(["--art", str(art), "--weights", str(out)])
     measured = read("evaluation.json")
     assert "| samples | top5 |" in capsys.readouterr().out
     assert set(measured) == set(evaluate.PARTS) and measured["features"]["picked"] == 3
-
-    command += ["--claims", "--runs", str(tmp_path / "claims"), "--results", str(tmp_path / "results.json")]
-    evaluate.main([*command, "--arm", "default"])
-    evaluate.main(command)
-    printed, progress = capsys.readouterr()
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert "1 of 1 arms to measure" in progress and f"{len(claims.ARMS) - 1} of {len(claims.ARMS)} arms" in progress
-    assert len(results["claims"]) == len(claims.CLAIMS) + 1
-    assert results["arms"]["channels"]["finished"]["legible"]["n"] == 3
-    assert all(row["verdict"] in ("holds", "the reverse", "not decided") for row in results["claims"])
-    assert "| the finish adds |" in printed
 
 
 def test_only_the_noise_loss_reaches_the_hook(art, tmp_path, monkeypatch):          # noqa: F811
