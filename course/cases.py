@@ -1,6 +1,5 @@
 """Inputs on which an exercise is checked, by the name of the function: worked out by hand, or random, where the
 project's function says what is right. Then checks of what is more than a function: the whole ascent, the questions."""
-import json
 import math
 import re
 from functools import cache
@@ -15,7 +14,7 @@ from regularizers import total_variation
 from sae import SAE
 from schedule import Schedule
 from visualize import assess, measure, start
-from weights.load import load
+from weights.load import load, read_json
 
 NOISE = 1.8                 # total variation per deviation; white noise has 2.26, pictures of the model about 1
 
@@ -129,7 +128,7 @@ CASES = {
 def check_ascent(functions):
     """Yield a sentence for each thing in which five steps of the toy's ascent differ from ours."""
     model, config = load(), Config(num_steps=5, prior="noise")
-    jobs = [Job("feature", model.settings.get("feature", 0), 500, seed) for seed in (1, 2)]
+    jobs = [Job("feature", model.settings["feature"], 500, seed) for seed in (1, 2)]
     theirs, ours = (list(ascend(model, jobs, config, start(model, jobs, config)))
                     for ascend in (functions["ascend"], ascent.ascend))
     if len(theirs) != 5:
@@ -150,16 +149,14 @@ def check_ascent(functions):
 def known():
     """Return (the model, {feature: its row of concepts.json}) of the toy."""
     model = load()
-    rows = json.loads((model.folder / "concepts.json").read_text(encoding="utf-8"))["rows"]
-    return model, {row["feature"]: row for row in rows}
+    return model, {row["feature"]: row for row in read_json(model.folder / "concepts.json")["rows"]}
 
 
 def asked():
     """Return (the thing to find a feature of, the feature to name): two that are not the same."""
-    meanings = {n: row["meaning"][1] for n, row in known()[1].items()
-                if row["meaning"] and row["meaning"][0] in ("name", "subgroup")}
-    features = sorted(meanings, key=lambda n: (meanings[n], n))
-    return meanings[features[len(features) // 3]], features[2 * len(features) // 3]
+    named = sorted((row["meaning"][1], n) for n, row in known()[1].items()
+                   if row["meaning"] and row["meaning"][0] in ("name", "subgroup"))
+    return named[len(named) // 3][0], named[2 * len(named) // 3][1]
 
 
 def fits(row, text):
@@ -182,17 +179,16 @@ def check_answers(functions):
     word = str(functions["say"](number)).strip()
     if not fits(rows[number], word):
         yield f"say: {word!r} is not what feature {number} responds to; look at what its pictures have in common"
-    job, config = Job("feature", model.settings.get("feature", 0), 500, 7), Config(prior="noise")
-    z = functions["fool"](model, job)
-    if not isinstance(z, torch.Tensor) or z.shape != model.latent_shape:
-        yield f"fool returned {tuple(getattr(z, 'shape', ()))}, expected a latent {model.latent_shape}"
-    z = z[None].float()
+    job, config = Job("feature", model.settings["feature"], 500, 7), Config(prior="noise")
+    z = torch.as_tensor(functions["fool"](model, job)).float()
+    if z.shape != model.latent_shape:
+        yield f"fool returned {tuple(z.shape)}, expected a latent {model.latent_shape}"
     first = measure(model, start(model, [job], config)[1], [job], config)[0]
     history = {"alive": torch.ones(1, 1, dtype=torch.bool), "repeats": torch.zeros(1, 1)}
-    (result,) = assess(model, z, [job], first, config, history)
+    (result,) = assess(model, z[None], [job], first, config, history)
     if result.verdict != "excited":
         yield f"fool: the verdict is {result.verdict}, not excited"
-    if (total_variation(z) / z.std()).item() < NOISE:
+    if (total_variation(z[None]) / z.std()).item() < NOISE:
         yield "fool: that may show something: neighbours in the latent are alike, as in pictures"
     if len(str(functions.get("why", "")).split()) < 5:
         yield "fool: it is excited and shows nothing; now say why"
