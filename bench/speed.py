@@ -1,8 +1,6 @@
 """Measure a step of the ascent against the original's way, and predict the memory of a run from shapes: see README.md.
 
-All ways of a batch take turns in one process, so that a drift of the machine hits all alike. They share the numbers of
-weights, not the parameters: the original's collect gradients, ours stay frozen as in every run, and nothing is switched
-between steps. Peak memory is that of a process for each way, since a process's peak never falls.
+All ways share the numbers of weights, not the parameters: nothing is switched between steps that take turns.
 """
 import argparse
 import copy
@@ -10,18 +8,19 @@ import dataclasses
 import statistics
 import sys
 import time
-import weakref
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
+from weakref import WeakSet
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import regularizers as reg
@@ -67,8 +66,9 @@ def model_of(full, dtype, device, collects):
     if not collects:
         return full_size(device, dtype) if full else load(None, device, dtype)
     model = model_of(full, dtype, device, False)
-    twin = lambda net: copy.deepcopy(net, {id(p): torch.nn.Parameter(p.detach()) for p in net.parameters()})
-    return dataclasses.replace(model, unet=twin(model.unet), sae=twin(model.sae))
+    nets = {"unet": model.unet, "sae": model.sae}
+    own = {id(p): torch.nn.Parameter(p.detach()) for net in nets.values() for p in net.parameters()}
+    return dataclasses.replace(model, **copy.deepcopy(nets, own))
 
 
 def original(model, jobs, config, begun):
@@ -176,25 +176,19 @@ def compare(full, dtypes, batches, device):
 
 
 class Live(TorchDispatchMode):
-    """Count the bytes of all tensors that live at a time, but for weights; `peak` is the most."""
+    """Hold what lives of all tensors' storages, but for weights; `peak` is the most bytes at a time."""
 
     def __init__(self, nets):
         super().__init__()
-        self.known = weakref.WeakSet(p.untyped_storage() for net in nets for p in net.parameters())
-        self.now = self.peak = 0
+        self.weights = {p.untyped_storage() for net in nets for p in net.parameters()}
+        self.storages, self.peak = WeakSet(), 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
-        for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, torch.Tensor) and (storage := t.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                weakref.finalize(storage, self.add, -storage.nbytes())
-                self.add(storage.nbytes())
+        made = {t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)}
+        self.storages |= made - self.weights
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.storages))
         return out
-
-    def add(self, size):
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
 
 def fused(q, k, v, is_causal=False):

@@ -1,7 +1,6 @@
 """The course: `python -m course` lists the exercises, `python -m course 3` opens one, and checks it when it is written.
 
-Work files are in course/work/ and are never overwritten. `--hint` gives one more hint each time, `--solution` ours,
-`--all` marks for a lecturer's script, `--notebook FILE` writes the notebook.
+Work files are never overwritten.
 """
 import json
 import sys
@@ -75,15 +74,14 @@ def show(exercise, work):
 
 
 def hint(exercise, work):
-    """Print one more hint than before."""
-    path, number = work / "hints.json", str(exercise.number)
-    given = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    n = given.get(number, 0) + 1
-    for text in exercise.hints[:n]:
-        say(f"hint: {text}")
-    if n >= len(exercise.hints):
+    """Print one more hint than before; a file holds those that were given."""
+    path = path_of(exercise, work).with_suffix(".hints")
+    given = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    text = "\n".join(f"hint: {hint}" for hint in exercise.hints[:given + 1])
+    write(path, text.encode())
+    say(text)
+    if given + 1 >= len(exercise.hints):
         say("that was the last hint; --solution shows ours")
-    write(path, json.dumps(given | {number: n}).encode())
 
 
 def run(args):
@@ -106,8 +104,7 @@ def run(args):
 
 def main(argv=None):
     parser = Parser(prog="course", description=__doc__)
-    parser.add_argument("number", type=int, nargs="?", metavar="N", choices=[e.number for e in EXERCISES],
-                        help="the exercise (default: list them)")
+    parser.add_argument("number", type=int, nargs="?", metavar="N", choices=range(1, 15), help="default: list them all")
     parser.add_argument("--hint", action="store_true", help="one more hint")
     parser.add_argument("--solution", action="store_true", help="the project's own function")
     parser.add_argument("--all", action="store_true", help="marks of all exercises as JSON")

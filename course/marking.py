@@ -1,8 +1,6 @@
-"""The fourteen exercises as exercises.toml describes them: cut a function out of the project's code, and say what is
-wrong with what a student wrote in its place.
+"""Cut functions out of the project's code for exercises.toml, and say what is wrong with what a student wrote instead.
 
-A check runs the cases of an exercise on ours, on theirs and on known wrong answers, result and gradient. A wrong answer
-that theirs equals is named.
+The cases run on ours, theirs and known wrong answers, result and gradient; a wrong answer that theirs equals is named.
 """
 import ast
 import inspect
@@ -30,11 +28,18 @@ def ours(exercise, name):
     return pkgutil.resolve_name(f"{exercise.home}.{name}")
 
 
-def source(exercise, name):
-    """Return (the project's function up to the end of its docstring, its body), as text."""
-    lines = textwrap.dedent(inspect.getsource(ours(exercise, name))).splitlines()
-    end = ast.parse("\n".join(lines)).body[0].body[0].end_lineno
-    return "\n".join(lines[:end]), "\n".join(lines[end:])
+def source(exercise, name, empty=False):
+    """Return the text of the project's function; without its body where it is to be `empty`."""
+    text = textwrap.dedent(inspect.getsource(ours(exercise, name))).rstrip()
+    end = ast.parse(text).body[0].body[0].end_lineno            # of the docstring
+    return "\n".join([*text.splitlines()[:end], "    raise NotImplementedError"]) if empty else text
+
+
+def solution(exercise, empty=False):
+    """Return the functions as the project has them, or without their bodies; of open questions the hints."""
+    if not exercise.home:
+        return "\n".join(exercise.hints)
+    return "\n\n\n".join(source(exercise, name, empty) for name in exercise.names) + "\n"
 
 
 def stub(exercise, solved=False):
@@ -43,23 +48,13 @@ def stub(exercise, solved=False):
     if not exercise.home:
         return f"{title}\n\n\n{exercise.task}"
     module = ours(exercise, exercise.names[0]).__module__
-    method = exercise.home.replace(module, "").replace(".", ", there a method of ")
-    names = (f"from {module} import *  # noqa: F403   every name of {module.replace('.', '/')}.py{method}; yours "
-             "replace these")
-    empty = "\n\n\n".join(f"{source(exercise, name)[0]}\n    raise NotImplementedError" for name in exercise.names)
-    return f"{title}\n{names}\n\n\n" + (solution(exercise) if solved else f"{empty}\n")
-
-
-def solution(exercise):
-    """Return the functions as the project has them; of open questions the hints."""
-    if not exercise.home:
-        return "\n".join(exercise.hints)
-    return "\n\n\n".join("\n".join(source(exercise, name)) for name in exercise.names) + "\n"
+    names = f"from {module} import *  # noqa: F403   every name of {exercise.home}'s file; yours replace these"
+    return f"{title}\n{names}\n\n\n{solution(exercise, empty=not solved)}"
 
 
 def edited(exercise, name, pieces):
     """Return the project's function with pieces [old, new, ...] of its text replaced."""
-    text, names = "\n".join(source(exercise, name)), dict(ours(exercise, name).__globals__)
+    text, names = source(exercise, name), dict(ours(exercise, name).__globals__)
     for old, new in zip(pieces[::2], pieces[1::2]):
         text = text.replace(old, new)
     exec(text, names)
@@ -109,8 +104,7 @@ def call(function, case):
     """Return (the result, the gradient of its sum by the argument that has one)."""
     args = list(case.args)
     if case.gradient is None:
-        with torch.no_grad():
-            return function(*args), None
+        return function(*args), None
     leaf = args[case.gradient] = args[case.gradient].clone().requires_grad_(True)
     result = function(*args)
     parts = result if isinstance(result, (tuple, list)) else [result]
@@ -118,40 +112,34 @@ def call(function, case):
     return result, torch.autograd.grad([0 * leaf.sum(), *sums], leaf)[0]                        # 0 where there is none
 
 
-def mark_case(exercise, name, function, case):
-    """Yield a sentence where one case is wrong."""
-    expected, got = call(ours(exercise, name), case), call(function, case)
-    if case.expected is not None:
-        expected = case.expected, expected[1]
-    if same(got, expected):
-        return
-    for sentence, *pieces in exercise.wrong.get(name, ()):
-        known = call(edited(exercise, name, pieces), case)
-        if same(got, known) and not same(known, expected):
-            yield sentence
-    if same(got[0], expected[0]):
-        yield "the value is right and its gradient is not: is something detached, or changed in place?"
-    says = case.says or "on random input it differs from ours; read the formula once more"
-    yield f"{says}: got {show(got[0])}, expected {show(expected[0])}"
-
-
-def faults(exercise, functions):
-    """Yield a sentence for each thing that is wrong."""
-    for name in exercise.names:
-        function = functions.get(name)
-        if not callable(function):
-            yield f"{name} is missing: the function must keep its name"
-        with theirs(name, getattr(function, "__code__", None) and function.__code__.co_filename):
-            for case in CASES.get(name, ()):
-                for sentence in mark_case(exercise, name, function, case):
-                    yield f"{name}: {sentence}"
-            if name in CHECKS:
-                yield from CHECKS[name](functions)
+def faults(exercise, name, functions):
+    """Yield a sentence for each thing in which a function is wrong."""
+    for case in CASES.get(name, ()):
+        expected, got = call(ours(exercise, name), case), call(functions[name], case)
+        if case.gives is not None:
+            expected = case.gives, expected[1]
+        if same(got, expected):
+            continue
+        for sentence, *pieces in exercise.wrong.get(name, ()):
+            known = call(edited(exercise, name, pieces), case)
+            if same(got, known) and not same(known, expected):
+                yield f"{name}: {sentence}"
+        if same(got[0], expected[0]):
+            yield f"{name}: the value is right and its gradient is not: is something detached, or changed in place?"
+        yield f"{name}: {case.says}: got {show(got[0])}, expected {show(expected[0])}"
+    if name in CHECKS:
+        yield from CHECKS[name](functions)
 
 
 def mark(exercise, functions):
     """Return the first thing that is wrong in one sentence that helps; "" where all is right."""
     try:
-        return next(faults(exercise, functions), "")
+        for name in exercise.names:
+            if not callable(functions.get(name)):
+                return f"{name} is missing: the function must keep its name"
+            with theirs(name, functions.get("__file__")):
+                for sentence in faults(exercise, name, functions):
+                    return sentence
     except ValueError as e:
         return str(e)
+    return ""

@@ -1,7 +1,6 @@
-"""Write the notebook of the course: the text of docs/lesson.md, its commands, and a cell and a check for each exercise.
+"""Write the notebook of the course, Jupyter's nbformat 4.5, from docs/lesson.md.
 
-In the lesson a line `<!-- exercise 3 -->` stands where exercise 3 belongs; ```python blocks become cells, ```sh blocks
-cells that run in a shell. The format is Jupyter's, nbformat 4.5, which is JSON.
+A line `<!-- exercise 3 -->` becomes a cell for exercise 3 and its check, a ```python or ```sh block a cell that runs.
 """
 import json
 import re
@@ -26,11 +25,10 @@ model = featviz.load()   # a CPU is enough; with a GPU the same line takes it, a
 
 
 def check(number, *functions):
-    """Check a student's functions, print a sentence, and return whether they are right: check(3, step)."""
-    written = functions[0].__globals__ | {function.__name__: function for function in functions}    # also `why`
-    sentence = mark(EXERCISES[number - 1], written)
+    """Check a student's functions and print a sentence: check(3, step)."""
+    written = functions[0].__globals__ | {"__file__": functions[0].__code__.co_filename}            # also `why`
+    sentence = mark(EXERCISES[number - 1], written | {function.__name__: function for function in functions})
     print(f"exercise {number}: {sentence or 'passed'}")
-    return not sentence
 
 
 def cells(solved):
@@ -40,10 +38,9 @@ def cells(solved):
     for piece in re.split(r"(^```(?:python|sh)\n.*?^```$|^<!-- exercise \d+ -->$)", text, flags=re.M | re.S):
         if found := re.fullmatch(r"<!-- exercise (\d+) -->", piece):
             e = EXERCISES[int(found[1]) - 1]
-            hints = "".join(f"<details><summary>hint {n}</summary>{hint}</details>\n"
-                            for n, hint in enumerate(e.hints, 1))
+            hints = [f"<details><summary>hint {n}</summary>{hint}</details>\n" for n, hint in enumerate(e.hints, 1)]
             yield "markdown", (f"### Exercise {e.number}: {e.title}\n{e.objective} Difficulty {e.difficulty} of 5, "
-                               f"about {e.minutes} minutes; before it: {e.prerequisite}.\n\n{hints}")
+                               f"about {e.minutes} minutes; before it: {e.prerequisite}.\n\n{''.join(hints)}")
             yield "code", stub(e, solved)
             yield "code", f"check({e.number}, {', '.join(e.names)})"
         elif piece.startswith("```python"):
@@ -59,7 +56,7 @@ def write_notebook(path, solved=False):
     more = {"code": {"execution_count": None, "outputs": []}, "markdown": {}}
     made = [{"cell_type": kind, "id": f"cell-{i}", "metadata": {}, "source": text.splitlines(True)} | more[kind]
             for i, (kind, text) in enumerate(cells(solved))]
-    about = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    book = {"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    book = {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     write(path, json.dumps(book, indent=1, ensure_ascii=False).encode() + b"\n")
     return path
