@@ -8,8 +8,9 @@ random=$(python -c "import random; print(*sorted(random.Random(0).sample(range(1
 python featviz.py --out "$out/default"
 python featviz.py --out "$out/traced" --seed 1024 --trace 0 50
 python featviz.py --out "$out/random" --feature $random --seed 1024
-python -m pages "$out/default/toy" --rows docs/pictures/default.png
-python -m pages "$out/random/toy" --rows docs/pictures/rows.png --atlas
+python -m pages "$out/random/toy" --atlas
+python -m tests.rows_picture "$out/default/toy" docs/pictures/default.png
+python -m tests.rows_picture "$out/random/toy" docs/pictures/rows.png
 python -m tests.questions_picture "$out/questions"
 
 rm -rf docs/example

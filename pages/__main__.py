@@ -1,4 +1,4 @@
-"""Pages, the atlas, pictures of many features, and a table of scores: `python -m pages out/toy --atlas`."""
+"""Pages, the atlas, and a table of scores: `python -m pages out/toy --atlas`."""
 import csv
 import sys
 from pathlib import Path
@@ -7,7 +7,6 @@ from command.flags import Parser, guarded
 from pages.atlas import write_atlas
 from pages.evidence import ends
 from pages.feature import write_page
-from pages.sheet import write_rows
 from pages.web import count
 from results import feature_folders, read_results
 
@@ -28,13 +27,13 @@ def write_table(folder):
     return path
 
 
-def run(folder, atlas, csv, rows):
+def run(folder, atlas, csv):
     """Write the page of each feature, and what else is asked for; return the exit code."""
     pages = [write_page(inside, atlas) for inside in feature_folders(folder)]
     print(f"{count(len(pages), 'page')} written, first {pages[0]}")
-    for wanted, make in ((csv, write_table), (rows, write_rows), (atlas, write_atlas)):
+    for wanted, make in ((csv, write_table), (atlas, write_atlas)):
         if wanted:
-            print(f"look at {make(folder) if wanted is True else make(folder, wanted)}")
+            print(f"look at {make(folder)}")
     return 0
 
 
@@ -43,7 +42,6 @@ def main(argv=None):
     parser.add_argument("folder", type=Path, help="of a model's results, such as out/toy, or of one feature's")
     parser.add_argument("--atlas", action="store_true", help="make one page of all features, too")
     parser.add_argument("--csv", action="store_true", help="write all scores to scores.csv, too")
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="write a PNG of six random features, too")
     return guarded("pages", run, *vars(parser.parse_args(argv)).values())
 
 

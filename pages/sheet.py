@@ -1,20 +1,14 @@
-"""Pictures in rows with text below, as one PNG: a sweep, and README's picture of features drawn at random.
-
-    python featviz.py --sweep range_weight=0,1 jitter_max=0,1,8     the last setting across, the others down
-    python -m pages out/toy --rows rows.png         a row a feature: dataset images, ascent, finished picture, words
-"""
-import random
+"""Pictures in rows with text below, as one PNG: the sheet of a sweep, its last setting across, the others down."""
 import textwrap
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pages.evidence import ends, study
+from pages.evidence import ends
 from pages.web import short, shrunk
-from results import feature_folders, read_result, write
+from results import read_result, write
 from vae import to_file
 
-TILE, SMALL, GAP, LINE, LETTER = 192, 128, 12, 17, 8    # pixels: edges of pictures, space between, a line, a letter
-ROWS = 6                    # features
+TILE, GAP, LINE, LETTER = 192, 12, 17, 8        # pixels: a picture's edge, space between, a line, a letter
 
 
 def tile(picture, text, edge=TILE):
@@ -51,19 +45,3 @@ def write_sweep(folder, paths, names):
         row += [tile(p.path, f"{across}\n{name}: {p.verdict}\nactivation {short(p.scores['activation'])}")
                 for name, p in reversed(ends(r).items())]
     return save_sheet(list(rows.values()), folder / f"sweep_{'_'.join(names)}.png")
-
-
-def write_rows(folder, path):
-    """Write a row for each of ROWS features, drawn at random with seed 0 among all that have results; return the path.
-    """
-    titles = (*["a dataset image"] * 3, "the ascent's picture", "the finished picture", "")
-    rows = [[tile(None, title, SMALL) for title in titles]]
-    folders = feature_folders(folder)
-    for known in filter(None, map(study, random.Random(0).sample(folders, min(ROWS, len(folders))))):
-        first = known.first
-        said = f"{known.words or 'no word known'}\nevidence: {known.strength}\n{first.kind} {first.target}"
-        times = [first.t, *known.activity.highest] if known.activity else []
-        images = dict.fromkeys(e["file"] for t in times for e in known.activity.examples.get(t, []))
-        pictures = [*images, None, None, None][:3] + [first.path, first.last.path]
-        rows.append([*(tile(picture, "", SMALL) for picture in pictures), tile(None, said, SMALL)])
-    return save_sheet(rows, path)

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import featviz
-from pages.sheet import SMALL, save_sheet, tile
+from pages.sheet import save_sheet, tile
+from tests.rows_picture import SMALL
 from vae import to_png
 
 PICTURE = Path(__file__).parent.parent / "docs/pictures/questions.png"

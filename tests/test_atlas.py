@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from pages import atlas, sheet
-from pages.__main__ import main
 from pages.atlas import write_atlas
 from tests.made import activity, picture, result
+from tests.rows_picture import write_rows
 from tests.test_page import Page
 
 HOOK = "down_blocks.2.resnets.1.conv_shortcut"
@@ -75,13 +75,11 @@ def test_the_autoencoder_s_report_is_a_curve_and_a_sentence(folder, tmp_path, mo
     assert "autoencoder leaves" not in write_atlas(folder).read_text()
 
 
-def test_features_drawn_at_random_in_rows(folder, tmp_path, capsys):
+def test_features_drawn_at_random_in_rows(folder, tmp_path):
     """The same ones each time; no letter of a long word is cut off: white is left at the right of its tile."""
-    rows = tmp_path / "rows.png"
-    assert main([str(folder), "--rows", str(rows)]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [f"look at {rows}"]
+    rows = write_rows(folder, tmp_path / "rows.png")
     made = rows.read_bytes()
-    assert sheet.write_rows(folder, rows).read_bytes() == made
+    assert write_rows(folder, rows).read_bytes() == made
     width, height = Image.open(rows).size
     assert width == 6 * (128 + 12) + 12 and height >= 3 * (128 + 12)
     assert sheet.tile(None, "A " + "word" * 12, 128).crop((127, 0, 128, 68)).getextrema() == ((255, 255),) * 3
