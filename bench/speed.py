@@ -1,4 +1,4 @@
-"""Measure a step of the ascent against the original's way, and predict the memory of a run from shapes: see README.md.
+"""Measure a step of the ascent against the original's way: see README.md.
 
 All ways share the numbers of weights, not the parameters: nothing is switched between steps that take turns.
 """
@@ -13,14 +13,11 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
-from weakref import WeakSet
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import regularizers as reg
@@ -39,7 +36,6 @@ from weights.quick import Linear, quicken
 
 META, GIB = torch.device("meta"), 2 ** 30
 FEATURES, TIMES, SEEDS = 20_480, 4, 5   # of SAeUron's SAE; time steps (0 and three peaks) and seeds of a feature
-RESERVE, SHARE = 1.0 * GIB, 0.9         # for CUDA and its libraries; of a card that a desktop leaves (both assumed)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BARE = configure({}, "sae", prior="noise", num_steps=10 ** 5)
 
@@ -175,69 +171,16 @@ def compare(full, dtypes, batches, device):
     print(f"\nHours: {model.sae.features:,} features, {TIMES} time steps, {SEEDS} seeds; 100 steps, 30 of the finish")
 
 
-class Live(TorchDispatchMode):
-    """Hold what lives of all tensors' storages, but for weights; `peak` is the most bytes at a time."""
-
-    def __init__(self, nets):
-        super().__init__()
-        self.weights = {p.untyped_storage() for net in nets for p in net.parameters()}
-        self.storages, self.peak = WeakSet(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        made = {t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)}
-        self.storages |= made - self.weights
-        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.storages))
-        return out
-
-
-def fused(q, k, v, is_causal=False):
-    """Attend as a card does, without a map in memory; the VAE's has no axis for its one head."""
-    heads = [t.reshape(len(t), -1, *t.shape[-2:]) for t in (q, k, v)]
-    return torch.ops.aten._scaled_dot_product_efficient_attention(*heads, None, True)[0].reshape(q.shape)
-
-
-def predict(dtype, batch):
-    """Predict the bytes of a run at full size on a card: weights, {phase: bytes beside the weights}."""
-    model, found = full_size(META, dtype), {}
-    nets = model.unet, model.vae, model.text_encoder, model.sae
-    work = {way: begin(way, model, batch) for way in ("ascent", "finish")}
-    work["decode"] = partial(model.vae.decode, torch.zeros(1, *model.latent_shape, device=META))    # a row at a time
-    for phase, step in work.items():            # no number can be looked at: no gradient is taken again
-        with (patch("torch.nn.functional.scaled_dot_product_attention", fused),
-              patch("torch.Tensor.__bool__", return_value=False), Live(nets) as live):
-            step()
-        found[phase] = live.peak
-    return sum(p.nbytes for net in nets for p in net.parameters()), found
-
-
-def print_memory(batches):
-    """Print the predicted bytes by phase, and which cards are enough."""
-    print("| precision | batch | weights | ascent | finish | decode | in all | 8 GB card | 6 GB card |\n"
-          "|---|---|---|---|---|---|---|---|---|")
-    for name, batch in product(DTYPES, batches):
-        weights, found = predict(DTYPES[name], batch)
-        whole = weights + max(found.values())
-        cells = [name, str(batch), *(f"{n / GIB:.2f}" for n in (weights, *found.values(), whole))]
-        cells += ["enough" if whole + RESERVE <= SHARE * card * GIB else "too small" for card in (8, 6)]
-        print("| " + " | ".join(cells) + " |")
-    print(f"\nGiB, from shapes; enough: with {RESERVE / GIB:g} GiB for CUDA in {SHARE:.0%} of the card")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="Stable Diffusion's size (13 GB of memory)")
-    parser.add_argument("--memory", action="store_true", help="predict memory from shapes; measure nothing")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="of our ways (default: what a run would take)")
     parser.add_argument("--batch", type=int, nargs="+", help="jobs together (default: 1 4 8; 1 with --full on a CPU)")
     args = parser.parse_args()
     device = choose_device(args.device)
     batches = args.batch or ([1] if args.full and device.type == "cpu" else [1, 4, 8])
-    if args.memory:
-        print_memory(batches)
-    else:
-        compare(args.full, [DTYPES[name] for name in args.dtype or ()] or [choose_dtype(device)], batches, device)
+    compare(args.full, [DTYPES[name] for name in args.dtype or ()] or [choose_dtype(device)], batches, device)
 
 
 if __name__ == "__main__":
