@@ -94,13 +94,9 @@ def configure(model, prompts=None, **given):
     return settings
 
 
-# --- one batch --------------------------------------------------------------------------------------------------------
-
 def sample_prompts(model, settings, numbers, look):
-    """Sample the images of these numbers: (latents (B, 4, H, W), [look(h (R, S, D) float32), by step]).
-
-    Of the two calls of PNDM at its second time step the later counts, which sees the sample that the step starts from.
-    """
+    """Sample the images of these numbers: (latents (B, 4, H, W), [look(h (R, S, D) float32), by step]). Of the two
+    calls of PNDM at its second time step the later counts, which sees the sample that the step starts from."""
     noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
     context, seen = model.embed([settings.prompts[i % len(settings.prompts)] for i in numbers]), {}
 
@@ -162,13 +158,9 @@ def combine(*parts):
     return out
 
 
-# --- on disk ----------------------------------------------------------------------------------------------------------
-
 def capture(model, settings, folder):
-    """Sample all images of `settings` and write the capture into `folder`; ValueError where that holds another one.
-
-    A killed run goes on with the same result: pictures are written before the state, batches hold the same images.
-    """
+    """Sample all images of `settings` and write the capture into `folder`; ValueError where that holds another one. A
+    killed run goes on with the same result: pictures are written before the state, batches hold the same images."""
     recipe = {"settings": json.loads(json.dumps(asdict(settings))), "hook_point": model.hook_point,
               "timesteps": model.schedule.timesteps(settings.steps), "fingerprints": fingerprints(model),
               "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__}

@@ -22,10 +22,8 @@ DISTANCE, PEAKS = 100, 3                        # time steps between peaks; peak
 
 
 def find_peaks(y):
-    """Find the PEAKS highest local maxima of y (n,) >= 0, at least DISTANCE apart: a list of positions, ascending.
-
-    A plateau counts once, at its middle, rounded down. Between equals numpy's argsort decides, as in scipy.
-    """
+    """Find the PEAKS highest local maxima of y (n,) >= 0, at least DISTANCE apart: a list of positions, ascending. A
+    plateau counts once, at its middle, rounded down. Between equals numpy's argsort decides, as in scipy."""
     rise = np.flatnonzero(np.diff(y) != 0)                      # y[i] differs from y[i + 1]
     left, right = rise[:-1] + 1, rise[1:]                       # runs of equal values with a neighbour on both sides
     top = (y[left] > y[left - 1]) & (y[right] > y[right + 1])
@@ -53,10 +51,8 @@ class Capture:
         return (self.tables[f"max_{kind}"] > 0).any(dim=0).nonzero().flatten().tolist()
 
     def profile(self, kind, n):
-        """Compute the share of images in which it is among the `top`: (1001,), 0 outside the sampled range.
-
-        Neighbours are subtracted in float32, as shares are kept: other rounding would move the middle of plateaus.
-        """
+        """Compute the share of images in which it is among the `top`: (1001,), 0 outside the sampled range. Neighbours
+        are subtracted in float32, as shares are kept: other rounding would move the middle of plateaus."""
         x, t = self.tables["timesteps"].double().numpy()[::-1], np.arange(T + 1.0)              # (N,), (1001,)
         y = self.tables[f"share_{kind}"][:, n].numpy()[::-1]                                    # (N,) float32
         hi = np.searchsorted(x, t).clip(min(1, len(x) - 1), len(x) - 1)

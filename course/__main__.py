@@ -26,9 +26,7 @@ def path_of(exercise, work):
 
 def check(exercise, work):
     """Return the state of an exercise, "new", "passed" or the sentence that says what is wrong, and what was written.
-
-    The ascent of exercise 13 calls the student's functions of the exercises 9 to 12 that passed.
-    """
+    The ascent of exercise 13 calls the student's functions of the exercises 9 to 12 that passed."""
     path, written = path_of(exercise, work), {}
     if not path.exists():
         return "new", written

@@ -21,8 +21,6 @@ ENTRIES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text(enc
 EXERCISES = [SimpleNamespace(**{"home": "", "wrong": {}} | entry) for entry in ENTRIES]
 
 
-# --- cutting ----------------------------------------------------------------------------------------------------------
-
 def ours(exercise, name):
     """Return the project's function or method."""
     return pkgutil.resolve_name(f"{exercise.home}.{name}")
@@ -81,8 +79,6 @@ def run_text(text, path):
         exec(compile(text, str(path), "exec"), names)
     return names
 
-
-# --- marking ----------------------------------------------------------------------------------------------------------
 
 def same(a, b):
     """Compare two results: tensors with shape and type, numbers, lists, tuples, None."""

@@ -147,9 +147,7 @@ def training_loss(sae, h, dead):
 
 def train(data, recipe, path, device="cpu"):
     """Train an SAE on data (m, D); return it frozen. A checkpoint at `path` of this recipe goes on to the same result.
-
-    The threshold, the mean of the least activation that each batch kept, does at inference what batch top-k did [1].
-    """
+    The threshold, the mean of the least activation that each batch kept, does at inference what batch top-k did [1]."""
     saved, progress, wanted = time.monotonic(), Count("training steps"), asdict(recipe)
     some = data[torch.randint(len(data), (min(len(data), 65_536),), generator=torch.Generator().manual_seed(0))]
     D, generator = data.shape[1], torch.Generator().manual_seed(recipe.seed)

@@ -23,9 +23,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 def preprocess(picture, size=224):
     """Scale a PIL picture's short edge to S, crop the middle and normalise: pixels (3, S, S) = (p / 255 - MEAN) / STD.
-
-    Bicubic; the long edge and the corner are rounded down [2].
-    """
+    Bicubic; the long edge and the corner are rounded down [2]."""
     short = min(picture.size)
     width, height = (int(size * edge / short) for edge in picture.size)
     picture = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)

@@ -142,8 +142,6 @@ def save_trace(model, recipe, files, result, out):
     return write_page(folder / "trace.html", model, recipe, files, result)
 
 
-# --- pictures: tensors -> HTML ----------------------------------------------------------------------------------------
-
 def decoded(model, z, what, look="picture"):
     """Decode and show a latent (4, H, W); look: picture or small, see trace.css."""
     image = Image.fromarray(to_uint8(model.decode(z[None].to(model.device))[0].cpu()))
@@ -200,8 +198,6 @@ def pictures(model, kind, s):
                        mapped(s["adam_mean"], "The gradient's running mean before this step")]
     return shown
 
-
-# --- sections: tensors -> (id, title in links, HTML) ------------------------------------------------------------------
 
 def facts(model, recipe, k, s):
     """Return the values for the sentences about step k: of the recipe, of the step's tensors, and of both."""

@@ -38,9 +38,7 @@ def make_optimizers(trained, lr, beta2, muon):
 
 def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, amp=False, beta2=0.999, muon=False):
     """Train `model` in place and leave its moving average in it; name.safetensors and name.jsonl are its state and log.
-
-    loss(step, generator) -> (scalar to minimise, dict of numbers to log)
-    """
+    loss(step, generator) -> (scalar to minimise, dict of numbers to log)"""
     folder.mkdir(parents=True, exist_ok=True)
     path, progress, rows, step = folder / f"{name}.safetensors", Count(f"{name} steps"), [], 0
     trained, average = [p for p in model.parameters() if p.requires_grad], copy.deepcopy(model)

@@ -53,12 +53,10 @@ def export(args, part, net, config):
 
 
 def train_vae(args):
-    """Minimise L1 + 2 L1 and 10 squares of 4x4 averages + 0.25 L1 of neighbour differences + 3e-4 KL, all means.
-
-    The averages bring the colours, the differences the texture. It learns from all things, with red, green and blue in
-    any order: artwork is mostly yellow and red, and a green frog came out orange. The scaling factor makes the
-    deviation of all latents 1.
-    """
+    """Minimise L1 + 2 L1 and 10 squares of 4x4 averages + 0.25 L1 of neighbour differences + 3e-4 KL, all means. The
+    averages bring the colours, the differences the texture. It learns from all things, with red, green and blue in any
+    order: artwork is mostly yellow and red, and a green frog came out orange. The scaling factor makes the deviation of
+    all latents 1."""
     seen = args.world + [thing for i, thing in enumerate(args.others) if i % HELD_OUT]
     artworks = drawings.read(args.art, seen).to(args.device)
     torch.manual_seed(0)
@@ -115,19 +113,15 @@ def train_text(args):
 
 
 def weigh(error, abar):
-    """Weigh the squared error of the predicted noise by min(min(SNR + 1, 5) / SNR, 30) / 3, SNR = abar / (1 - abar).
-
-    As Hang et al. (arXiv 2303.09556), but for the 30, and SNR + 1: high noise counts, where a picture is decided.
-    """
+    """Weigh the squared error of the predicted noise by min(min(SNR + 1, 5) / SNR, 30) / 3, SNR = abar / (1 - abar). As
+    Hang et al. (arXiv 2303.09556), but for the 30, and SNR + 1: high noise counts, where a picture is decided."""
     snr = abar / (1 - abar)
     return error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0) / 3
 
 
 def train_unet(args):
     """Minimise `weigh` of the error of the predicted noise in a drawing's latent, t evenly spread, and no other loss.
-
-    EMPTY of the captions say nothing: the model learns to recognise a thing by its looks, and guidance is possible.
-    """
+    EMPTY of the captions say nothing: the model learns to recognise a thing by its looks, and guidance is possible."""
     vae, encoder = (read_part(args.out, part, torch.float32, args.device) for part in ("vae", "text_encoder"))
     which, schedule, z = torch.arange(drawings.DRAWINGS, device=args.device), Schedule(device=args.device), []
     for artwork in args.artworks.to(args.device):
@@ -202,11 +196,9 @@ def find_concepts(args):
 
 
 def write_settings(args):
-    """Write settings, default feature and thesis' five (`featviz.json`), the meanings as labels, the licences.
-
-    The default is the feature of the largest surprise. The five are those of the largest surprise that mean a flower,
-    an animal, a food, a face or person, and a house; what no feature means is left out.
-    """
+    """Write settings, default feature and thesis' five (`featviz.json`), the meanings as labels, the licences. The
+    default is the feature of the largest surprise. The five are those of the largest surprise that mean a flower, an
+    animal, a food, a face or person, and a house; what no feature means is left out."""
     rows = json.loads((args.out / "concepts.json").read_text(encoding="utf-8"))["rows"]
     rows = sorted((row for row in rows if row["meaning"]), key=lambda row: -row["surprise"])
     subgroups, thesis = {thing.name: thing.subgroup for thing in args.world}, {}

@@ -106,8 +106,6 @@ def cause(tensors):
     return foreign(widths) or AGAIN
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
 class StandIn:
     """Stand in for an object whose class is not loaded: what was pickled becomes its attributes."""
 
@@ -187,8 +185,6 @@ def read_set(source):
         tensors |= found
     return tensors, config, path if len(paths) == 1 else source
 
-
-# --- writing ----------------------------------------------------------------------------------------------------------
 
 def write(path, tensors, config_name, config, source):
     """Write a safetensors file and its config; WeightsError for NaN and infinity, which load.py would meet late."""

@@ -192,10 +192,8 @@ def fetch(bundle, folder=None, check=False, agreed=False):
 
 
 def choose_weights(path, kind, targets):
-    """Return the folder to load: `path`, Stable Diffusion's where it is and there are `targets`, else the toy.
-
-    For a number that only Stable Diffusion has Style50 is fetched, or ValueError names the command.
-    """
+    """Return the folder to load: `path`, Stable Diffusion's where it is and there are `targets`, else the toy. For a
+    number that only Stable Diffusion has Style50 is fetched, or ValueError names the command."""
     if path:
         return path
     parts = ["unet", "vae", "text_encoder", *["sae/*"] * (kind == "feature")]

@@ -160,11 +160,9 @@ def on_meta(network, sizes, path):
 
 
 def build(network, sizes, config_path, weights_path, dtype=torch.float32, device="cpu"):
-    """Build `network(**sizes)`, frozen, from a file with exactly its names and shapes.
-
-    Tensors that are not converted stay in the mapped file. A large one that is converted has a mapping that ends with
-    it, so that the whole file is never in memory beside the new numbers.
-    """
+    """Build `network(**sizes)`, frozen, from a file with exactly its names and shapes. Tensors that are not converted
+    stay in the mapped file. A large one that is converted has a mapping that ends with it, so that the whole file is
+    never in memory beside the new numbers."""
     net, tensors = on_meta(network, sizes, config_path), {}
     shapes = {name: tuple(p.shape) for name, p in net.state_dict().items()}
     with open_tensors(weights_path) as file:
@@ -326,11 +324,9 @@ def choose_dtype(device):
 
 
 def load(path=None, device=None, dtype=None, hook_point=None):
-    """Load a folder of weights, by default the toy; WeightsError for what does not fit.
-
-    device, dtype: None for choose_device's, choose_dtype's; hook_point: None for the only SAE's, or HOOK_POINT. Of
-    tensors that stay in the mapped file, NaN shows when decoding, in the fit check, and in Model.check_numbers.
-    """
+    """Load a folder of weights, by default the toy; WeightsError for what does not fit. device, dtype: None for
+    choose_device's, choose_dtype's; hook_point: None for the only SAE's, or HOOK_POINT. Of tensors that stay in the
+    mapped file, NaN shows when decoding, in the fit check, and in Model.check_numbers."""
     folder = Path(path) if path else ROOT / "toy"
     if not (folder / "unet/config.json").exists():
         what = "a single file" if folder.is_file() else "no folder of weights with unet/config.json"

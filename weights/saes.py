@@ -59,10 +59,8 @@ MARKS = {name for _, names, *_ in FAMILIES for name in names[2:]}               
 
 
 def read_fields(config, path, special, trained=False):
-    """Return ({field: value} of our cfg.json, names of fields that change nothing) of a config of any family.
-
-    special: what the family decides; trained: whether unknown fields of such a config are about training alone.
-    """
+    """Return ({field: value} of our cfg.json, names of fields that change nothing) of a config of any family. special:
+    what the family decides; trained: whether unknown fields of such a config are about training alone."""
     left = []
     for key, value in config.items():
         if key in KNOWN and value not in (None, *KNOWN[key]):
@@ -119,9 +117,7 @@ def read_tensors(tensors, names, config, source, path):
 
 def read_sae(tensors, config, path, config_name=""):
     """Return ({our name: tensor}, fields of our cfg.json, names of fields that change nothing) of an SAE's file.
-
-    config: the object beside or in it, or {}; config_name: its file, which tells two families apart.
-    """
+    config: the object beside or in it, or {}; config_name: its file, which tells two families apart."""
     config = config.get("trainer", config)                      # [3]
     places = [config.get(key) for key in ("hookpoint", "hook_point", "hook_name", "submodule_name")]
     if ("latent_bias" in tensors and "auxk_coef" in config and config_name != "cfg.json"
