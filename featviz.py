@@ -1,13 +1,8 @@
 """See what one feature inside a latent diffusion model responds to: `python featviz.py --feature 12`.
 
 One function a stage: flags -> model -> jobs -> results -> pages. The method itself is ascent.py, the course of one
-batch visualize.py. In a notebook:
-
-    import featviz
-    model = featviz.load("weights/toy")
-    featviz.visualize(model, features=[4])[0]
-
-What needs torch is imported where it is used, so that --help and wrong flags are answered at once.
+batch visualize.py. `load` and `visualize` are for notebooks. What needs torch is imported where it is used, so that
+--help and wrong flags are answered at once.
 """
 import difflib
 import itertools

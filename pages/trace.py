@@ -285,8 +285,7 @@ def of_finish(model, recipe, s, scores):
     tried = f" It was tried from several t. Re-encoded activations: {', '.join(tries)}. The largest was kept."
     named = {"t": s["timestep"], "rms e": s["rms_noise"], "rms g": s["rms_gradient"], "pull": s["pull"],
              "activation": s["activation"]}
-    values = recipe["config"] | recipe["job"] | {
-        "top": s["timestep"][0], "tried": tried if len(tries) > 1 else ""}
+    values = recipe["config"] | recipe["job"] | {"top": s["timestep"][0], "tried": tried if len(tries) > 1 else ""}
     return section("finish", TEXTS["finish"], f"{len(s['timestep'])} steps after the ascent", values, s,
                    course(model, s), columns(named, "Steps of the finish"))
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from activity.profile import find_capture
 from pages.evidence import gain
-from steering import predict, reach_hook, sample
+from steering import sample
 from toyworld import drawings
 from toyworld.judge import Judge, lesson, see, shows
 from toyworld.train import GUIDANCE, HELD_OUT, write_json
@@ -93,20 +93,12 @@ def measure_hook(world):
             z = model.encode(drawings.draw_rows(world.artworks, rows, generator).to(model.device))
             eps, t = torch.randn(z.shape, generator=generator), torch.full((len(z),), time, device=model.device)
             x = model.schedule.add_noise(z, eps.to(model.device), t)
-            passes, h, _ = reach_hook(model, x, t, context)
-            name, h = passes.send(h.mean((0, 2, 3), keepdim=True).expand(h.shape))
-            while name != "conv_out":
-                name, h = passes.send(h)
-            change, abar = predict(model, x, t, context)[0] - h, model.schedule.abar(t)
+            with model.unet.get_submodule(model.hook_point).register_forward_hook(
+                    lambda module, inputs, h: h.mean((0, 2, 3), keepdim=True).expand(h.shape)):
+                without = model.unet(x, t, context)
+            change, abar = (model.unet(x, t, context) - without).float(), model.schedule.abar(t)
             out[kind][time] = round((change.square() * (1 - abar) / abar).mean().item(), 3)
     return out
-
-
-def measure_dictionary(world):
-    """Read what dictionary/ reported of samples held out, and the share of features found by another seed."""
-    path = world.folder / "sae" / f"unet.{world.model.hook_point}" / "training.json"
-    made = json.loads(path.read_text(encoding="utf-8"))
-    return {**made["report"]["all"], "found_by_another_seed": made["found_by_another_seed"]}
 
 
 def order(result):
@@ -138,8 +130,7 @@ def measure_features(world):
 
 
 PARTS = {"vae": measure_vae, "judge": measure_judge, "samples": measure_samples, "hook": measure_hook,
-         "dictionary": measure_dictionary, "concepts": lambda world: world.concepts["counts"],
-         "features": measure_features}
+         "concepts": lambda world: world.concepts["counts"], "features": measure_features}
 
 
 def show(value):
