@@ -38,10 +38,8 @@ def draw(generator, shape, config):
 
 def readout(model, h, jobs, position=None):
     """Read each job's target, all of one kind, before the relu: h (B, D, h, w) -> (B, S), float32.
-
     A feature f is W_enc[f] . (h - b_dec) + b_enc[f], a vector w . h, a channel that of its unit vector. Only `position`
-    (row, column) is read where given, (B, 1); ValueError for one outside the grid.
-    """
+    (row, column) is read where given, (B, 1); ValueError for one outside the grid."""
     if position is not None:
         (y, x), (rows, columns) = position, h.shape[2:]
         if not (y < rows and x < columns):

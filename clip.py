@@ -59,10 +59,8 @@ def split_words(text):
 
 class Tokenizer:
     """Byte-pair encoding: lower-cased text -> ids [start, at most 75 tokens, end, end, ...], padded with the end [2].
-
     A word becomes the symbols of its UTF-8 bytes, `</w>` on the last. Then the adjacent pair that comes first in
-    `merges` is joined, over and over, until no pair is in the list.
-    """
+    `merges` is joined, over and over, until no pair is in the list."""
 
     def __init__(self, merges):
         symbols = list(byte_symbols().values())

@@ -58,10 +58,8 @@ def ddim(schedule, predict, x, steps=50):
 
 def pndm(schedule, predict, x, steps=50):
     """Sample by PLMS [3], SD 1.x's own: yields (t, x after the step), N + 1 times; the second t comes twice.
-
     The rule extrapolates the noise from the last four predictions; the step is DDIM's, to which [3]'s transfer function
-    is algebraically equal. The first step is done again with the mean of both its ends, for lack of a history.
-    """
+    is algebraically equal. The first step is done again with the mean of both its ends, for lack of a history."""
     stride, times = T // steps, schedule.timesteps(steps)
     past, start = [], x                                         # predictions of the last steps, newest first
     for i, t in enumerate(times[:2] + times[1:]):

@@ -8,9 +8,8 @@ from vae import to_uint8
 
 def sounds(result):
     """Return {suffix: bytes of a WAV file} of a result's picture, its start and its finished picture."""
-    found, pictures = {}, {".wav": result.image, ".start.wav": result.frames.get(0)}
-    if result.finished:
-        pictures[".finished.wav"] = result.finished.image
+    found, pictures = {}, {".wav": result.image, ".start.wav": result.frames.get(0),
+                           ".finished.wav": result.finished and result.finished.image}
     for suffix, image in pictures.items():
         if image is not None:
             samples, left = to_sound(torch.from_numpy(to_uint8(image)), result.job.seed)

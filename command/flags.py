@@ -20,8 +20,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog.split()[0].removesuffix('.py')}: {message} (--help lists all flags)\n")
 
 
-# --- how a flag's value is read; argparse makes a sentence of a ValueError --------------------------------------------
-
 def numbers(text):
     """Read "12" as [12], "0-199" as [0, ..., 199]."""
     first, dash, last = text.partition("-")

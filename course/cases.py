@@ -123,10 +123,8 @@ CASES = {
 }
 
 
-# --- more than a function: of what is yielded only the first is asked for, so what comes later may rely on it ---------
-
 def check_ascent(functions):
-    """Yield a sentence for each thing in which five steps of the toy's ascent differ from ours."""
+    """Yield a sentence for each thing in which five steps of the toy's ascent differ from ours; one alone is shown."""
     model, config = load(), Config(num_steps=5, prior="noise")
     jobs = [Job("feature", model.settings["feature"], 500, seed) for seed in (1, 2)]
     theirs, ours = (list(ascend(model, jobs, config, start(model, jobs, config)))

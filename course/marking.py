@@ -139,3 +139,10 @@ def mark(exercise, functions):
     except ValueError as e:
         return str(e)
     return ""
+
+
+def check(number, *functions):
+    """Check a student's functions and print a sentence: check(3, step)."""
+    written = functions[0].__globals__ | {"__file__": functions[0].__code__.co_filename}            # also `why`
+    sentence = mark(EXERCISES[number - 1], written | {function.__name__: function for function in functions})
+    print(f"exercise {number}: {sentence or 'passed'}")

@@ -9,6 +9,7 @@
 The pictures are those that the page shows. Both measures are suggestions: the nearest of bad words is a word, too.
 `python weights/fetch.py clip` fetches CLIP ViT-L/14.
 """
+import json
 import sys
 from functools import cache
 from itertools import groupby, islice
@@ -58,14 +59,9 @@ def best_words(pictures, mean, words, embeddings, top=3):
 
 
 def read_words():
-    """Read {word: the text that CLIP sees}: words.txt has a word a line below headings `# group: text with {}`."""
-    found = {}
-    for line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            template = line.partition(": ")[2]
-        else:
-            found[line] = template.format(line)
-    return found
+    """Read {word: the text that CLIP sees} of words.json."""
+    groups = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8")).values()
+    return {word: group["text"].format(word) for group in groups for word in group["words"]}
 
 
 class Legibility:
@@ -143,10 +139,9 @@ def match(model, out, query):
         say(f'feature {n} has the label "{model.labels[n]}"')
     if (PUBLISHED / "model.safetensors").exists() or not best:
         measures = Legibility(model, out)
-        if Path(query).suffix.lower() in Image.registered_extensions():
-            (embedding,) = measures.scorer.images([read_picture(query)])                        # (E,)
-        else:
-            (embedding,) = measures.scorer.texts([query])
+        pictured = Path(query).suffix.lower() in Image.registered_extensions()
+        (embedding,) = (measures.scorer.images([read_picture(query)]) if pictured               # (E,)
+                        else measures.scorer.texts([query]))
         say(f"{kind:>8} {'score':>7} {'activation':>11}  words of its examples")
         for score, n, peak in measures.search(kind, embedding):
             examples = capture.examples(kind, n, peak)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from toyworld import concepts, denoiser, drawings, evaluate, fit, judge, text, train
+from toyworld import concepts, drawings, evaluate, fit, judge, text, train
 from unet import UNet
 from weights.load import check_config
 
@@ -78,8 +78,8 @@ def test_colours_have_the_names_that_people_give_them(rgb, name):
 
 def test_what_is_silent_in_training_is_silent_in_use():
     torch.manual_seed(0)
-    trained = denoiser.denoiser()
-    plain = UNet(**check_config("unet", denoiser.CONFIG, "config.json"))
+    trained = train.denoiser()
+    plain = UNet(**check_config("unet", train.UNET, "config.json"))
     plain.load_state_dict(trained.state_dict())
     z, t, context = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 77, 64)
     assert torch.allclose(trained(z, t, context), plain(z, t, context), atol=1e-5)

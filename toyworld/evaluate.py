@@ -82,25 +82,6 @@ def measure_samples(world):
     return found(world, SAMPLES, 50, pictures)
 
 
-def measure_hook(world):
-    """Measure the mean square change of the predicted clean latent, of variance 1, when the mean over the batch and its
-    places replaces the hook's output: with the empty prompt and with the caption, at three time steps."""
-    model, rows = world.model, torch.randperm(len(world.artworks), generator=torch.Generator().manual_seed(0))[:256]
-    out = {}
-    for kind, prompts in (("empty", [""] * len(rows)), ("caption", [world.captions[a] for a in rows])):
-        generator, context, out[kind] = torch.Generator().manual_seed(1), model.embed(prompts), {}
-        for time in (300, 600, 900):
-            z = model.encode(drawings.draw_rows(world.artworks, rows, generator).to(model.device))
-            eps, t = torch.randn(z.shape, generator=generator), torch.full((len(z),), time, device=model.device)
-            x = model.schedule.add_noise(z, eps.to(model.device), t)
-            with model.unet.get_submodule(model.hook_point).register_forward_hook(
-                    lambda module, inputs, h: h.mean((0, 2, 3), keepdim=True).expand(h.shape)):
-                without = model.unet(x, t, context)
-            change, abar = (model.unet(x, t, context) - without).float(), model.schedule.abar(t)
-            out[kind][time] = round((change.square() * (1 - abar) / abar).mean().item(), 3)
-    return out
-
-
 def order(result):
     """Order finished pictures: excited, strong beside the model's own images, strong."""
     strength = gain(result, "activation_reencoded") or 0
@@ -109,8 +90,7 @@ def order(result):
 
 def measure_features(world):
     """Count the pictures, by default settings, that show the meaning of random live features that have one: ascent and
-    finish of the first seed, the finish that comes first of SEEDS, and, for chance, the first seed's finish with the
-    meaning of another of these features."""
+    finish of the first seed, the first finish of SEEDS by `order`, and for chance a finish with another's meaning."""
     rows, generator = world.concepts["rows"], torch.Generator().manual_seed(0)
     picked = [rows[i] for i in torch.randperm(len(rows), generator=generator)[:FEATURES].tolist()]
     known = [row for row in picked if row["meaning"]]
@@ -129,8 +109,8 @@ def measure_features(world):
     return shares | {"picked": len(picked), "with_meaning": len(known)}
 
 
-PARTS = {"vae": measure_vae, "judge": measure_judge, "samples": measure_samples, "hook": measure_hook,
-         "concepts": lambda world: world.concepts["counts"], "features": measure_features}
+PARTS = {"vae": measure_vae, "judge": measure_judge, "samples": measure_samples, "features": measure_features,
+         "concepts": lambda world: world.concepts["counts"]}
 
 
 def show(value):

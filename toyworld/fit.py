@@ -15,7 +15,6 @@ from activity.capture import load_state, save_state
 from command.progress import Count
 
 SAVE_EVERY = 120                                            # seconds between two states on disk
-LOG_EVERY = 50                                              # steps, whose means are logged
 
 
 def learning_rate(step, steps, peak, warmup, decay=0.4):
@@ -72,7 +71,7 @@ def fit(name, model, loss, *, steps, lr, folder, device, warmup=200, ema=0.999, 
         step += 1
         progress(step, steps)
         rows.append({k: v.item() for k, v in ({"loss": value} | numbers).items()})
-        if step % LOG_EVERY == 0 or step == steps:
+        if step % 50 == 0 or step == steps:                     # the means of these steps
             means = {k: round(sum(row[k] for row in rows) / len(rows), 6) for k in rows[0]}
             seconds = round((time.time() - began) / (step - first), 4)
             with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as log:

@@ -42,9 +42,8 @@ class Judge(nn.Module):
 
 
 def lesson(artworks, rows, generator, unseen=False):
-    """Draw the artworks `rows` (B,) as only the judge sees them: (B, 3, 64, 64), scaled, turned, moved, brighter or
-    darker, on any light background, half of them blurred, all noisy. `unseen` ones differ by what no lesson had: a
-    background that runs from one colour to another, less contrast and a shear."""
+    """Draw the artworks `rows` (B,) as only the judge sees them, (B, 3, 64, 64): scaled, turned, moved, recoloured,
+    noisy, half of them blurred. `unseen` is what no lesson had: a ground of two colours, less contrast, a shear."""
     B, device = len(rows), artworks.device
     draw = lambda low, high, *shape: low + (high - low) * torch.rand(B, *shape, generator=generator, device=device)
     angle, scale = draw(-12, 12) * math.pi / 180, draw(0.8, 1.1) * drawings.EDGE / drawings.SIZE

@@ -13,16 +13,24 @@ import torch
 import torch.nn.functional as F
 
 from activity.capture import Settings, capture as record_capture, configure, save_tensors
+from config import HOOK_POINT
 from dictionary.train import Recipe, export as export_sae, learn
 from results import to_json, write
 from schedule import Schedule
-from toyworld import concepts, denoiser, drawings, text
+from toyworld import concepts, drawings, text
 from toyworld.fit import fit
 from toyworld.judge import Judge, lesson
+from unet import Transformer, UNet
 from vae import VAE
 from weights.load import FILES, load, read_part, read_tokenizer
 
 VAE_SIZES = dict(block_out_channels=[16, 32, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8)
+ATTENDING = "down_blocks.2.", "mid_block.", "up_blocks.1."  # levels whose transformers work; elsewhere they add nothing
+BEHIND = "up_blocks.1.attentions.2"                         # works, but does not see the text
+UNET = dict(block_out_channels=[16, 24, 128, 128], layers_per_block=2, cross_attention_dim=64, attention_head_dim=4,
+            norm_num_groups=8, in_channels=4, out_channels=4, sample_size=16)
+SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+                 prediction_type="epsilon", steps_offset=1, set_alpha_to_one=False, clip_sample=False)
 HELD_OUT = 12               # every twelfth thing outside the world is kept from training, to measure the VAE
 EMPTY, HOUSE_ONLY, NAME_ONLY = 0.40, 0.05, 0.10     # shares of captions that say nothing, or only a part
 GUIDANCE = 3.0              # of the samples from which the dictionary learns
@@ -119,6 +127,29 @@ def weigh(error, abar):
     return error * ((snr + 1).clamp(max=5.0) / snr).clamp(max=30.0) / 3
 
 
+def silence(module, last, instead):
+    """Let nothing of a module through: its last layer is 0, none of it is trained, and `instead` takes its place."""
+    module.requires_grad_(False)
+    module.forward = instead
+    for p in last.parameters():
+        p.data.zero_()
+
+
+def denoiser():
+    """Build a UNet of SD's structure, thin above, with text below alone: what a picture shows has to pass the hook
+    point. What is silent is passed by in training, with the same result and in less time."""
+    unet = UNet(UNET["block_out_channels"], UNET["cross_attention_dim"], UNET["attention_head_dim"],
+                UNET["norm_num_groups"])
+    for name, module in unet.named_modules():
+        if isinstance(module, Transformer) and not name.startswith(ATTENDING):
+            silence(module, module.proj_out, lambda x, context: x)
+        elif name == BEHIND:
+            block = module.transformer_blocks[0]
+            block.norm2.requires_grad_(False)
+            silence(block.attn2, block.attn2.to_out[0], lambda *_: 0)
+    return unet
+
+
 def train_unet(args):
     """Minimise `weigh` of the error of the predicted noise in a drawing's latent, t evenly spread, and no other loss.
     EMPTY of the captions say nothing: the model learns to recognise a thing by its looks, and guidance is possible."""
@@ -131,7 +162,7 @@ def train_unet(args):
     ids = text.caption_table(read_tokenizer(args.out / "tokenizer"), args.world).to(args.device)
     context = torch.stack([encoder(of_thing) for of_thing in ids])                                 # (T + 1, 5, 77, 64)
     torch.manual_seed(2)
-    unet = denoiser.denoiser().to(args.device)
+    unet = denoiser().to(args.device)
     B = BATCH["unet"]
 
     def loss(step, generator):
@@ -149,8 +180,8 @@ def train_unet(args):
 
     fit("unet", unet, loss, steps=args.steps["unet"], lr=1.5e-3, folder=args.runs, device=args.device, ema=0.9995,
         amp=args.bf16, beta2=0.99, muon=True, warmup=300)
-    export(args, "unet", unet, denoiser.CONFIG)
-    write_json(args.out / "scheduler/scheduler_config.json", denoiser.SCHEDULER)
+    export(args, "unet", unet, UNET)
+    write_json(args.out / "scheduler/scheduler_config.json", SCHEDULER)
 
 
 def train_dictionary(args):
@@ -162,7 +193,7 @@ def train_dictionary(args):
     recipe = Recipe(EXPANSION, ACTIVE, args.steps["dictionary"], BATCH["dictionary"], 1e-3)
     seeds = 0, 1                                                # the second tells which features are found again
     sae, about = learn(load(args.out, args.device), settings, recipe, seeds, args.runs / "dictionary")
-    export_sae(sae, args.out / "sae" / f"unet.{denoiser.HOOK_POINT}", about)
+    export_sae(sae, args.out / "sae" / f"unet.{HOOK_POINT}", about)
     (args.out / "prompts.txt").write_text("\n".join(captions[::CAPTURED]) + "\n", encoding="utf-8")
 
 
@@ -212,7 +243,7 @@ def write_settings(args):
     thesis = [thesis[beginnings] for beginnings in THESIS if beginnings in thesis]
     write_json(args.out / "featviz.json", SETTINGS | {"feature": rows[0]["feature"], "thesis": thesis})
     labels = {str(row["feature"]): row["meaning"][1] for row in sorted(rows, key=lambda row: row["feature"])}
-    write_json(args.out / "sae" / f"unet.{denoiser.HOOK_POINT}" / "labels.json", labels)
+    write_json(args.out / "sae" / f"unet.{HOOK_POINT}" / "labels.json", labels)
     (args.out / "LICENSES.md").write_bytes(Path(__file__).with_name("LICENSES.md").read_bytes())
 
 

@@ -39,7 +39,6 @@ FILES = dict.fromkeys(NETWORKS, "diffusion_pytorch_model.safetensors") | {"text_
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json")
 AGAIN = "fetch or copy this file again"
 CONVERT = "for a pickle, shards or other names: python weights/convert.py IN OUT"
-LARGE = 2 ** 20             # numbers of a tensor that is converted from a mapping of its own
 FIXED = {       # keys of a config that change the mathematics, with the only value for which there is code here
     "unet": {"layers_per_block": 2, "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0,
              "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1,
@@ -171,7 +170,7 @@ def build(network, sizes, config_path, weights_path, dtype=torch.float32, device
         found = {name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()}
         check_shapes(weights_path, found, shapes, f"give the file that belongs to its config; {CONVERT}")
         for name, p in net.state_dict().items():
-            tensor = (open_tensors(weights_path) if p.numel() >= LARGE else file).get_tensor(keys[name])
+            tensor = (open_tensors(weights_path) if p.numel() >= 2 ** 20 else file).get_tensor(keys[name])
             if not tensor.is_floating_point():
                 raise WeightsError(f"{weights_path}: {name} holds {tensor.dtype}, expected real numbers; {AGAIN}")
             if dtype != tensor.dtype or torch.device(device).type != "cpu":

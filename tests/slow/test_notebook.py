@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from course.marking import EXERCISES
-from course.notebook import write_notebook
+from course.__main__ import write_notebook
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")

@@ -3,8 +3,9 @@ import json
 
 import torch
 
+from config import HOOK_POINT
 from tests.test_toyworld import art                 # noqa: F401, a fixture
-from toyworld import concepts, denoiser, evaluate, train
+from toyworld import concepts, evaluate, train
 
 
 def run(art, tmp_path, *stages):                    # noqa: F811
@@ -21,7 +22,7 @@ def test_from_artwork_to_evaluation(art, tmp_path, monkeypatch, capsys):        
     run(art, tmp_path, *list(train.STAGES)[:-1])
     model, recorded, stored = train.load(out, "cpu"), read("training.json"), read("concepts.json")
     z, t = torch.randn(2, *model.latent_shape), torch.tensor([10, 500])
-    assert model.unet(z, t, model.embed(["", "A fox face image"]), until=denoiser.HOOK_POINT).shape == (2, 128, 4, 4)
+    assert model.unet(z, t, model.embed(["", "A fox face image"]), until=HOOK_POINT).shape == (2, 128, 4, 4)
     assert recorded["stages"]["unet"]["step"] == 2 and recorded["things"] == 3
     assert stored["channels"] == 128 and stored["features"] == 1024
     assert {"features", "channels", "random"} == set(stored["counts"])
@@ -36,7 +37,7 @@ def test_from_artwork_to_evaluation(art, tmp_path, monkeypatch, capsys):        
     assert read("featviz.json")["feature"] == ground
     assert [(row["feature"], row["word"]) for row in read("featviz.json")["thesis"]] == [
         (fox, "fox face"), (house, "Noto, red")]
-    assert read(f"sae/unet.{denoiser.HOOK_POINT}/labels.json")[str(fox)] == "fox face"
+    assert read(f"sae/unet.{HOOK_POINT}/labels.json")[str(fox)] == "fox face"
 
     (out / "featviz.json").write_text(json.dumps({"timestep": 500, "presets": {
         kind: {"prior_steps": 2, "num_steps": 2, "finish_steps": 2} for kind in ("sae", "raw")}}))
@@ -60,7 +61,7 @@ def test_only_the_noise_loss_reaches_the_hook(art, tmp_path, monkeypatch):      
             seen[name] = output
         return hook
 
-    unet.get_submodule(denoiser.HOOK_POINT).register_forward_hook(keep("h"))
+    unet.get_submodule(HOOK_POINT).register_forward_hook(keep("h"))
     unet.register_forward_hook(keep("noise"))
     caught["loss"](0, torch.Generator().manual_seed(0))[0].backward(retain_graph=True)
     total = seen["h"].grad.clone()
