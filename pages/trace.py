@@ -211,7 +211,7 @@ def facts(model, recipe, k, s):
     return config | job | s | {
         "prompt": escape(config["prompt"]), "n": escape(job["target"]), "hook_point": recipe["hook_point"],
         "over": f"at place {tuple(config['position'])}:" if config["position"] else "mean<sub><i>s</i></sub>",
-        "read": read, "more": order.index(job["target"]) or "no" if job["target"] in order else f"{len(order)} or more",
+        "read": read, "rank": order.index(job["target"]) + 1 if job["target"] in order else "11 or more",
         "climbs": " The feature is silent everywhere, so its mean before the relu is climbed."
                   if s["silent"] and config["silent_gradient"] else "",
         "signal": abar.sqrt(), "noise": (1 - abar).sqrt(), "channels": str(s["longest"].tolist())[1:-1],
