@@ -8,14 +8,7 @@ import torch
 from tests.tiny import write_model
 from weights import load as loading
 
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Networks this small lose time to threads, and sums round differently with another number of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+torch.set_num_threads(1)        # networks this small lose time to threads, and sums round differently with more of them
 
 
 @pytest.fixture(scope="module")

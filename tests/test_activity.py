@@ -19,8 +19,6 @@ PROMPTS = ("A Tree", "A Cat", "A Sun")
 ELSEWHERE = "mid_block.attentions.0"                            # a hook point without an SAE
 TABLES = ("activity.safetensors", "capture.json", "examples.safetensors", "prompts.safetensors")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

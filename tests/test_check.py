@@ -13,8 +13,6 @@ from tests.tiny import HOOK, PATHS, edit_json, write_model
 from weights import check
 from weights.load import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def activations(model, update=False):
     """Rows (n, D) of the hook at the time steps of the fit check, by forward hooks on the module itself."""

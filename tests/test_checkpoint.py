@@ -20,7 +20,6 @@ from weights.load import load
 SAE_FOLDER, OTHER = f"sae/unet.{HOOK}", "up_blocks.1.attentions.2"
 UNET, VAE, TEXT, SAE = (PATHS[part][1] for part in ("unet", "vae", "text_encoder", "sae"))
 UNET_CONFIG, CFG, SCHEDULER, NAME = PATHS["unet"][0], PATHS["sae"][0], PATHS["scheduler"][0], "conv_in.weight"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ GIVEN = dict(       # every setting with a value that is not the tiny model's
 
 QUICK_START = ("--prior", "noise", "--no-finish")
 
-pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 def short(weights, out, *flags):
@@ -54,7 +54,7 @@ def run(weights, out, *flags):
 
 
 @pytest.fixture(scope="module")
-def once(weights, tmp_path_factory, one_thread, loaded_once):
+def once(weights, tmp_path_factory, loaded_once):
     """Results of a run with --seed 5."""
     out = tmp_path_factory.mktemp("once") / "out"
     assert run(weights, out, "--seed", 5) == 0

@@ -10,7 +10,6 @@ from course.cases import CASES
 from course.marking import CHECKS, EXERCISES, call, edited, mark, ours, run_text, same, source, stub
 from course.__main__ import write_notebook
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = [(e, name, *known) for e in EXERCISES for name in e.wrong for known in e.wrong[name]]
 
 

@@ -15,7 +15,6 @@ from steering import sample
 from tests.tiny import write_model
 from weights.load import WeightsError, load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 H = torch.tensor([[3.0, 2.5], [1.0, 0.5]])
 
 

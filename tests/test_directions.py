@@ -13,8 +13,6 @@ from vae import fitted, read_picture
 from visualize import measure, start, stream, visualize
 from weights.load import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def model():

@@ -4,7 +4,7 @@ import pytest
 import featviz
 from activity.__main__ import main as activity
 
-pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
+pytestmark = pytest.mark.usefixtures("loaded_once")
 KINDS = {                   # hook point -> its width on the tiny model
     "conv_in": 16, "down_blocks.1.downsamplers.0.conv": 16, "mid_block.resnets.1": 32, "up_blocks.3.attentions.2": 16}
 

@@ -22,8 +22,6 @@ from tests.tiny import CLIP_CONFIG, TIMES, edit_json, edit_tensors, write_clip, 
 from vae import read_picture
 from weights.load import WeightsError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def whole(tmp_path_factory):

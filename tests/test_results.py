@@ -17,7 +17,7 @@ from tests.test_house import graph
 STEM = "tiny/feature_00003/t0300/seed_5"
 TWO = ("--seed", 1, 5, "--batch-size", 1)
 
-pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once")
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture

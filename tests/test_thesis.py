@@ -7,7 +7,7 @@ from tests.test_page import Page, check
 from tests.tiny import edit_json, write_model
 
 
-def test_a_row_holds_word_prompt_image_and_every_seed(tmp_path, one_thread):
+def test_a_row_holds_word_prompt_image_and_every_seed(tmp_path):
     """Of an SAE with labels its first five, here two, with prompts in SAEmnesia's spelling."""
     weights = write_model(tmp_path / "tiny")
     edit_json(weights / "featviz.json", capture={"steps": 3, "sampler": "ddim"})

@@ -1,14 +1,12 @@
 """The bench: all ways compute the same, and its table."""
 from importlib.util import find_spec
 
-import pytest
 import torch
 
 from bench import speed
 from config import Job, configure
 from visualize import start
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 

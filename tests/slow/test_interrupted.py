@@ -19,8 +19,6 @@ from tests.test_cli import files, stems
 KILLS = 4
 FEW = ("--feature", "0-4", "--seed", 1, "--batch-size", 2)      # five steered jobs: two batches of two and one of one
 
-pytestmark = pytest.mark.usefixtures("one_thread")      # as the killed processes
-
 
 def flags(weights, out, *more):
     return [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", "--timestep", 300, *more)]
@@ -46,7 +44,7 @@ def times(out, found):
 
 
 @pytest.fixture(scope="module")
-def whole(weights, tmp_path_factory, one_thread):
+def whole(weights, tmp_path_factory):
     """({path: bytes} of an undisturbed run, its seconds on this machine as it is now)."""
     out, began = tmp_path_factory.mktemp("whole") / "out", time.monotonic()
     assert featviz.main(flags(weights, out, *FEW)) == 0

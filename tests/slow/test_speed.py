@@ -14,11 +14,10 @@ from weights import quick
 from weights.load import load
 
 TOY_WEIGHTS = "weights/toy"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def model(one_thread):
+def model():
     return load(TOY_WEIGHTS)
 
 

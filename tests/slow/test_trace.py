@@ -27,7 +27,6 @@ from schedule import pndm
 from tests.tiny import write_model
 from weights.load import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 EVERYTHING_ON = ["--total-variation-weight", 0.3, "--gradient-smoothing-sigma-start", 6,
                  "--gradient-smoothing-sigma-end", 2, "--jitter-max", 8, "--prior-steps", 8,
@@ -51,7 +50,7 @@ def model(weights):
 
 
 @pytest.fixture(scope="module", params=["--feature 3", "--channel 7"])
-def traced(request, weights, tmp_path_factory, one_thread):
+def traced(request, weights, tmp_path_factory):
     """(folder of a trace, the record of the same job made without a trace, its path)"""
     flags = ["--weights", weights, *request.param.split(), "--timestep", 600, "--seed", 5, "--num-steps", 6,
              "--batch-size", 1, *EVERYTHING_ON]
