@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from tests.test_activity import files, flags, model, pytestmark, settings, weights, whole  # noqa: F401
+from tests.test_activity import files, flags, model, settings, weights, whole  # noqa: F401
 
 
 def test_kill_9(weights, whole, tmp_path):  # noqa: F811
