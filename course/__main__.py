@@ -37,7 +37,7 @@ def path_of(exercise, work):
     return work / f"{exercise.number:02d}_{exercise.title.lower().replace(' ', '_')}.py"
 
 
-def check(exercise, work):
+def state_of(exercise, work):
     """Return the state of an exercise, "new", "passed" or the sentence that says what is wrong, and what was written.
     The ascent of exercise 13 calls the student's functions of the exercises 9 to 12 that passed."""
     path, written = path_of(exercise, work), {}
@@ -49,7 +49,7 @@ def check(exercise, work):
         return str(e), written
     if exercise.number == 13:
         for other in EXERCISES[8:12]:
-            state, made = check(other, work)
+            state, made = state_of(other, work)
             written |= {name: made[name] for name in other.names if state == "passed"}
         functions |= written | {"reg": SimpleNamespace(**vars(regularizers) | written)}
     return mark(exercise, functions) or "passed", functions
@@ -59,7 +59,7 @@ def list_exercises(work):
     for part, exercises in groupby(EXERCISES, lambda e: e.part):
         say(f"\n{part}")
         for e in exercises:
-            state, _ = check(e, work)
+            state, _ = state_of(e, work)
             word = state if state in ("new", "passed") else "begun"
             say(f"{e.number:3d}  {e.title:22} {'*' * e.difficulty:5} {e.minutes:3d} min  {word:6}  {e.objective}")
     say("\nopen one: python -m course 1")
@@ -67,9 +67,9 @@ def list_exercises(work):
 
 def show(exercise, work):
     """Make the work file where there is none, else check it; return the exit code, 1 for what is not right yet."""
-    path, (state, _) = path_of(exercise, work), check(exercise, work)
+    path, (state, _) = path_of(exercise, work), state_of(exercise, work)
     if state == "passed":
-        left = sum(check(e, work)[0] != "passed" for e in EXERCISES)
+        left = sum(state_of(e, work)[0] != "passed" for e in EXERCISES)
         say(f"exercise {exercise.number} passed, {left} of {len(EXERCISES)} to go")
         return 0
     if state == "new":
@@ -133,7 +133,7 @@ def run(args):
     if args.notebook:
         say(f"look at {write_notebook(args.notebook, args.solved)}")
     elif args.all:
-        states = {str(e.number): check(e, args.work)[0] for e in EXERCISES}
+        states = {str(e.number): state_of(e, args.work)[0] for e in EXERCISES}
         say(json.dumps({"passed": [*states.values()].count("passed"), "of": len(states), "exercises": states}))
     elif args.number is None:
         list_exercises(args.work)

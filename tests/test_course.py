@@ -74,7 +74,7 @@ def test_the_whole_step_runs_with_the_students_functions(tmp_path, capsys):
     for exercise in EXERCISES[11:13]:
         command.write(command.path_of(exercise, tmp_path), stub(exercise, solved=True).encode())
     assert run(tmp_path, capsys, 13)[0] == 0
-    functions = command.check(EXERCISES[12], tmp_path)[1]
+    functions = command.state_of(EXERCISES[12], tmp_path)[1]
     assert functions["ascend"].__globals__["adamw"].__globals__["__file__"].endswith("12_adamw.py")
     path = command.path_of(EXERCISES[12], tmp_path)
     path.write_text(path.read_text().replace("loss = -climb", "loss = climb"))
